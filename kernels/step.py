@@ -1,0 +1,344 @@
+"""One launch per timestep, each way.
+
+Forward, for one tile of rows and hidden units, with h_prev = h_{t-1}:
+
+    a_r = x W_ir^T + b_ir + h_prev W_hr^T + b_hr
+    a_z = x W_iz^T + b_iz + h_prev W_hz^T + b_hz
+    a_n = x W_in^T + b_in                               q = h_prev W_hn^T + b_hn
+    r, z = sigmoid(a_r), sigmoid(a_z);  n = tanh(a_n + r * q);  h = n + z * (h_prev - n)
+
+Without FUSE_INPUT, x W_i^T + b_i of all T was computed before as one library product, `x_proj`.
+
+Backward, from the visit `src` to the one before it, `dst`:
+
+    dh_prev = dh * z + dr W_hr + dz W_hz + dq W_hn      (dh, z, dr, dz, dq of src)
+    dh of dst = dh_prev + dy;  dn, dr, dz, dq of dst
+
+so the launch that makes dh_{t-1} also makes the gate gradients of t-1: T launches in all. The first (FIRST) has no
+gate gradients to read; it knows dh of every unit and makes those of src itself, chunk by chunk, as it multiplies.
+
+The grid is (tiles of rows, tiles of hidden units, directions). Own buffers have dense rows, row = at * stride_row + b:
+`at` is the time step and stride_row = B in a dense batch, the first row of the step and 1 in a packed one. Tensors of
+the caller (x or x_proj, dy) have strides in multiples of a UNIT known at compile time, which tells the compiler their
+alignment without specialising on T or B.
+"""
+
+import triton
+import triton.language as tl
+
+from .gates import gru_gate_gradients, gru_gates
+from .rows import of_direction, running
+
+FORWARD_SCALARS = (
+    "slot", "at", "rows", "rows_before", "rows_after",
+    "at_reverse", "rows_reverse", "rows_before_reverse", "rows_after_reverse",
+)  # fmt: skip
+BACKWARD_SCALARS = (
+    "src", "dst", "before", "rows_src", "rows_dst", "rows_before",
+    "src_reverse", "dst_reverse", "before_reverse", "rows_src_reverse", "rows_dst_reverse", "rows_before_reverse",
+)  # fmt: skip
+SIZES = ("B", "stride_row", "size_rows", "stride_x_t", "stride_x_b", "stride_dy_t", "stride_dy_b")
+
+
+@triton.jit
+def add_products(
+    acc_r,
+    acc_z,
+    acc_n,
+    row_ptrs,  # [BLOCK_B] where each row of the left factor starts
+    row_mask,
+    stride_k,
+    w_ptr,  # [3H, K] r, z, n
+    offs_h,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """acc_g += left W_g^T for the three gates, one tile of K after the other."""
+    h_mask = offs_h < H
+    w_ptrs = w_ptr + offs_h[None, :].to(tl.int64) * K
+    for k in range(0, K, BLOCK_K):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        k_mask = offs_k < K
+        left_ptrs = row_ptrs[:, None] + offs_k[None, :].to(tl.int64) * stride_k
+        left = tl.load(left_ptrs, mask=row_mask[:, None] & k_mask[None, :], other=0.0)
+        w_mask = k_mask[:, None] & h_mask[None, :]
+        w_r = tl.load(w_ptrs + offs_k[:, None], mask=w_mask, other=0.0)
+        w_z = tl.load(w_ptrs + H * K + offs_k[:, None], mask=w_mask, other=0.0)
+        w_n = tl.load(w_ptrs + 2 * H * K + offs_k[:, None], mask=w_mask, other=0.0)
+        acc_r = tl.dot(left, w_r, acc_r, input_precision=PRECISION)
+        acc_z = tl.dot(left, w_z, acc_z, input_precision=PRECISION)
+        acc_n = tl.dot(left, w_n, acc_n, input_precision=PRECISION)
+    return acc_r, acc_z, acc_n
+
+
+@triton.jit
+def load_gates(gates_ptr, row, cols, mask, H: tl.constexpr):
+    """r, z, n, q of a tile, as float32. gates is [rows, 4H]."""
+    ptrs = gates_ptr + row[:, None] * (4 * H) + cols[None, :]
+    r = tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(ptrs + H, mask=mask, other=0.0).to(tl.float32)
+    n = tl.load(ptrs + 2 * H, mask=mask, other=0.0).to(tl.float32)
+    q = tl.load(ptrs + 3 * H, mask=mask, other=0.0).to(tl.float32)
+    return r, z, n, q
+
+
+@triton.jit
+def load_h_prev(y_ptrs, h_0_ptrs, cols, mask, carries):
+    """h_prev of a tile, as float32: y of the visit before where the row carries its state, h_0 where it starts.
+
+    Two loads, not one through a choice of pointers, which Triton's AMD backend cannot compile.
+    """
+    y = tl.load(y_ptrs[:, None] + cols[None, :], mask=mask & carries[:, None], other=0.0)
+    h_0 = tl.load(h_0_ptrs[:, None] + cols[None, :], mask=mask & ~carries[:, None], other=0.0)
+    return tl.where(carries[:, None], y, h_0).to(tl.float32)
+
+
+@triton.jit
+def store_four(ptr, row, cols, mask, a, b, c, d, H: tl.constexpr):
+    """Four tiles side by side into [rows, 4H], cast to its dtype: gates (r, z, n, q) or dgates (dn, dr, dz, dq)."""
+    ptrs = ptr + row[:, None] * (4 * H) + cols[None, :]
+    dtype = ptr.dtype.element_ty
+    tl.store(ptrs, a.to(dtype), mask=mask)
+    tl.store(ptrs + H, b.to(dtype), mask=mask)
+    tl.store(ptrs + 2 * H, c.to(dtype), mask=mask)
+    tl.store(ptrs + 3 * H, d.to(dtype), mask=mask)
+
+
+@triton.jit(do_not_specialize=[*FORWARD_SCALARS, *SIZES])
+def step_forward(
+    slot,  # which half of `h` is read: the other one is written
+    at,  # where this visit lies; how many rows run here, at the visit before and at the one after: forward direction ...
+    rows,
+    rows_before,
+    rows_after,
+    at_reverse,  # ... and the reverse one
+    rows_reverse,
+    rows_before_reverse,
+    rows_after_reverse,
+    x_ptr,  # [T, B, I] with FUSE_INPUT, else x_proj [T, B, D, 3H]
+    w_ih_ptr,  # [3H, I]; read with FUSE_INPUT only, as is b_ih
+    w_hh_ptr,  # [3H, H]
+    b_ih_ptr,  # [3H]
+    b_hh_ptr,  # [3H]
+    w_ih_reverse_ptr,
+    w_hh_reverse_ptr,
+    b_ih_reverse_ptr,
+    b_hh_reverse_ptr,
+    h_ptr,  # [2, D, B, H] h_prev, both halves begin as h_0; with T = 1 h_0 itself
+    y_ptr,  # [T, B, D, H]
+    h_n_ptr,  # [D, B, H]
+    state_ptr,  # [D, B, H] float32: h unrounded, where y is narrower
+    gates_ptr,  # [D, T, B, 4H] r, z, n, q
+    B,
+    stride_row,
+    stride_x_t,
+    stride_x_b,
+    stride_x_i,
+    size_rows,  # rows of one direction in gates: T * B, or those of the packed batch
+    I: tl.constexpr,
+    H: tl.constexpr,
+    D: tl.constexpr,
+    X_UNIT: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    FUSE_INPUT: tl.constexpr,
+    KEEP_STATE: tl.constexpr,
+    SAVE_GATES: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    direction = tl.program_id(2).to(tl.int64)
+    if D == 2:
+        at = of_direction(direction, at, at_reverse)
+        rows = of_direction(direction, rows, rows_reverse)
+        rows_before = of_direction(direction, rows_before, rows_before_reverse)
+        rows_after = of_direction(direction, rows_after, rows_after_reverse)
+        w_ih_ptr = of_direction(direction, w_ih_ptr, w_ih_reverse_ptr)
+        w_hh_ptr = of_direction(direction, w_hh_ptr, w_hh_reverse_ptr)
+        b_ih_ptr = of_direction(direction, b_ih_ptr, b_ih_reverse_ptr)
+        b_hh_ptr = of_direction(direction, b_hh_ptr, b_hh_reverse_ptr)
+
+    offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    h_mask = offs_h < H
+    runs, carries = running(offs_b, rows, rows_before)
+    mask = runs[:, None] & h_mask[None, :]
+    offs_b = offs_b.to(tl.int64)
+    row = at.to(tl.int64) * stride_row + offs_b
+    row_state = direction * B + offs_b
+    h_prev_ptrs = h_ptr + (slot * D * B + row_state) * H
+    h_next_ptrs = h_ptr + ((1 - slot) * D * B + row_state) * H
+    x_ptrs = x_ptr + (at.to(tl.int64) * stride_x_t + offs_b * stride_x_b) * X_UNIT
+
+    # the three gate products
+    a_r = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    a_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    q = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    if FUSE_INPUT:
+        a_r, a_z, a_n = add_products(a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, offs_h, I, H, BLOCK_K, PRECISION)
+    a_r, a_z, q = add_products(a_r, a_z, q, h_prev_ptrs, runs, 1, w_hh_ptr, offs_h, H, H, BLOCK_K, PRECISION)
+
+    # what the products leave out: x_proj, the biases
+    if not FUSE_INPUT:
+        proj_ptrs = x_ptrs[:, None] + direction * (3 * H) + offs_h[None, :]
+        a_r += tl.load(proj_ptrs, mask=mask, other=0.0).to(tl.float32)
+        a_z += tl.load(proj_ptrs + H, mask=mask, other=0.0).to(tl.float32)
+        a_n += tl.load(proj_ptrs + 2 * H, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        a_r += tl.load(b_hh_ptr + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+        a_z += tl.load(b_hh_ptr + H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+        q += tl.load(b_hh_ptr + 2 * H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+        if FUSE_INPUT:
+            a_r += tl.load(b_ih_ptr + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+            a_z += tl.load(b_ih_ptr + H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+            a_n += tl.load(b_ih_ptr + 2 * H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+
+    h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask, other=0.0).to(tl.float32)
+    state_ptrs = state_ptr + row_state[:, None] * H + offs_h[None, :]
+    if KEEP_STATE:  # this program alone reads and writes its tile of it
+        h_prev = tl.where(carries[:, None], tl.load(state_ptrs, mask=mask, other=0.0), h_prev)
+
+    h, r, z, n = gru_gates(a_r, a_z, a_n, q, h_prev)
+
+    y = h.to(y_ptr.dtype.element_ty)
+    tl.store(y_ptr + ((row * D + direction) * H)[:, None] + offs_h[None, :], y, mask=mask)
+    goes_on = offs_b < rows_after
+    tl.store(h_next_ptrs[:, None] + offs_h[None, :], y, mask=mask & goes_on[:, None])
+    tl.store(h_n_ptr + row_state[:, None] * H + offs_h[None, :], y, mask=mask & ~goes_on[:, None])
+    if KEEP_STATE:
+        tl.store(state_ptrs, h, mask=mask)
+    if SAVE_GATES:
+        store_four(gates_ptr + direction * size_rows * (4 * H), row, offs_h, mask, r, z, n, q, H)
+
+
+@triton.jit(do_not_specialize=[*BACKWARD_SCALARS, *SIZES])
+def step_backward(
+    src,  # where the gradient comes from, where it goes to, and the visit before that, forward direction ...
+    dst,
+    before,
+    rows_src,
+    rows_dst,
+    rows_before,
+    src_reverse,  # ... and the reverse one
+    dst_reverse,
+    before_reverse,
+    rows_src_reverse,
+    rows_dst_reverse,
+    rows_before_reverse,
+    dy_ptr,  # [T, B, D, H]
+    dh_n_ptr,  # [D, B, H]
+    w_hh_ptr,  # [3H, H]
+    w_hh_reverse_ptr,
+    h_0_ptr,  # [D, B, H]
+    y_ptr,  # [T, B, D, H]
+    gates_ptr,  # [D, T, B, 4H] r, z, n, q
+    dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
+    dh_ptr,  # [D, B, H] float32: dh of the visit before
+    dh_0_ptr,  # [D, B, H]
+    B,
+    stride_row,
+    stride_dy_t,
+    stride_dy_b,
+    stride_dy_h,
+    size_rows,  # rows of one direction in gates and dgates
+    H: tl.constexpr,
+    D: tl.constexpr,
+    DY_UNIT: tl.constexpr,
+    FIRST: tl.constexpr,
+    PRECISION: tl.constexpr,
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    direction = tl.program_id(2).to(tl.int64)
+    if D == 2:
+        src = of_direction(direction, src, src_reverse)
+        dst = of_direction(direction, dst, dst_reverse)
+        before = of_direction(direction, before, before_reverse)
+        rows_src = of_direction(direction, rows_src, rows_src_reverse)
+        rows_dst = of_direction(direction, rows_dst, rows_dst_reverse)
+        rows_before = of_direction(direction, rows_before, rows_before_reverse)
+        w_hh_ptr = of_direction(direction, w_hh_ptr, w_hh_reverse_ptr)
+
+    offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
+    offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
+    h_mask = offs_h < H
+    in_src, goes_on = running(offs_b, rows_src, rows_dst)
+    in_dst, dst_carries = running(offs_b, rows_dst, rows_before)
+    mask_src = in_src[:, None] & h_mask[None, :]
+    mask_dst = in_dst[:, None] & h_mask[None, :]
+    offs_b = offs_b.to(tl.int64)
+    row_src = src.to(tl.int64) * stride_row + offs_b
+    row_dst = dst.to(tl.int64) * stride_row + offs_b
+    row_before = before.to(tl.int64) * stride_row + offs_b
+    row_state = direction * B + offs_b
+    gates_ptr += direction * size_rows * (4 * H)
+    dgates_ptr += direction * size_rows * (4 * H)
+    dy_ptr += direction * H * stride_dy_h
+    dy_src_ptrs = dy_ptr + (src.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
+    dy_dst_ptrs = dy_ptr + (dst.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
+    dy_h = offs_h.to(tl.int64) * stride_dy_h
+    y_dst_ptrs = y_ptr + (row_dst * D + direction) * H
+    y_before_ptrs = y_ptr + (row_before * D + direction) * H
+    h_0_ptrs = h_0_ptr + row_state * H
+    dh_n_ptrs = dh_n_ptr + row_state * H
+
+    # dr W_hr + dz W_hz + dq W_hn of src
+    dh_prev = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    for k in range(0, H, BLOCK_K):
+        offs_k = k + tl.arange(0, BLOCK_K)
+        k_mask = offs_k < H
+        mask = in_src[:, None] & k_mask[None, :]
+        if FIRST:
+            dh_k = tl.load(dh_n_ptrs[:, None] + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
+            dh_k += tl.load(dy_src_ptrs[:, None] + offs_k[None, :].to(tl.int64) * stride_dy_h, mask=mask, other=0.0).to(tl.float32)
+            r, z, n, q = load_gates(gates_ptr, row_src, offs_k, mask, H)
+            h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)
+            dn, dr, dz, dq = gru_gate_gradients(dh_k, r, z, n, q, h_k)
+            dr = dr.to(dgates_ptr.dtype.element_ty)  # products take the storage dtype, as in later launches
+            dz = dz.to(dgates_ptr.dtype.element_ty)
+            dq = dq.to(dgates_ptr.dtype.element_ty)
+        else:
+            ptrs = dgates_ptr + row_src[:, None] * (4 * H) + offs_k[None, :]
+            dr = tl.load(ptrs + H, mask=mask, other=0.0)
+            dz = tl.load(ptrs + 2 * H, mask=mask, other=0.0)
+            dq = tl.load(ptrs + 3 * H, mask=mask, other=0.0)
+        w_ptrs = w_hh_ptr + offs_k[:, None].to(tl.int64) * H + offs_h[None, :]
+        w_mask = k_mask[:, None] & h_mask[None, :]
+        dh_prev = tl.dot(dr, tl.load(w_ptrs, mask=w_mask, other=0.0), dh_prev, input_precision=PRECISION)
+        dh_prev = tl.dot(dz, tl.load(w_ptrs + H * H, mask=w_mask, other=0.0), dh_prev, input_precision=PRECISION)
+        dh_prev = tl.dot(dq, tl.load(w_ptrs + 2 * H * H, mask=w_mask, other=0.0), dh_prev, input_precision=PRECISION)
+
+    # + dh * z of src
+    dh_ptrs = dh_ptr + row_state[:, None] * H + offs_h[None, :]
+    if FIRST:
+        dh = tl.load(dh_n_ptrs[:, None] + offs_h[None, :], mask=mask_src, other=0.0).to(tl.float32)
+        dh += tl.load(dy_src_ptrs[:, None] + dy_h[None, :], mask=mask_src, other=0.0).to(tl.float32)
+        r, z, n, q = load_gates(gates_ptr, row_src, offs_h, mask_src, H)
+        h_prev = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_h, mask_src, goes_on)
+        dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
+        store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)
+        dh_prev += dh * z
+    else:
+        z_ptrs = gates_ptr + row_src[:, None] * (4 * H) + H + offs_h[None, :]
+        z = tl.load(z_ptrs, mask=mask_src, other=0.0).to(tl.float32)
+        dh_prev += tl.load(dh_ptrs, mask=mask_src, other=0.0) * z
+
+    # a row that started at src ends its way back here
+    ends = in_src & (offs_b >= rows_dst)
+    dh_0_ptrs = dh_0_ptr + row_state[:, None] * H + offs_h[None, :]
+    tl.store(dh_0_ptrs, dh_prev.to(dh_0_ptr.dtype.element_ty), mask=mask_src & ends[:, None])
+
+    # the gate gradients of dst; a row that ended at dst begins its way back there
+    dh_n = tl.load(dh_n_ptrs[:, None] + offs_h[None, :], mask=mask_dst & ~in_src[:, None], other=0.0).to(tl.float32)
+    dh = tl.where(in_src[:, None], dh_prev, dh_n)
+    dh += tl.load(dy_dst_ptrs[:, None] + dy_h[None, :], mask=mask_dst, other=0.0).to(tl.float32)
+    r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
+    h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+    dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
+    store_four(dgates_ptr, row_dst, offs_h, mask_dst, dn, dr, dz, dq, H)
+    tl.store(dh_ptrs, dh, mask=mask_dst)

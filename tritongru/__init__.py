@@ -1,0 +1,10 @@
+"""tritongru: a GRU layer for GPUs whose recurrent step is one fused Triton kernel; a drop-in for torch.nn.GRU."""
+
+from ._version import __version__
+from .functional import gru, gru_cell
+from .inspection.gates import gates
+from .module import GRU, GRUCell
+from .planning import plan
+from .registry import backends, use_backend
+
+__all__ = ["GRU", "GRUCell", "__version__", "backends", "gates", "gru", "gru_cell", "plan", "use_backend"]

@@ -1,0 +1,319 @@
+"""`gru` and `gru_cell`: torch.gru and torch.gru_cell with a choice of backend."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+
+from . import registry
+from .registry import DTYPES, Backend
+
+_DENSE = (
+    "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first",
+)  # fmt: skip
+_PACKED = (
+    "data", "batch_sizes", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
+)  # fmt: skip
+
+
+def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
+    """A GRU as torch.gru has it, in both its forms.
+
+        gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+        gru(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
+
+    Args:
+        input: [T, B, I], or [B, T, I] with batch_first. data: packed rows [N, I]; batch_sizes: [T] int64 on the CPU.
+        hx: [num_layers * D, B, H].
+        params: w_ih [3H, I], w_hh [3H, H] and, with has_biases, b_ih, b_hh [3H] of every layer and direction.
+        dropout: probability between layers, applied when `train`.
+        backend: "aten", "reference" or "step"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan says.
+        recompute: keep the output alone for backward and compute the gates again there.
+
+    Returns:
+        output [T, B, D * H] (or [B, T, D * H], or [N, D * H]) and h_n [num_layers * D, B, H].
+
+    Raises:
+        What torch.gru raises on the same input; ValueError for an unknown backend; RuntimeError for one that cannot run.
+
+    Example:
+        >>> import torch, tritongru
+        >>> module = torch.nn.GRU(3, 4)
+        >>> params = list(module.parameters())
+        >>> output, h_n = tritongru.gru(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params, True, 1, 0.0, False, False, False)
+        >>> output.shape, h_n.shape
+        (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
+    """
+    third = args[2] if len(args) > 2 else kwargs.get("hx") if "data" in kwargs or "batch_sizes" in kwargs else None
+    packed = isinstance(third, Tensor)
+    names = _PACKED if packed else _DENSE
+    if len(args) + len(kwargs) != len(names) or set(names[len(args) :]) != set(kwargs):
+        return torch.gru(*args, **kwargs)  # its own error for a wrong signature
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return _gru(
+        given["data" if packed else "input"],
+        given.get("batch_sizes"),
+        given["hx"],
+        given["params"],
+        given["has_biases"],
+        given["num_layers"],
+        given["dropout"],
+        given["train"],
+        given["bidirectional"],
+        given.get("batch_first", False),
+        backend,
+        recompute,
+    )
+
+
+def gru_cell(
+    input: Tensor,
+    hx: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> Tensor:
+    """One step of a GRU as torch.gru_cell has it; on a Triton backend the whole cell is one launch.
+
+    Args:
+        input: [B, I]. hx: [B, H]. w_ih: [3H, I], w_hh: [3H, H], b_ih, b_hh: [3H] or None, both or neither.
+        backend: as in `gru`.
+
+    Returns:
+        h [B, H].
+
+    Raises:
+        As `gru`, with torch.gru_cell's errors.
+    """
+    with_aten = (input, hx, w_ih, w_hh, b_ih, b_hh)
+    if uses_aten(backend, input):
+        return torch.gru_cell(*with_aten)
+    params = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
+    fits = (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2
+    reason = "the arguments do not fit a GRU cell" if not fits else None
+    if reason is None:
+        shape = (input.shape[0], 1, hx.shape[-1])
+        reason = _unfit(input, input.shape[1:], None, hx[None], params, b_ih is not None, 1, 1, shape)
+    chosen = _settle(backend, reason, input)
+    if isinstance(chosen, str):
+        result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
+        return _or_refuse(backend, chosen, input, result)
+    x, h_0, params = _autocast(input, hx, params)
+    (_, h), _ = _layer(chosen, x[None], None, h_0[None], params, 1, cell=True), None
+    return h
+
+
+def _gru(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    dropout: float,
+    train: bool,
+    bidirectional: bool,
+    batch_first: bool,
+    backend: str | None,
+    recompute: bool,
+) -> tuple[Tensor, Tensor]:
+    def aten() -> tuple[Tensor, Tensor]:
+        if batch_sizes is None:
+            return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+        return torch.gru(input, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
+
+    if uses_aten(backend, input):
+        return aten()
+    D = 2 if bidirectional else 1
+    reason = _unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first)
+    chosen = _settle(backend, reason, input)
+    if isinstance(chosen, str):
+        return _or_refuse(backend, chosen, input, aten())  # aten raises its own error where the input is at fault
+
+    x, hx, params = _autocast(input, hx, list(params))
+    sizes = None if batch_sizes is None else tuple(batch_sizes.tolist())
+    each = len(params) // num_layers
+    h_ns = []
+    for layer in range(num_layers):
+        weights = params[layer * each : (layer + 1) * each]
+        h_0 = hx if num_layers == 1 else hx[layer * D : (layer + 1) * D]
+        x, h_n = _layer(chosen, x, sizes, h_0, weights, D, batch_first=batch_first, recompute=recompute)
+        h_ns.append(h_n)
+        if train and dropout > 0 and layer < num_layers - 1:
+            x = torch.nn.functional.dropout(x, dropout, training=True)
+    return x, h_ns[0] if num_layers == 1 else torch.cat(h_ns)
+
+
+def uses_aten(backend: str | None, input: Tensor) -> bool:
+    """Whether PyTorch's own path is meant, before any look at shapes: asked for, on the CPU by default, or traced.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    found = registry.asked_for(backend)
+    if not isinstance(input, Tensor):
+        return True  # PyTorch says what is wrong with it
+    if found is None:
+        if input.device.type != "cuda":
+            registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
+            return True
+    elif found.name == "aten":
+        return True
+    if tracing():
+        registry.log_once(logging.INFO, "under torch.compile, export, tracing or a functional transform: aten")
+        return True
+    return False
+
+
+def tracing() -> bool:
+    """Under torch.compile, export, ONNX, jit tracing, make_fx, functorch transforms or forward-mode differentiation."""
+    return bool(
+        torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
+        or torch.onnx.is_in_onnx_export()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    )
+
+
+def _settle(backend: str | None, unfit: str | None, input: Tensor) -> Backend | str:
+    """The backend that runs, or the reason why PyTorch's own path does."""
+    if unfit is not None:
+        return unfit
+    found = registry.asked_for(backend)
+    chosen = found or registry.BACKENDS["step"]
+    why_not = chosen.why_not(input.device, _computing_dtype(input))
+    if why_not is None:
+        registry.log_once(logging.INFO, f"tensors on {input.device} in {input.dtype} take backend {chosen.name!r}")
+    return why_not or chosen
+
+
+def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:
+    """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
+    found = registry.asked_for(backend)
+    if found is not None:
+        raise registry.refuse(found, reason, input.device, input.dtype)
+    registry.log_once(logging.WARNING, f"PyTorch's own path (aten) runs on {input.device}: {reason}")
+    return result
+
+
+def _computing_dtype(input: Tensor) -> torch.dtype:
+    kind = input.device.type
+    if input.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return input.dtype
+
+
+def _autocast(x: Tensor, hx: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """All of them in autocast's dtype, if it is on for their device: what autocast does to cuDNN's GRU."""
+    dtype = _computing_dtype(x)
+    return x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
+
+
+def _unfit_call(
+    input: Tensor,
+    batch_sizes: Tensor | None,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    D: int,
+    batch_first: bool,
+) -> str | None:
+    """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words."""
+    tensors = [input, hx, *params] if batch_sizes is None else [input, hx, batch_sizes, *params]
+    if not all(isinstance(t, Tensor) for t in tensors):
+        return "an argument is not a tensor"
+    if batch_sizes is None:
+        if input.dim() != 3:
+            return "input is not 3-D"
+        T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
+    else:
+        if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu" or not len(batch_sizes):
+            return "data is not 2-D or batch_sizes not 1-D on the CPU"
+        sizes = batch_sizes.tolist()
+        T, B = len(sizes), sizes[0]
+        if sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
+            return "batch_sizes do not add up to data, or rise"
+    return _unfit(input, input.shape[-1:], T, hx, params, has_biases, num_layers, D, (B, num_layers * D, None))
+
+
+def _unfit(
+    input: Tensor,
+    features: Sequence[int],
+    T: int | None,
+    hx: Tensor,
+    params: Sequence[Tensor],
+    has_biases: bool,
+    num_layers: int,
+    D: int,
+    shape: tuple[int, int, int | None],
+) -> str | None:
+    B, states, _ = shape
+    if T == 0 or B == 0:
+        return "T or B is 0"
+    every = [input, hx, *params]
+    if any(type(t) not in (Tensor, Parameter) for t in every):
+        return "an argument is a tensor subclass"
+    if any(t.device != input.device for t in every):
+        return "the arguments lie on several devices"
+    autocast = torch.is_autocast_enabled(input.device.type)
+    dtypes = {t.dtype for t in every}
+    if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
+        return "the arguments have several dtypes"
+    if input.layout != torch.strided or hx.dim() != 3 or hx.shape[:2] != (states, B):
+        return "hx does not fit"
+    H = hx.shape[-1]
+    each = 4 if has_biases else 2
+    if len(params) != num_layers * D * each or H < 1:
+        return "the number of parameters does not fit"
+    I = features[0]
+    for layer in range(num_layers):
+        inner = I if layer == 0 else D * H
+        expected = [(3 * H, inner), (3 * H, H), (3 * H,), (3 * H,)][:each] * D
+        if any(tuple(p.shape) != e for p, e in zip(params[layer * each * D :], expected, strict=False)):
+            return "a parameter's shape does not fit"
+    return None
+
+
+def _layer(
+    backend: Backend,
+    x: Tensor,
+    sizes: tuple[int, ...] | None,
+    h_0: Tensor,
+    weights: Sequence[Tensor],
+    D: int,
+    *,
+    batch_first: bool = False,
+    recompute: bool = False,
+    cell: bool = False,
+) -> tuple[Tensor, Tensor]:
+    # imported here, so that a process which never leaves PyTorch's path pays for none of it
+    from .autograd import GRULayer, Layer
+    from .launch.layer import LayerCall
+    from .launch.products import rnn_precision
+    from .launch.visits import Visits
+
+    batch_first = batch_first and sizes is None
+    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
+    call = LayerCall(
+        visits=Visits.of(x.transpose(0, 1) if batch_first else x, sizes),
+        directions=D,
+        hidden_size=h_0.shape[-1],
+        dtype=DTYPES[x.dtype],
+        precision=rnn_precision(x.device),
+        device=registry.device_of(x.device),
+        save_gates=needs_grad,
+    )
+    y, h_n = GRULayer.apply(Layer(backend, call, batch_first, cell, recompute), x, h_0, *weights)
+    return y, h_n

@@ -1,0 +1,86 @@
+"""The library products around the recurrence, over all T at once: every backend of the layer shares them.
+
+    x_proj = x W_i^T + b_i
+    dW_i = [dn dr dz]^T x        dx = [dn dr dz] W_i
+    dW_h = [dr dz dq]^T h_prev   db_i, db_h = the column sums
+
+dgates holds dn, dr, dz, dq side by side, so that [dn dr dz] and [dr dz dq] are views; the gates of what comes out are
+put back into PyTorch's order r z n on the small weight gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+
+def rnn_precision(device: torch.device) -> str:
+    """How float32 products run: "tf32" or "ieee", by the switch of PyTorch's RNNs (not matmul's), as in nn.GRU.
+
+    `torch.backends.cudnn.rnn.fp32_precision`, which `torch.backends.cudnn.allow_tf32` sets too. TF32 is NVIDIA's.
+    """
+    if device.type != "cuda" or torch.version.hip is not None:
+        return "ieee"
+    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+
+
+@contextmanager
+def products(x: Tensor, precision: str) -> Iterator[None]:
+    """Inside: library products on x's device, in x's dtype, with float32 ones run by `precision`; autocast off."""
+    with torch.autocast(x.device.type, enabled=False):
+        if x.device.type != "cuda" or x.dtype != torch.float32:
+            yield
+            return
+        matmul = torch.backends.cuda.matmul
+        saved = matmul.fp32_precision
+        matmul.fp32_precision = precision
+        try:
+            yield
+        finally:
+            matmul.fp32_precision = saved
+
+
+def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor:
+    """x_proj of every direction side by side: x [..., I] to [..., D * 3H], as one product."""
+    if len(w_ih) == 1:
+        return torch.nn.functional.linear(x, w_ih[0], b_ih[0] if b_ih else None)
+    return torch.nn.functional.linear(x, torch.cat(list(w_ih)), torch.cat(list(b_ih)) if b_ih else None)
+
+
+def input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
+    """dx [N, I] from dgates [D, N, 4H]: the sum over the directions of [dn dr dz] W_i."""
+    H = dgates.shape[-1] // 4
+    dx: Tensor | None = None
+    for dgate, weight in zip(dgates, w_ih, strict=True):
+        weight = weight.roll(H, 0)  # rows n, r, z
+        dx = dgate[:, : 3 * H] @ weight if dx is None else dx.addmm_(dgate[:, : 3 * H], weight)
+    assert dx is not None
+    return dx
+
+
+def input_weight_gradient(dgate: Tensor, x: Tensor) -> Tensor:
+    """dW_i [3H, I] from dgate [N, 4H] and x [N, I] of one direction."""
+    H = dgate.shape[-1] // 4
+    return (dgate[:, : 3 * H].T @ x).roll(-H, 0)
+
+
+def hidden_weight_gradient(dgate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
+    """dW_h [3H, H] from dgate [N, 4H] and h_prev of one direction, as `Visits.h_prev` gives it."""
+    H = dgate.shape[-1] // 4
+    dw: Tensor | None = None
+    for rows, h in h_prev:
+        part = dgate[rows, H:].T
+        dw = part @ h if dw is None else dw.addmm_(part, h)
+    assert dw is not None
+    return dw
+
+
+def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
+    """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider."""
+    H = dgate.shape[-1] // 4
+    wide = torch.float64 if dgate.dtype == torch.float64 else torch.float32
+    dn, dr, dz, dq = dgate.sum(0, dtype=wide).to(dgate.dtype).split(H)
+    return torch.cat([dr, dz, dn]), torch.cat([dr, dz, dq])

@@ -1,0 +1,92 @@
+"""What every launcher needs: fresh buffers, a kernel with its arguments bound, and who is watching.
+
+Launchers allocate through `empty`, so that tests can fill fresh memory with NaN and fence it; and launch through
+`Launch`, so that tests, `check` and `profile` can count what really ran.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+Observer = Callable[[str, tuple[int, int, int]], None]
+_observers: list[Observer] = []
+
+
+@contextmanager
+def observe(observer: Observer) -> Iterator[None]:
+    """Call `observer(kernel name, grid)` at every kernel launch inside the block."""
+    _observers.append(observer)
+    try:
+        yield
+    finally:
+        _observers.remove(observer)
+
+
+def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A fresh, contiguous, uninitialised tensor."""
+    return torch.empty(shape, dtype=dtype, device=device)
+
+
+def interpreted(kernel: Any) -> bool:
+    """Whether this process runs Triton kernels in the interpreter (TRITON_INTERPRET=1 when they were imported)."""
+    return isinstance(kernel, InterpretedFunction)
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """A launch by its types alone: what is needed to compile its kernel for a GPU that is not there.
+
+    `arguments` maps names to "*fp16" (a pointer, 16-byte aligned), "*fp16:2" (aligned to 2 bytes), "i32", "i32:16"
+    (divisible by 16), "i32:1", "i64" or "fp32"; `constants` maps the constexpr names to their values.
+    """
+
+    kernel: Any
+    arguments: Mapping[str, str]
+    constants: Mapping[str, Any]
+    num_warps: int
+    num_stages: int
+
+    @property
+    def name(self) -> str:
+        return self.kernel.fn.__name__
+
+
+class Launch:
+    """A kernel with its arguments bound, to be launched once per step with new scalars.
+
+    The kernel's first parameters are the scalars of the step; they are not specialised on, so the JIT's binding and
+    specialisation of the first launch hold for all the others, which go straight to the compiled kernel.
+    """
+
+    def __init__(self, kernel: Any, scalars: Sequence[str], arguments: Mapping[str, Any], num_warps: int, num_stages: int):
+        names = kernel.arg_names
+        if tuple(names[: len(scalars)]) != tuple(scalars):
+            raise TypeError(f"{kernel.__name__} must begin with the scalars {tuple(scalars)}")
+        self.kernel = kernel
+        self.rest = [arguments[name] for name in names[len(scalars) :]]
+        self.options = {"num_warps": num_warps, "num_stages": num_stages}
+        self.compiled: Any = None
+
+    def __call__(self, grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
+        for observer in _observers:
+            observer(self.kernel.fn.__name__, grid)
+        if self.compiled is None:  # always so under the interpreter, which returns no compiled kernel
+            self.compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
+            if self.compiled is not None:
+                driver = triton.runtime.driver.active
+                self.stream = driver.get_current_stream(driver.get_current_device())
+            return
+        compiled, arguments, hooks = self.compiled, (*scalars, *self.rest), triton.knobs.runtime
+        metadata = compiled.launch_metadata(grid, self.stream, *arguments)
+        compiled.run(
+            *grid, self.stream, compiled.function, compiled.packed_metadata, metadata,
+            hooks.launch_enter_hook, hooks.launch_exit_hook, *arguments,
+        )  # fmt: skip

@@ -1,0 +1,228 @@
+"""Launcher of kernels/step.py: one launch per timestep, each way.
+
+    forward    T x step_forward, around it: the product x_proj (unless T = 1, when the kernel takes x itself) and with
+               T > 1 the copy of h_0 into `h`
+    backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of h_0); the library products over
+               all T are tritongru/launch/products.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..kernels import step as kernels
+from ..planning.choose import StepTiles, step_tiles
+from ..planning.devices import Device
+from .interpreter import repair
+from .layer import LayerCall, LayerWeights
+from .products import project
+from .runtime import Launch, Specimen, empty, interpreted
+from .visits import Visits
+
+ELEMENT = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+
+def _in_units(strides: Sequence[int], features: int) -> tuple[int, ...]:
+    """(unit, *strides / unit): the largest unit known at compile time, `features` where it divides every stride."""
+    unit = features if all(stride % features == 0 for stride in strides) else 1
+    return (unit, *(stride // unit for stride in strides))
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, Tensor | None]:
+    """One layer forward.
+
+    Args:
+        call: what does not depend on values: visits, directions, what to save, precision, device.
+        x: input, time-major [T, B, I] or packed [N, I]; any strides.
+        h_0: [D, B, H], any strides.
+        weights: of each direction, contiguous.
+
+    Returns:
+        y [T, B, D * H] or [N, D * H], h_n [D, B, H], and gates [D, rows, 4H] (r, z, n, q) if call.save_gates.
+    """
+    visits, D, H, I = call.visits, call.directions, call.hidden_size, x.shape[-1]
+    T, B, N = visits.time, visits.batch, visits.size_rows
+    tiles = step_tiles("forward", B, H, D, call.dtype, call.device)
+    fuse_input = T == 1
+    device, dtype = x.device, x.dtype
+    if fuse_input:
+        stride_x_i = x.stride(-1)
+        strides = (x.stride(0), x.stride(-2))
+        unit, stride_x_t, stride_x_b = _in_units(strides, I)
+    else:
+        x = project(x, weights.w_ih, weights.b_ih)
+        stride_x_i = 1
+        unit, stride_x_t, stride_x_b = _in_units((x.stride(0), x.stride(-2)), D * 3 * H)
+    if T == 1:
+        h = h_0.contiguous()
+    else:
+        h = empty(2, D, B, H, dtype=dtype, device=device)
+        h.copy_(h_0)
+    keep_state = dtype != torch.float32 and T > 1
+    state = empty(D, B, H, dtype=torch.float32, device=device) if keep_state else h
+    y = empty(*x.shape[:-1], D * H, dtype=dtype, device=device)
+    h_n = empty(D, B, H, dtype=dtype, device=device)
+    gates = empty(D, N, 4 * H, dtype=dtype, device=device) if call.save_gates else None
+
+    first, last = weights.direction(0), weights.direction(-1)
+    launch = _launch(
+        kernels.step_forward,
+        kernels.FORWARD_SCALARS,
+        dict(
+            x_ptr=x, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=state, gates_ptr=y if gates is None else gates,
+            w_ih_ptr=first.w_ih, w_hh_ptr=first.w_hh, b_ih_ptr=first.b_ih, b_hh_ptr=first.b_hh,
+            w_ih_reverse_ptr=last.w_ih, w_hh_reverse_ptr=last.w_hh,
+            b_ih_reverse_ptr=last.b_ih, b_hh_reverse_ptr=last.b_hh,
+            B=B, stride_row=visits.stride_row, size_rows=N,
+            stride_x_t=stride_x_t, stride_x_b=stride_x_b, stride_x_i=stride_x_i,
+            I=I if fuse_input else 0, H=H, D=D, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fuse_input,
+            KEEP_STATE=keep_state, SAVE_GATES=call.save_gates, PRECISION=call.precision,
+        ),
+        tiles,
+    )  # fmt: skip
+    columns = _ceil(H, tiles.block_h)
+    for visit in range(T):
+        scalars = [visit % 2]
+        for direction in (0, 1):
+            rows = [visits.rows(direction, v) for v in (visit, visit - 1, visit + 1)]
+            scalars += [visits.at(direction, visit), *rows]
+        rows_here = max(visits.rows(direction, visit) for direction in range(D))
+        launch((_ceil(rows_here, tiles.block_b), columns, D), scalars)
+    return y, h_n, gates
+
+
+def backward(
+    call: LayerCall, dy: Tensor, dh_n: Tensor, y: Tensor, h_0: Tensor, gates: Tensor, weights: LayerWeights, want_dh_0: bool
+) -> tuple[Tensor, Tensor | None]:
+    """One layer backward.
+
+    Args:
+        dy: gradient of y, time-major, any strides.
+        dh_n: gradient of h_n, [D, B, H].
+        y, h_0, gates: what forward took and made.
+
+    Returns:
+        dgates [D, rows, 4H] (dn, dr, dz, dq) and, if wanted, dh_0 [D, B, H].
+    """
+    visits, D, H = call.visits, call.directions, call.hidden_size
+    T, B, N = visits.time, visits.batch, visits.size_rows
+    device, dtype = y.device, y.dtype
+    dh_n, h_0 = dh_n.contiguous(), h_0.contiguous()
+    unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
+    dgates = empty(D, N, 4 * H, dtype=dtype, device=device)
+    dh = empty(D, B, H, dtype=torch.float32, device=device)
+    dh_0 = empty(D, B, H, dtype=dtype, device=device)
+
+    def bound(kind: str) -> tuple[Launch, StepTiles]:
+        tiles = step_tiles(kind, B, H, D, call.dtype, call.device)
+        arguments = dict(
+            dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
+            gates_ptr=gates, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
+            B=B, stride_row=visits.stride_row, size_rows=N,
+            stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1),
+            H=H, D=D, DY_UNIT=unit, FIRST=kind == "backward_first", PRECISION=call.precision,
+        )  # fmt: skip
+        return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
+
+    launch, tiles = bound("backward_first")
+    # src goes T-1 .. 0; the launch of src = 0 makes dh_0 alone
+    for src in range(T - 1, -1 if want_dh_0 or T == 1 else 0, -1):
+        if src == T - 2:
+            launch, tiles = bound("backward")
+        scalars: list[int] = []
+        for direction in (0, 1):
+            scalars += [visits.at(direction, visit) for visit in (src, src - 1, src - 2)]
+            scalars += [visits.rows(direction, visit) for visit in (src, src - 1, src - 2)]
+        rows = max(visits.rows(direction, visit) for direction in range(D) for visit in (src, src - 1))
+        launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
+    return dgates, dh_0 if want_dh_0 else None
+
+
+def _launch(kernel: Any, scalars: Sequence[str], arguments: dict[str, Any], tiles: StepTiles) -> Launch:
+    if interpreted(kernel):
+        repair()
+    blocks = {"BLOCK_B": tiles.block_b, "BLOCK_H": tiles.block_h, "BLOCK_K": tiles.block_k}
+    return Launch(kernel, scalars, {**arguments, **blocks}, tiles.num_warps, tiles.num_stages)
+
+
+def specimens(
+    *,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    directions: int,
+    dtype: str,
+    device: Device,
+    time: int = 2,
+    training: bool = True,
+    bias: bool = True,
+    precision: str = "tf32",
+    aligned: bool = True,
+) -> list[Specimen]:
+    """What a call of this shape would launch, by its types, with the launchers' own constants: for compiling.
+
+    `aligned=False` takes weights and caller's tensors at the element's own alignment, as cuDNN's flattened ones may be.
+    """
+    B, I, H, D = batch, input_size, hidden_size, directions
+    own = f"*{dtype}"
+    theirs = own if aligned else f"{own}:{4 if dtype == 'fp32' else 2}"
+    sizes = dict.fromkeys(kernels.SIZES, "i32")
+
+    def specimen(kernel: Any, kind: str, arguments: dict[str, str], constants: dict[str, Any]) -> Specimen:
+        tiles = step_tiles(kind, B, H, D, dtype, device)
+        blocks = {"BLOCK_B": tiles.block_b, "BLOCK_H": tiles.block_h, "BLOCK_K": tiles.block_k}
+        given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
+        return Specimen(kernel, given, {**constants, **blocks}, tiles.num_warps, tiles.num_stages)
+
+    fused = time == 1
+    weights = [f"{name}{suffix}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for suffix in ("", "_reverse")]
+    found = [
+        specimen(
+            kernels.step_forward,
+            "forward",
+            {
+                **dict.fromkeys(kernels.FORWARD_SCALARS, "i32"),
+                **dict.fromkeys(weights, theirs),
+                **dict.fromkeys(("h_ptr", "y_ptr", "h_n_ptr", "gates_ptr"), own),
+                "x_ptr": theirs if fused else own,
+                "state_ptr": own if fused or dtype == "fp32" else "*fp32",
+                **sizes,
+                "stride_x_i": "i32:1",
+            },
+            dict(
+                I=I if fused else 0, H=H, D=D, X_UNIT=I if fused else D * 3 * H, HAS_BIAS=bias, FUSE_INPUT=fused,
+                KEEP_STATE=dtype != "fp32" and not fused, SAVE_GATES=training, PRECISION=precision,
+            ),
+        )
+    ]  # fmt: skip
+    if not training:
+        return found
+    for kind in ("backward_first", "backward"):
+        if kind == "backward" and fused:
+            continue
+        found.append(
+            specimen(
+                kernels.step_backward,
+                kind,
+                {
+                    **dict.fromkeys(kernels.BACKWARD_SCALARS, "i32"),
+                    **dict.fromkeys(("h_0_ptr", "y_ptr", "gates_ptr", "dgates_ptr", "dh_0_ptr", "dh_n_ptr"), own),
+                    **dict.fromkeys(("dy_ptr", "w_hh_ptr", "w_hh_reverse_ptr"), theirs),
+                    "dh_ptr": "*fp32",
+                    **sizes,
+                    "stride_dy_h": "i32:1",
+                },
+                dict(H=H, D=D, DY_UNIT=D * H, FIRST=kind == "backward_first", PRECISION=precision),
+            )
+        )
+    return found
+
+

@@ -1,0 +1,78 @@
+"""The order in which a direction visits its time steps, and which rows run at each: the host side of kernels/rows.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Visits:
+    """Dense: T steps of B rows, row = t * B + b. Packed: batch_sizes, row = first row of the step + b."""
+
+    time: int
+    batch: int
+    batch_sizes: tuple[int, ...] | None = None
+
+    @classmethod
+    def of(cls, x: Tensor, batch_sizes: Sequence[int] | None) -> Visits:
+        """From time-major x [T, B, I], or packed x [N, I] with its batch sizes."""
+        if batch_sizes is None:
+            return cls(x.shape[0], x.shape[1])
+        return cls(len(batch_sizes), batch_sizes[0], tuple(batch_sizes))
+
+    @property
+    def stride_row(self) -> int:
+        """Rows from `at` to `at` + 1, in buffers of dense rows."""
+        return self.batch if self.batch_sizes is None else 1
+
+    @property
+    def size_rows(self) -> int:
+        """Rows in all."""
+        return self.time * self.batch if self.batch_sizes is None else sum(self.batch_sizes)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        assert self.batch_sizes is not None
+        return [0, *accumulate(self.batch_sizes)]
+
+    def at(self, direction: int, visit: int) -> int:
+        """Where visit number `visit` of a direction lies: the time step, or the first row of it; 0 outside 0 .. T-1."""
+        if not 0 <= visit < self.time:
+            return 0
+        t = visit if direction == 0 else self.time - 1 - visit
+        return t if self.batch_sizes is None else self._starts[t]
+
+    def rows(self, direction: int, visit: int) -> int:
+        """How many rows run at it; 0 outside 0 .. T-1."""
+        if not 0 <= visit < self.time:
+            return 0
+        if self.batch_sizes is None:
+            return self.batch
+        return self.batch_sizes[visit if direction == 0 else self.time - 1 - visit]
+
+    def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
+        """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
+
+        Dense: views of y and h_0. Packed: one gathered copy.
+        """
+        N, B = self.size_rows, self.batch
+        if self.batch_sizes is None:
+            later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
+            earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
+            return [(rows, h) for rows, h in (later if direction == 0 else earlier) if len(h)]
+        sizes = torch.tensor(self.batch_sizes)
+        starts = torch.tensor(self._starts[:-1])
+        t = torch.repeat_interleave(torch.arange(self.time), sizes)
+        row = torch.arange(N) - starts[t]
+        before = t - 1 if direction == 0 else t + 1
+        inside = (before >= 0) & (before < self.time)
+        before = before.clamp(0, self.time - 1)
+        carries = inside & (row < sizes[before])
+        index = torch.where(carries, starts[before] + row, N + row)  # rows of h_0 follow those of y
+        return [(slice(0, N), torch.cat([y, h_0]).index_select(0, index.to(y.device)))]

@@ -1,0 +1,168 @@
+"""`GRU` and `GRUCell`: torch's own modules with another recurrence.
+
+Construction, parameters, state_dict, errors and every path that the kernels do not serve are PyTorch's. What differs is
+`forward` where a backend other than PyTorch's own runs, and the two keyword-only arguments.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import registry
+from .functional import gru, gru_cell, uses_aten
+
+
+class GRU(nn.GRU):
+    """torch.nn.GRU whose recurrent step is one fused Triton kernel on the GPU: a drop-in.
+
+    Args:
+        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
+        backend: "aten", "reference" or "step"; None lets `use_backend`, TRITONGRU_BACKEND or else the plan decide.
+        recompute: keep the output alone for backward and compute the gates again there: less memory, more time.
+
+    Shapes:
+        forward(input, hx=None) -> (output, h_n), as torch.nn.GRU: input [T, B, I], [B, T, I] with batch_first,
+        [T, I] unbatched, or a PackedSequence; hx [num_layers * D, B, H]; output [T, B, D * H].
+
+    Raises:
+        What torch.nn.GRU raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot run.
+
+    Example:
+        >>> import torch, tritongru
+        >>> layer = tritongru.GRU(8, 16, batch_first=True)
+        >>> output, h_n = layer(torch.randn(4, 10, 8))
+        >>> output.shape, h_n.shape
+        (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        if backend is not None:
+            registry.find(backend)
+        super().__init__(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
+        )
+        self.backend = backend
+        self.recompute = recompute
+
+    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
+        packed = isinstance(input, PackedSequence)
+        if uses_aten(self.backend, input.data if packed else input):
+            return super().forward(input, hx)
+        self._update_flat_weights()
+        return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx)
+
+    def _forward_dense(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        if input.dim() not in (2, 3):
+            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        batch_dim = 0 if self.batch_first else 1
+        if hx is not None and hx.dim() != input.dim():
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor"
+            )
+        if not batched:
+            input = input.unsqueeze(batch_dim)
+            hx = None if hx is None else hx.unsqueeze(1)
+        if hx is None:
+            hx = self._zeros(input, input.size(batch_dim))
+        self.check_forward_args(input, hx, None)
+        output, h_n = gru(
+            input, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
+            self.batch_first, backend=self.backend, recompute=self.recompute,
+        )  # fmt: skip
+        return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
+
+    def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        if hx is None:
+            hx = self._zeros(data, int(batch_sizes[0]))
+        else:
+            hx = self.permute_hidden(hx, sorted_indices)
+        self.check_forward_args(data, hx, batch_sizes)
+        output, h_n = gru(
+            data, batch_sizes, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training,
+            self.bidirectional, backend=self.backend, recompute=self.recompute,
+        )  # fmt: skip
+        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
+        return output, self.permute_hidden(h_n, unsorted_indices)
+
+    def _zeros(self, input: Tensor, batch: int) -> Tensor:
+        states = self.num_layers * (2 if self.bidirectional else 1)
+        return torch.zeros(states, batch, self.hidden_size, dtype=input.dtype, device=input.device)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _ours(self.backend, self.recompute)
+
+
+class GRUCell(nn.GRUCell):
+    """torch.nn.GRUCell; on a Triton backend the whole cell is one launch, input product included.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as torch.nn.GRUCell.
+        backend: as in `GRU`.
+
+    Shapes:
+        forward(input [B, I] or [I], hx=None) -> h [B, H] or [H].
+
+    Raises:
+        What torch.nn.GRUCell raises, and as `GRU`.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        backend: str | None = None,
+    ) -> None:
+        if backend is not None:
+            registry.find(backend)
+        super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
+        self.backend = backend
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if uses_aten(self.backend, input):
+            return super().forward(input, hx)
+        if input.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        batched = input.dim() == 2
+        if not batched:
+            input = input.unsqueeze(0)
+        if hx is None:
+            hx = torch.zeros(input.size(0), self.hidden_size, dtype=input.dtype, device=input.device)
+        elif not batched:
+            hx = hx.unsqueeze(0)
+        h = gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, backend=self.backend)
+        return h if batched else h.squeeze(0)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + _ours(self.backend, False)
+
+
+def _ours(backend: str | None, recompute: bool) -> str:
+    """The arguments that torch's modules do not have, where they are set."""
+    return (f", backend={backend!r}" if backend else "") + (", recompute=True" if recompute else "")

@@ -1,0 +1,120 @@
+"""The GRU in plain PyTorch, to be read: forward, and backward written out. Needs torch alone.
+
+    r_t = sigmoid(x_t W_ir^T + b_ir + h_{t-1} W_hr^T + b_hr)    reset gate: the fraction of the past the candidate sees
+    z_t = sigmoid(x_t W_iz^T + b_iz + h_{t-1} W_hz^T + b_hz)    update gate: the fraction of the past that is retained
+    q_t = h_{t-1} W_hn^T + b_hn                                 hidden part of the candidate
+    n_t = tanh(x_t W_in^T + b_in + r_t * q_t)                   candidate
+    h_t = (1 - z_t) * n_t + z_t * h_{t-1}
+
+This is the form of cuDNN and PyTorch, with the reset after the product (Chung et al. 2014 as cuDNN evaluates it); Cho
+et al. 2014 put it before: n = tanh(x W + (r * h) U).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .launch.visits import Visits
+
+
+class Step(NamedTuple):
+    """One step of one direction, each [B, H]."""
+
+    h: Tensor
+    r: Tensor
+    z: Tensor
+    n: Tensor
+    q: Tensor
+
+
+def gru_step(x_proj: Tensor, h_prev: Tensor, w_hh: Tensor, b_hh: Tensor | None) -> Step:
+    """One step: x_proj = x_t W_i^T + b_i [B, 3H], h_prev [B, H], w_hh [3H, H], b_hh [3H] or None."""
+    x_r, x_z, x_n = x_proj.chunk(3, -1)
+    h_r, h_z, q = torch.nn.functional.linear(h_prev, w_hh, b_hh).chunk(3, -1)
+    r = torch.sigmoid(x_r + h_r)
+    z = torch.sigmoid(x_z + h_z)
+    n = torch.tanh(x_n + r * q)
+    h = n + z * (h_prev - n)  # = (1 - z) * n + z * h_prev
+    return Step(h, r, z, n, q)
+
+
+def gru_step_backward(dh: Tensor, step: Step, h_prev: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
+    """Backward of `gru_step`: dh, the gradient arriving at h_t, to dgates (dn, dr, dz, dq) [B, 4H] and dh_{t-1} [B, H].
+
+    dn = dh * (1 - z) * (1 - n^2)       dz = dh * (h_{t-1} - n) * z * (1 - z)
+    dq = dn * r                         dr = dn * q * r * (1 - r)
+    dh_{t-1} = dh * z + dr W_hr + dz W_hz + dq W_hn
+    """
+    _, r, z, n, q = step
+    dn = dh * (1 - z) * (1 - n * n)
+    dz = dh * (h_prev - n) * z * (1 - z)
+    dq = dn * r
+    dr = dn * q * r * (1 - r)
+    dh_prev = dh * z + torch.cat([dr, dz, dq], -1) @ w_hh
+    return torch.cat([dn, dr, dz, dq], -1), dh_prev
+
+
+def rows_of(tensor: Tensor, visits: Visits, direction: int, visit: int) -> Tensor:
+    """The rows of time-major [T, B, ...] or packed [N, ...] that run at a visit: a view."""
+    at, rows = visits.at(direction, visit), visits.rows(direction, visit)
+    return tensor[at] if visits.batch_sizes is None else tensor[at : at + rows]
+
+
+def direction_forward(
+    x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor | None, visits: Visits, direction: int
+) -> tuple[Tensor, Tensor, list[Step]]:
+    """One direction over a sequence: x_proj [T, B, 3H] or packed, h_0 [B, H]; returns y in x's rows, h_n, the steps.
+
+    Differentiable by autograd as it stands.
+    """
+    h = h_0  # rows that have not started keep h_0, rows that have ended keep h_n
+    steps = []
+    for visit in range(visits.time):
+        rows = visits.rows(direction, visit)
+        step = gru_step(rows_of(x_proj, visits, direction, visit), h[:rows], w_hh, b_hh)
+        h = torch.cat([step.h, h[rows:]]) if rows < len(h) else step.h
+        steps.append(step)
+    in_time = steps if direction == 0 else steps[::-1]
+    y = torch.stack([s.h for s in in_time]) if visits.batch_sizes is None else torch.cat([s.h for s in in_time])
+    return y, h, steps
+
+
+def direction_backward(
+    dy: Tensor, dh_n: Tensor, h_0: Tensor, steps: Sequence[Step], w_hh: Tensor, visits: Visits, direction: int
+) -> tuple[Tensor, Tensor]:
+    """Backward of `direction_forward`: dgates (dn, dr, dz, dq) in dy's rows, [..., 4H], and dh_0 [B, H]."""
+    dh = dh_n
+    found = []
+    for visit in reversed(range(visits.time)):
+        step, rows = steps[visit], visits.rows(direction, visit)
+        before = steps[visit - 1].h if visit > 0 else h_0[:0]
+        h_prev = torch.cat([before[:rows], h_0[len(before) : rows]])  # a row that was not there starts from h_0
+        dgates, dh_prev = gru_step_backward(dh[:rows] + rows_of(dy, visits, direction, visit), step, h_prev, w_hh)
+        dh = torch.cat([dh_prev, dh[rows:]])
+        found.append(dgates)
+    in_time = found[::-1] if direction == 0 else found
+    return (torch.stack(in_time) if visits.batch_sizes is None else torch.cat(in_time)), dh
+
+
+def gru_layer(
+    x: Tensor, h_0: Tensor, params: Sequence[Tensor], bias: bool, visits: Visits, directions: int
+) -> tuple[Tensor, Tensor]:
+    """One layer by the equations alone, differentiable by autograd to any order.
+
+    x time-major [T, B, I] or packed [N, I]; h_0 [D, B, H]; params (w_ih, w_hh[, b_ih, b_hh]) per direction.
+    Returns y [..., D * H] and h_n [D, B, H].
+    """
+    each = 4 if bias else 2
+    ys, h_ns = [], []
+    for direction in range(directions):
+        w_ih, w_hh, *biases = params[direction * each : (direction + 1) * each]
+        b_ih, b_hh = biases or (None, None)
+        x_proj = torch.nn.functional.linear(x, w_ih, b_ih)
+        y, h_n, _ = direction_forward(x_proj, h_0[direction], w_hh, b_hh, visits, direction)
+        ys.append(y)
+        h_ns.append(h_n)
+    return torch.cat(ys, -1), torch.stack(h_ns)
