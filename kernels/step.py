@@ -96,6 +96,14 @@ def load_h_prev(y_ptrs, h_0_ptrs, cols, mask, carries):
 
 
 @triton.jit
+def load_dh(dh_n_ptrs, dy_ptrs, stride_dy_h, cols, mask, ends):
+    """What arrives at h of a tile from outside the recurrence, as float32: dy, and dh_n where the row ends here."""
+    dh_n = tl.load(dh_n_ptrs[:, None] + cols[None, :], mask=mask & ends[:, None], other=0.0).to(tl.float32)
+    dy = tl.load(dy_ptrs[:, None] + cols[None, :].to(tl.int64) * stride_dy_h, mask=mask, other=0.0).to(tl.float32)
+    return dh_n + dy
+
+
+@triton.jit
 def store_four(ptr, row, cols, mask, a, b, c, d, H: tl.constexpr):
     """Four tiles side by side into [rows, 4H], cast to its dtype: gates (r, z, n, q) or dgates (dn, dr, dz, dq)."""
     ptrs = ptr + row[:, None] * (4 * H) + cols[None, :]
@@ -109,7 +117,7 @@ def store_four(ptr, row, cols, mask, a, b, c, d, H: tl.constexpr):
 @triton.jit(do_not_specialize=[*FORWARD_SCALARS, *SIZES])
 def step_forward(
     slot,  # which half of `h` is read: the other one is written
-    at,  # where this visit lies; how many rows run here, at the visit before and at the one after: forward direction ...
+    at,  # where this visit lies, how many rows run at it, at the one before and the one after: forward direction ...
     rows,
     rows_before,
     rows_after,
@@ -179,7 +187,9 @@ def step_forward(
     a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     q = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if FUSE_INPUT:
-        a_r, a_z, a_n = add_products(a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, offs_h, I, H, BLOCK_K, PRECISION)
+        a_r, a_z, a_n = add_products(
+            a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, offs_h, I, H, BLOCK_K, PRECISION
+        )
     a_r, a_z, q = add_products(a_r, a_z, q, h_prev_ptrs, runs, 1, w_hh_ptr, offs_h, H, H, BLOCK_K, PRECISION)
 
     # what the products leave out: x_proj, the biases
@@ -281,7 +291,6 @@ def step_backward(
     dy_ptr += direction * H * stride_dy_h
     dy_src_ptrs = dy_ptr + (src.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
     dy_dst_ptrs = dy_ptr + (dst.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
-    dy_h = offs_h.to(tl.int64) * stride_dy_h
     y_dst_ptrs = y_ptr + (row_dst * D + direction) * H
     y_before_ptrs = y_ptr + (row_before * D + direction) * H
     h_0_ptrs = h_0_ptr + row_state * H
@@ -294,8 +303,7 @@ def step_backward(
         k_mask = offs_k < H
         mask = in_src[:, None] & k_mask[None, :]
         if FIRST:
-            dh_k = tl.load(dh_n_ptrs[:, None] + offs_k[None, :], mask=mask, other=0.0).to(tl.float32)
-            dh_k += tl.load(dy_src_ptrs[:, None] + offs_k[None, :].to(tl.int64) * stride_dy_h, mask=mask, other=0.0).to(tl.float32)
+            dh_k = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_k, mask, in_src)
             r, z, n, q = load_gates(gates_ptr, row_src, offs_k, mask, H)
             h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)
             dn, dr, dz, dq = gru_gate_gradients(dh_k, r, z, n, q, h_k)
@@ -316,8 +324,7 @@ def step_backward(
     # + dh * z of src
     dh_ptrs = dh_ptr + row_state[:, None] * H + offs_h[None, :]
     if FIRST:
-        dh = tl.load(dh_n_ptrs[:, None] + offs_h[None, :], mask=mask_src, other=0.0).to(tl.float32)
-        dh += tl.load(dy_src_ptrs[:, None] + dy_h[None, :], mask=mask_src, other=0.0).to(tl.float32)
+        dh = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_h, mask_src, in_src)
         r, z, n, q = load_gates(gates_ptr, row_src, offs_h, mask_src, H)
         h_prev = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_h, mask_src, goes_on)
         dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
@@ -334,9 +341,8 @@ def step_backward(
     tl.store(dh_0_ptrs, dh_prev.to(dh_0_ptr.dtype.element_ty), mask=mask_src & ends[:, None])
 
     # the gate gradients of dst; a row that ended at dst begins its way back there
-    dh_n = tl.load(dh_n_ptrs[:, None] + offs_h[None, :], mask=mask_dst & ~in_src[:, None], other=0.0).to(tl.float32)
-    dh = tl.where(in_src[:, None], dh_prev, dh_n)
-    dh += tl.load(dy_dst_ptrs[:, None] + dy_h[None, :], mask=mask_dst, other=0.0).to(tl.float32)
+    dh = tl.where(in_src[:, None], dh_prev, 0.0)
+    dh += load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, in_dst & ~in_src)
     r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
     h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
     dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)

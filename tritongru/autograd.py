@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights
-from .registry import Backend
+
+if TYPE_CHECKING:
+    from .registry import Backend
 
 
 @dataclass(frozen=True)

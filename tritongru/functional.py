@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from . import registry
+from .autograd import GRULayer, Layer
+from .launch.layer import LayerCall
+from .launch.products import rnn_precision
+from .launch.visits import Visits
 from .registry import DTYPES, Backend
 
 _DENSE = (
@@ -39,13 +43,14 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
         output [T, B, D * H] (or [B, T, D * H], or [N, D * H]) and h_n [num_layers * D, B, H].
 
     Raises:
-        What torch.gru raises on the same input; ValueError for an unknown backend; RuntimeError for one that cannot run.
+        What torch.gru raises on the same input. ValueError: unknown backend. RuntimeError: a backend that cannot run.
 
     Example:
         >>> import torch, tritongru
         >>> module = torch.nn.GRU(3, 4)
         >>> params = list(module.parameters())
-        >>> output, h_n = tritongru.gru(torch.randn(5, 2, 3), torch.zeros(1, 2, 4), params, True, 1, 0.0, False, False, False)
+        >>> input, hx = torch.randn(5, 2, 3), torch.zeros(1, 2, 4)
+        >>> output, h_n = tritongru.gru(input, hx, params, True, 1, 0.0, False, False, False)
         >>> output.shape, h_n.shape
         (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
     """
@@ -96,18 +101,16 @@ def gru_cell(
     with_aten = (input, hx, w_ih, w_hh, b_ih, b_hh)
     if uses_aten(backend, input):
         return torch.gru_cell(*with_aten)
-    params = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
-    fits = (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2
-    reason = "the arguments do not fit a GRU cell" if not fits else None
-    if reason is None:
-        shape = (input.shape[0], 1, hx.shape[-1])
-        reason = _unfit(input, input.shape[1:], None, hx[None], params, b_ih is not None, 1, 1, shape)
+    params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
+    reason: str | None = "the arguments do not fit a GRU cell"
+    if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
+        reason = _unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1)
     chosen = _settle(backend, reason, input)
     if isinstance(chosen, str):
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
     x, h_0, params = _autocast(input, hx, params)
-    (_, h), _ = _layer(chosen, x[None], None, h_0[None], params, 1, cell=True), None
+    _, h = _layer(chosen, x[None], None, h_0[None], params, 1, cell=True)
     return h
 
 
@@ -115,7 +118,7 @@ def _gru(
     input: Tensor,
     batch_sizes: Tensor | None,
     hx: Tensor,
-    params: Sequence[Tensor],
+    params: list[Tensor],
     has_biases: bool,
     num_layers: int,
     dropout: float,
@@ -138,7 +141,7 @@ def _gru(
     if isinstance(chosen, str):
         return _or_refuse(backend, chosen, input, aten())  # aten raises its own error where the input is at fault
 
-    x, hx, params = _autocast(input, hx, list(params))
+    x, hx, params = _autocast(input, hx, params)
     sizes = None if batch_sizes is None else tuple(batch_sizes.tolist())
     each = len(params) // num_layers
     h_ns = []
@@ -192,7 +195,7 @@ def _settle(backend: str | None, unfit: str | None, input: Tensor) -> Backend | 
         return unfit
     found = registry.asked_for(backend)
     chosen = found or registry.BACKENDS["step"]
-    why_not = chosen.why_not(input.device, _computing_dtype(input))
+    why_not = chosen.why_not(input.device, registry.computing_dtype(input))
     if why_not is None:
         registry.log_once(logging.INFO, f"tensors on {input.device} in {input.dtype} take backend {chosen.name!r}")
     return why_not or chosen
@@ -207,16 +210,9 @@ def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> 
     return result
 
 
-def _computing_dtype(input: Tensor) -> torch.dtype:
-    kind = input.device.type
-    if input.dtype != torch.float64 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
-    return input.dtype
-
-
 def _autocast(x: Tensor, hx: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
     """All of them in autocast's dtype, if it is on for their device: what autocast does to cuDNN's GRU."""
-    dtype = _computing_dtype(x)
+    dtype = registry.computing_dtype(x)
     return x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
 
 
@@ -245,21 +241,12 @@ def _unfit_call(
         T, B = len(sizes), sizes[0]
         if sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
             return "batch_sizes do not add up to data, or rise"
-    return _unfit(input, input.shape[-1:], T, hx, params, has_biases, num_layers, D, (B, num_layers * D, None))
+    return _unfit(input, T, B, hx, params, has_biases, num_layers, D)
 
 
 def _unfit(
-    input: Tensor,
-    features: Sequence[int],
-    T: int | None,
-    hx: Tensor,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    D: int,
-    shape: tuple[int, int, int | None],
+    input: Tensor, T: int, B: int, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int, D: int
 ) -> str | None:
-    B, states, _ = shape
     if T == 0 or B == 0:
         return "T or B is 0"
     every = [input, hx, *params]
@@ -271,13 +258,13 @@ def _unfit(
     dtypes = {t.dtype for t in every}
     if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
         return "the arguments have several dtypes"
-    if input.layout != torch.strided or hx.dim() != 3 or hx.shape[:2] != (states, B):
+    if input.layout != torch.strided or hx.dim() != 3 or hx.shape[:2] != (num_layers * D, B):
         return "hx does not fit"
     H = hx.shape[-1]
     each = 4 if has_biases else 2
     if len(params) != num_layers * D * each or H < 1:
         return "the number of parameters does not fit"
-    I = features[0]
+    I = input.shape[-1]
     for layer in range(num_layers):
         inner = I if layer == 0 else D * H
         expected = [(3 * H, inner), (3 * H, H), (3 * H,), (3 * H,)][:each] * D
@@ -298,12 +285,6 @@ def _layer(
     recompute: bool = False,
     cell: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    # imported here, so that a process which never leaves PyTorch's path pays for none of it
-    from .autograd import GRULayer, Layer
-    from .launch.layer import LayerCall
-    from .launch.products import rnn_precision
-    from .launch.visits import Visits
-
     batch_first = batch_first and sizes is None
     needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
     call = LayerCall(
@@ -311,7 +292,7 @@ def _layer(
         directions=D,
         hidden_size=h_0.shape[-1],
         dtype=DTYPES[x.dtype],
-        precision=rnn_precision(x.device),
+        precision=rnn_precision(registry.device_of(x.device).vendor == "nvidia"),
         device=registry.device_of(x.device),
         save_gates=needs_grad,
     )

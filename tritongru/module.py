@@ -76,9 +76,7 @@ class GRU(nn.GRU):
         batch_dim = 0 if self.batch_first else 1
         if hx is not None and hx.dim() != input.dim():
             kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(
-                f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor"
-            )
+            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
         if not batched:
             input = input.unsqueeze(batch_dim)
             hx = None if hx is None else hx.unsqueeze(1)
@@ -93,17 +91,15 @@ class GRU(nn.GRU):
 
     def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is None:
-            hx = self._zeros(data, int(batch_sizes[0]))
-        else:
-            hx = self.permute_hidden(hx, sorted_indices)
+        hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, sorted_indices)
         self.check_forward_args(data, hx, batch_sizes)
         output, h_n = gru(
             data, batch_sizes, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training,
             self.bidirectional, backend=self.backend, recompute=self.recompute,
         )  # fmt: skip
-        output = PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices)
-        return output, self.permute_hidden(h_n, unsorted_indices)
+        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
+            h_n, unsorted_indices
+        )
 
     def _zeros(self, input: Tensor, batch: int) -> Tensor:
         states = self.num_layers * (2 if self.bidirectional else 1)

@@ -11,9 +11,16 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from .launch.products import rnn_precision
+from .planning import Device, Plan, Problem, choose, describe
+from .planning.choose import unserved
+from .planning.devices import of_cuda
 
 logger = logging.getLogger("tritongru")
 
@@ -44,8 +51,6 @@ class Backend:
             return f"the kernels run on CUDA devices, not on {device.type}"
         if device.type == "cpu" and not interpreting():
             return "CPU tensors need Triton's interpreter: start Python with TRITON_INTERPRET=1"
-        from .planning.choose import unserved
-
         return unserved(DTYPES.get(dtype, str(dtype)), device_of(device))
 
 
@@ -53,7 +58,7 @@ BACKENDS = {
     backend.name: backend
     for backend in (
         Backend("aten", "PyTorch's own path, what torch.nn.GRU runs", None),
-        Backend("reference", "the equations step by step in PyTorch, backward written out", "tritongru.launch.reference"),
+        Backend("reference", "the equations in PyTorch, backward written out", "tritongru.launch.reference"),
         Backend("step", "one fused Triton launch per timestep, each way", "tritongru.launch.step", triton=True),
     )
 }
@@ -87,13 +92,19 @@ def interpreting() -> bool:
 
 
 @cache
-def device_of(device: torch.device) -> Any:
-    """The described device (planning/devices.py) behind a torch.device."""
-    from .planning import devices
-
+def device_of(device: torch.device) -> Device:
+    """The described device behind a torch.device; on the CPU kernels can only be interpreted."""
     if device.type == "cuda":
-        return devices.of_cuda(torch.cuda.current_device() if device.index is None else device.index)
-    return devices.describe("interpreter")
+        return of_cuda(torch.cuda.current_device() if device.index is None else device.index)
+    return describe("interpreter")
+
+
+def computing_dtype(tensor: Tensor) -> torch.dtype:
+    """The dtype that a call on this tensor computes in: its own, or autocast's where that is on for its device."""
+    kind = tensor.device.type
+    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+        return torch.get_autocast_dtype(kind)
+    return tensor.dtype
 
 
 def backends() -> tuple[BackendStatus, ...]:
@@ -149,3 +160,59 @@ def refuse(backend: Backend, reason: str, device: torch.device, dtype: torch.dty
 def log_once(level: int, message: str) -> None:
     """Log a message the first time it comes up in this process."""
     logger.log(level, message)
+
+
+def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
+    """What would run for a module on an input, or for a `Problem`, and why. Runs nothing, needs no GPU.
+
+    Args:
+        module_or_problem: a tritongru.GRU (or torch.nn.GRU, taken as one), or a `tritongru.planning.Problem`.
+        input: for a module, the tensor or PackedSequence it would be called with; only its shape is read.
+        device: a described device's name ("h200"), a `Device`, or a torch.device; None: where the module is.
+
+    Raises:
+        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, or a backend
+        forced on the module that cannot serve the problem there.
+
+    Example:
+        >>> import torch, tritongru
+        >>> found = tritongru.plan(tritongru.GRU(64, 512), torch.randn(100, 32, 64), "h200")
+        >>> found.backend
+        'step'
+    """
+    if isinstance(module_or_problem, Problem):
+        if device is None:
+            raise TypeError("plan of a Problem needs a device, got None")
+        return choose(module_or_problem, _described(device))
+    module = module_or_problem
+    if not isinstance(module, torch.nn.GRU):
+        raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
+    if input is None:
+        raise TypeError("plan of a module needs the input it would be called with, got None")
+    if isinstance(input, PackedSequence):
+        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
+    else:
+        x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+        T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    weight = cast(Tensor, module.weight_hh_l0)
+    dtype = computing_dtype(weight)
+    where = _described(weight.device if device is None else device)
+    on_gpu = where.vendor in ("nvidia", "amd")
+    problem = Problem(
+        batch=B, time=T, input_size=module.input_size, hidden_size=module.hidden_size, layers=module.num_layers,
+        directions=2 if module.bidirectional else 1, dtype=DTYPES.get(dtype, str(dtype)),
+        training=torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()),
+        packed=isinstance(input, PackedSequence), bias=module.bias, recompute=getattr(module, "recompute", False),
+        precision=rnn_precision(where.vendor == "nvidia"),
+    )  # fmt: skip
+    forced = asked_for(getattr(module, "backend", None))
+    name = forced.name if forced else None if on_gpu else "aten"
+    return choose(problem, where, name)
+
+
+def _described(device: Any) -> Device:
+    if isinstance(device, Device):
+        return device
+    if isinstance(device, str) and not device.startswith(("cuda", "cpu")):
+        return describe(device)
+    return device_of(torch.device(device))

@@ -31,7 +31,7 @@ class LayerWeights:
 
     @classmethod
     def of(cls, flat: tuple[Tensor, ...], directions: int) -> LayerWeights:
-        """From PyTorch's order (w_ih, w_hh[, b_ih, b_hh]), forward then reverse; contiguous, copied where they are not."""
+        """From PyTorch's order (w_ih, w_hh[, b_ih, b_hh]), forward then reverse; copied where not contiguous."""
         each = len(flat) // directions
         by_kind = [tuple(w.contiguous() for w in flat[kind::each]) for kind in range(each)]
         return cls(*by_kind, *((),) * (4 - each))

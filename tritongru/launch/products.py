@@ -17,14 +17,12 @@ import torch
 from torch import Tensor
 
 
-def rnn_precision(device: torch.device) -> str:
+def rnn_precision(nvidia: bool) -> str:
     """How float32 products run: "tf32" or "ieee", by the switch of PyTorch's RNNs (not matmul's), as in nn.GRU.
 
-    `torch.backends.cudnn.rnn.fp32_precision`, which `torch.backends.cudnn.allow_tf32` sets too. TF32 is NVIDIA's.
+    `torch.backends.cudnn.rnn.fp32_precision`, which `torch.backends.cudnn.allow_tf32` sets too. TF32 is NVIDIA's alone.
     """
-    if device.type != "cuda" or torch.version.hip is not None:
-        return "ieee"
-    return "tf32" if torch.backends.cudnn.rnn.fp32_precision == "tf32" else "ieee"
+    return "tf32" if nvidia and getattr(torch.backends.cudnn.rnn, "fp32_precision") == "tf32" else "ieee"  # noqa: B009
 
 
 @contextmanager

@@ -27,7 +27,14 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
 
 
 def backward(
-    call: LayerCall, dy: Tensor, dh_n: Tensor, y: Tensor, h_0: Tensor, gates: Tensor, weights: LayerWeights, want_dh_0: bool
+    call: LayerCall,
+    dy: Tensor,
+    dh_n: Tensor,
+    y: Tensor,
+    h_0: Tensor,
+    gates: Tensor,
+    weights: LayerWeights,
+    want_dh_0: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """As launch/step.py's backward."""
     visits, H = call.visits, call.hidden_size
@@ -36,7 +43,9 @@ def backward(
         half = slice(direction * H, (direction + 1) * H)
         by_row = gates[direction].view(*y.shape[:-1], 4 * H)
         steps = [
-            Step(rows_of(y[..., half], visits, direction, visit), *rows_of(by_row, visits, direction, visit).chunk(4, -1))
+            Step(
+                rows_of(y[..., half], visits, direction, visit), *rows_of(by_row, visits, direction, visit).chunk(4, -1)
+            )
             for visit in range(visits.time)
         ]
         dgates, dh = direction_backward(

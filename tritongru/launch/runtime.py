@@ -66,7 +66,9 @@ class Launch:
     specialisation of the first launch hold for all the others, which go straight to the compiled kernel.
     """
 
-    def __init__(self, kernel: Any, scalars: Sequence[str], arguments: Mapping[str, Any], num_warps: int, num_stages: int):
+    def __init__(
+        self, kernel: Any, scalars: Sequence[str], arguments: Mapping[str, Any], num_warps: int, num_stages: int
+    ):
         names = kernel.arg_names
         if tuple(names[: len(scalars)]) != tuple(scalars):
             raise TypeError(f"{kernel.__name__} must begin with the scalars {tuple(scalars)}")

@@ -1,9 +1,9 @@
 """Launcher of kernels/step.py: one launch per timestep, each way.
 
-    forward    T x step_forward, around it: the product x_proj (unless T = 1, when the kernel takes x itself) and with
-               T > 1 the copy of h_0 into `h`
-    backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of h_0); the library products over
-               all T are tritongru/launch/products.py
+forward    T x step_forward, around it: the product x_proj (unless T = 1, when the kernel takes x itself) and with
+           T > 1 the copy of h_0 into `h`
+backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of h_0); the library products over
+           all T are tritongru/launch/products.py
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from ..kernels import step as kernels
-from ..planning.choose import StepTiles, step_tiles
+from ..planning.choose import Problem, StepTiles, step_tiles
 from ..planning.devices import Device
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights
 from .products import project
 from .runtime import Launch, Specimen, empty, interpreted
-from .visits import Visits
 
 ELEMENT = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 
@@ -100,7 +99,14 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
 
 
 def backward(
-    call: LayerCall, dy: Tensor, dh_n: Tensor, y: Tensor, h_0: Tensor, gates: Tensor, weights: LayerWeights, want_dh_0: bool
+    call: LayerCall,
+    dy: Tensor,
+    dh_n: Tensor,
+    y: Tensor,
+    h_0: Tensor,
+    gates: Tensor,
+    weights: LayerWeights,
+    want_dh_0: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """One layer backward.
 
@@ -153,25 +159,13 @@ def _launch(kernel: Any, scalars: Sequence[str], arguments: dict[str, Any], tile
     return Launch(kernel, scalars, {**arguments, **blocks}, tiles.num_warps, tiles.num_stages)
 
 
-def specimens(
-    *,
-    batch: int,
-    input_size: int,
-    hidden_size: int,
-    directions: int,
-    dtype: str,
-    device: Device,
-    time: int = 2,
-    training: bool = True,
-    bias: bool = True,
-    precision: str = "tf32",
-    aligned: bool = True,
-) -> list[Specimen]:
-    """What a call of this shape would launch, by its types, with the launchers' own constants: for compiling.
+def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Specimen]:
+    """What a call of the first layer would launch, by its types, with the launchers' own constants: for compiling.
 
     `aligned=False` takes weights and caller's tensors at the element's own alignment, as cuDNN's flattened ones may be.
     """
-    B, I, H, D = batch, input_size, hidden_size, directions
+    B, I, H, D = problem.batch, problem.input_size, problem.hidden_size, problem.directions
+    dtype, fused = problem.dtype, problem.time == 1
     own = f"*{dtype}"
     theirs = own if aligned else f"{own}:{4 if dtype == 'fp32' else 2}"
     sizes = dict.fromkeys(kernels.SIZES, "i32")
@@ -182,7 +176,6 @@ def specimens(
         given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
         return Specimen(kernel, given, {**constants, **blocks}, tiles.num_warps, tiles.num_stages)
 
-    fused = time == 1
     weights = [f"{name}{suffix}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for suffix in ("", "_reverse")]
     found = [
         specimen(
@@ -198,12 +191,13 @@ def specimens(
                 "stride_x_i": "i32:1",
             },
             dict(
-                I=I if fused else 0, H=H, D=D, X_UNIT=I if fused else D * 3 * H, HAS_BIAS=bias, FUSE_INPUT=fused,
-                KEEP_STATE=dtype != "fp32" and not fused, SAVE_GATES=training, PRECISION=precision,
+                I=I if fused else 0, H=H, D=D, X_UNIT=I if fused else D * 3 * H, HAS_BIAS=problem.bias,
+                FUSE_INPUT=fused, KEEP_STATE=dtype != "fp32" and not fused,
+                SAVE_GATES=problem.training and not problem.recompute, PRECISION=problem.precision,
             ),
         )
     ]  # fmt: skip
-    if not training:
+    if not problem.training:
         return found
     for kind in ("backward_first", "backward"):
         if kind == "backward" and fused:
@@ -220,9 +214,7 @@ def specimens(
                     **sizes,
                     "stride_dy_h": "i32:1",
                 },
-                dict(H=H, D=D, DY_UNIT=D * H, FIRST=kind == "backward_first", PRECISION=precision),
+                dict(H=H, D=D, DY_UNIT=D * H, FIRST=kind == "backward_first", PRECISION=problem.precision),
             )
         )
     return found
-
-

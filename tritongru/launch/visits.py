@@ -1,4 +1,4 @@
-"""The order in which a direction visits its time steps, and which rows run at each: the host side of kernels/rows.py."""
+"""The order in which a direction visits its time steps and which rows run at each: kernels/rows.py on the host."""
 
 from __future__ import annotations
 

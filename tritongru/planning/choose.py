@@ -110,6 +110,8 @@ def step_tiles(kind: str, batch: int, hidden_size: int, directions: int, dtype: 
     """
     if kind not in ("forward", "backward", "backward_first"):
         raise ValueError(f"kind must be forward, backward or backward_first, got {kind!r}")
+    if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
+        return StepTiles(block_b=64 if batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
     wide = batch > 32 and kind != "backward_first"  # the first launch runs once: its larger tile spills on sm_80
     block_b = 64 if wide else 16
     # few rows: halve the slice of units until the programs fill the device
@@ -174,7 +176,7 @@ def choose(problem: Problem, device: Device, backend: str | None = None) -> Plan
     )
     return Plan(
         problem, device.name, chosen, reason, tiles,
-        step_launches(p.time, p.layers, p.directions, p.training, p.bias, p.packed, p.recompute),
+        step_launches(p.time, p.layers, p.directions, p.dtype, p.training, p.bias, p.packed, p.recompute),
         step_cost(p.batch, p.time, p.input_size, p.hidden_size, p.layers, p.directions, p.dtype, p.recompute,
                   dict(tiles)["step_forward"].block_b, dict(tiles)["step_forward"].block_h),
     )  # fmt: skip

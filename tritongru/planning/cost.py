@@ -31,17 +31,49 @@ class Cost:
     step_flops: int
 
 
-def step_launches(T: int, layers: int, D: int, training: bool, bias: bool, packed: bool, recompute: bool) -> Launches:
-    """Launches of backend `step`; tests/test_launches.py counts them at work.
+def step_launches(
+    T: int, layers: int, D: int, dtype: str, training: bool, bias: bool, packed: bool, recompute: bool
+) -> Launches:
+    """Launches of backend `step`; tests/test_launches.py holds them against what really ran.
 
-    Forward, per layer: T of step_forward; with T > 1 the product x_proj and the copy of h_0, and with two directions
-    the concatenation of their W_i and b_i. Over the layers: one concatenation of the h_n.
-    Backward, per layer: T of step_backward, T - 1 where nobody wants the gradient of h_0 (always T at T = 1).
+    "library product" is a matrix product of PyTorch's, "copy" any PyTorch launch that only moves data (cat, roll,
+    gather, cast), "host to device" a memcpy of a small index.
     """
-    return Launches((), ())
+    L, narrow = layers, dtype != "fp32"
+    several = T > 1
+    forward = {
+        "step_forward": L * T,
+        "library product": L * several,  # x_proj
+        # h_0 into the exchange buffer; both directions' W_i and b_i side by side; the layers' h_n
+        "copy": L * several * (1 + (D == 2) * (1 + bias)) + (L > 1),
+    }
+    backward: dict[str, int] = {}
+    if training:
+        # per direction: dW_i; dW_h, in a dense batch y and h_0 apart; per inner layer dx
+        dense_parts = 2 if several and not packed else 1
+        backward = {
+            "step_backward": L * (T - 1 if several else 1),
+            "library product": L * D * (1 + dense_parts) + (L - 1) * D,
+            # per direction: dW_i into order r z n; the two db put together (and cast); h_prev gathered; W_i for dx
+            "copy": L * D * (1 + bias * (2 + narrow) + packed * 2) + (L - 1) * D,
+            "column sum": L * D * bias,
+            "host to device": L * D * packed,
+        }
+        if recompute:  # per direction and part of h_prev, where it fits one chunk
+            parts = L * D * dense_parts
+            backward["library product"] += 2 * parts
+            backward["element-wise"] = 5 * parts
+            backward["copy"] += parts
+    return Launches(_counted(forward), _counted(backward))
 
 
-def step_cost(B: int, T: int, I: int, H: int, layers: int, D: int, dtype: str, recompute: bool, block_b: int, block_h: int) -> Cost:
+def _counted(counts: dict[str, int]) -> Counts:
+    return tuple((what, int(n)) for what, n in counts.items() if n)
+
+
+def step_cost(
+    B: int, T: int, I: int, H: int, layers: int, D: int, dtype: str, recompute: bool, block_b: int, block_h: int
+) -> Cost:
     """Bytes and flops of backend `step`."""
     size = BYTES[dtype]
     gates = 0 if recompute else layers * D * T * B * 4 * H * size

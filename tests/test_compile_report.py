@@ -1,0 +1,303 @@
+"""Ahead-of-time compiles: what is read from the machine code is what is in it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import triton
+import triton.language as tl
+
+from tritongru.inspection import compile_report as module
+from tritongru.inspection.compile_report import compile_report
+from tritongru.launch.runtime import Specimen
+from tritongru.planning.devices import describe
+
+pytestmark = pytest.mark.compiled
+
+
+@triton.jit
+def product_kernel(
+    a_ptr,  # [BLOCK, K]
+    b_ptr,  # [K, BLOCK]
+    c_ptr,  # [BLOCK, BLOCK]
+    K,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    offs = tl.arange(0, BLOCK)
+    offs_k = tl.arange(0, BLOCK_K)
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for k in range(0, K, BLOCK_K):
+        a = tl.load(a_ptr + offs[:, None] * K + k + offs_k[None, :])
+        b = tl.load(b_ptr + (k + offs_k)[:, None] * BLOCK + offs[None, :])
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    tl.store(c_ptr + offs[:, None] * BLOCK + offs[None, :], acc.to(tl.float16))
+
+
+@triton.jit
+def copy_kernel(x_ptr, y_ptr, row, BLOCK: tl.constexpr):
+    offs = row * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, tl.load(x_ptr + offs))
+
+
+@triton.jit
+def shifted_copy_kernel(x_ptr, y_ptr, shift, BLOCK: tl.constexpr):
+    """Whether the loads are wide depends on what is known of `shift`."""
+    offs = tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, tl.load(x_ptr + shift + offs))
+
+
+@triton.jit(do_not_specialize=["shift"])
+def unspecialized_copy_kernel(x_ptr, y_ptr, shift, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, tl.load(x_ptr + shift + offs))
+
+
+@triton.jit
+def normalize_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    """All of x stays alive across a reduction."""
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs)
+    tl.store(y_ptr + offs, x - tl.max(x, 0))
+
+
+@triton.jit
+def optional_kernel(x_ptr, y_ptr, bias_ptr, BLOCK: tl.constexpr):
+    offs = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs)
+    if bias_ptr is not None:
+        x += tl.load(bias_ptr + offs)
+    tl.store(y_ptr + offs, x)
+
+
+def specimen(kernel, arguments, constants, num_warps=4):
+    return Specimen(kernel, arguments, constants, num_warps, num_stages=1)
+
+
+PRODUCT = specimen(
+    product_kernel,
+    {"a_ptr": "*fp16", "b_ptr": "*fp16", "c_ptr": "*fp16", "K": "i32:16"},
+    {"BLOCK": 64, "BLOCK_K": 64, "PRECISION": "tf32"},
+)
+COPY = specimen(copy_kernel, {"x_ptr": "*fp16", "y_ptr": "*fp16", "row": "i32"}, {"BLOCK": 2048})
+SHIFTED = specimen(shifted_copy_kernel, {"x_ptr": "*fp16", "y_ptr": "*fp16", "shift": "i32"}, {"BLOCK": 1024})
+SPILLING = specimen(normalize_kernel, {"x_ptr": "*fp32", "y_ptr": "*fp32"}, {"BLOCK": 8192}, num_warps=1)
+
+TARGETS = {
+    "a100": ("sm_80", "HMMA"),
+    "rtx4090": ("sm_89", "HMMA"),
+    "h100": ("sm_90", "HGMMA"),
+    "b200": ("sm_100", "UTCMMA"),
+    "rtx5090": ("sm_120", "HMMA"),
+    "mi300x": ("gfx942", "mfma"),
+}
+
+
+def with_argument(base, **kinds):
+    return replace(base, arguments={**base.arguments, **kinds})
+
+
+@pytest.mark.parametrize(("device", "target", "matrix"), [(d, *t) for d, t in TARGETS.items()], ids=TARGETS)
+def test_product_uses_the_matrix_units_of_every_target(device, target, matrix):
+    report = compile_report(PRODUCT, describe(device))
+    assert (report.kernel, report.target) == ("product_kernel", target)
+    assert (report.num_warps, report.num_stages) == (4, 1)
+    assert report.counts[matrix] == report.matrix_instructions > 0
+    assert report.spill_bytes == 0
+    assert 0 < report.registers <= 255
+    assert 0 < report.shared_bytes <= describe(device).shared_per_program
+    assert sum(report.counts.values()) < report.instructions
+    assert "product_kernel" in report.sass
+
+
+@pytest.mark.parametrize("device", [d for d in TARGETS if d != "mi300x"])
+def test_product_is_in_the_loop_and_the_store_is_not(device):
+    """The K loop runs the products; the result is stored behind it."""
+    report = compile_report(PRODUCT, describe(device))
+    loop = report.loops[0]
+    assert loop.instructions < report.instructions
+    assert 0 < sum(loop.counts.get(name, 0) for name in ("HMMA", "HGMMA", "UTCMMA")) <= report.matrix_instructions
+    assert loop.counts.get("LDG", 0) + loop.counts.get("LDGSTS", 0) > 0
+    assert "STG" in report.counts and "STG" not in loop.counts
+    assert [a.instructions for a in report.loops] == sorted((a.instructions for a in report.loops), reverse=True)
+
+
+def test_float32_product_without_tensor_cores_is_seen():
+    """TF32 runs on the tensor cores, IEEE float32 on the ordinary ones: FFMA."""
+    float32 = with_argument(PRODUCT, a_ptr="*fp32", b_ptr="*fp32")
+    constants = {**float32.constants, "BLOCK_K": 16}
+    tf32, ieee = (
+        compile_report(replace(float32, constants={**constants, "PRECISION": precision}), describe("a100"))
+        for precision in ("tf32", "ieee")
+    )
+    assert tf32.matrix_instructions > 0
+    assert ieee.matrix_instructions == 0
+    assert ieee.counts["FFMA"] >= 64 * 64 * 16 // 128 > tf32.counts.get("FFMA", 0)
+
+
+@pytest.mark.parametrize(("device", "block"), [("a100", 8192), ("h100", 8192), ("mi300x", 32768)])
+def test_spills_are_reported(device, block):
+    """One warp holds the whole block, more than its threads have registers: 256 of 255, on AMD 512 of 512."""
+    crowded = replace(SPILLING, constants={"BLOCK": block})
+    report = compile_report(crowded, describe(device))
+    assert report.spill_bytes > 0
+    assert {"STL", "LDL"} <= set(report.counts) or report.counts["scratch"] > 0
+    roomy = compile_report(replace(crowded, num_warps=16), describe(device))
+    assert roomy.spill_bytes == 0
+    assert not {"STL", "LDL", "scratch"} & set(roomy.counts)
+
+
+def test_spill_bytes_are_what_the_assembler_says(tmp_path, monkeypatch, capfd):
+    """An independent witness: ptxas -v of the very compile (a fresh cache makes it run)."""
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setattr(triton.knobs.nvidia, "dump_ptxas_log", True)
+    report = compile_report(SPILLING, describe("a100"))
+    log = capfd.readouterr().out
+    stores, loads = (int(re.search(rf"(\d+) bytes spill {what}", log)[1]) for what in ("stores", "loads"))
+    assert report.spill_bytes == stores + loads > 0
+    assert report.registers == int(re.search(r"Used (\d+) registers", log)[1])
+
+
+def test_unaligned_pointer_gives_more_and_narrower_loads():
+    aligned = compile_report(COPY, describe("h100"))
+    unaligned = compile_report(with_argument(COPY, x_ptr="*fp16:2"), describe("h100"))
+    assert ".128" in aligned.sass
+    assert unaligned.counts["LDG"] == 8 * aligned.counts["LDG"]
+    assert unaligned.counts["STG"] == aligned.counts["STG"]
+
+
+def test_divisibility_of_an_integer_is_a_hint():
+    """Divisible by 16: wide loads. Odd: narrow ones. 1: a constant, which is odd too."""
+    divisible, odd, one = (
+        compile_report(with_argument(SHIFTED, shift=kind), describe("a100")) for kind in ("i32:16", "i32", "i32:1")
+    )
+    assert divisible.counts["LDG"] < odd.counts["LDG"] == one.counts["LDG"]
+    assert one.instructions < odd.instructions
+
+
+def test_do_not_specialize_is_honoured():
+    """A launch cannot tell the values of such an argument apart, so neither may the report."""
+    plain = replace(SHIFTED, kernel=unspecialized_copy_kernel)
+    odd, divisible, one = (
+        compile_report(with_argument(plain, shift=kind), describe("a100")) for kind in ("i32", "i32:16", "i32:1")
+    )
+    assert odd == divisible == one
+    assert odd.counts["LDG"] == compile_report(SHIFTED, describe("a100")).counts["LDG"]
+
+
+def test_wide_integers_and_floats_are_taken():
+    assert compile_report(with_argument(COPY, row="i64"), describe("a100")).counts["LDG"] > 0
+    with pytest.raises(ValueError, match=r"unknown argument type 'i33': expected .*i32:16"):
+        compile_report(with_argument(COPY, row="i33"), describe("a100"))
+
+
+def test_optional_pointer_may_be_a_constant_none():
+    arguments = {"x_ptr": "*fp16", "y_ptr": "*fp16"}
+    without = compile_report(specimen(optional_kernel, arguments, {"BLOCK": 1024, "bias_ptr": None}), describe("h100"))
+    with_bias = specimen(optional_kernel, {**arguments, "bias_ptr": "*fp16"}, {"BLOCK": 1024})
+    assert compile_report(with_bias, describe("h100")).counts["LDG"] == 2 * without.counts["LDG"]
+
+
+def test_argument_the_kernel_does_not_have_is_an_error():
+    with pytest.raises(KeyError, match="bias_ptr"):
+        compile_report(with_argument(COPY, bias_ptr="*fp16"), describe("a100"))
+
+
+def test_compile_error_surfaces_as_is():
+    with pytest.raises(triton.compiler.errors.CompilationError):
+        compile_report(replace(COPY, constants={"BLOCK": 1000}), describe("a100"))  # no power of two
+
+
+def test_missing_disassembler_is_named(monkeypatch):
+    monkeypatch.delenv("TRITON_NVDISASM_PATH", raising=False)
+    tool = type(triton.knobs.nvidia).__dict__["nvdisasm"]
+    monkeypatch.setattr(tool, "default_path", "/nowhere/nvdisasm")
+    with pytest.raises(RuntimeError, match=r"nvdisasm is missing.*TRITON_NVDISASM_PATH"):
+        compile_report(COPY, describe("a100"))
+
+
+def test_interpreter_is_no_target():
+    with pytest.raises(ValueError, match="no GPU"):
+        compile_report(COPY, describe("interpreter"))
+
+
+def test_interpreting_process_is_refused():
+    code = (
+        "import test_compile_report as t\n"
+        "try:\n"
+        "    t.compile_report(t.COPY, t.describe('a100'))\n"
+        "except RuntimeError as error:\n"
+        "    assert 'without TRITON_INTERPRET' in str(error), error\n"
+        "else:\n"
+        "    raise AssertionError('no error')\n"
+    )
+    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": path}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+def test_report_as_dict_is_json_without_the_disassembly():
+    report = compile_report(PRODUCT, describe("h100"))
+    back = json.loads(json.dumps(report.as_dict()))
+    assert "sass" not in back
+    assert back["counts"] == report.counts
+    assert back["loops"][0] == {"instructions": report.loops[0].instructions, "counts": report.loops[0].counts}
+    assert back["matrix_instructions"] == report.matrix_instructions
+    assert report.sass not in repr(report)
+
+
+# A kernel as the assembler lays it out. The rare path at L_x_3 stands behind the end and jumps back into the loop.
+SASS = """
+.text.kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/              @!P0 EXIT ;
+.L_x_0:
+        /*0020*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
+        /*0030*/                   LDGDEPBAR ;
+.L_x_1:
+        /*0040*/                   MUFU.EX2 R5, R5 ;
+        /*0050*/               @P1 BRA `(.L_x_1) ;
+        /*0060*/                   BRA.DIV ~URZ, `(.L_x_3) ;
+.L_x_2:
+        /*0070*/               @P0 BRA `(.L_x_0) ;
+        /*0080*/                   STG.E [R2.64], R4 ;
+        /*0090*/                   BRA.U UP0, `(.L_x_3) ;
+        /*00a0*/                   STL.64 [R1], R4 ;
+        /*00b0*/                   EXIT ;
+.L_x_3:
+        /*00c0*/                   SHFL.BFLY PT, R4, R4, 0x1, 0x1f ;
+        /*00d0*/                   BRA `(.L_x_2) ;
+.L_x_4:
+        /*00e0*/                   BRA `(.L_x_4);
+"""
+
+
+def test_loops_follow_the_control_flow():
+    """The outer loop: 0x20 to 0x70, the rare path, and the way from the loop's end to that path. The inner: itself."""
+    outer, inner = module._loops(*module._parse_sass(SASS))
+    assert inner == (2, {"MUFU": 1})
+    assert outer.counts == {"MUFU": 1, "LDG": 1, "STG": 1, "SHFL": 1}
+    assert outer.instructions == 10
+
+
+def test_rare_path_behind_the_end_makes_no_loop():
+    """Reached from outside only, its jump back closes nothing."""
+    sass = SASS.replace("               @P0 BRA `(.L_x_0) ;", "                   NOP ;")
+    assert module._loops(*module._parse_sass(sass)) == ((2, {"MUFU": 1}),)
+
+
+def test_opcodes_are_told_apart_by_their_whole_name():
+    """LDGDEPBAR is no load, LDGSTS and LDSM have classes of their own."""
+    opcodes = ["LDGDEPBAR", "LDG.E", "LDGSTS.E.128", "LDSM.16.M88.4", "LDS.128", "HGMMA.64x16x16.F32", "REDUX.MAX.S32"]
+    counts = module._count(opcodes, module.SASS_CLASSES)
+    assert counts == {"HGMMA": 1, "LDG": 1, "LDGSTS": 1, "LDS": 1, "LDSM": 1}
+
+
+def test_width_of_local_accesses():
+    widths = [module._width(opcode) for opcode in ("STL", "STL.64", "LDL.LU.128", "LDL.U8", "STL.U16")]
+    assert widths == [4, 8, 16, 1, 2]

@@ -1,0 +1,101 @@
+"""`python -m tritongru demo | check | plan`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    from . import __version__
+    from .demo import add_arguments as add_demo_arguments
+    from .planning.devices import DEVICES
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tritongru", description="A GRU whose step is one fused Triton kernel."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    add_demo_arguments(commands.add_parser("demo", help="train an autocomplete, and learn what a GRU remembers"))
+    commands.add_parser("check", help="compare every backend and dtype with float64 and nn.GRU")
+
+    plan = commands.add_parser("plan", help="what would run on a device, and why; needs no GPU")
+    plan.add_argument("--device", required=True, choices=sorted(DEVICES), help="a described device")
+    plan.add_argument("--batch", type=int, required=True, help="B")
+    plan.add_argument("--hidden", type=int, required=True, help="H")
+    plan.add_argument("--time", type=int, required=True, help="T")
+    plan.add_argument("--input", type=int, help="I (default: H)")
+    plan.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16", "fp64"))
+    plan.add_argument("--layers", type=int, default=1)
+    plan.add_argument("--bidirectional", action="store_true")
+    plan.add_argument("--inference", action="store_true", help="no gradient")
+    plan.add_argument("--compile", action="store_true", help="compile its kernels for the device and report on them")
+    plan.add_argument("--json", action="store_true", help="print JSON")
+
+    arguments = parser.parse_args(argv)
+    if arguments.command == "plan":
+        return _plan(arguments)
+    _interpret_without_gpu()
+    if arguments.command == "check":
+        from .inspection.check import main as check
+
+        return check()
+    from .demo import main as demo
+
+    return demo(arguments)
+
+
+def _interpret_without_gpu() -> None:
+    """Where there is no GPU, kernels run in Triton's interpreter, which must be said before Triton is imported."""
+    import torch
+
+    if not torch.cuda.is_available() and "triton" not in sys.modules:
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from .planning import Problem, choose, describe
+
+    device = describe(arguments.device)
+    try:
+        problem = Problem(
+            batch=arguments.batch,
+            time=arguments.time,
+            input_size=arguments.input or arguments.hidden,
+            hidden_size=arguments.hidden,
+            layers=arguments.layers,
+            directions=2 if arguments.bidirectional else 1,
+            dtype=arguments.dtype,
+            training=not arguments.inference,
+            precision="tf32" if device.vendor == "nvidia" else "ieee",
+        )
+    except ValueError as error:
+        print(f"python -m tritongru plan: {error}", file=sys.stderr)
+        return 2
+    plan = choose(problem, device)
+    reports = []
+    if arguments.compile and plan.backend == "step":
+        os.environ.pop("TRITON_INTERPRET", None)  # compiling needs real kernels
+        from .inspection.compile_report import compile_report
+        from .launch.step import specimens
+
+        for specimen in specimens(problem, device):
+            reports.append(compile_report(specimen, device))
+    if arguments.json:
+        print(json.dumps({**plan.as_dict(), "compiled": [report.as_dict() for report in reports]}, indent=2))
+        return 0
+    print(plan)
+    if arguments.compile and not reports:
+        print("compiled  nothing: no Triton kernel in this plan")
+    if reports:
+        from rich.console import Console
+
+        from .inspection.compile_report import table
+
+        Console().print(table(reports))
+    return 0

@@ -1,0 +1,254 @@
+"""`python -m tritongru check`: is it right here? Every backend and dtype against float64, beside nn.GRU's own error.
+
+The rule, per tensor (output, h_n, and the gradients of x, h_0 and every weight): with the error of a draw
+||found - truth|| / ||truth||, the RMS error over the draws must be at most
+
+    max(1.5 x the same figure of torch.nn.GRU in that dtype on that device, floor)
+    floor = 2 u + sqrt(R) 2^-24      (+ sqrt(R) 2^-11 in float32 where products may run as TF32)
+
+u is the unit roundoff of the dtype (eps / 2), and 2 u = sqrt(4) u the RMS sum of the four roundings to storage on the
+way to any tensor (x_proj, h, gates, gate gradients). Products accumulate in float32, whose R roundings of relative size
+2^-24 add up to sqrt(R) of one as independent errors do; R is the length of the longest sum behind the tensor:
+I + H for output and h_n, 3H + H for the gradients of x and h_0, T B for those of weights and biases, each with the
+length of what it is computed from added.
+
+The truth is torch.nn.GRU in float64 on the CPU, from the same rounded inputs and weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from .. import registry
+from ..module import GRU
+
+
+@dataclass(frozen=True)
+class Case:
+    """A shape to check. With `lengths` the batch is packed (unsorted), and B and T follow from them."""
+
+    T: int = 5
+    B: int = 3
+    I: int = 7
+    H: int = 20
+    layers: int = 1
+    bidirectional: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    lengths: tuple[int, ...] = ()
+    recompute: bool = False
+
+    @property
+    def name(self) -> str:
+        marks = {
+            f"{self.layers}layers": self.layers > 1,
+            "bidirectional": self.bidirectional,
+            "nobias": not self.bias,
+            "batch_first": self.batch_first,
+            "packed": bool(self.lengths),
+            "recompute": self.recompute,
+        }
+        return "-".join([f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *(mark for mark, on in marks.items() if on)])
+
+
+CASES = (
+    Case(),
+    Case(T=1, B=2, I=5, H=33),
+    Case(T=6, B=17, I=40, H=48, bidirectional=True, batch_first=True),
+    Case(T=4, B=3, I=9, H=67, layers=2),
+    Case(I=11, H=24, bidirectional=True, lengths=(3, 5, 1, 4)),
+    Case(T=7, B=5, I=16, H=32, bias=False, recompute=True),
+)
+
+UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
+
+
+@dataclass(frozen=True)
+class Figures:
+    """RMS errors of one tensor over the draws, and the largest absolute difference to nn.GRU."""
+
+    error: float
+    error_of_nn_gru: float
+    floor: float
+    difference: float
+
+    @property
+    def holds(self) -> bool:
+        return self.error <= max(1.5 * self.error_of_nn_gru, self.floor)  # False for NaN
+
+
+def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
+    """The floor of the rule, as the module's docstring derives it."""
+    T, B = (max(case.lengths), len(case.lengths)) if case.lengths else (case.T, case.B)
+    inner = case.H * (2 if case.bidirectional else 1)
+    forward = max(case.I, inner if case.layers > 1 else 0) + case.H
+    length = {"output": forward, "h_n": forward, "x": forward + 4 * case.H, "h_0": forward + 4 * case.H}
+    R = length.get(tensor, forward + 4 * case.H + T * B)
+    if dtype == torch.float64:
+        return 4 * math.sqrt(R) * UNIT_ROUNDOFF[dtype]
+    product = 2.0**-11 if tf32 and dtype == torch.float32 else 2.0**-24
+    return 2 * UNIT_ROUNDOFF[dtype] + math.sqrt(R) * product
+
+
+def run(module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor) -> dict[str, Tensor]:
+    """Output, h_n and every gradient of one call of `module`, under random cotangents on both results."""
+    packed = isinstance(x, PackedSequence)
+    leaf = (x.data if packed else x).detach().clone().requires_grad_()
+    h_0 = h_0.detach().clone().requires_grad_()
+    module.zero_grad()
+    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0)
+    output = output.data if packed else output
+    torch.autograd.backward([output, h_n], [dy, dh_n])
+    found = {"output": output.detach(), "h_n": h_n.detach(), "x": leaf.grad, "h_0": h_0.grad}
+    found |= {name: p.grad for name, p in module.named_parameters()}
+    return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
+
+
+def measure(
+    case: Case, backend: str, dtype: torch.dtype, device: torch.device, draws: int = 8, seed: int = 0
+) -> dict[str, Figures]:
+    """Figures of every tensor of a case, over `draws` draws of weights, inputs and cotangents."""
+    generator = torch.Generator().manual_seed(seed)
+    sums: dict[str, list[float]] = {}
+    for _ in range(draws):
+        ours, theirs, truth = _draw(case, backend, dtype, device, generator)
+        for name, true in truth.items():
+            scale = true.norm().item() or 1.0
+            mine, their = ours[name].double(), theirs[name].double()
+            row = sums.setdefault(name, [0.0, 0.0, 0.0])
+            row[0] += ((mine - true).norm().item() / scale) ** 2
+            row[1] += ((their - true).norm().item() / scale) ** 2
+            row[2] = max(row[2], (mine - their).abs().max().item())
+    tf32 = device.type == "cuda"
+    return {
+        name: Figures(math.sqrt(a / draws), math.sqrt(b / draws), floor(name, case, dtype, tf32), difference)
+        for name, (a, b, difference) in sums.items()
+    }
+
+
+def _draw(
+    case: Case, backend: str, dtype: torch.dtype, device: torch.device, generator: torch.Generator
+) -> tuple[dict[str, Tensor], ...]:
+    """One draw through our layer, nn.GRU in the same dtype on the same device, and nn.GRU in float64 on the CPU."""
+    D = 2 if case.bidirectional else 1
+    shape = (case.I, case.H, case.layers, case.bias, case.batch_first and not case.lengths, 0.0, case.bidirectional)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+    ours = GRU(*shape, device=device, dtype=dtype, backend=backend, recompute=case.recompute)
+    with torch.no_grad():
+        for p in ours.parameters():  # nn.GRU's own scale, from this generator
+            p.copy_((torch.rand(p.shape, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(case.H))
+    theirs = nn.GRU(*shape, device=device, dtype=dtype)
+    truth = nn.GRU(*shape, dtype=torch.float64)
+    theirs.load_state_dict(ours.state_dict())
+    truth.load_state_dict(ours.state_dict())
+
+    x: Any
+    if case.lengths:
+        T, B = max(case.lengths), len(case.lengths)
+        x = pack_padded_sequence(normal(T, B, case.I), torch.tensor(case.lengths), enforce_sorted=False)
+        dy = normal(len(x.data), D * case.H)
+    else:
+        B = case.B
+        leading = (B, case.T) if case.batch_first else (case.T, B)
+        x, dy = normal(*leading, case.I), normal(*leading, D * case.H)
+    h_0, dh_n = normal(case.layers * D, B, case.H), normal(case.layers * D, B, case.H)
+    found = []
+    for module, where, kind in ((ours, device, dtype), (theirs, device, dtype), (truth, "cpu", torch.float64)):
+        found.append(run(module, *(tensor.to(device=where, dtype=kind) for tensor in (x, h_0, dy, dh_n))))
+    return tuple(found)
+
+
+def rows(device: torch.device, draws: int = 8) -> Iterator[tuple[str, str, Case, dict[str, Figures] | str]]:
+    """(backend, dtype, case, figures) of all that can run here; a backend that cannot run gives its reason instead."""
+    for backend in registry.BACKENDS.values():
+        for dtype, dtype_name in registry.DTYPES.items():
+            why_not = backend.why_not(device, dtype)
+            if dtype == torch.float64 and (backend.triton or device.type == "cuda"):
+                continue  # no kernel's, or the truth itself
+            for case in CASES:
+                yield backend.name, dtype_name, case, why_not or measure(case, backend.name, dtype, device, draws)
+                if why_not:
+                    break
+
+
+def main(draws: int = 8) -> int:
+    """Print the table; 0 if the rule holds everywhere and a Triton kernel was reached."""
+    from rich.console import Console
+    from rich.progress import Progress
+    from rich.table import Table
+
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    console = Console()
+    console.width = max(console.width, 110)  # the table in one line a row, in a pipe too
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, kernels in Triton's interpreter"
+    console.print(f"tritongru check on {where}; torch {torch.__version__}, {draws} draws of {len(CASES)} cases")
+    launches = 0
+
+    def count(name: str, grid: tuple[int, int, int]) -> None:
+        nonlocal launches
+        launches += 1
+
+    found: dict[tuple[str, str], list[tuple[Case, dict[str, Figures]]]] = {}
+    notes: dict[str, str] = {}
+    with Progress(console=console, transient=True) as progress:
+        expected = len(CASES) * (4 + 4 + 3)
+        task = progress.add_task("checking", total=expected)
+        with _observed(count):
+            for backend, dtype, case, figures in rows(device, draws):
+                progress.update(task, advance=1, description=f"{backend} {dtype} {case.name}")
+                if isinstance(figures, str):
+                    notes[backend] = figures
+                else:
+                    found.setdefault((backend, dtype), []).append((case, figures))
+
+    table = Table(title="RMS error against float64 (nn.GRU's own in brackets) and largest plain difference, worst case", title_justify="left")
+    for column in ("backend", "dtype", "output", "gradients", "worst of", "|difference| to nn.GRU", "rule"):
+        table.add_column(column, justify="left" if column in ("backend", "dtype", "worst of") else "right")
+    broken = []
+    for (backend, dtype), cases in found.items():
+        broken += [
+            (backend, dtype, case, name, f) for case, figures in cases for name, f in figures.items() if not f.holds
+        ]
+        outputs = [f for _, figures in cases for name, f in figures.items() if name in ("output", "h_n")]
+        gradients = [(name, f) for _, figures in cases for name, f in figures.items() if name not in ("output", "h_n")]
+        worst = max(outputs, key=lambda f: f.error)
+        name, worst_gradient = max(gradients, key=lambda pair: pair[1].error)
+        difference = max(f.difference for _, figures in cases for f in figures.values())
+        holds = not any(b[:2] == (backend, dtype) for b in broken)
+        table.add_row(
+            backend, dtype,
+            f"{worst.error:.1e} ({worst.error_of_nn_gru:.1e})",
+            f"{worst_gradient.error:.1e} ({worst_gradient.error_of_nn_gru:.1e})",
+            name, f"{difference:.1e}", "holds" if holds else "BROKEN",
+        )  # fmt: skip
+    console.print(table)
+    for backend, reason in notes.items():
+        console.print(f"{backend} did not run: {reason}")
+    for backend, dtype, case, name, f in broken:
+        console.print(
+            f"BROKEN {backend} {dtype} {case.name} {name}: "
+            f"{f.error:.2e} > max(1.5 x {f.error_of_nn_gru:.2e}, {f.floor:.2e})"
+        )
+    console.print(f"{launches} Triton kernel launches" if launches else "no Triton kernel was reached")
+    return 0 if launches and not broken else 1
+
+
+def _observed(count: Any) -> Any:
+    """Count kernel launches where Triton is there to launch any."""
+    from contextlib import nullcontext
+
+    if not registry.has_triton():
+        return nullcontext()
+    from ..launch.runtime import observe
+
+    return observe(count)

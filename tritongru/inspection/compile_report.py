@@ -1,0 +1,302 @@
+"""What the compiler makes of a kernel, for a GPU that need not be present.
+
+`compile_report` compiles a launch ahead of time (no GPU, no driver) and reads the machine code: registers, spills,
+shared memory, instructions by class, in total and per loop. Everything is read from the binary that would be launched,
+never from a second run of the assembler, whose options Triton changes between versions.
+
+    for loop in compile_report(specimen, describe("h100")).loops:
+        print(loop.instructions, loop.counts)
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ..planning.devices import Device
+
+if TYPE_CHECKING:
+    from ..launch.runtime import Specimen
+
+# Instruction classes, each a pattern for the whole opcode up to its first dot. NVIDIA (SASS):
+SASS_CLASSES = {
+    "HGMMA": r"[HIQB]GMMA",  # matrix product of a warp group, sm_90
+    "UTCMMA": r"UTC\w*MMA",  # matrix product in tensor memory, sm_100
+    "HMMA": r"[HIQO]MMA",  # matrix product of a warp
+    "FFMA": r"FFMA2?", "HFMA": r"HFMA2?", "MUFU": r"MUFU",
+    "LDG": r"LDG", "LDGSTS": r"LDGSTS", "STG": r"STG", "UTMALDG": r"UTMALDG", "UTMASTG": r"UTMASTG",  # global memory
+    "LDS": r"LDS", "LDSM": r"LDSM", "STS": r"STS", "STSM": r"STSM",  # shared memory
+    "LDTM": r"LDTM", "STTM": r"STTM",  # tensor memory
+    "LDL": r"LDL", "STL": r"STL",  # local memory: spills
+    "BAR": r"BAR", "MEMBAR": r"MEMBAR|ERRBAR|CCTL", "ATOM": r"ATOMG?", "RED": r"REDG?", "SHFL": r"SHFL",
+    "WARPGROUP": r"WARPGROUP", "R2UR": r"R2UR",
+}  # fmt: skip
+# AMD:
+AMDGCN_CLASSES = {
+    "mfma": r"v_mfma_\w+",
+    "global_load": r"(global|buffer)_load_\w+", "global_store": r"(global|buffer)_store_\w+",
+    "atomic": r"(global|buffer|flat)_atomic_\w+", "ds": r"ds_\w+", "scratch": r"scratch_\w+",
+    "exp": r"v_exp_\w+", "rcp": r"v_rcp_\w+",
+    "barrier": r"s_barrier", "waitcnt": r"s_waitcnt", "inv": r"buffer_inv", "wbl2": r"buffer_wbl2",
+}  # fmt: skip
+
+
+class Loop(NamedTuple):
+    """The instructions of one loop, those of the loops inside it included, each counted once."""
+
+    instructions: int
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class CompileReport:
+    """A compiled kernel in numbers. `counts` and `loops` count instructions of the program text, not of a run."""
+
+    kernel: str
+    target: str  # "sm_90", "gfx942"
+    num_warps: int
+    num_stages: int
+    registers: int  # per thread; on AMD vector registers, accumulation registers included
+    spill_bytes: int  # per thread: the width of all local loads and stores; on AMD the spilled registers, 4 bytes each
+    shared_bytes: int  # dynamic shared memory of a program; a compile succeeds above the device's limit too
+    instructions: int
+    counts: dict[str, int]  # by class (SASS_CLASSES or AMDGCN_CLASSES), without the classes that do not occur
+    loops: tuple[Loop, ...]  # largest first; empty on AMD
+    sass: str = field(repr=False, compare=False)  # the disassembly; on AMD the assembly
+
+    @property
+    def matrix_instructions(self) -> int:
+        return sum(self.counts.get(name, 0) for name in ("HGMMA", "UTCMMA", "HMMA", "mfma"))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything but the disassembly, ready for JSON."""
+        return {
+            **{name: value for name, value in vars(self).items() if name != "sass"},
+            "matrix_instructions": self.matrix_instructions,
+            "loops": [loop._asdict() for loop in self.loops],
+        }
+
+
+def compile_report(specimen: Specimen, device: Device) -> CompileReport:
+    """Compile a launch for `device` and read the result; a compiler's error is passed on as it is.
+
+    Args:
+        specimen: the launch: kernel, types of its arguments, constants, num_warps, num_stages.
+        device: a described or a present GPU; only its target matters here.
+
+    Raises:
+        RuntimeError: where kernels are interpreted (TRITON_INTERPRET=1), or a disassembler is missing.
+    """
+    compiled = _compile(specimen, device)
+    read = _read_nvidia if device.vendor == "nvidia" else _read_amd
+    return CompileReport(
+        kernel=specimen.kernel.fn.__name__,
+        target=device.arch,
+        num_warps=compiled.metadata.num_warps,
+        num_stages=compiled.metadata.num_stages,
+        shared_bytes=compiled.metadata.shared,
+        **read(compiled.asm),
+    )
+
+
+@dataclass
+class _Pointer:
+    """What the JIT asks of a tensor: its type, its alignment, and (AMD) whether 32 bits reach all of it."""
+
+    dtype: str
+    alignment: int
+
+    def data_ptr(self) -> int:
+        return self.alignment
+
+    def ptr_range(self) -> int:
+        return 0
+
+
+# An example of each type of scalar argument: the JIT derives type and specialisation from the value.
+_SCALARS = {"i32": 7, "i32:16": 32, "i32:1": 1, "i64": 2**40 + 7, "i64:16": 2**40, "fp32": 1.5, "i1": True}
+
+
+def _example(kind: str) -> Any:
+    """A value whose launch is specialised as `kind` says."""
+    if kind.startswith("*"):
+        dtype, _, alignment = kind[1:].partition(":")
+        return _Pointer(dtype, int(alignment or 16))
+    if kind not in _SCALARS:
+        expected = f"a pointer such as '*fp16' or '*fp16:2', or one of {', '.join(_SCALARS)}"
+        raise ValueError(f"unknown argument type {kind!r}: expected {expected}")
+    return _SCALARS[kind]
+
+
+def _compile(specimen: Specimen, device: Device) -> Any:
+    """Triton's CompiledKernel. The JIT's own binder and packer decide the specialisation, as at a launch."""
+    try:
+        import triton
+        from triton.backends.compiler import GPUTarget
+        from triton.compiler import ASTSource, make_backend
+        from triton.runtime.jit import JITFunction, create_function_from_signature
+    except ImportError as error:
+        raise ImportError("compile_report needs Triton: pip install 'tritongru[triton]'") from error
+    kernel = specimen.kernel
+    if triton.knobs.runtime.interpret or not isinstance(kernel, JITFunction):
+        raise RuntimeError(
+            "kernels of this process run in Triton's interpreter: a compile needs a process without TRITON_INTERPRET"
+        )
+    target = GPUTarget(*device.target)
+    backend = make_backend(target)
+    options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
+    debug = kernel.debug or triton.knobs.runtime.debug
+    examples = {name: _example(kind) for name, kind in specimen.arguments.items()}
+    launch = dict(**examples, **specimen.constants, **options, debug=debug)
+    bind = create_function_from_signature(kernel.signature, kernel.params, backend)
+    parsed, signature, constants, attributes = kernel._pack_args(backend, launch, *bind(**launch))
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=target, options=parsed.__dict__)
+
+
+_Instruction = tuple[bool, str, str]  # predicated or not, opcode ("LDG.E.128.STRONG.SYS"), operands
+_SASS_LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+_SASS_LABEL = re.compile(r"(\.L_\w+):")
+
+
+def _read_nvidia(asm: Mapping[str, Any]) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder, "kernel.cubin")
+        cubin.write_bytes(asm["cubin"])
+        sass = _run_tool("nvdisasm", "-c", str(cubin))
+        usage = _run_tool("cuobjdump", "-res-usage", str(cubin))
+    instructions, labels = _parse_sass(sass)
+    opcodes = [opcode for _, opcode, _ in instructions]
+    return {
+        "registers": _number(r"\bREG:(\d+)", usage),
+        "spill_bytes": sum(_width(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL"))),
+        "instructions": len(instructions),
+        "counts": _count(opcodes, SASS_CLASSES),
+        "loops": _loops(instructions, labels),
+        "sass": sass,
+    }
+
+
+def _run_tool(name: str, *arguments: str) -> str:
+    """Run one of the CUDA binary tools that Triton's wheels ship (TRITON_<NAME>_PATH overrides)."""
+    from triton import knobs
+
+    try:
+        path = getattr(knobs.nvidia, name).path
+    except RuntimeError as error:
+        message = f"{name} is missing: Triton's wheels ship it, or set TRITON_{name.upper()}_PATH"
+        raise RuntimeError(message) from error
+    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _parse_sass(sass: str) -> tuple[list[_Instruction], dict[str, int]]:
+    """The instructions, and for each label the index of the instruction behind it."""
+    instructions: list[_Instruction] = []
+    labels: dict[str, int] = {}
+    for line in sass.splitlines():
+        if match := _SASS_LINE.match(line):
+            predicate, opcode, operands = match.groups()
+            instructions.append((predicate is not None, opcode, operands.strip()))
+        elif match := _SASS_LABEL.match(line):
+            labels[match[1]] = len(instructions)
+    return instructions, labels
+
+
+def _width(opcode: str) -> int:
+    """Bytes that a thread moves with one load or store: "STL.64" 8, "LDL.LU.128" 16, "STL" 4."""
+    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return next((widths[part] for part in opcode.split(".") if part in widths), 4)
+
+
+def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> tuple[Loop, ...]:
+    """The loops, largest first, by control flow and not by address.
+
+    The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
+    between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
+    from the entry to it; its members are then all instructions that reach the branch without passing the target.
+    """
+    before: list[list[int]] = [[] for _ in instructions]
+    closing = []
+    for i, (predicated, opcode, operands) in enumerate(instructions):
+        kind = opcode.split(".")[0]
+        label = re.search(r"`\((\.L_\w+)\)", operands) if kind == "BRA" else None
+        if label and (target := labels[label[1]]) < len(instructions):
+            before[target].append(i)
+            if target < i:
+                closing.append((target, i))
+        conditional = predicated or "," in operands  # "@P0 BRA `(.L_x_1)", "BRA.U UP0, `(.L_x_1)"
+        if (conditional or kind not in ("BRA", "BRX", "EXIT", "RET")) and i + 1 < len(instructions):
+            before[i + 1].append(i)
+
+    members: dict[int, set[int]] = {}  # by the loop's first instruction
+    for head, tail in closing:
+        body, pending = {head, tail}, [tail]
+        while pending:
+            new = [i for i in before[pending.pop()] if i not in body]
+            body.update(new)
+            pending += new
+        if head == 0 or 0 not in body:
+            members.setdefault(head, set()).update(body)
+    opcodes = [[instructions[i][1] for i in body] for body in members.values()]
+    loops = [Loop(len(inside), _count(inside, SASS_CLASSES)) for inside in opcodes]
+    return tuple(sorted(loops, key=lambda loop: -loop.instructions))
+
+
+def _read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:
+    text = asm["amdgcn"]
+    opcodes = re.findall(r"^\t([a-z]\w*)", text, flags=re.MULTILINE)  # directives begin with a dot
+    return {
+        "registers": _number(r"\.vgpr_count:\s+(\d+)", text),
+        "spill_bytes": 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text),
+        "instructions": len(opcodes),
+        "counts": _count(opcodes, AMDGCN_CLASSES),
+        "loops": (),
+        "sass": text,
+    }
+
+
+def _number(pattern: str, text: str) -> int:
+    match = re.search(pattern, text)
+    if match is None:
+        raise RuntimeError(f"the compiler's output does not say {pattern}: is this version of Triton supported?")
+    return int(match[1])
+
+
+def _count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
+    """How many of the opcodes fall into each class, in the order of the classes."""
+    kinds = Counter(opcode.split(".")[0] for opcode in opcodes)
+    counts = {
+        name: sum(n for kind, n in kinds.items() if re.fullmatch(pattern, kind)) for name, pattern in classes.items()
+    }
+    return {name: n for name, n in counts.items() if n}
+
+
+def table(reports: Iterable[CompileReport]) -> Any:
+    """The reports as a rich table, a column each."""
+    from rich.table import Table
+
+    reports = list(reports)
+    found = Table(title=f"compiled for {reports[0].target} (no GPU needed, nothing timed)", title_justify="left")
+    found.add_column("per program")
+    for report in reports:
+        found.add_column(report.kernel, justify="right")
+
+    def row(label: str, values: Iterable[object]) -> None:
+        found.add_row(label, *map(str, values))
+
+    row("warps, stages", (f"{r.num_warps}, {r.num_stages}" for r in reports))
+    row("registers per thread", (r.registers for r in reports))
+    row("bytes spilled", (r.spill_bytes for r in reports))
+    row("shared memory, bytes", (r.shared_bytes for r in reports))
+    row("instructions", (r.instructions for r in reports))
+    row("matrix instructions", (r.matrix_instructions for r in reports))
+    row("largest loop, instructions", (r.loops[0].instructions if r.loops else "unrolled" for r in reports))
+    for name in dict.fromkeys(name for r in reports for name in r.counts):
+        row(f"  {name}", (r.counts.get(name, 0) for r in reports))
+    return found

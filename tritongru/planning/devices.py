@@ -1,0 +1,193 @@
+"""Devices, as far as the choice of a kernel depends on them.
+
+A device is described here, so that a plan can be made and tested for a GPU that is not present, or read from the GPU in
+the machine by `of_cuda`. Importing this module imports neither torch nor Triton and touches no GPU.
+
+Sources of the numbers
+    [guide]   CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and the Ampere, Ada, Hopper
+              and Blackwell tuning guides (docs.nvidia.com/cuda): shared memory, registers
+    [paper]   the vendor's architecture white paper or product page: number of SMs, size of L2
+    [driver]  what the driver reports on that product (cudaDeviceProp), as printed by torch.cuda.get_device_properties
+    [rocm]    AMD GPU specifications (rocm.docs.amd.com, reference/gpu-specs)
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from dataclasses import dataclass, replace
+from typing import Any
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@dataclass(frozen=True)
+class Device:
+    """One GPU (or Triton's interpreter): the limits that a plan has to respect.
+
+    A "program" is one instance of a Triton kernel: a thread block on NVIDIA, a workgroup on AMD. An "SM" is a streaming
+    multiprocessor on NVIDIA, a compute unit on AMD.
+    """
+
+    name: str
+    vendor: str  # "nvidia", "amd" or "interpreter"
+    capability: int | None  # compute capability, 90 for 9.0; None where the vendor is not NVIDIA
+    arch: str  # the compiler's name: "sm_90", "gfx942"
+    sms: int
+    shared_per_program: int  # bytes of shared memory one program may have, opt-in included
+    shared_per_sm: int  # bytes of shared memory all programs on one SM have together
+    registers_per_sm: int  # 32-bit registers
+    l2_bytes: int
+
+    @property
+    def target(self) -> tuple[str, int | str, int]:
+        """Triton's name for the device: (backend, architecture, threads per warp)."""
+        if self.vendor == "nvidia" and self.capability is not None:
+            return "cuda", self.capability, 32
+        if self.vendor == "amd":
+            return "hip", self.arch, _threads_per_wave(self.arch)
+        raise ValueError(f"device {self.name!r} is no GPU: there is nothing to compile for it")
+
+
+def _threads_per_wave(arch: str) -> int:
+    """64 on GCN and CDNA (gfx9), 32 on RDNA as Triton compiles for it."""
+    return 64 if arch.startswith("gfx9") else 32
+
+
+# Shared memory in KiB, (per program, per SM), by compute capability [guide]. From 8.0 on the system keeps 1 KiB of each
+# program's shared memory for itself, hence 163 of 164.
+_SHARED_KIB = {
+    75: (64, 64),
+    80: (163, 164),
+    86: (99, 100),
+    87: (163, 164),
+    89: (99, 100),
+    90: (227, 228),
+    100: (227, 228),
+    103: (227, 228),
+    120: (99, 100),
+    121: (99, 100),
+}
+_REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
+
+
+def _nvidia(name: str, capability: int, sms: int, l2_mib: float) -> Device:
+    per_program, per_sm = _SHARED_KIB[capability]
+    return Device(
+        name=name,
+        vendor="nvidia",
+        capability=capability,
+        arch=f"sm_{capability}",
+        sms=sms,
+        shared_per_program=per_program * KIB,
+        shared_per_sm=per_sm * KIB,
+        registers_per_sm=_REGISTERS,
+        l2_bytes=int(l2_mib * MIB),
+    )
+
+
+DEVICES = {
+    "a100": _nvidia("A100", 80, sms=108, l2_mib=40),  # SMs, L2 [paper: A100]
+    "h100": _nvidia("H100", 90, sms=132, l2_mib=50),  # the SXM5 form; SMs, L2 [paper: H100], [driver]
+    "h200": _nvidia("H200", 90, sms=132, l2_mib=60),  # SMs, L2 [driver]
+    "b200": _nvidia("B200", 100, sms=148, l2_mib=126.5),  # SMs, L2 [driver]; the tuning guide rounds L2 to 126 MB
+    "rtx4090": _nvidia("RTX 4090", 89, sms=128, l2_mib=72),  # SMs, L2 [paper: Ada]
+    "l4": _nvidia("L4", 89, sms=58, l2_mib=48),  # SMs: 7424 cores, 128 each; L2 [paper: AD104]
+    "rtx5090": _nvidia("RTX 5090", 120, sms=170, l2_mib=96),  # SMs, L2 [paper: RTX Blackwell]
+    "t4": _nvidia("T4", 75, sms=40, l2_mib=4),  # SMs, L2 [paper: Turing, T4]
+    "mi300x": Device(
+        name="MI300X",
+        vendor="amd",
+        capability=None,
+        arch="gfx942",
+        sms=304,  # 8 dies of 38 compute units [rocm]
+        shared_per_program=64 * KIB,  # LDS [rocm]
+        shared_per_sm=64 * KIB,
+        registers_per_sm=512 * KIB // 4,  # vector registers, accumulation registers included [rocm]
+        l2_bytes=8 * 4 * MIB,  # 4 MiB on each of 8 dies [rocm], not coherent with each other; a driver may report one
+    ),
+    # Programs run one after another in host memory: no limit of a GPU binds.
+    "interpreter": Device(
+        name="interpreter",
+        vendor="interpreter",
+        capability=None,
+        arch="interpreter",
+        sms=1,
+        shared_per_program=1 << 30,
+        shared_per_sm=1 << 30,
+        registers_per_sm=1 << 30,
+        l2_bytes=1 << 30,
+    ),
+}
+
+
+def describe(name: str) -> Device:
+    """The described device of that name, in any case: `describe("H100").sms == 132`."""
+    try:
+        return DEVICES[name.lower()]
+    except KeyError:
+        raise ValueError(f"unknown device {name!r}: expected one of {', '.join(DEVICES)}") from None
+
+
+@functools.cache
+def of_cuda(index: int) -> Device:
+    """The GPU that torch calls `cuda:index`, NVIDIA's or (in a ROCm build of torch) AMD's.
+
+    SMs, shared memory and architecture are the measured ones, so a MIG slice or another form of a described product is
+    taken for what it is. What this torch does not report comes from the compute capability, or from the described
+    product of the same name; an L2 size that nobody knows is 0.
+    """
+    import torch
+
+    properties = torch.cuda.get_device_properties(index)
+    return _amd_device(properties) if torch.version.hip else _nvidia_device(properties)
+
+
+def _nvidia_device(properties: Any) -> Device:
+    capability = properties.major * 10 + properties.minor
+    without_opt_in = (48, 48)  # KiB that a program has on every capability
+    per_program, per_sm = _SHARED_KIB.get(capability, without_opt_in)
+    known = _described(properties.name)
+    return Device(
+        name=properties.name,
+        vendor="nvidia",
+        capability=capability,
+        arch=f"sm_{capability}",
+        sms=properties.multi_processor_count,
+        shared_per_program=_reported(properties, "shared_memory_per_block_optin", per_program * KIB),
+        shared_per_sm=_reported(properties, "shared_memory_per_multiprocessor", per_sm * KIB),
+        registers_per_sm=_reported(properties, "regs_per_multiprocessor", _REGISTERS),
+        l2_bytes=_reported(properties, "L2_cache_size", known.l2_bytes if known else 0),
+    )
+
+
+def _amd_device(properties: Any) -> Device:
+    shared = _reported(properties, "shared_memory_per_block", 64 * KIB)
+    measured = Device(
+        name=properties.name,
+        vendor="amd",
+        capability=None,
+        arch=properties.gcnArchName.split(":")[0],  # "gfx942:sramecc+:xnack-"
+        sms=properties.multi_processor_count,
+        shared_per_program=shared,
+        shared_per_sm=_reported(properties, "shared_memory_per_multiprocessor", shared),
+        registers_per_sm=_reported(properties, "regs_per_multiprocessor", _REGISTERS),
+        l2_bytes=_reported(properties, "L2_cache_size", 0),
+    )
+    known = _described(properties.name)
+    if known is None:
+        return measured
+    # ROCm reports the L2 of a single die (github.com/ROCm/legacy-rocm-build/issues/4203).
+    return replace(measured, registers_per_sm=known.registers_per_sm, l2_bytes=known.l2_bytes)
+
+
+def _reported(properties: Any, attribute: str, otherwise: int) -> int:
+    """A property that not every build of torch has; zero means that the driver did not say."""
+    return int(getattr(properties, attribute, 0)) or otherwise
+
+
+def _described(product: str) -> Device | None:
+    """The described device a product name stands for: "NVIDIA A100-SXM4-80GB" is an A100, "NVIDIA L40S" is no L4."""
+    words = re.split(r"[^a-z0-9]+", product.lower().replace("rtx ", "rtx"))
+    return next((device for key, device in DEVICES.items() if key in words), None)
