@@ -1,0 +1,73 @@
+"""Which tests run in which process, and how many of them reached a Triton kernel.
+
+Triton decides when it is imported whether kernels run in its interpreter, so `make test` starts two processes: one with
+TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked `compiled`. Elsewhere they skip.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from tritongru import registry
+
+INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+REASONS = {
+    "interpreted": None if INTERPRETING else "needs a process with TRITON_INTERPRET=1",
+    "compiled": "needs a process without TRITON_INTERPRET" if INTERPRETING else None,
+    "gpu": None if torch.cuda.is_available() and not INTERPRETING else "needs a CUDA device, and no TRITON_INTERPRET",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for marker, reason in REASONS.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(autouse=True)
+def _reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+    """Note on the report of a test that it launched, or compiled, a Triton kernel."""
+    if not registry.has_triton():
+        yield
+        return
+    import triton
+
+    from tritongru.launch.runtime import observe
+
+    reached: list[str] = []
+    compile_kernel = triton.compile
+
+    def compiling(*args, **kwargs):
+        reached.append("compiled")
+        return compile_kernel(*args, **kwargs)
+
+    monkeypatch.setattr(triton, "compile", compiling)
+    with observe(lambda name, grid: reached.append(name)):
+        yield
+    if reached:
+        request.node.user_properties.append(("triton_kernels", len(reached)))
+
+
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    found: dict[str, int] = {}
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "triton_kernels":
+                    found[report.nodeid] = value
+    kind = "launches in the interpreter" if INTERPRETING else "launches or compilations"
+    terminalreporter.write_line(f"{len(found)} tests reached a Triton kernel ({sum(found.values())} {kind})")
+    if config.cache is not None:
+        config.cache.set(f"tritongru/reached_{'interpreted' if INTERPRETING else 'compiled'}", len(found))
+
+
+@pytest.fixture
+def h200_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Interpreted launches take the tiles of an H200 instead of one large program."""
+    from tritongru.planning import describe
+
+    monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))

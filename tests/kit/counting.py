@@ -1,0 +1,57 @@
+"""What a call launches: Triton kernels by name, PyTorch's own launches by kind (as planning/cost.py names them)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+
+from tritongru.launch import runtime
+
+KINDS = {
+    "library product": ("addmm", "mm", "addmm_", "bmm"),
+    "copy": ("cat", "copy_", "roll", "index_select", "clone", "_to_copy"),
+    "column sum": ("sum",),
+    "element-wise": ("add", "mul", "sigmoid", "tanh", "add_", "mul_"),
+    "fill": ("zeros", "fill_", "zero_", "new_zeros", "full", "ones_like"),
+}  # fmt: skip
+KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
+NOTHING = {  # views and allocations
+    "view", "_unsafe_view", "t", "transpose", "transpose_", "select", "slice", "split", "permute", "expand", "detach",
+    "unbind", "unsqueeze", "squeeze", "squeeze_", "as_strided", "empty", "new_empty", "alias", "chunk", "_reshape_alias",
+    "_local_scalar_dense", "empty_like", "split_with_sizes", "lift_fresh",
+}  # fmt: skip
+
+
+class _Ops(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        op = func.overloadpacket.__name__
+        floating = not isinstance(result, torch.Tensor) or result.dtype.is_floating_point
+        if op not in NOTHING and floating:  # integer arithmetic is the packed batch's index, made on the host
+            self.counts[KIND_OF.get(op, f"unknown: {op}")] += 1
+        return result
+
+
+@contextmanager
+def counted(monkeypatch) -> Iterator[Counter[str]]:
+    """Counts of everything launched inside the block; what Triton's interpreter does inside a launch is not counted."""
+    call = runtime.Launch.__call__
+
+    def quietly(self, grid, scalars):
+        with _disable_current_modes():
+            call(self, grid, scalars)
+
+    found: Counter[str] = Counter()
+    with monkeypatch.context() as patch, _Ops() as ops:
+        patch.setattr(runtime.Launch, "__call__", quietly)
+        with runtime.observe(lambda name, grid: found.update([name])):
+            yield found
+        found.update(ops.counts)

@@ -1,0 +1,71 @@
+"""Memory with fences: what a launcher allocates starts as NaN inside a fence of a known pattern, which must survive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+FENCE = 96  # elements on either side: more than a tile's width beyond any end
+PATTERN = {4: 0x7FC12345, 2: 0x7FC3}  # a NaN that no arithmetic makes (as float16 0x7FC3 is one too)
+
+
+def fenced(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """(tensor full of NaN, the whole allocation with its fences)."""
+    size = torch.Size(shape).numel()
+    whole = torch.empty(size + 2 * FENCE, dtype=dtype, device=device)
+    whole.view(torch.int32 if dtype.itemsize == 4 else torch.int16).fill_(PATTERN[dtype.itemsize])
+    inside = whole[FENCE : FENCE + size]
+    inside.fill_(float("nan"))
+    return inside.view(shape), whole
+
+
+def poisoned(tensor: Tensor) -> Tensor:
+    """The same values and strides inside an allocation that is NaN everywhere else, gaps between rows included."""
+    extent = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True)) + 1
+    whole = torch.full((extent + 2 * FENCE,), float("nan"), dtype=tensor.dtype, device=tensor.device)
+    found = whole.as_strided(tensor.shape, tensor.stride(), FENCE)
+    found.copy_(tensor)
+    return found
+
+
+def with_gaps(tensor: Tensor) -> Tensor:
+    """The same values, non-contiguous in every dimension, with NaN in the gaps."""
+    whole = torch.full([2 * n + 3 for n in tensor.shape], float("nan"), dtype=tensor.dtype, device=tensor.device)
+    inside = whole[tuple(slice(1, 1 + 2 * n, 2) for n in tensor.shape)]
+    inside.copy_(tensor)
+    return inside
+
+
+@dataclass
+class Fences:
+    wholes: list[Tensor] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Every fence is as it was."""
+        for whole in self.wholes:
+            bits = whole.view(torch.int32 if whole.dtype.itemsize == 4 else torch.int16)
+            ends = torch.cat([bits[:FENCE], bits[-FENCE:]])
+            assert (ends == PATTERN[whole.dtype.itemsize]).all(), f"memory beyond a {whole.dtype} buffer was written"
+
+
+@contextmanager
+def fences(monkeypatch) -> Iterator[Fences]:
+    """Inside: the step launcher allocates fenced memory. Leaving checks the fences."""
+    import tritongru.launch.step as launcher
+
+    found = Fences()
+
+    def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        tensor, whole = fenced(shape, dtype, device)
+        found.wholes.append(whole)
+        return tensor
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launcher, "empty", empty)
+        yield found
+    found.check()
+    assert found.wholes, "the launcher allocated nothing through `empty`"

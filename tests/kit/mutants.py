@@ -1,0 +1,28 @@
+"""Kernels broken on purpose: the same files with one piece of text replaced, as a package of its own."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+KERNELS = Path(__file__).parents[2] / "kernels"
+
+
+def mutant(folder: Path, file: str, old: str, new: str) -> ModuleType:
+    """`step` of a copy of kernels/ in which `old`, which must occur in `file`, is replaced by `new`."""
+    name = f"mutant_{folder.name.replace('-', '_')}"
+    package = folder / name
+    package.mkdir()
+    for source in KERNELS.glob("*.py"):
+        text = source.read_text()
+        if source.name == file:
+            assert text.count(old) >= 1, f"{file} no longer holds {old!r}: this mutant tests nothing"
+            text = text.replace(old, new)
+        (package / source.name).write_text(text)
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module(f"{name}.step")
+    finally:
+        sys.path.remove(str(folder))

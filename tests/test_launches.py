@@ -1,0 +1,135 @@
+"""One recurrent launch per timestep each way, and no launch that `plan` does not list."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import tritongru
+from tests.kit.counting import counted
+
+VARIANTS = {
+    "plain": {},
+    "bidirectional": {"bidirectional": True},
+    "two-layers": {"num_layers": 2, "bidirectional": True},
+    "no-bias": {"bias": False, "bidirectional": True},
+    "recompute": {"recompute": True},
+    "fp16": {"dtype": torch.float16},
+}
+
+
+def forward_and_backward(layer, x, monkeypatch, h_0_needs_grad: bool):
+    D, L = (2 if layer.bidirectional else 1), layer.num_layers
+    data = x if isinstance(x, torch.Tensor) else x.data
+    B = x.shape[1] if isinstance(x, torch.Tensor) else int(x.batch_sizes[0])
+    h_0 = torch.zeros(D * L, B, layer.hidden_size, dtype=data.dtype).requires_grad_(h_0_needs_grad)
+    with counted(monkeypatch) as forward:
+        output, h_n = layer(x, h_0)
+    output = output if isinstance(x, torch.Tensor) else output.data
+    cotangents = [torch.randn_like(output), torch.randn_like(h_n)]
+    with counted(monkeypatch) as backward:
+        torch.autograd.backward([output, h_n], cotangents)
+    return forward, backward
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_what_plan_lists_is_what_runs(variant: str, T: int, packed: bool, monkeypatch) -> None:
+    layer = tritongru.GRU(5, 6, backend="step", **VARIANTS[variant])
+    dtype = layer.weight_hh_l0.dtype
+    x = torch.randn(T, 2, 5, dtype=dtype)
+    if packed:
+        x = pack_sequence([torch.randn(T, 5, dtype=dtype), torch.randn(1, 5, dtype=dtype)])
+    listed = tritongru.plan(layer, x).launches
+    forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+    assert dict(forward) == dict(listed.forward)
+    expected = {what: n for what, n in listed.backward if what != "host to device"}  # a no-op on the CPU
+    assert dict(backward) == expected
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypatch) -> None:
+    """T forward and T backward, both directions in one, the gradient of h_0 among them."""
+    layer = tritongru.GRU(5, 6, backend="step", bidirectional=bidirectional)
+    forward, backward = forward_and_backward(layer, torch.randn(T, 2, 5), monkeypatch, h_0_needs_grad=True)
+    assert forward["step_forward"] == T and backward["step_backward"] == T
+    assert forward["step_backward"] == 0 and backward["step_forward"] == 0
+
+
+@pytest.mark.interpreted
+def test_a_cell_is_one_launch(monkeypatch) -> None:
+    cell = tritongru.GRUCell(5, 6, backend="step")
+    x, h = torch.randn(2, 5), torch.randn(2, 6)
+    with counted(monkeypatch) as forward, torch.no_grad():
+        cell(x, h)
+    assert dict(forward) == {"step_forward": 1}
+
+
+@pytest.mark.interpreted
+def test_non_contiguous_input_costs_no_copy_in_the_recurrence(monkeypatch) -> None:
+    """batch_first launches exactly what time-major input does."""
+    layer = tritongru.GRU(5, 6, backend="step")
+    first = tritongru.GRU(5, 6, backend="step", batch_first=True)
+    x, h = torch.randn(2, 4, 5), torch.zeros(1, 2, 6)
+    time_major = x.transpose(0, 1).contiguous()
+    with counted(monkeypatch) as contiguous, torch.no_grad():
+        layer(time_major, h)
+    with counted(monkeypatch) as batch_first, torch.no_grad():
+        first(x, h)
+    assert contiguous == batch_first
+    assert contiguous["step_forward"] == 4
+
+
+def fake_specialisations(calls) -> set[tuple]:
+    """What Triton's JIT would compile apart: types, and for specialised integers 1 / divisible by 16 / neither."""
+    found = set()
+    for kernel, arguments in calls:
+        key = []
+        for parameter in kernel.params:
+            value = arguments[parameter.name]
+            if parameter.is_constexpr or isinstance(value, torch.Tensor):
+                aligned = isinstance(value, torch.Tensor) and value.data_ptr() % 16 == 0
+                key.append(value if parameter.is_constexpr else (str(value.dtype), aligned))
+            elif parameter.do_not_specialize:
+                key.append("i64" if abs(value) >= 2**31 else "i32")
+            else:
+                key.append(1 if value == 1 else value % 16 == 0)
+        found.add((kernel.fn.__name__, *key))
+    return found
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("hidden", [24, 33, 128])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch_first: bool, monkeypatch) -> None:
+    """With the JIT's own parameters, real arguments and launches recorded instead of made."""
+    from tritongru import registry
+    from tritongru.launch import runtime, step
+    from tritongru.planning import describe
+
+    calls = []
+
+    class Recorded(runtime.Launch):
+        def __init__(self, kernel, scalars, arguments, num_warps, num_stages):
+            super().__init__(kernel, scalars, arguments, num_warps, num_stages)
+            calls.append((kernel, {**dict.fromkeys(scalars, 0), **arguments}))
+
+        def __call__(self, grid, scalars):
+            pass
+
+    monkeypatch.setattr(step, "Launch", Recorded)
+    monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
+    monkeypatch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
+    layer = tritongru.GRU(20, hidden, backend="step", batch_first=batch_first)
+    for T in range(2, 12):
+        for B in (1, 3, 16, 48, 64):
+            output, _ = layer(torch.randn(B, T, 20) if batch_first else torch.randn(T, B, 20))
+            output.backward(torch.randn_like(output))
+    compiled = fake_specialisations(calls)
+    for kernel in ("step_forward", "step_backward"):
+        assert 1 <= sum(key[0] == kernel for key in compiled) <= 3

@@ -1,0 +1,110 @@
+"""Backends `reference` and `step` against float64 and nn.GRU: output, h_n and every gradient (rule: inspection/check)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.kit.rule import assert_not_wrong, assert_right
+from tritongru.inspection.check import CASES, Case
+
+HALF = (torch.float16, torch.bfloat16)
+DTYPES = (torch.float32, *HALF)
+BACKENDS = ("reference", pytest.param("step", marks=pytest.mark.interpreted))
+
+MORE_CASES = (
+    Case(T=1, B=1, I=1, H=1),
+    Case(T=2, B=1, I=3, H=1, bidirectional=True),
+    Case(T=3, B=2, I=1, H=65, batch_first=True),
+    Case(T=2, B=18, I=6, H=16, bias=False),
+    Case(T=3, B=3, I=5, H=17, layers=2, bidirectional=True, recompute=True),
+    Case(T=1, B=3, I=70, H=9, layers=2, bidirectional=True),
+    Case(I=4, H=20, layers=2, lengths=(1, 4, 2)),
+    Case(I=4, H=13, lengths=(3, 3, 3, 3)),
+    Case(I=6, H=18, bidirectional=True, lengths=(5, 1, 4, 4), recompute=True, bias=False),
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES + MORE_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
+    assert_right(case, backend, dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_reference_in_float64(case: Case) -> None:
+    assert_right(case, "reference", torch.float64)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", [CASES[2], CASES[4], Case(T=2, B=20, I=35, H=70)], ids=lambda case: case.name)
+def test_rule_with_the_tiles_of_a_gpu(case: Case, dtype: torch.dtype, h200_tiles: None) -> None:
+    """Several programs in rows and columns, and several tiles of K, ragged at every end."""
+    assert_right(case, "step", dtype)
+
+
+@pytest.mark.interpreted
+def test_rule_with_wide_tiles(h200_tiles: None) -> None:
+    """More than 32 rows take tiles of 64."""
+    assert_right(Case(T=2, B=66, I=3, H=34), "step")
+
+
+shapes = st.builds(
+    Case,
+    T=st.integers(1, 5),
+    B=st.integers(1, 19),
+    I=st.integers(1, 40),
+    H=st.integers(1, 40),
+    layers=st.integers(1, 3),
+    bidirectional=st.booleans(),
+    bias=st.booleans(),
+    batch_first=st.booleans(),
+    recompute=st.booleans(),
+    lengths=st.one_of(st.just(()), st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)),
+)
+quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(case=shapes)
+@settings(quiet, max_examples=8)
+def test_any_shape(dtype: torch.dtype, case: Case) -> None:
+    assert_not_wrong(case, "step", dtype)
+
+
+@pytest.mark.long
+@pytest.mark.interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(case=shapes)
+@settings(quiet, max_examples=60)
+def test_any_shape_with_the_tiles_of_a_gpu(dtype: torch.dtype, case: Case, h200_tiles: None) -> None:
+    assert_not_wrong(case, "step", dtype)
+
+
+@given(case=shapes)
+@settings(quiet, max_examples=25)
+def test_any_shape_by_the_reference(case: Case) -> None:
+    assert_not_wrong(case, "reference", torch.float32)
+
+
+@pytest.mark.interpreted
+def test_same_call_same_bits() -> None:
+    """No atomics, no plan that depends on anything but the call."""
+    import tritongru
+
+    torch.manual_seed(0)
+    layer = tritongru.GRU(5, 12, bidirectional=True, backend="step")
+    x = torch.randn(3, 4, 5)
+
+    def once() -> list[torch.Tensor]:
+        layer.zero_grad()
+        output, h_n = layer(x)
+        (output.square().sum() + h_n.sum()).backward()
+        return [output, h_n, *(p.grad.clone() for p in layer.parameters())]
+
+    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
