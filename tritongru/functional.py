@@ -165,7 +165,7 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
     if not isinstance(input, Tensor):
         return True  # PyTorch says what is wrong with it
     if found is None:
-        if input.device.type != "cuda":
+        if not input.is_cuda:
             registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
             return True
     elif found.name == "aten":

@@ -21,8 +21,8 @@ KINDS = {
 KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
 NOTHING = {  # views and allocations
     "view", "_unsafe_view", "t", "transpose", "transpose_", "select", "slice", "split", "permute", "expand", "detach",
-    "unbind", "unsqueeze", "squeeze", "squeeze_", "as_strided", "empty", "new_empty", "alias", "chunk", "_reshape_alias",
-    "_local_scalar_dense", "empty_like", "split_with_sizes", "lift_fresh",
+    "unbind", "unsqueeze", "squeeze", "squeeze_", "as_strided", "empty", "new_empty", "alias", "chunk",
+    "_reshape_alias", "_local_scalar_dense", "empty_like", "split_with_sizes", "lift_fresh",
 }  # fmt: skip
 
 

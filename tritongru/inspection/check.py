@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import registry
+from ..launch.products import rnn_precision
 from ..module import GRU
 
 
@@ -140,7 +141,7 @@ def measure(
             row[1] += (their - true).square().sum().item()
             row[2] += true.square().sum().item()
             row[3] = max(row[3], (mine - their).abs().max().item())
-    tf32 = device.type == "cuda"
+    tf32 = device.type == "cuda" and rnn_precision(torch.version.hip is None) == "tf32"
     return {
         name: Figures(math.sqrt(a / c), math.sqrt(b / c), floor(name, case, dtype, tf32), difference)
         for name, (a, b, c, difference) in sums.items()

@@ -63,7 +63,8 @@ class Launch:
     """A kernel with its arguments bound, to be launched once per step with new scalars.
 
     The kernel's first parameters are the scalars of the step; they are not specialised on, so the JIT's binding and
-    specialisation of the first launch hold for all the others, which go straight to the compiled kernel.
+    specialisation of the first launch hold for all the others, which go straight to the compiled kernel: with addresses
+    in place of tensors, about each of which Triton would ask the driver, and without hooks where none is set.
     """
 
     def __init__(
@@ -73,22 +74,37 @@ class Launch:
         if tuple(names[: len(scalars)]) != tuple(scalars):
             raise TypeError(f"{kernel.__name__} must begin with the scalars {tuple(scalars)}")
         self.kernel = kernel
-        self.rest = [arguments[name] for name in names[len(scalars) :]]
+        self.name: str = kernel.fn.__name__
+        self.rest = [arguments[name] for name in names[len(scalars) :]]  # keeps the tensors alive
         self.options = {"num_warps": num_warps, "num_stages": num_stages}
-        self.compiled: Any = None
+        self.again: Callable[..., None] | None = None
 
     def __call__(self, grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
         for observer in _observers:
-            observer(self.kernel.fn.__name__, grid)
-        if self.compiled is None:  # always so under the interpreter, which returns no compiled kernel
-            self.compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
-            if self.compiled is not None:
-                driver = triton.runtime.driver.active
-                self.stream = driver.get_current_stream(driver.get_current_device())
+            observer(self.name, grid)
+        if self.again is not None:
+            self.again(grid, scalars)
             return
-        compiled, arguments, hooks = self.compiled, (*scalars, *self.rest), triton.knobs.runtime
-        metadata = compiled.launch_metadata(grid, self.stream, *arguments)
-        compiled.run(
-            *grid, self.stream, compiled.function, compiled.packed_metadata, metadata,
-            hooks.launch_enter_hook, hooks.launch_exit_hook, *arguments,
-        )  # fmt: skip
+        compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
+        if compiled is not None:  # None always under the interpreter
+            self.again = self._bound(compiled)
+
+    def _bound(self, compiled: Any) -> Callable[..., None]:
+        driver, hooks = triton.runtime.driver.active, triton.knobs.runtime
+        run, function, packed = compiled.run, compiled.function, compiled.packed_metadata
+        stream = driver.get_current_stream(driver.get_current_device())
+        if getattr(hooks.launch_enter_hook, "calls", True) or getattr(hooks.launch_exit_hook, "calls", True):
+            rest = tuple(self.rest)
+
+            def watched(grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
+                metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
+                enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
+                run(*grid, stream, function, packed, metadata, enter, leave, *scalars, *rest)
+
+            return watched
+        addresses = tuple(a.data_ptr() if isinstance(a, Tensor) else a for a in self.rest)
+
+        def bare(grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
+            run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
+
+        return bare

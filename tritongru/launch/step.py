@@ -88,13 +88,8 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         tiles,
     )  # fmt: skip
     columns = _ceil(H, tiles.block_h)
-    for visit in range(T):
-        scalars = [visit % 2]
-        for direction in (0, 1):
-            rows = [visits.rows(direction, v) for v in (visit, visit - 1, visit + 1)]
-            scalars += [visits.at(direction, visit), *rows]
-        rows_here = max(visits.rows(direction, visit) for direction in range(D))
-        launch((_ceil(rows_here, tiles.block_b), columns, D), scalars)
+    for rows, scalars in visits.forward(D):
+        launch((_ceil(rows, tiles.block_b), columns, D), scalars)
     return y, h_n, gates
 
 
@@ -138,17 +133,14 @@ def backward(
         )  # fmt: skip
         return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
 
+    (rows, scalars), *others = visits.backward(D)
     launch, tiles = bound("backward_first")
-    # src goes T-1 .. 0; the launch of src = 0 makes dh_0 alone
-    for src in range(T - 1, -1 if want_dh_0 or T == 1 else 0, -1):
-        if src == T - 2:
-            launch, tiles = bound("backward")
-        scalars: list[int] = []
-        for direction in (0, 1):
-            scalars += [visits.at(direction, visit) for visit in (src, src - 1, src - 2)]
-            scalars += [visits.rows(direction, visit) for visit in (src, src - 1, src - 2)]
-        rows = max(visits.rows(direction, visit) for direction in range(D) for visit in (src, src - 1))
-        launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
+    launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
+    if others:
+        launch, tiles = bound("backward")
+        columns = _ceil(H, tiles.block_h)
+        for rows, scalars in others if want_dh_0 else others[:-1]:  # the last one makes dh_0 alone
+            launch((_ceil(rows, tiles.block_b), columns, D), scalars)
     return dgates, dh_0 if want_dh_0 else None
 
 

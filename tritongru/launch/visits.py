@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 
 import torch
@@ -56,6 +56,14 @@ class Visits:
             return self.batch
         return self.batch_sizes[visit if direction == 0 else self.time - 1 - visit]
 
+    def forward(self, D: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS."""
+        return _forward(self, D)
+
+    def backward(self, D: int) -> list[tuple[int, tuple[int, ...]]]:
+        """Per launch of a backward pass, the last one for dh_0 included: rows, and BACKWARD_SCALARS."""
+        return _backward(self, D)
+
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
 
@@ -76,3 +84,29 @@ class Visits:
         carries = inside & (row < sizes[before])
         index = torch.where(carries, starts[before] + row, N + row)  # rows of h_0 follow those of y
         return [(slice(0, N), torch.cat([y, h_0]).index_select(0, index.to(y.device)))]
+
+
+# What a shape's launches are told does not change from call to call: kept, for the host's time per step is theirs.
+@lru_cache(maxsize=32)
+def _forward(visits: Visits, D: int) -> list[tuple[int, tuple[int, ...]]]:
+    found = []
+    for visit in range(visits.time):
+        scalars = [visit % 2]
+        for direction in (0, 1):
+            rows = [visits.rows(direction, v) for v in (visit, visit - 1, visit + 1)]
+            scalars += [visits.at(direction, visit), *rows]
+        found.append((max(visits.rows(direction, visit) for direction in range(D)), tuple(scalars)))
+    return found
+
+
+@lru_cache(maxsize=32)
+def _backward(visits: Visits, D: int) -> list[tuple[int, tuple[int, ...]]]:
+    found = []
+    for src in reversed(range(visits.time)):
+        scalars: list[int] = []
+        for direction in (0, 1):
+            scalars += [visits.at(direction, visit) for visit in (src, src - 1, src - 2)]
+            scalars += [visits.rows(direction, visit) for visit in (src, src - 1, src - 2)]
+        rows = max(visits.rows(direction, visit) for direction in range(D) for visit in (src, src - 1))
+        found.append((rows, tuple(scalars)))
+    return found

@@ -112,12 +112,13 @@ def step_tiles(kind: str, batch: int, hidden_size: int, directions: int, dtype: 
         raise ValueError(f"kind must be forward, backward or backward_first, got {kind!r}")
     if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
         return StepTiles(block_b=64 if batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
-    wide = batch > 32 and kind != "backward_first"  # the first launch runs once: its larger tile spills on sm_80
+    wide = batch > 32 and kind != "backward_first"  # which runs once a call
     block_b = 64 if wide else 16
     # few rows: halve the slice of units until the programs fill the device
     programs = 2 * directions * math.ceil(hidden_size / 32)
     block_h = 16 if not wide and programs < device.sms else 32
-    block_k = 32 if dtype == "fp32" else 64
+    # the first launch of backward makes gate gradients as it multiplies: deeper tiles spill on sm_80 and sm_89
+    block_k = 32 if dtype == "fp32" or kind == "backward_first" else 64
     num_stages = 2 if device.vendor == "amd" else 3  # AMD's LDS holds 64 KB and its compiler pipelines two
     tiles = StepTiles(block_b, block_h, block_k, num_warps=4, num_stages=num_stages)
     while num_stages > 1 and _shared_bytes(kind, tiles, dtype) > device.shared_per_program:

@@ -1,0 +1,38 @@
+# Everything runs in .venv, which is built when it is missing. PYTHON names another interpreter to build it with.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PYTEST := $(PY) -m pytest -n 2 -q
+
+.PHONY: demo test long lint bench gpu clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	touch $@
+
+demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/
+	$(PY) -m tritongru demo
+
+test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own
+	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu and not long"
+	$(PYTEST) -m "compiled and not long"
+	$(PY) -m tests.kit.reached
+
+long: $(VENV)/installed  ## the long exploration; CI runs it
+	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
+	$(PYTEST) -m "long and compiled"
+
+lint: $(VENV)/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: $(VENV)/installed  ## what the CPU can measure: the layer's own cost
+	$(PY) -m benchmarks cpu
+
+gpu: $(VENV)/installed  ## on a CUDA machine: tests, check and a short timing, into one folder
+	$(PY) -m benchmarks day
+
+clean:
+	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

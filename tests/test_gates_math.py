@@ -1,0 +1,71 @@
+"""The errors that kernels/gates.py states, measured in units in the last place; and the formulas against float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from tritongru.kernels import gates
+from tritongru.launch.interpreter import bfloat16_to_float32, float32_to_bfloat16, repair
+
+pytestmark = pytest.mark.interpreted
+
+
+@triton.jit
+def apply_kernel(x_ptr, tanh_ptr, sigmoid_ptr, size, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + offs, mask=offs < size)
+    tl.store(tanh_ptr + offs, gates.tanh(x), mask=offs < size)
+    tl.store(sigmoid_ptr + offs, gates.sigmoid(x), mask=offs < size)
+
+
+def activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    t, s = torch.empty_like(x), torch.empty_like(x)
+    apply_kernel[(triton.cdiv(len(x), 4096),)](x, t, s, len(x), BLOCK=4096)
+    return t, s
+
+
+def ulps(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
+    """|found - true| in ulps of the float32 nearest to true, for float64 true."""
+    spacing = np.spacing(np.abs(true.numpy()).astype(np.float32)).astype(np.float64)
+    return torch.from_numpy(np.abs(found.double().numpy() - true.numpy()) / spacing)
+
+
+def test_tanh_is_within_two_ulp_everywhere() -> None:
+    tiny = torch.logspace(-30, 0, 60_000, dtype=torch.float64).float()
+    x = torch.cat([torch.linspace(-12, 12, 400_001), tiny, -tiny, torch.linspace(0.62, 0.63, 20_001)])
+    t, _ = activations(x)
+    assert ulps(t, torch.tanh(x.double())).max() <= 2.0
+
+
+def test_sigmoid_is_within_what_it_states() -> None:
+    x = torch.linspace(-80, 80, 800_001)
+    _, s = activations(x)
+    error = ulps(s, torch.sigmoid(x.double()))
+    assert error[x >= -1].max() <= 2.5
+    assert (error - 2.5 <= x.abs() / 2).all()
+
+
+def test_at_infinities_nan_and_zero() -> None:
+    x = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 200.0, -200.0])
+    t, s = activations(x)
+    assert t[:2].tolist() == [1.0, -1.0] and t[2].isnan() and t[5:].tolist() == [1.0, -1.0]
+    assert t[3:5].tolist() == [0.0, 0.0]
+    assert s[:2].tolist() == [1.0, 0.0] and s[2].isnan() and s[3:].tolist() == [0.5, 0.5, 1.0, 0.0]
+
+
+def test_rounding_to_bfloat16_is_to_nearest_even() -> None:
+    """The interpreter's repair against PyTorch, ties and carries included."""
+    repair()
+    bits = torch.arange(0, 2**32, 65_521, dtype=torch.int64).to(torch.int32)
+    ties = (torch.arange(0, 2**16, dtype=torch.int64) << 16 | 0x8000).to(torch.int32)
+    x = torch.cat([bits, ties]).view(torch.float32)
+    expected = x.to(torch.bfloat16)
+    found = torch.from_numpy(float32_to_bfloat16(x.numpy()).astype(np.int16)).view(torch.bfloat16)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found[~found.isnan()], expected[~expected.isnan()])
+    back = torch.from_numpy(bfloat16_to_float32(expected.view(torch.int16).numpy().view(np.uint16)))
+    assert torch.equal(back[~back.isnan()], expected.float()[~back.isnan()])

@@ -1,0 +1,138 @@
+"""The same cases on a CUDA device: half precision and TF32, launches, devices, streams. `make gpu` runs them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+import tritongru
+from tests.kit.rule import assert_right
+from tests.test_step import MORE_CASES
+from tritongru.inspection.check import CASES, Case
+
+pytestmark = pytest.mark.gpu
+
+CUDA = torch.device("cuda", 0)
+LARGE_CASES = (
+    Case(T=20, B=33, I=100, H=300, bidirectional=True),
+    Case(T=12, B=64, I=256, H=512, layers=2),
+    Case(T=1, B=1, I=512, H=512),
+    Case(T=50, B=7, I=64, H=128, batch_first=True),
+    Case(I=40, H=130, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
+    Case(T=9, B=130, I=32, H=200, recompute=True),
+)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES + MORE_CASES + LARGE_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("backend", ["reference", "step"])
+def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
+    assert_right(case, backend, dtype, CUDA)
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=lambda case: case.name)
+def test_ieee_float32(case: Case, monkeypatch) -> None:
+    """With TF32 switched off the error is float32's, as nn.GRU's is."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    figures = tritongru.inspection.check.measure(case, "step", torch.float32, CUDA)
+    worst = max(figures.items(), key=lambda item: item[1].error)
+    assert worst[1].error < 1e-5, worst
+
+
+def test_cuda_tensors_take_the_kernel_without_a_flag() -> None:
+    from tritongru.launch.runtime import observe
+
+    names: list[str] = []
+    layer = tritongru.GRU(8, 16, device=CUDA)
+    with observe(lambda name, grid: names.append(name)):
+        output, _ = layer(torch.randn(3, 2, 8, device=CUDA))
+        output.sum().backward()
+    assert names.count("step_forward") == 3 and names.count("step_backward") == 2
+
+
+def test_flattened_weights_of_half_precision() -> None:
+    """cuDNN's flattened weights may be aligned to two bytes only."""
+    layer = tritongru.GRU(7, 9, dtype=torch.float16, device=CUDA, backend="step")
+    layer.flatten_parameters()
+    theirs = torch.nn.GRU(7, 9, dtype=torch.float16, device=CUDA)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 3, 7, dtype=torch.float16, device=CUDA)
+    torch.testing.assert_close(layer(x)[0], theirs(x)[0], rtol=1e-2, atol=4e-3)
+
+
+def test_on_a_side_stream_and_after_another_device_was_current() -> None:
+    layer = tritongru.GRU(32, 64, device=CUDA, backend="step")
+    x = torch.randn(40, 16, 32, device=CUDA)
+    expected = layer(x)[0]
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        found = layer(x)[0]
+    torch.cuda.current_stream().wait_stream(stream)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device() -> None:
+    layer = tritongru.GRU(32, 64, device="cuda:1", backend="step")
+    output, h_n = layer(torch.randn(4, 3, 32, device="cuda:1"))
+    output.sum().backward()
+    assert h_n.device.index == 1 and layer.weight_hh_l0.grad is not None
+
+
+def test_float64_runs_pytorch_s_path() -> None:
+    layer = tritongru.GRU(4, 5, device=CUDA, dtype=torch.float64)
+    theirs = torch.nn.GRU(4, 5, device=CUDA, dtype=torch.float64)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(3, 2, 4, device=CUDA, dtype=torch.float64)
+    assert torch.equal(layer(x)[0], theirs(x)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
+    layer = tritongru.GRU(16, 32, device=CUDA)
+    theirs = torch.nn.GRU(16, 32, device=CUDA)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(6, 4, 16, device=CUDA)
+    found = []
+    for module in (layer, theirs):
+        with torch.autocast("cuda", dtype=dtype):
+            output, h_n = module(x)
+        output.float().square().sum().backward()
+        found.append((output, h_n, module.weight_hh_l0.grad))
+    assert [t.dtype for t in found[0]] == [t.dtype for t in found[1]]
+    for ours, other in zip(*found, strict=True):
+        u = torch.finfo(dtype).eps / 2
+        assert (ours.float() - other.float()).norm() <= 8 * u * other.float().norm()
+
+
+def test_same_call_same_bits_and_a_copy_computes_the_same() -> None:
+    layer = tritongru.GRU(24, 48, bidirectional=True, device=CUDA, backend="step")
+    x = torch.randn(10, 8, 24, device=CUDA)
+    copied = copy.deepcopy(layer)
+    found = []
+    for module in (layer, layer, copied):
+        module.zero_grad()
+        output, _ = module(x)
+        output.square().sum().backward()
+        found.append([output.detach(), *(p.grad.clone() for p in module.parameters())])
+    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+def test_memory_is_given_back() -> None:
+    """No cache of anything: a second call leaves as much memory allocated as the first."""
+    layer = tritongru.GRU(64, 128, device=CUDA, backend="step")
+    x = torch.randn(30, 32, 64, device=CUDA)
+
+    def after() -> int:
+        layer.zero_grad(set_to_none=True)
+        output, _ = layer(x)
+        output.sum().backward()
+        layer.zero_grad(set_to_none=True)
+        del output
+        return torch.cuda.memory_allocated()
+
+    after()
+    assert after() == after()

@@ -1,0 +1,159 @@
+"""`choose` and `plan`: pure, on described devices, with a reason; and what the public function reads from a module."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import tritongru
+from tritongru.planning import Problem, choose, describe
+from tritongru.planning.choose import step_tiles
+from tritongru.planning.devices import DEVICES
+
+GPUS = [name for name in DEVICES if name != "interpreter"]
+PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
+
+
+@pytest.mark.parametrize("name", GPUS)
+def test_step_where_the_kernels_serve_and_aten_elsewhere(name: str) -> None:
+    plan = choose(PROBLEM, describe(name))
+    assert plan.backend == ("aten" if name == "t4" else "step")
+    assert plan.reason
+    if name == "t4":
+        assert "7.5" in plan.reason and "8.0" in plan.reason
+
+
+def test_no_kernel_for_float64() -> None:
+    plan = choose(replace(PROBLEM, dtype="fp64"), describe("h200"))
+    assert plan.backend == "aten" and "fp64" in plan.reason
+
+
+def test_a_forced_backend_that_cannot_serve_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"'step' cannot run here.*fp64.*aten and reference"):
+        choose(replace(PROBLEM, dtype="fp64"), describe("h200"), "step")
+    with pytest.raises(ValueError, match=r"unknown backend 'cudnn': expected aten, reference or step"):
+        choose(PROBLEM, describe("h200"), "cudnn")
+
+
+@pytest.mark.parametrize("name", GPUS)
+@pytest.mark.parametrize("kind", ["forward", "backward", "backward_first"])
+def test_few_forms_of_a_kernel_whatever_the_batch(name: str, kind: str) -> None:
+    forms = {step_tiles(kind, batch, 512, 1, "bf16", describe(name)) for batch in range(1, 600)}
+    assert len(forms) <= 2
+
+
+def test_tiles_do_not_depend_on_time() -> None:
+    tiles = {choose(replace(PROBLEM, time=T), describe("h200")).tiles for T in (2, 50, 5000)}
+    assert len(tiles) == 1
+
+
+@pytest.mark.parametrize("field", ["batch", "time", "input_size", "hidden_size", "layers"])
+def test_sizes_below_one_are_refused_by_name(field: str) -> None:
+    with pytest.raises(ValueError, match=f"{field} must be at least 1, got 0"):
+        replace(PROBLEM, **{field: 0})
+
+
+def test_launches_and_saved_bytes_are_those_of_the_problem() -> None:
+    plan = choose(PROBLEM, describe("h200"))
+    assert dict(plan.launches.forward)["step_forward"] == 100
+    assert plan.cost.saved_bytes == 100 * 32 * 4 * 512 * 2
+    assert choose(replace(PROBLEM, recompute=True), describe("h200")).cost.saved_bytes == 0
+    assert plan.cost.step_flops == 2 * 32 * 3 * 512 * 512
+
+
+def test_saved_bytes_are_what_autograd_saves() -> None:
+    """The reference saves what `step` saves: gates beyond input, output, h_0 and weights."""
+    layer = tritongru.GRU(5, 6, 2, bidirectional=True, backend="reference")
+    x, h_0 = torch.randn(7, 3, 5), torch.zeros(4, 3, 6)
+    saved: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output, _ = layer(x, h_0)
+    kept = [x, h_0, output, *layer.parameters()]
+    for tensor in kept:
+        saved.pop(tensor.untyped_storage().data_ptr(), None)
+    problem = Problem(batch=3, time=7, input_size=5, hidden_size=6, layers=2, directions=2)
+    assert sum(saved.values()) == choose(problem, describe("h200"), "step").cost.saved_bytes
+
+
+def test_plan_of_a_module() -> None:
+    layer = tritongru.GRU(20, 64, num_layers=2, bidirectional=True, batch_first=True)
+    x = torch.randn(8, 50, 20)
+    plan = tritongru.plan(layer, x, "a100")
+    assert plan.backend == "step"
+    expected = dict(
+        batch=8, time=50, input_size=20, hidden_size=64, layers=2, directions=2, dtype="fp32", training=True
+    )
+    assert {name: getattr(plan.problem, name) for name in expected} == expected
+    with torch.no_grad():
+        assert not tritongru.plan(layer, x, "a100").problem.training
+    assert tritongru.plan(layer, x).backend == "aten"  # where the module is: on the CPU
+    packed = pack_sequence([torch.randn(n, 20) for n in (5, 3)])
+    assert tritongru.plan(layer, packed, "h100").problem.packed
+    assert tritongru.plan(torch.nn.GRU(20, 64), torch.randn(4, 20), "l4").problem.batch == 1
+
+
+def test_plan_refuses_clearly() -> None:
+    with pytest.raises(TypeError, match="expected a GRU module or a Problem, got Linear"):
+        tritongru.plan(torch.nn.Linear(2, 2), torch.randn(2, 2), "h200")
+    with pytest.raises(TypeError, match="needs the input"):
+        tritongru.plan(tritongru.GRU(2, 3), device="h200")
+    with pytest.raises(TypeError, match="needs a device"):
+        tritongru.plan(PROBLEM)
+    with pytest.raises(ValueError, match="h200"):
+        tritongru.plan(PROBLEM, device="h2000")
+
+
+def test_planning_imports_neither_torch_nor_triton() -> None:
+    """Loaded by its files, since the package itself imports torch."""
+    code = (
+        "import sys, types, pathlib, tritongru._version as v; root = pathlib.Path(v.__file__).parent\n"
+        "[sys.modules.pop(m) for m in list(sys.modules) if m.split('.')[0] in ('torch', 'triton', 'tritongru')]\n"
+        "package = types.ModuleType('tritongru'); package.__path__ = [str(root)]; sys.modules['tritongru'] = package\n"
+        "import tritongru.planning\n"
+        "assert not {'torch', 'triton'} & set(sys.modules), 'imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def run_plan(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tritongru", "plan", *arguments], capture_output=True, text=True, timeout=300
+    )
+
+
+SIZES = ("--batch", "32", "--hidden", "512", "--time", "100", "--dtype", "bf16")
+
+
+def test_command_prints_backend_reason_and_tiles() -> None:
+    found = run_plan("--device", "h200", *SIZES)
+    assert found.returncode == 0, found.stderr
+    assert "backend   step on " in found.stdout and "100 x step_forward" in found.stdout
+
+
+@pytest.mark.compiled
+def test_command_compiles() -> None:
+    found = run_plan("--device", "h200", *SIZES, "--compile", "--json")
+    assert found.returncode == 0, found.stderr
+    plan = json.loads(found.stdout)
+    assert plan["backend"] == "step"
+    assert {report["kernel"] for report in plan["compiled"]} == {"step_forward", "step_backward"}
+    assert all(report["spill_bytes"] == 0 and report["matrix_instructions"] > 0 for report in plan["compiled"])
+
+
+def test_command_refuses_bad_sizes_and_devices() -> None:
+    bad = run_plan("--device", "h200", "--batch", "0", "--hidden", "5", "--time", "1")
+    assert bad.returncode == 2 and "batch must be at least 1, got 0" in bad.stderr
+    unknown = run_plan("--device", "h2000", *SIZES)
+    assert unknown.returncode == 2 and "h200" in unknown.stderr
