@@ -1,6 +1,7 @@
 """The measuring itself: what is refused, what is kept, what a row says. No time is asserted anywhere."""
 
 import csv
+import re
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -16,7 +17,7 @@ from benchmarks.__main__ import main
 from benchmarks.cases import CPU_CASES, GPU_CASES, MEMCHECK_CASES, Case
 from benchmarks.providers import BASELINE, PROVIDERS, Provider
 from benchmarks.results import COLUMNS, SCHEMA, Environment, OtherSchemaError, ResultsFile, Row
-from benchmarks.timing import HostMeter, Sample, Timed, interleave, quantiles
+from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, interleave, quantiles
 
 DENSE = Case(4, 3, 5, 6)
 HERE = Environment("2026-01-01", "a device", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
@@ -37,6 +38,9 @@ class FakeMeter(HostMeter):
     def sample(self, timed):
         self.sampled += 1
         return Sample(100.0, 50.0)
+
+    def release(self):
+        pass
 
 
 class Raising(torch.nn.GRU):
@@ -256,6 +260,20 @@ def test_the_commands_of_the_day_exist():
     assert day.PARTS[-1].command(Path("out"), 10.0)[-4:] == ("--out", "out", "--budget-minutes", "8.0")
 
 
+def test_the_questions_ask_with_commands_that_exist():
+    text = (Path(results.__file__).parent / "QUESTIONS.md").read_text()
+    commands = re.findall(r"python -m benchmarks((?: [^`\n]*)?)`", text)
+    assert len(commands) > 10
+    for command in commands:
+        suite, *options = command.split() or ["cpu"]
+        assert suite in ("cpu", "gpu", "day")
+        for option, value in zip(options[::2], options[1::2], strict=True):
+            if option == "--with":
+                providers.find(value)
+            else:
+                assert option == "--only" and any(value in case.name for case in GPU_CASES), command
+
+
 # timing
 
 
@@ -294,15 +312,60 @@ def test_the_overhead_is_measured_against_nn_gru_and_its_twin(monkeypatch):
     assert {name: len(taken) for name, taken in found.items()} == {"nn.GRU": 3, cpu.TWIN: 3, cpu.OURS: 3}
 
 
+def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "has_triton", lambda: False)
+    threads = torch.get_num_threads()
+    try:
+        assert cpu.main(tmp_path, rounds=4, seconds=0.0) == 0
+    finally:
+        torch.set_num_threads(threads)
+    assert len(rows_of(tmp_path / "cpu.csv")) == 2 * 2 * 3
+    said = capsys.readouterr()
+    assert said.out.count("within 2 %: ") == 2 and "not measured, Triton is not installed" in said.err
+
+
+def test_a_cuda_sample_lies_between_its_events(monkeypatch):
+    log = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            log.append("record")
+
+        def synchronize(self):
+            log.append("wait")
+
+        def elapsed_time(self, end):
+            return 0.3  # ms
+
+    for name, fake in {
+        "current_device": lambda: 0,
+        "synchronize": lambda device: log.append("idle"),
+        "Event": Event,
+        "_sleep": lambda cycles: log.append(cycles),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    meter = CudaMeter()
+    timed = Timed(lambda: log.append("call"), 2)
+    assert meter.sample(timed).time_us == pytest.approx(150)
+    assert log == ["idle", "record", "call", "call", "record", "wait"]
+    log.clear()
+    assert meter.on_device_alone(timed, host_us=10.0) == pytest.approx(300)
+    assert log == ["idle", 40000, "record", "call", "record", "wait"]
+
+
 @pytest.mark.compiled
-def test_host_cost_runs_the_real_launchers_and_launches_nothing():
+def test_host_cost_runs_the_real_launchers_and_launches_nothing(monkeypatch):
     triton = pytest.importorskip("triton")
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime
 
     driver = triton.runtime.driver
     active, seen = driver._active, []
-    with runtime.observe(lambda name, grid: seen.append(name)):
+    with monkeypatch.context() as patch, runtime.observe(lambda name, grid: seen.append(name)):
+        patch.setattr(runtime, "_observers", runtime._observers[-1:])  # nobody else is to take these for launches
         for sizes in (None, (8, 8, 5, 3, 1, 1)):
             found = hostcost.calls(sizes, 6, repeats=2)
             assert len(found["forward"][0]) == len(found["backward"][0]) == 2

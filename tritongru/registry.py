@@ -115,7 +115,6 @@ def backends() -> tuple[BackendStatus, ...]:
     )
 
 
-_ENVIRONMENT = os.environ.get("TRITONGRU_BACKEND")  # read once: a look at the environment costs a call microseconds
 _asked_for: ContextVar[str | None] = ContextVar("tritongru_backend", default=None)
 
 
@@ -123,8 +122,7 @@ _asked_for: ContextVar[str | None] = ContextVar("tritongru_backend", default=Non
 def use_backend(name: str | None) -> Iterator[None]:
     """Inside the block every tritongru layer without a backend of its own runs `name`; None lifts an outer choice.
 
-    The environment variable TRITONGRU_BACKEND, read when tritongru is imported, does the same for a process, and
-    yields to this.
+    The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this.
 
     Raises:
         ValueError: unknown backend.
@@ -148,7 +146,7 @@ def find(name: str) -> Backend:
 
 def asked_for(argument: str | None) -> Backend | None:
     """The backend that argument, `use_backend` or TRITONGRU_BACKEND ask for, in this order; None: choose."""
-    name = argument or _asked_for.get() or _ENVIRONMENT
+    name = argument or _asked_for.get() or os.environ.get("TRITONGRU_BACKEND")
     return find(name) if name else None
 
 

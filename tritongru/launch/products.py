@@ -42,7 +42,7 @@ def products(x: Tensor, precision: str) -> Iterator[None]:
 
 
 def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor:
-    """x_proj of every direction side by side: x [..., I] to [..., D * 3H], as one product, laid out in memory as x is."""
+    """x_proj of every direction side by side: x [..., I] to [..., D * 3H], one product, laid out in memory as x is."""
     if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():
         return project(x.transpose(0, 1), w_ih, b_ih).transpose(0, 1)
     if len(w_ih) == 1:

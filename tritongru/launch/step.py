@@ -114,7 +114,7 @@ def backward(
         dgates [D, rows, 4H] (dn, dr, dz, dq) and, if wanted, dh_0 [D, B, H].
     """
     visits, D, H = call.visits, call.directions, call.hidden_size
-    T, B, N = visits.time, visits.batch, visits.size_rows
+    B, N = visits.batch, visits.size_rows
     device, dtype = y.device, y.dtype
     dh_n, h_0 = dh_n.contiguous(), h_0.contiguous()
     unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)

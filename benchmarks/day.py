@@ -1,0 +1,152 @@
+"""`day`: everything a GPU is wanted for, one part after the other, into one folder.
+
+    tests      python -m pytest -m gpu                            tests.log
+    memcheck   compute-sanitizer over python -m benchmarks.memcheck   memcheck.log
+    check      python -m tritongru check                          check.log
+    timing     python -m benchmarks gpu                           gpu.csv
+
+Each part is a process of its own, so that one that fails, hangs or loses the device does not take the others with it;
+what became of each is printed and kept in day.txt.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .gpu import no_gpu
+from .results import ROOT, Environment
+
+PYTHON = sys.executable
+GRACE_MINUTES = 2.0  # for the timing to finish the case that the budget ends in
+
+
+@dataclass(frozen=True)
+class Part:
+    """One command; `share` is how much of the time that is left it may take."""
+
+    name: str
+    command: Callable[[Path, float], Sequence[str] | None]  # from the folder and its minutes; None: its tool is missing
+    share: float
+    log: bool = True  # what it prints goes to <name>.log, otherwise to the terminal
+    environment: tuple[tuple[str, str], ...] = ()
+    meanings: tuple[tuple[int, str], ...] = ()  # of exit codes
+
+
+def sanitizer() -> str | None:
+    """compute-sanitizer: on the path, or where CUDA is."""
+    places = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda", "/opt/cuda"]
+    found = (shutil.which("compute-sanitizer", path=os.path.join(place, "bin")) for place in places if place)
+    return shutil.which("compute-sanitizer") or next((path for path in found if path), None)
+
+
+def _memcheck(out: Path, minutes: float) -> Sequence[str] | None:
+    tool = sanitizer()
+    options = ("--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no")
+    return tool and (tool, *options, PYTHON, "-m", "benchmarks.memcheck")
+
+
+def _timing(out: Path, minutes: float) -> Sequence[str]:
+    budget = max(0.0, minutes - GRACE_MINUTES)
+    return PYTHON, "-m", "benchmarks", "gpu", "--out", str(out), "--budget-minutes", f"{budget:.1f}"
+
+
+PARTS = (
+    Part(
+        "tests", lambda out, minutes: (PYTHON, "-m", "pytest", "-m", "gpu"), 0.4,
+        meanings=((5, "no GPU test was found"),),
+    ),
+    Part(
+        "memcheck", _memcheck, 0.3, environment=(("PYTORCH_NO_CUDA_MEMORY_CACHING", "1"),),
+        meanings=((86, "memory errors found"),),
+    ),
+    Part("check", lambda out, minutes: (PYTHON, "-m", "tritongru", "check"), 0.4),
+    Part("timing", _timing, 1.0, log=False),
+)  # fmt: skip
+
+
+def main(out: Path | None, budget_minutes: float) -> int:
+    """Run every part; 0 if none failed. A part whose tool is missing did not fail, and is said not to have run."""
+    why_not = no_gpu()
+    if why_not:
+        print(f"python -m benchmarks day: {why_not}", file=sys.stderr)
+        return 1
+    environment = Environment.here(torch.device("cuda", torch.cuda.current_device()))
+    if out is None:
+        out = ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
+    out.mkdir(parents=True, exist_ok=True)
+    return run(PARTS, out.resolve(), budget_minutes, environment)
+
+
+def run(parts: Sequence[Part], out: Path, budget_minutes: float, environment: Environment) -> int:
+    """Run `parts` in order and write day.txt."""
+    ends = time.monotonic() + 60 * budget_minutes
+    head = f"{environment.date} {environment.device}, driver {environment.driver}, torch {environment.torch}, "
+    head += f"triton {environment.triton}, commit {environment.commit} (dirty: {environment.dirty})"
+    lines, failed = [head], 0
+    print(head, flush=True)
+    for part in parts:
+        minutes = part.share * (ends - time.monotonic()) / 60
+        start = time.monotonic()
+        try:
+            outcome, bad = _run_part(part, out, minutes)
+        except KeyboardInterrupt:
+            print(f"interrupted in {part.name}; what came before is in {out}", flush=True)
+            return 130
+        failed += bad
+        log = f" ({part.name}.log)" if part.log and (out / f"{part.name}.log").exists() else ""
+        lines.append(f"{part.name:<9} {outcome}, {time.monotonic() - start:.0f} s{log}")
+        print(lines[-1], flush=True)
+        (out / "day.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return 1 if failed else 0
+
+
+def _run_part(part: Part, out: Path, minutes: float) -> tuple[str, bool]:
+    """What became of a part, and whether that is a failure."""
+    log = out / f"{part.name}.log"
+    log.unlink(missing_ok=True)
+    command = part.command(out, minutes)
+    if command is None:
+        return "not run: compute-sanitizer was not found", False
+    if minutes <= 0:
+        return "FAILED: not run, the budget was spent", True
+    print(f"{part.name}: up to {minutes:.0f} min", flush=True)
+    code = _process(command, log if part.log else None, dict(part.environment), 60 * minutes)
+    if part.log:
+        text = log.read_text(encoding="utf-8", errors="replace")
+        log.write_text(text.replace(str(ROOT), "."), encoding="utf-8")
+        if code:
+            print("\n".join(text.splitlines()[-15:]), flush=True)
+    if code is None:
+        return f"FAILED: stopped after {minutes:.1f} min", True
+    return (f"FAILED: {dict(part.meanings).get(code, f'exit code {code}')}", True) if code else ("passed", False)
+
+
+def _process(command: Sequence[str], log: Path | None, environment: dict[str, str], seconds: float) -> int | None:
+    """The exit code, or None where it was stopped for its time; stopped too, with all it started, on interruption."""
+    with log.open("wb") if log else nullcontext() as file:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **environment}, stdout=file,
+            stderr=None if file is None else subprocess.STDOUT, start_new_session=True,
+        )  # fmt: skip
+        try:
+            return process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            return None
+        finally:
+            for how in (signal.SIGINT, signal.SIGKILL):
+                if process.poll() is None:
+                    os.killpg(process.pid, how)
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(10)

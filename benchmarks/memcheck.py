@@ -1,0 +1,36 @@
+"""`python -m benchmarks.memcheck`: small, odd calls of `step`, forward and backward, for compute-sanitizer to watch.
+
+Run it with PYTORCH_NO_CUDA_MEMORY_CACHING=1: a tensor is then an allocation of its own, and a step beyond it is seen.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from . import work
+from .cases import MEMCHECK_CASES
+from .gpu import no_gpu
+from .providers import PROVIDERS
+
+
+def main() -> int:
+    why_not = no_gpu()
+    if why_not:
+        print(f"python -m benchmarks.memcheck: {why_not}", file=sys.stderr)
+        return 1
+    device = torch.device("cuda", torch.cuda.current_device())
+    for case in MEMCHECK_CASES:
+        module = PROVIDERS["step"].make(case, device=device, dtype=work.TORCH_DTYPES[case.dtype])
+        module.load_state_dict(work.weights(case))
+        inputs = work.Inputs.draw(case, device)
+        work.inference(module, inputs)()
+        work.outcome(module, inputs)
+        torch.cuda.synchronize()
+        print(f"ran {case.name}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,197 @@
+"""Result files: CSV, a row per measurement, appended as it comes; every row says where it was taken."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+import torch
+from torch import device as Device
+
+import tritongru
+
+from .cases import Case
+
+SCHEMA = 1  # raise it with any change of the columns or of what they mean
+ROOT = Path(__file__).resolve().parent.parent
+UNKNOWN = "unknown"
+ERRORS = ("output", "h_n", "x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")  # the tensors whose errors are kept
+
+
+@dataclass(frozen=True)
+class Environment:
+    """Where and with what a row was measured."""
+
+    date: str
+    device: str
+    driver: str
+    torch: str
+    triton: str
+    cudnn: str
+    tritongru: str
+    commit: str
+    dirty: str  # yes: tracked or new files outside the results differ from the commit
+
+    @classmethod
+    def here(cls, device: Device) -> Environment:
+        cuda = device.type == "cuda"
+        commit, dirty = _commit()
+        return cls(
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            device=torch.cuda.get_device_name(device) if cuda else _cpu(),
+            driver=_driver() if cuda else "",
+            torch=torch.__version__,
+            triton=_triton(),
+            cudnn=str(torch.backends.cudnn.version() or "none"),
+            tritongru=tritongru.__version__,
+            commit=commit,
+            dirty=dirty,
+        )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else str(value) if isinstance(value, int) else f"{value:.6g}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One measurement. Times are microseconds per call (hostcost.py: per timestep)."""
+
+    case: Case
+    provider: str
+    pass_: str  # inference, forward, forward+backward; check: what came before timing
+    status: str = "ok"  # ok, wrong, out of memory, error
+    note: str = ""
+    products: str = ""  # of float32: tf32 or ieee
+    first_call_s: float | None = None  # compilation included
+    rounds: int | None = None
+    calls: int | None = None  # per sample
+    p50_us: float | None = None
+    p20_us: float | None = None
+    p80_us: float | None = None
+    ratio: float | None = None  # p50 to nn.GRU's in the same rounds; below 1 is faster
+    host_us: float | None = None  # p50 until the host has issued the call
+    device_us: float | None = None  # p50 on the device with all launches queued beforehand
+    peak_mib: float | None = None  # of forward and backward, above what lay there before
+    saved_mib: float | None = None  # between them, without the results
+    errors: dict[str, float] | None = None  # ||found - truth|| / ||truth|| against float64, by tensor
+
+    def cells(self) -> dict[str, object]:
+        """The row's own columns."""
+        case = self.case
+        given = {
+            "case": case.name, "provider": self.provider, "pass": self.pass_, "dtype": case.dtype,
+            "products": self.products, "T": case.T, "B": case.B, "I": case.I, "H": case.H, "layers": case.layers,
+            "directions": case.directions, "packed": "yes" if case.packed else "no", "status": self.status,
+            "note": self.note,
+        }  # fmt: skip
+        figures = {name: _figure(getattr(self, name)) for name in _FIGURES}
+        errors = {f"error_{name}": _figure((self.errors or {}).get(name)) for name in ERRORS}
+        return {**given, **figures, **errors}
+
+
+_FIGURES = (
+    "first_call_s", "rounds", "calls", "p50_us", "p20_us", "p80_us", "ratio", "host_us", "device_us", "peak_mib",
+    "saved_mib",
+)  # fmt: skip
+COLUMNS = (
+    "schema",
+    *(field.name for field in dataclasses.fields(Environment)),
+    *Row(Case(1, 1, 1, 1), "", "").cells(),
+)
+
+
+class OtherSchemaError(ValueError):
+    """A results file that rows of this schema must not be mixed into."""
+
+
+class ResultsFile:
+    """A CSV file that rows are appended to; each is on disk before the next is measured.
+
+    Raises:
+        OtherSchemaError: the file holds rows of another schema.
+    """
+
+    def __init__(self, path: Path, environment: Environment):
+        self.path = path
+        self.fixed = {"schema": SCHEMA, **dataclasses.asdict(environment)}
+        self.count = 0
+        fresh = not path.exists() or path.stat().st_size == 0
+        if not fresh:
+            _refuse_other_schema(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("a", newline="", encoding="utf-8")
+        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        if fresh:
+            self._writer.writeheader()
+            self._file.flush()
+
+    def append(self, row: Row) -> None:
+        self._writer.writerow({**self.fixed, **row.cells()})
+        self._file.flush()
+        self.count += 1
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _refuse_other_schema(path: Path) -> None:
+    with path.open(newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        schemas = {row.get("schema") or "none" for row in reader} or {str(SCHEMA)}
+        same = tuple(reader.fieldnames or ()) == COLUMNS and schemas == {str(SCHEMA)}
+    if not same:
+        found = ", ".join(sorted(schemas)) if schemas != {str(SCHEMA)} else "other columns"
+        raise OtherSchemaError(
+            f"{path} is of another schema (expected {SCHEMA}, found {found}): move it or give another --out"
+        )
+
+
+def _commit() -> tuple[str, str]:
+    """Commit and whether the checkout differs from it; TRITONGRU_COMMIT speaks for a copy without git."""
+    if (ROOT / ".git").exists():
+        head = _output("git", "rev-parse", "HEAD")
+        changes = _output("git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", none_is="")
+        if head != UNKNOWN:
+            return head, UNKNOWN if changes == UNKNOWN else "yes" if changes else "no"
+    return os.environ.get("TRITONGRU_COMMIT") or UNKNOWN, UNKNOWN
+
+
+def _driver() -> str:
+    if torch.version.hip:
+        return f"ROCm {torch.version.hip}"
+    return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
+
+
+def _triton() -> str:
+    try:
+        import triton
+    except ImportError:
+        return "none"
+    return str(triton.__version__)
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _output(*command: str, none_is: str = UNKNOWN) -> str:
+    """What a command prints; "unknown" where it fails, `none_is` where it prints nothing."""
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=30, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return UNKNOWN
+    return done.stdout.strip() or none_is

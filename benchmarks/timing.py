@@ -1,0 +1,146 @@
+"""Clocks, and how samples are taken: providers in turn, in a random order, round after round of one run."""
+
+from __future__ import annotations
+
+import gc
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Microseconds per call: until the work is done, and until the host has issued it."""
+
+    time_us: float
+    host_us: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A call to be sampled, `calls` times in a row, inside `around()`, whose own cost is not timed."""
+
+    call: Call
+    calls: int = 1
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext
+
+
+class HostMeter:
+    """The host's clock: calls that are done when they return."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter):
+        self.clock = clock
+
+    def synchronize(self) -> None:
+        pass
+
+    def sample(self, timed: Timed) -> Sample:
+        with timed.around():
+            start = self.clock()
+            for _ in range(timed.calls):
+                timed.call()
+            us = (self.clock() - start) * 1e6 / timed.calls
+        return Sample(us, us)
+
+    def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
+        """Microseconds of one call on the device with its launches queued beforehand; None where there is no queue."""
+        return None
+
+    def allocated(self) -> int:
+        """Bytes that tensors hold now."""
+        return 0
+
+    def peak(self) -> int:
+        """The most bytes they held at once since the last call of this method."""
+        return 0
+
+    def release(self) -> None:
+        """Give memory back that no tensor holds."""
+        gc.collect()
+
+
+class CudaMeter(HostMeter):
+    """CUDA events on the current stream; a sample begins on an idle device, with L2 as the sample before left it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.device = torch.device("cuda", torch.cuda.current_device())
+
+    def synchronize(self) -> None:
+        torch.cuda.synchronize(self.device)
+
+    def sample(self, timed: Timed) -> Sample:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with timed.around():
+            self.synchronize()
+            start = self.clock()
+            begin.record()
+            for _ in range(timed.calls):
+                timed.call()
+            end.record()
+            host = self.clock() - start
+            end.synchronize()
+        return Sample(begin.elapsed_time(end) * 1e3 / timed.calls, host * 1e6 / timed.calls)
+
+    def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with timed.around():
+            self.synchronize()
+            # the device spins while the host queues the call: twice its time, at 2 cycles per ns or fewer
+            torch.cuda._sleep(int(2 * host_us * 2000))
+            begin.record()
+            timed.call()
+            end.record()
+            end.synchronize()
+        return begin.elapsed_time(end) * 1e3
+
+    def allocated(self) -> int:
+        return torch.cuda.memory_allocated(self.device)
+
+    def peak(self) -> int:
+        self.synchronize()
+        found = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return found
+
+    def release(self) -> None:
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def interleave(
+    timed: Mapping[str, Timed], meter: HostMeter, *, rounds: int, seconds: float, fewest: int = 10, seed: int = 0
+) -> dict[str, list[Sample]]:
+    """Samples of every call: each once per round, in a random order, until `rounds` or (after `fewest`) `seconds`."""
+    order = random.Random(seed)
+    samples: dict[str, list[Sample]] = {name: [] for name in timed}
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        start = meter.clock()
+        for done in range(rounds):
+            if done >= fewest and meter.clock() - start > seconds:
+                break
+            for name in order.sample(list(timed), len(timed)):
+                samples[name].append(meter.sample(timed[name]))
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
+    """p20, p50, p80."""
+    p20, p50, p80 = np.quantile(values, (0.2, 0.5, 0.8)).tolist()
+    return p20, p50, p80

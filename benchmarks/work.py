@@ -1,0 +1,141 @@
+"""One case made concrete: weights, inputs and cotangents, the passes over them, and how wrong a module is."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from tritongru.inspection import check
+from tritongru.registry import DTYPES
+
+from .cases import Case
+from .providers import BASELINE, PROVIDERS
+from .timing import Call
+
+TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
+SANE = 0.1  # of nn.GRU's own error, which is the yardstick of the others': beyond it something is broken
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a module of a case is called with. h_0 is given and, in what is timed, needs no gradient; x needs one."""
+
+    input: Any  # x itself, or packed
+    x: Tensor  # [T, B, I], packed [N, I], or a cell's [B, I]
+    h_0: Tensor  # [layers * D, B, H], or a cell's [B, H]
+    cotangents: tuple[Tensor, ...]  # of output and h_n, or of a cell's h
+
+    @classmethod
+    def draw(cls, case: Case, device: torch.device, dtype: torch.dtype | None = None, seed: int = 0) -> Inputs:
+        """Normal values rounded to the case's dtype, then taken to `dtype`: the same for every dtype and device."""
+        generator = torch.Generator().manual_seed(seed)
+        own = TORCH_DTYPES[case.dtype]
+
+        def normal(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator).to(own).to(device=device, dtype=dtype or own)
+
+        B, D = case.B, case.directions
+        if case.cell:
+            x = normal(B, case.I).requires_grad_()
+            return cls(x, x, normal(B, case.H), (normal(B, case.H),))
+        leading = (sum(case.lengths),) if case.packed else (case.T, B)
+        x = normal(*leading, case.I).requires_grad_()
+        input = PackedSequence(x, torch.tensor(case.batch_sizes)) if case.packed else x
+        states = (case.layers * D, B, case.H)
+        return cls(input, x, normal(*states), (normal(*leading, D * case.H), normal(*states)))
+
+    def through(self, module: nn.Module, h_0: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Output and h_n, or a cell's h."""
+        found = module(self.input, self.h_0 if h_0 is None else h_0)
+        if isinstance(found, Tensor):
+            return (found,)
+        output, h_n = found
+        return (output.data if isinstance(output, PackedSequence) else output), h_n
+
+
+def weights(case: Case, seed: int = 1) -> dict[str, Tensor]:
+    """A state_dict with nn.GRU's own scale of weights."""
+    module = PROVIDERS[BASELINE].make(case, device="cpu", dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    bound = 1 / math.sqrt(case.H)
+    drawn = {name: torch.rand(p.shape, generator=generator) for name, p in module.state_dict().items()}
+    return {name: ((2 * p - 1) * bound).to(TORCH_DTYPES[case.dtype]) for name, p in drawn.items()}
+
+
+def inference(module: nn.Module, inputs: Inputs) -> Call:
+    module.eval()
+
+    def call() -> Any:
+        with torch.no_grad():
+            return inputs.through(module)
+
+    return call
+
+
+def forward(module: nn.Module, inputs: Inputs) -> Call:
+    module.train()
+    return lambda: inputs.through(module)
+
+
+def forward_backward(module: nn.Module, inputs: Inputs) -> Call:
+    module.train()
+    wanted = [inputs.x, *module.parameters()]
+    return lambda: torch.autograd.grad(inputs.through(module), wanted, inputs.cotangents)
+
+
+PASSES: dict[str, Callable[[nn.Module, Inputs], Call]] = {
+    "inference": inference,
+    "forward": forward,
+    "forward+backward": forward_backward,
+}
+
+
+def outcome(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
+    """Output, h_n and every gradient, h_0's included."""
+    module.train()
+    h_0 = inputs.h_0.detach().clone().requires_grad_()
+    results = inputs.through(module, h_0)
+    parameters = dict(module.named_parameters())
+    gradients = torch.autograd.grad(results, [inputs.x, h_0, *parameters.values()], inputs.cotangents)
+    named = zip(("output", "h_n"), (r.detach() for r in results), strict=False)
+    return {**dict(named), **dict(zip(("x", "h_0", *parameters), gradients, strict=True))}
+
+
+def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:
+    """||found - truth|| / ||truth|| by tensor, the worst over layers and directions; NaN wherever one is."""
+    worst: dict[str, float] = {}
+    for name, true in truth.items():
+        error = ((found[name].double() - true).norm() / true.norm().clamp_min(1e-300)).item()
+        before = worst.get(_kind(name), 0.0)
+        worst[_kind(name)] = before if math.isnan(before) or before > error else error
+    return worst
+
+
+def _kind(name: str) -> str:
+    """weight_ih_l0_reverse is w_ih; output, h_n, x and h_0 are themselves."""
+    for long, short in (("weight_", "w_"), ("bias_", "b_")):
+        if name.startswith(long):
+            return short + name[len(long) :][:2]
+    return name
+
+
+def verdict(case: Case, found: dict[str, float], of_baseline: dict[str, float] | None, tf32: bool) -> str:
+    """What is wrong, or nothing: the rule of `python -m tritongru check` on one draw, with twice nn.GRU's error.
+
+    nn.GRU itself (`of_baseline` None) need only be sane.
+    """
+    shape = check.Case(case.T, case.B, case.I, case.H, case.layers, case.bidirectional, lengths=case.lengths)
+    wrong = []
+    for name, error in found.items():
+        limit = SANE
+        if of_baseline is not None:
+            limit = max(2 * of_baseline.get(name, 0.0), check.floor(name, shape, TORCH_DTYPES[case.dtype], tf32))
+        if not error <= limit:  # NaN is wrong too
+            wrong.append(f"{name} {error:.1e} > {limit:.1e}")
+    return ", ".join(wrong)
