@@ -36,6 +36,8 @@ CHOICES = (
     Choice("few-rows-wide", batch=8, hidden=5120),
     Choice("many-rows", batch=64, hidden=512),
     Choice("cell", batch=8, hidden=512, time=1),
+    Choice("cell-wide", batch=8, hidden=5120, time=1),
+    Choice("cell-many-rows", batch=64, hidden=512, time=1),
     Choice("odd", batch=5, hidden=67, directions=2),
     Choice("odd-cell", batch=5, hidden=67, time=1, directions=2),
 )
@@ -54,9 +56,11 @@ def check(choice: Choice, target: str, dtype: str, precision: str, aligned: bool
         assert report.shared_bytes <= device.shared_per_program, (
             f"{where}: {report.shared_bytes} bytes of shared memory"
         )
-        first = specimen.constants.get("FIRST")
-        kind = "forward" if first is None else "backward_first" if first else "backward"
-        tiles = step_tiles(kind, choice.batch, choice.hidden, choice.directions, dtype, device)
+        if "FIRST" in specimen.constants:
+            kind = "backward_first" if specimen.constants["FIRST"] else "backward"
+        else:
+            kind = "cell" if specimen.constants["FUSE_INPUT"] else "forward"
+        tiles = step_tiles(kind, choice.batch, choice.hidden, choice.directions, dtype, precision, device)
         bound = _shared_bytes(kind, tiles, dtype)
         assert report.shared_bytes <= bound, f"{where}: {report.shared_bytes} bytes, above the planned {bound}"
         if dtype != "fp32" or precision == "tf32" or device.vendor == "amd":
@@ -67,20 +71,22 @@ def native(target: str) -> str:
     return "ieee" if target == "mi300x" else "tf32"
 
 
-def test_choices_cover_every_tile() -> None:
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("target", TARGETS)
+def test_choices_cover_every_tile(target: str, dtype: str, precision: str) -> None:
     """All tiles that `step_tiles` ever returns for these devices are compiled below."""
-    for target in TARGETS:
-        device = describe(target)
-        for kind in ("forward", "backward", "backward_first"):
-            for dtype in DTYPES:
-                possible = {
-                    step_tiles(kind, batch, hidden, D, dtype, device)
-                    for batch in (1, 16, 32, 33, 64, 512)
-                    for hidden in (1, 64, 512, 1024, 2048, 4096, 8192)
-                    for D in (1, 2)
-                }
-                covered = {step_tiles(kind, c.batch, c.hidden, c.directions, dtype, device) for c in CHOICES}
-                assert possible <= covered
+    device = describe(target)
+    for kind in ("forward", "cell", "backward", "backward_first"):
+        possible = {
+            step_tiles(kind, batch, hidden, D, dtype, precision, device)
+            for batch in (1, 16, 32, 33, 64, 512)
+            for hidden in (1, 64, 512, 1024, 2048, 4096, 8192)
+            for D in (1, 2)
+        }
+        chosen = [c for c in CHOICES if (c.time == 1) == (kind == "cell") or kind == "backward_first"]
+        covered = {step_tiles(kind, c.batch, c.hidden, c.directions, dtype, precision, device) for c in chosen}
+        assert possible <= covered, kind
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -90,7 +96,7 @@ def test_bf16(choice: Choice, target: str) -> None:
 
 
 @pytest.mark.parametrize("target", ["h100", "a100", "mi300x"])
-@pytest.mark.parametrize("choice", [CHOICES[2], CHOICES[5]], ids=lambda choice: choice.name)
+@pytest.mark.parametrize("choice", [CHOICES[2], CHOICES[7]], ids=lambda choice: choice.name)
 def test_fp32(choice: Choice, target: str) -> None:
     check(choice, target, "fp32", native(target))
 

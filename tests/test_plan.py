@@ -42,9 +42,9 @@ def test_a_forced_backend_that_cannot_serve_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", GPUS)
-@pytest.mark.parametrize("kind", ["forward", "backward", "backward_first"])
+@pytest.mark.parametrize("kind", ["forward", "cell", "backward", "backward_first"])
 def test_few_forms_of_a_kernel_whatever_the_batch(name: str, kind: str) -> None:
-    forms = {step_tiles(kind, batch, 512, 1, "bf16", describe(name)) for batch in range(1, 600)}
+    forms = {step_tiles(kind, batch, 512, 1, "bf16", "tf32", describe(name)) for batch in range(1, 600)}
     assert len(forms) <= 2
 
 

@@ -25,6 +25,9 @@ _PACKED = (
 )  # fmt: skip
 
 
+EMPTY = "a size is 0: there is nothing to launch a kernel for"
+
+
 def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """A GRU as torch.gru has it, in both its forms.
 
@@ -138,8 +141,8 @@ def _gru(
     D = 2 if bidirectional else 1
     reason = _unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first)
     chosen = _settle(backend, reason, input)
-    if isinstance(chosen, str):
-        return _or_refuse(backend, chosen, input, aten())  # aten raises its own error where the input is at fault
+    if isinstance(chosen, str):  # aten raises its own error where the input is at fault
+        return _or_refuse(backend, chosen, input, aten())
 
     x, hx, params = _autocast(input, hx, params)
     sizes = None if batch_sizes is None else tuple(batch_sizes.tolist())
@@ -150,8 +153,8 @@ def _gru(
         h_0 = hx if num_layers == 1 else hx[layer * D : (layer + 1) * D]
         x, h_n = _layer(chosen, x, sizes, h_0, weights, D, batch_first=batch_first, recompute=recompute)
         h_ns.append(h_n)
-        if train and dropout > 0 and layer < num_layers - 1:
-            x = torch.nn.functional.dropout(x, dropout, training=True)
+        if train and dropout != 0 and layer < num_layers - 1:
+            x = torch.dropout(x, dropout, True)
     return x, h_ns[0] if num_layers == 1 else torch.cat(h_ns)
 
 
@@ -161,9 +164,9 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
     Raises:
         ValueError: unknown backend.
     """
+    if torch.compiler.is_compiling() or not isinstance(input, Tensor):
+        return True  # before anything that Dynamo cannot trace; PyTorch says what is wrong with what is no tensor
     found = registry.asked_for(backend)
-    if not isinstance(input, Tensor):
-        return True  # PyTorch says what is wrong with it
     if found is None:
         if not input.is_cuda:
             registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
@@ -171,16 +174,15 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
     elif found.name == "aten":
         return True
     if tracing():
-        registry.log_once(logging.INFO, "under torch.compile, export, tracing or a functional transform: aten")
+        registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
         return True
     return False
 
 
 def tracing() -> bool:
-    """Under torch.compile, export, ONNX, jit tracing, make_fx, functorch transforms or forward-mode differentiation."""
+    """Under export, ONNX, jit tracing, make_fx, functorch transforms or forward-mode differentiation."""
     return bool(
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        torch.jit.is_tracing()
         or torch.onnx.is_in_onnx_export()
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
@@ -204,6 +206,8 @@ def _settle(backend: str | None, unfit: str | None, input: Tensor) -> Backend | 
 def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
     found = registry.asked_for(backend)
+    if reason is EMPTY:
+        return result
     if found is not None:
         raise registry.refuse(found, reason, input.device, input.dtype)
     registry.log_once(logging.WARNING, f"PyTorch's own path (aten) runs on {input.device}: {reason}")
@@ -247,14 +251,14 @@ def _unfit_call(
 def _unfit(
     input: Tensor, T: int, B: int, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int, D: int
 ) -> str | None:
-    if T == 0 or B == 0:
-        return "T or B is 0"
+    if min(T, B, input.shape[-1], hx.shape[-1]) == 0:
+        return EMPTY
     every = [input, hx, *params]
     if any(type(t) not in (Tensor, Parameter) for t in every):
         return "an argument is a tensor subclass"
     if any(t.device != input.device for t in every):
         return "the arguments lie on several devices"
-    autocast = torch.is_autocast_enabled(input.device.type)
+    autocast = registry.autocasting(input.device)
     dtypes = {t.dtype for t in every}
     if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
         return "the arguments have several dtypes"
@@ -262,7 +266,7 @@ def _unfit(
         return "hx does not fit"
     H = hx.shape[-1]
     each = 4 if has_biases else 2
-    if len(params) != num_layers * D * each or H < 1:
+    if len(params) != num_layers * D * each:
         return "the number of parameters does not fit"
     I = input.shape[-1]
     for layer in range(num_layers):

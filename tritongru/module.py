@@ -48,17 +48,19 @@ class GRU(nn.GRU):
         batch_first: bool = False,
         dropout: float = 0.0,
         bidirectional: bool = False,
+        *,
         device: Any = None,
         dtype: Any = None,
-        *,
         backend: str | None = None,
         recompute: bool = False,
+        **refused: Any,
     ) -> None:
         if backend is not None:
             registry.find(backend)
         super().__init__(
-            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device=device, dtype=dtype
-        )
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional,
+            device=device, dtype=dtype, **refused,  # proj_size and what nobody knows, in nn.GRU's words
+        )  # fmt: skip
         self.backend = backend
         self.recompute = recompute
 

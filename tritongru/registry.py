@@ -43,6 +43,8 @@ class Backend:
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on tensors of this device and dtype; None if it can."""
+        if self.module is not None and dtype not in DTYPES:
+            return f"it takes {', '.join(DTYPES.values())}, not {dtype}"
         if not self.triton:
             return None
         if not has_triton():
@@ -99,11 +101,15 @@ def device_of(device: torch.device) -> Device:
     return describe("interpreter")
 
 
+def autocasting(device: torch.device) -> bool:
+    """Whether autocast is on for a device; there are some, meta among them, that have none."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def computing_dtype(tensor: Tensor) -> torch.dtype:
     """The dtype that a call on this tensor computes in: its own, or autocast's where that is on for its device."""
-    kind = tensor.device.type
-    if tensor.dtype != torch.float64 and torch.is_autocast_enabled(kind):
-        return torch.get_autocast_dtype(kind)
+    if tensor.dtype != torch.float64 and autocasting(tensor.device):
+        return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
 
 

@@ -11,7 +11,7 @@ put back into PyTorch's order r z n on the small weight gradients.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -27,18 +27,24 @@ def rnn_precision(nvidia: bool) -> str:
 
 @contextmanager
 def products(x: Tensor, precision: str) -> Iterator[None]:
-    """Inside: library products on x's device, in x's dtype, with float32 ones run by `precision`; autocast off."""
-    with torch.autocast(x.device.type, enabled=False):
-        if x.device.type != "cuda" or x.dtype != torch.float32:
+    """Inside: library products on x's device, in x's dtype, with float32 ones run by `precision`; autocast off.
+
+    The switch of matmul is the process's own: a product of another thread may meet it while it is turned.
+    """
+    known = torch.amp.is_autocast_available(x.device.type)
+    with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
+        matmul = torch.backends.cuda.matmul
+        saved = matmul.fp32_precision if x.device.type == "cuda" and x.dtype == torch.float32 else precision
+        if saved == precision:
             yield
             return
-        matmul = torch.backends.cuda.matmul
-        saved = matmul.fp32_precision
         matmul.fp32_precision = precision
         try:
             yield
         finally:
-            matmul.fp32_precision = saved
+            matmul.fp32_precision = "none"  # inherit, as most processes do; a value of its own only where it had one
+            if matmul.fp32_precision != saved:
+                matmul.fp32_precision = saved
 
 
 def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor:

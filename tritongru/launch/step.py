@@ -49,8 +49,8 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     """
     visits, D, H, I = call.visits, call.directions, call.hidden_size, x.shape[-1]
     T, B, N = visits.time, visits.batch, visits.size_rows
-    tiles = step_tiles("forward", B, H, D, call.dtype, call.device)
     fuse_input = T == 1
+    tiles = step_tiles("cell" if fuse_input else "forward", B, H, D, call.dtype, call.precision, call.device)
     device, dtype = x.device, x.dtype
     if fuse_input:
         stride_x_i = x.stride(-1)
@@ -123,7 +123,7 @@ def backward(
     dh_0 = empty(D, B, H, dtype=dtype, device=device)
 
     def bound(kind: str) -> tuple[Launch, StepTiles]:
-        tiles = step_tiles(kind, B, H, D, call.dtype, call.device)
+        tiles = step_tiles(kind, B, H, D, call.dtype, call.precision, call.device)
         arguments = dict(
             dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
             gates_ptr=gates, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
@@ -163,7 +163,7 @@ def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Sp
     sizes = dict.fromkeys(kernels.SIZES, "i32")
 
     def specimen(kernel: Any, kind: str, arguments: dict[str, str], constants: dict[str, Any]) -> Specimen:
-        tiles = step_tiles(kind, B, H, D, dtype, device)
+        tiles = step_tiles(kind, B, H, D, dtype, problem.precision, device)
         blocks = {"BLOCK_B": tiles.block_b, "BLOCK_H": tiles.block_h, "BLOCK_K": tiles.block_k}
         given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
         return Specimen(kernel, given, {**constants, **blocks}, tiles.num_warps, tiles.num_stages)
@@ -172,7 +172,7 @@ def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Sp
     found = [
         specimen(
             kernels.step_forward,
-            "forward",
+            "cell" if fused else "forward",
             {
                 **dict.fromkeys(kernels.FORWARD_SCALARS, "i32"),
                 **dict.fromkeys(weights, theirs),

@@ -66,7 +66,7 @@ class Plan:
     device: str
     backend: str
     reason: str
-    tiles: tuple[tuple[str, StepTiles], ...]  # (kernel, tiles) of the recurrent launches
+    tiles: tuple[tuple[str, StepTiles], ...]  # (kind, tiles) of the recurrent launches
     launches: Launches
     cost: Cost
 
@@ -84,9 +84,9 @@ class Plan:
             f"{'training' if p.training else 'inference'}{', packed' if p.packed else ''}",
         ]
         lines += [
-            f"tiles     {kernel}: {t.block_b} rows x {t.block_h} units, K by {t.block_k}, "
+            f"tiles     {kind}: {t.block_b} rows x {t.block_h} units, K by {t.block_k}, "
             f"{t.num_warps} warps, {t.num_stages} stages"
-            for kernel, t in self.tiles
+            for kind, t in self.tiles
         ]
         for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
             if counts:
@@ -101,24 +101,28 @@ class Plan:
 
 
 @lru_cache(maxsize=4096)
-def step_tiles(kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device) -> StepTiles:
-    """Tiles of `forward`, `backward` or `backward_first`. Never depends on T.
+def step_tiles(
+    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device
+) -> StepTiles:
+    """Tiles of `forward`, `cell` (forward with FUSE_INPUT), `backward` or `backward_first`. Never depends on T.
 
     Two sizes per kernel, so that a model's many batch sizes compile at most two forms of it: up to 32 rows in tiles of
     16, where the launch is bound by latency and reading W_h; above that tiles of 64, which fill a warp group's matrix
     instruction. None of this is timed yet: benchmarks/QUESTIONS.md asks for it.
     """
-    if kind not in ("forward", "backward", "backward_first"):
-        raise ValueError(f"kind must be forward, backward or backward_first, got {kind!r}")
+    if kind not in ("forward", "cell", "backward", "backward_first"):
+        raise ValueError(f"kind must be forward, cell, backward or backward_first, got {kind!r}")
     if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
         return StepTiles(block_b=64 if batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
     wide = batch > 32 and kind != "backward_first"  # which runs once a call
-    block_b = 64 if wide else 16
+    vector = dtype == "fp32" and precision == "ieee"  # no matrix instructions: 64 rows of accumulators spill
+    block_b = (32 if vector else 64) if wide else 16
     # few rows: halve the slice of units until the programs fill the device
     programs = 2 * directions * math.ceil(hidden_size / 32)
     block_h = 16 if not wide and programs < device.sms else 32
-    # the first launch of backward makes gate gradients as it multiplies: deeper tiles spill on sm_80 and sm_89
-    block_k = 32 if dtype == "fp32" or kind == "backward_first" else 64
+    # deeper tiles spill: in the first launch of backward, which makes gate gradients as it multiplies, on sm_80 and
+    # sm_89; in a cell of odd sizes on sm_90 (tests/test_compiles.py)
+    block_k = 32 if dtype == "fp32" or kind in ("backward_first", "cell") else 64
     num_stages = 2 if device.vendor == "amd" else 3  # AMD's LDS holds 64 KB and its compiler pipelines two
     tiles = StepTiles(block_b, block_h, block_k, num_warps=4, num_stages=num_stages)
     while num_stages > 1 and _shared_bytes(kind, tiles, dtype) > device.shared_per_program:
@@ -131,7 +135,7 @@ def _shared_bytes(kind: str, tiles: StepTiles, dtype: str) -> int:
     """An upper bound of what the pipeline keeps in shared memory; the compile tests hold it against the compiler's."""
     weights = 3 * tiles.block_h * tiles.block_k
     rows = tiles.block_b * tiles.block_k
-    left = {"forward": rows, "backward": 3 * rows, "backward_first": 8 * rows}[kind]
+    left = {"forward": rows, "cell": rows, "backward": 3 * rows, "backward_first": 8 * rows}[kind]
     # the epilogue's exchanges of layout take up to one float32 tile
     epilogue = 4 * tiles.block_b * max(tiles.block_h, tiles.block_k)
     return tiles.num_stages * (weights + left) * BYTES[dtype] + epilogue
@@ -169,15 +173,15 @@ def choose(problem: Problem, device: Device, backend: str | None = None) -> Plan
     if chosen != "step":
         return Plan(problem, device.name, chosen, reason, (), Launches((), ()), Cost(0, 0, 0))
     p = problem
-    kinds = ["forward"]
+    kinds = ["cell" if p.time == 1 else "forward"]
     if p.training:
         kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
     tiles = tuple(
-        (f"step_{kind}", step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, device)) for kind in kinds
+        (kind, step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device)) for kind in kinds
     )
     return Plan(
         problem, device.name, chosen, reason, tiles,
         step_launches(p.time, p.layers, p.directions, p.dtype, p.training, p.bias, p.packed, p.recompute),
         step_cost(p.batch, p.time, p.input_size, p.hidden_size, p.layers, p.directions, p.dtype, p.recompute,
-                  dict(tiles)["step_forward"].block_b, dict(tiles)["step_forward"].block_h),
+                  tiles[0][1].block_b, tiles[0][1].block_h),
     )  # fmt: skip

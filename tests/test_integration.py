@@ -1,0 +1,1328 @@
+"""The layer among the rest of PyTorch: weights that change, autograd's corners, autocast, copies, transforms,
+exporters, precision switches, and the choice of a backend.
+
+Values in float32 agree within 32 * eps * sqrt(K) times the larger of 1 and the largest expected element, where
+K = I + H + T * B bounds the length of every product behind an output or a gradient; those under autocast to bfloat16
+within 4 * eps(bfloat16) times the same, against float32: three roundings of half an eps on the way (input, weight,
+result) and the recurrence's passing on of earlier ones.
+"""
+
+import copy
+import io
+import logging
+import math
+import pickle
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.autograd.forward_ad as forward_ad
+from torch import nn
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.utils import parametrizations, parametrize, prune
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import tritongru
+from tritongru import functional, registry
+from tritongru.launch.products import products, rnn_precision
+
+EPS = torch.finfo(torch.float32).eps
+STEP = pytest.param("step", marks=pytest.mark.interpreted)
+BACKENDS = ["aten", "reference", STEP]
+OURS = ["reference", STEP]  # the backends that are not PyTorch's own path
+ours_only = pytest.mark.parametrize("backend", OURS)
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    return request.param
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """The names of the backends whose layers ran, in order; PyTorch's own path leaves no trace."""
+    names = []
+
+    def watch(name, forward):
+        def watched(*args, **kwargs):
+            names.append(name)
+            return forward(*args, **kwargs)
+
+        return watched
+
+    for found in registry.BACKENDS.values():
+        if found.module is not None and (not found.triton or registry.has_triton()):
+            module = found.load()
+            monkeypatch.setattr(module, "forward", watch(found.name, module.forward))
+    return names
+
+
+@pytest.fixture
+def messages(caplog):
+    """caplog in a process in which nothing has been logged yet."""
+    registry.log_once.cache_clear()
+    caplog.set_level(logging.INFO, logger="tritongru")
+    yield caplog
+    registry.log_once.cache_clear()
+
+
+def pair(backend, *sizes, seed=0, recompute=False, **options):
+    """torch.nn.GRU and tritongru.GRU with the same parameters."""
+    torch.manual_seed(seed)
+    theirs = nn.GRU(*sizes, **options)
+    ours = tritongru.GRU(*sizes, **options, backend=backend, recompute=recompute)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
+
+
+def randn(*shape, seed=2):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def states(module):
+    return module.num_layers * (2 if module.bidirectional else 1)
+
+
+def packed(*lengths, input_size=3):
+    return pack_sequence([randn(n, input_size, seed=n) for n in lengths], enforce_sorted=False)
+
+
+def assert_close(actual, expected, terms=16, what=""):
+    """Within the tolerance of this file's docstring; `terms` is its K, 16 for T 3, B 2, I 3, H up to 7."""
+    assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
+    scale = max(1.0, expected.detach().abs().max().item())
+    torch.testing.assert_close(
+        actual, expected, rtol=0, atol=32 * EPS * math.sqrt(terms) * scale, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def assert_all_close(actual, expected):
+    assert len(actual) == len(expected)
+    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
+        assert (a is None) == (e is None), index
+        if a is not None:
+            assert_close(a, e, what=f"tensor {index}")
+
+
+def both(theirs, ours, call):
+    """`call(module)` gives tensors: those of ours are those of torch's."""
+    expected, actual = call(theirs), call(ours)
+    assert_all_close(actual, expected)
+    return actual
+
+
+def loss_of(output, h_n):
+    """A scalar that weighs every element of both differently."""
+    data = output.data if isinstance(output, PackedSequence) else output
+    return (data * randn(*data.shape, seed=5)).sum() + (h_n * randn(*h_n.shape, seed=6)).sum()
+
+
+def trained(module, x, hx=None):
+    """Output, h_n and the gradient of each parameter after one backward pass."""
+    module.zero_grad()
+    output, h_n = module(x, hx)
+    loss_of(output, h_n).backward()
+    data = output.data if isinstance(output, PackedSequence) else output
+    return [data, h_n, *(p.grad for p in module.parameters())]
+
+
+# Weights that change between two calls. The first call may leave nothing behind that the second one believes.
+
+
+class Halved(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def replaced(old, scale=0.5):
+    return nn.Parameter(old.detach() * scale + 0.1)
+
+
+def to_and_back(module, x):
+    module.double()
+    module.float()
+    with torch.no_grad():
+        module.weight_hh_l0.mul_(2)
+
+
+def optimiser_step(module, x):
+    optimiser = torch.optim.SGD(module.parameters(), lr=0.1)
+    module(x)[0].sum().backward()
+    optimiser.step()
+
+
+def tied(module, x):
+    module.weight_hh_l1 = module.weight_hh_l0
+    module.bias_hh_l1 = module.bias_ih_l0
+
+
+def load_assigned(module, x):
+    module.load_state_dict({n: p * 0.5 for n, p in module.state_dict().items()}, assign=True)
+
+
+def load_copied(module, x):
+    module.load_state_dict({n: p * 0.5 for n, p in module.state_dict().items()})
+
+
+def frozen_then_swapped(module, x):
+    module.weight_ih_l0 = nn.Parameter(module.weight_ih_l0.detach() * 2, requires_grad=True)
+    del module.bias_ih_l1
+    module.register_parameter("bias_ih_l1", nn.Parameter(torch.ones(15)))
+
+
+CHANGES = {
+    "to": to_and_back,
+    "setattr": lambda m, x: setattr(m, "weight_hh_l0", replaced(m.weight_hh_l0)),
+    "setattr-bias": lambda m, x: setattr(m, "bias_ih_l1", replaced(m.bias_ih_l1)),
+    "delete-and-register": frozen_then_swapped,
+    "data-mul_": lambda m, x: m.weight_hh_l0.data.mul_(0.5),
+    "data-assigned": lambda m, x: setattr(m.weight_ih_l1, "data", m.weight_ih_l1.data * 0.5),
+    "data-of-all-assigned": lambda m, x: [setattr(p, "data", p.data * 0.5) for p in m.parameters()],
+    "data-not-contiguous": lambda m, x: [
+        setattr(p, "data", p.data.t().clone().t() * 0.5) for p in m.all_weights[0][:2]
+    ],
+    "no_grad-copy_": lambda m, x: torch.no_grad()(m.weight_hh_l1.copy_)(m.weight_hh_l1 * 0.5),
+    "numpy-view": lambda m, x: m.weight_hh_l0.detach().numpy().__imul__(0.5),
+    "load_state_dict": load_copied,
+    "load_state_dict-assign": load_assigned,
+    "optimiser": optimiser_step,
+    "vector_to_parameters": lambda m, x: nn.utils.vector_to_parameters(
+        nn.utils.parameters_to_vector(m.parameters()) * 0.5, m.parameters()
+    ),
+    "tied": tied,
+    "parametrization": lambda m, x: parametrize.register_parametrization(m, "weight_hh_l0", Halved()),
+    "parametrized-weight_norm": lambda m, x: parametrizations.weight_norm(
+        m, "weight_hh_l0"
+    ).parametrizations.weight_hh_l0.original0.data.mul_(2),
+    "spectral_norm": lambda m, x: parametrizations.spectral_norm(m.eval(), "weight_hh_l0"),
+    "weight_norm": lambda m, x: nn.utils.weight_norm(m, "weight_hh_l0").weight_hh_l0_g.data.mul_(2),
+    "prune": lambda m, x: prune.l1_unstructured(m, "weight_hh_l0", 0.5),
+    "prune-removed": lambda m, x: prune.remove(prune.l1_unstructured(m, "weight_ih_l1", 0.5), "weight_ih_l1"),
+    "reset_parameters": lambda m, x: (torch.manual_seed(11), m.reset_parameters()),
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_the_next_call_sees_changed_weights(backend, change):
+    theirs, ours = pair(backend, 3, 5, num_layers=2)
+    x = randn(2, 2, 3)
+    before = ours(x)[0].detach()
+    for module in (theirs, ours):
+        torch.manual_seed(4)
+        change(module, x)
+    after = both(theirs, ours, lambda module: trained(module, x))[0]
+    assert not torch.allclose(before, after), "the change changed nothing"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_removed_parametrization_leaves_the_plain_weight(backend):
+    theirs, ours = pair(backend, 3, 5)
+    for module in (theirs, ours):
+        parametrize.register_parametrization(module, "weight_hh_l0", Halved())
+        module(randn(3, 2, 3))
+        parametrize.remove_parametrizations(module, "weight_hh_l0")
+    both(theirs, ours, lambda module: trained(module, randn(3, 2, 3)))
+
+
+@pytest.mark.parametrize("plain", [True, False], ids=["tensors", "parameters"])
+def test_functional_call_uses_its_weights_and_leaves_the_module_s(backend, plain):
+    theirs, ours = pair(backend, 3, 5, num_layers=2)
+    x = randn(3, 2, 3)
+    own = ours(x)[0].detach()
+
+    def call(module):
+        weights = {n: (p.detach() * 0.5).requires_grad_() for n, p in module.named_parameters()}
+        weights = weights if plain else {n: nn.Parameter(p.detach()) for n, p in weights.items()}
+        output, h_n = torch.func.functional_call(module, weights, (x,))
+        return [output, h_n, *torch.autograd.grad(loss_of(output, h_n), list(weights.values()))]
+
+    assert not torch.allclose(both(theirs, ours, call)[0], own)
+    assert torch.equal(ours(x)[0], own)
+
+
+def test_tied_weights_gather_both_gradients(backend):
+    theirs, ours = pair(backend, 5, 5, num_layers=2)
+    for module in (theirs, ours):
+        module.weight_hh_l1 = module.weight_hh_l0
+        module.weight_ih_l1 = module.weight_ih_l0
+    assert len(list(ours.parameters())) == 6
+    both(theirs, ours, lambda module: trained(module, randn(3, 2, 5)))
+
+
+@pytest.mark.parametrize("moved", ["weights", "input", "h_0", "everything"])
+def test_unaligned_and_non_contiguous_memory(backend, moved):
+    """Storage that starts one element off, and rows with a gap behind them."""
+
+    def shifted(tensor):
+        return torch.cat([torch.full((1,), math.nan), tensor.detach().flatten()])[1:].view(tensor.shape)
+
+    def gapped(tensor):
+        wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), math.nan)
+        wide[..., 1:-2] = tensor.detach()
+        return wide[..., 1:-2]
+
+    for move in (shifted, gapped):
+        theirs, ours = pair(backend, 3, 5, bidirectional=True)
+        x, hx = randn(3, 2, 3), randn(2, 2, 5, seed=3)
+        expected = trained(theirs, x, hx)
+        if moved in ("weights", "everything"):
+            for parameter in ours.parameters():
+                parameter.data = move(parameter)
+        if moved in ("input", "everything"):
+            x = move(x)
+        if moved in ("h_0", "everything"):
+            hx = move(hx)
+        assert_all_close(trained(ours, x, hx), expected)
+
+
+STRIDED = {
+    "transposed": lambda T, B, F: randn(F, B, T).permute(2, 1, 0),
+    "batch-major": lambda T, B, F: randn(B, T, F).transpose(0, 1),
+    "every-other": lambda T, B, F: randn(2 * T, 2 * B, 2 * F)[::2, 1::2, ::2],
+    "expanded-batch": lambda T, B, F: randn(T, 1, F).expand(T, B, F),
+    "expanded-everything": lambda T, B, F: randn(1, 1, 1).expand(T, B, F),
+    "flipped": lambda T, B, F: randn(T, B, F).flip(0),
+}
+
+
+@pytest.mark.parametrize("make", STRIDED.values(), ids=STRIDED)
+@pytest.mark.parametrize("where", ["input", "h_0"])
+def test_strided_and_expanded_inputs(backend, make, where):
+    theirs, ours = pair(backend, 3, 5, num_layers=2 if where == "h_0" else 1)
+
+    def call(module):
+        x = (make(2, 2, 3) if where == "input" else randn(2, 2, 3)).detach().requires_grad_()
+        hx = (make(2, 2, 5) if where == "h_0" else randn(states(module), 2, 5, seed=3)).detach().requires_grad_()
+        output, h_n = module(x, hx)
+        loss_of(output, h_n).backward()
+        return [output, h_n, x.grad, hx.grad]
+
+    both(theirs, ours, call)
+
+
+@pytest.mark.parametrize("given", ["batched", "unbatched", "packed"])
+def test_a_learned_h_0_that_is_expanded_over_the_batch(backend, given):
+    theirs, ours = pair(backend, 3, 5)
+
+    def call(module):
+        start = randn(1, 1, 5, seed=3).requires_grad_()
+        x = {"batched": randn(3, 2, 3), "unbatched": randn(3, 3), "packed": packed(2, 3)}[given]
+        hx = start[0].expand(1, 5) if given == "unbatched" else start.expand(1, 2, 5)
+        output, h_n = module(x, hx)
+        loss_of(output, h_n).backward()
+        return [h_n, start.grad]
+
+    both(theirs, ours, call)
+
+
+# Autograd.
+
+
+COTANGENTS = {
+    "sum": lambda o, h: o.sum() + h.sum(),
+    "sum-of-output": lambda o, h: o.sum(),
+    "sum-of-h_n": lambda o, h: h.sum(),
+    "mean-of-h_n": lambda o, h: h.mean(),
+    "last-step": lambda o, h: o[-1].square().sum(),
+    "one-element": lambda o, h: o[1, 0, 2],
+    "one-element-of-h_n": lambda o, h: h[0, 1, 2],
+    "sum-over-the-batch": lambda o, h: (o.sum(1) * randn(*o.sum(1).shape)).sum(),
+    "sum-over-time": lambda o, h: (o.sum(0) * randn(*o.sum(0).shape)).sum(),
+    "transposed": lambda o, h: (o.permute(2, 1, 0) * randn(*o.permute(2, 1, 0).shape)).sum(),
+    "half-of-the-features": lambda o, h: o[..., ::2].square().sum() + h[..., 1::2].sum(),
+    "zero": lambda o, h: 0 * o.sum() + 0 * h.sum(),
+}
+
+
+@pytest.mark.parametrize("loss", COTANGENTS.values(), ids=COTANGENTS)
+@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
+def test_cotangents_of_every_kind(backend, loss, batch_first):
+    theirs, ours = pair(backend, 3, 5, batch_first=batch_first)
+
+    def call(module):
+        module.zero_grad()
+        x, hx = randn(3, 2, 3).requires_grad_(), randn(1, 3 if batch_first else 2, 5, seed=3).requires_grad_()
+        loss(*module(x, hx)).backward()
+        return [x.grad, hx.grad, *(p.grad for p in module.parameters())]
+
+    both(theirs, ours, call)
+
+
+@pytest.mark.parametrize("on", ["output", "h_n", "both"])
+def test_cotangents_of_stride_0_given_by_hand(backend, on):
+    theirs, ours = pair(backend, 3, 5)
+    _, cell = torch.manual_seed(0), tritongru.GRUCell(3, 5, backend=backend)
+    their_cell = nn.GRUCell(3, 5)
+    their_cell.load_state_dict(cell.state_dict())
+    one = torch.tensor(0.75)
+
+    def call(module):
+        results = [r for r, name in zip(module(randn(3, 2, 3)), ("output", "h_n"), strict=True) if on in (name, "both")]
+        return torch.autograd.grad(results, list(module.parameters()), [one.expand(r.shape) for r in results])
+
+    both(theirs, ours, call)
+    both(their_cell, cell, lambda c: torch.autograd.grad(c(randn(2, 3)), list(c.parameters()), one.expand(2, 5)))
+
+
+def test_a_loss_on_h_n_or_output_alone_of_packed_input(backend):
+    theirs, ours = pair(backend, 3, 5, bidirectional=True)
+    both(theirs, ours, lambda m: torch.autograd.grad(m(packed(2, 3, 1))[1].sum(), list(m.parameters())))
+    both(theirs, ours, lambda m: torch.autograd.grad(m(packed(2, 3, 1))[0].data.sum(), list(m.parameters())))
+
+
+TRAINED = {
+    "w_ih": ["weight_ih_l0"],
+    "w_hh": ["weight_hh_l1"],
+    "b_ih": ["bias_ih_l0"],
+    "b_hh": ["bias_hh_l0"],
+    "biases": ["bias_ih_l0", "bias_hh_l0", "bias_ih_l0_reverse", "bias_hh_l0_reverse"],
+    "reverse": ["weight_ih_l0_reverse", "weight_hh_l0_reverse"],
+    "second-layer": ["weight_ih_l1", "weight_hh_l1", "bias_ih_l1", "bias_hh_l1"],
+    "input": ["input"],
+    "h_0": ["h_0"],
+    "input-and-b_hh": ["input", "bias_hh_l0_reverse"],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "recompute"),
+    [*((name, False) for name in TRAINED), *((name, True) for name in ("w_ih", "w_hh", "input"))],
+    ids=[*TRAINED, *(f"{name}-recompute" for name in ("w_ih", "w_hh", "input"))],
+)
+def test_frozen_weights_get_no_gradient_and_the_others_the_right_one(backend, name, recompute):
+    trainable = TRAINED[name]
+    theirs, ours = pair(backend, 3, 4, num_layers=2, bidirectional=True, recompute=recompute)
+
+    def call(module):
+        x, hx = randn(2, 2, 3), randn(4, 2, 4, seed=3)
+        leaves = {"input": x, "h_0": hx, **dict(module.named_parameters())}
+        for name, leaf in leaves.items():
+            leaf.requires_grad_(name in trainable)
+        loss_of(*module(x, hx)).backward()
+        return [leaf.grad for leaf in leaves.values()]
+
+    found = both(theirs, ours, call)
+    assert sum(g is not None for g in found) == len(trainable)
+
+
+def test_with_everything_frozen_there_is_no_graph(backend):
+    _, ours = pair(backend, 3, 4)
+    ours.requires_grad_(False)
+    output, h_n = ours(randn(2, 2, 3))
+    assert not output.requires_grad and not h_n.requires_grad
+
+
+def test_backward_twice_through_a_retained_graph(backend):
+    theirs, ours = pair(backend, 3, 5, num_layers=2)
+
+    def call(module):
+        results = module(randn(3, 2, 3))
+        parameters = list(module.parameters())
+        first = torch.autograd.grad(loss_of(*results), parameters, retain_graph=True)
+        second = torch.autograd.grad(results[1].sum(), parameters, retain_graph=True, allow_unused=True)
+        third = torch.autograd.grad(loss_of(*results), parameters)
+        assert all(torch.equal(a, b) for a, b in zip(first, third, strict=True))
+        return [*first, *second]
+
+    both(theirs, ours, call)
+
+
+def test_backward_twice_without_retaining_is_pytorch_s_error(backend):
+    _, ours = pair(backend, 3, 4)
+    loss = ours(randn(2, 2, 3))[0].sum()
+    loss.backward()
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        loss.backward()
+
+
+def test_calls_may_interleave(backend):
+    """Two graphs of one layer alive at once, and a gradient that gathers over both."""
+    theirs, ours = pair(backend, 3, 5)
+
+    def call(module):
+        module.zero_grad()
+        first, second = module(randn(3, 2, 3)), module(randn(2, 2, 3, seed=7))
+        loss_of(*first).backward()
+        loss_of(*second).backward()
+        return [p.grad for p in module.parameters()]
+
+    both(theirs, ours, call)
+
+
+def scale_(tensor):
+    with torch.no_grad():
+        tensor.mul_(3.0).add_(1.0)
+
+
+IN_PLACE = {
+    "h_0": lambda m, x, hx, o, h: scale_(hx),
+    "input": lambda m, x, hx, o, h: scale_(x),
+    "w_ih": lambda m, x, hx, o, h: scale_(m.weight_ih_l0),
+    "w_hh": lambda m, x, hx, o, h: scale_(m.weight_hh_l1),
+    "b_hh": lambda m, x, hx, o, h: scale_(m.bias_hh_l0),
+    "output": lambda m, x, hx, o, h: scale_(o),
+    "output-detached": lambda m, x, hx, o, h: o.detach().zero_(),
+    "step-of-output": lambda m, x, hx, o, h: scale_(o[1]),
+    "h_n": lambda m, x, hx, o, h: scale_(h),
+    "h_n-detached": lambda m, x, hx, o, h: h.detach().zero_(),
+}
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recompute"])
+@pytest.mark.parametrize("change", IN_PLACE.values(), ids=IN_PLACE)
+def test_in_place_changes_before_backward_give_a_right_gradient_or_an_error(backend, change, recompute):
+    theirs, ours = pair(backend, 3, 5, num_layers=2, recompute=recompute)
+    x, hx = randn(3, 2, 3), randn(2, 2, 5, seed=3)
+    expected = torch.autograd.grad(loss_of(*theirs(x, hx)), list(theirs.parameters()))
+    output, h_n = ours(x, hx)
+    loss = loss_of(output, h_n)
+    change(ours, x, hx, output, h_n)
+    try:
+        found = torch.autograd.grad(loss, list(ours.parameters()))
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        assert_all_close(found, expected)
+
+
+IN_PLACE_AND_TRACKED = {
+    "output-mul_": lambda o, h: (o.mul_(2), h),
+    "output-relu_": lambda o, h: (torch.relu_(o), h),
+    "step-of-output-zeroed": lambda o, h: (o[0].zero_(), (o, h))[1],
+    "h_n-mul_": lambda o, h: (o, h.mul_(2)),
+    "h_n-added-to-output": lambda o, h: (o.add_(h[-1]), h),
+}
+
+
+@pytest.mark.parametrize("change", IN_PLACE_AND_TRACKED.values(), ids=IN_PLACE_AND_TRACKED)
+def test_in_place_operations_on_the_results_that_autograd_follows(backend, change):
+    theirs, ours = pair(backend, 3, 5)
+    x = randn(3, 2, 3)
+    output, h_n = theirs(x)
+    expected = torch.autograd.grad(loss_of(*change(output.clone(), h_n.clone())), list(theirs.parameters()))
+    try:
+        found = torch.autograd.grad(loss_of(*change(*ours(x))), list(ours.parameters()))
+    except RuntimeError as error:
+        assert "modified by an inplace operation" in str(error)
+    else:
+        assert_all_close(found, expected)
+
+
+def test_detach_of_h_n_in_place_cuts_the_history_between_chunks(backend):
+    theirs, ours = pair(backend, 3, 5)
+
+    def call(module):
+        module.zero_grad()
+        hx = None
+        for chunk in randn(4, 2, 3).split(2):
+            output, hx = module(chunk, hx)
+            hx.detach_()
+            output.square().sum().backward()
+        assert not hx.requires_grad
+        return [hx, *(p.grad for p in module.parameters())]
+
+    both(theirs, ours, call)
+
+
+def test_state_carried_from_chunk_to_chunk_is_one_sequence(backend):
+    _, ours = pair(backend, 3, 5, num_layers=2)
+    x = randn(4, 2, 3)
+    whole, h_whole = ours(x)
+    first, hx = ours(x[:1])
+    second, hx = ours(x[1:], hx)
+    assert_all_close([torch.cat([first, second]), hx], [whole, h_whole])
+    gradients = [torch.autograd.grad(loss_of(*r), list(ours.parameters())) for r in ((whole, h_whole),)]
+    gradients.append(torch.autograd.grad(loss_of(torch.cat([first, second]), hx), list(ours.parameters())))
+    assert_all_close(*gradients)
+
+
+@pytest.mark.filterwarnings("ignore:Anomaly Detection")
+def test_anomaly_mode_and_deterministic_algorithms(backend):
+    _, ours = pair(backend, 3, 5)
+    expected = trained(ours, randn(3, 2, 3))
+    torch.use_deterministic_algorithms(True)
+    try:
+        with torch.autograd.detect_anomaly(check_nan=True):
+            found = trained(ours, randn(3, 2, 3))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+# Double backward.
+
+
+DOUBLE = {
+    "plain": ({}, lambda m: m(m.x, m.hx)),
+    "two-layers-bidirectional": ({"num_layers": 2, "bidirectional": True}, lambda m: m(m.x, m.hx)),
+    "batch-first-no-bias": ({"batch_first": True, "bias": False}, lambda m: m(m.x.transpose(0, 1), m.hx)),
+    "recompute": ({"recompute": True}, lambda m: m(m.x, m.hx)),
+}
+
+
+def differentiable(backend, recompute=False, **options):
+    """A layer and everything of it that has a gradient."""
+    _, layer = pair(backend, 3, 4, recompute=recompute, **options)
+    layer.x, layer.hx = randn(2, 2, 3).requires_grad_(), randn(states(layer), 2, 4, seed=3).requires_grad_()
+    return layer, {"input": layer.x, "h_0": layer.hx, **dict(layer.named_parameters())}
+
+
+@ours_only
+@pytest.mark.parametrize(("options", "call"), DOUBLE.values(), ids=DOUBLE)
+def test_first_order_gradients_with_create_graph_are_right(backend, options, call):
+    layer, leaves = differentiable(backend, **options)
+    expected = torch.autograd.grad(loss_of(*call(layer)), list(leaves.values()))
+    found = torch.autograd.grad(loss_of(*call(layer)), list(leaves.values()), create_graph=True)
+    assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+    assert all(f.requires_grad for f in found)
+
+
+@ours_only
+@pytest.mark.parametrize(("options", "call"), DOUBLE.values(), ids=DOUBLE)
+def test_double_backward_is_refused_in_words(backend, options, call):
+    layer, leaves = differentiable(backend, **options)
+    (gradient,) = torch.autograd.grad(loss_of(*call(layer)), layer.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward") as caught:
+        gradient.square().sum().backward()
+    assert repr(backend) in str(caught.value)
+    assert all(leaf.grad is None for leaf in leaves.values())
+
+
+@ours_only
+@pytest.mark.parametrize("of", ["input", "h_0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+@pytest.mark.parametrize("on", ["output", "h_n"])
+def test_double_backward_is_never_silently_none(backend, of, on):
+    """The gradient of one leaf, differentiated by each leaf in turn, by the cotangent, and by what made the input."""
+    layer, leaves = differentiable(backend)
+    upstream = torch.ones(3, requires_grad=True)
+    output, h_n = layer(layer.x * upstream, layer.hx)
+    result = output if on == "output" else h_n
+    cotangent = randn(*result.shape, seed=8).requires_grad_()
+    (gradient,) = torch.autograd.grad(result, leaves[of], cotangent, create_graph=True)
+    for by in (*leaves.values(), cotangent, upstream):
+        with pytest.raises(RuntimeError, match="double backward"):
+            torch.autograd.grad(gradient.sum(), by, retain_graph=True, allow_unused=True)
+
+
+@ours_only
+def test_double_backward_through_packed_input_a_cell_and_a_frozen_layer_is_refused(backend):
+    layer, leaves = differentiable(backend)
+    sequence = packed(2, 1)
+    data = sequence.data.requires_grad_()
+    output, _ = layer(PackedSequence(data, *sequence[1:]))
+    (gradient,) = torch.autograd.grad(output.data.sum(), data, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.grad(gradient.sum(), data, allow_unused=True)
+
+    cell = tritongru.GRUCell(3, 4, backend=backend)
+    x = randn(2, 3).requires_grad_()
+    (gradient,) = torch.autograd.grad(cell(x).sum(), x, create_graph=True)
+    for by in (x, cell.weight_hh, cell.bias_ih):
+        with pytest.raises(RuntimeError, match="double backward"):
+            torch.autograd.grad(gradient.sum(), by, retain_graph=True, allow_unused=True)
+
+    layer.requires_grad_(False)
+    (gradient,) = torch.autograd.grad(layer(leaves["input"])[0].sum(), leaves["input"], create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        gradient.norm().backward()
+
+
+@ours_only
+def test_hessian_and_gradient_penalty_are_refused(backend):
+    layer, _ = differentiable(backend)
+    with pytest.raises(RuntimeError, match="double backward"):
+        torch.autograd.functional.hessian(lambda x: layer(x)[0].square().sum(), layer.x.detach())
+    output, _ = layer(layer.x)
+    (gradient,) = torch.autograd.grad(output.sum(), layer.x, create_graph=True)
+    with pytest.raises(RuntimeError, match="double backward"):
+        (output.mean() + (gradient.norm() - 1).square()).backward()
+
+
+def test_aten_on_the_cpu_can_be_differentiated_twice():
+    theirs, ours = pair("aten", 3, 4)
+
+    def call(module):
+        x = randn(2, 2, 3).requires_grad_()
+        (gradient,) = torch.autograd.grad(loss_of(*module(x)), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), [x, *module.parameters()], allow_unused=True)
+
+    both(theirs, ours, call)
+
+
+# Autocast.
+
+
+def within_bfloat16(actual, expected):
+    scale = max(1.0, expected.detach().abs().max().item())
+    torch.testing.assert_close(
+        actual.float(), expected.float(), rtol=0, atol=4 * torch.finfo(torch.bfloat16).eps * scale
+    )
+
+
+def test_under_autocast_aten_is_nn_gru():
+    theirs, ours = pair("aten", 3, 5)
+    for module in (ours, tritongru.GRU(3, 5)):
+        module.load_state_dict(theirs.state_dict())
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, found = theirs(randn(3, 2, 3)), module(randn(3, 2, 3))
+        assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+        assert [a.dtype for a in found] == [e.dtype for e in expected]
+
+
+@ours_only
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}, {"recompute": True}], ids=str
+)
+def test_autocast_computes_in_bfloat16_and_trains_float32_parameters(backend, options):
+    theirs, ours = pair(backend, 3, 5, **options)
+
+    def call(module, autocast):
+        module.zero_grad()
+        x, hx = (
+            randn(3, 2, 3).requires_grad_(),
+            randn(states(module), 3 if module.batch_first else 2, 5).requires_grad_(),
+        )
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            output, h_n = module(x, hx)
+        loss_of(output.float(), h_n.float()).backward()
+        return [output, h_n], [x.grad, hx.grad, *(p.grad for p in module.parameters())]
+
+    results, gradients = call(ours, True)
+    expected, expected_gradients = call(theirs, False)
+    assert {r.dtype for r in results} == {torch.bfloat16}
+    assert {g.dtype for g in gradients} == {torch.float32}
+    for actual, reference in zip(results + gradients, expected + expected_gradients, strict=True):
+        within_bfloat16(actual, reference)
+    assert not torch.equal(results[0].float(), expected[0])  # the products did run in bfloat16
+
+
+@ours_only
+def test_autocast_of_packed_input_of_a_cell_and_of_mixed_dtypes(backend):
+    theirs, ours = pair(backend, 3, 5)
+    cell = tritongru.GRUCell(3, 5, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, h_n = ours(packed(2, 3, 1), randn(1, 3, 5, seed=3))
+        mixed, _ = ours(randn(3, 2, 3).bfloat16(), randn(1, 2, 5, seed=3))
+        h = cell(randn(2, 3), randn(2, 5, seed=3))
+        with torch.autocast("cpu", enabled=False):
+            inner, _ = ours(randn(3, 2, 3))
+    assert output.data.dtype == h_n.dtype == mixed.dtype == h.dtype == torch.bfloat16
+    assert inner.dtype == torch.float32
+    expected, h_expected = theirs(packed(2, 3, 1), randn(1, 3, 5, seed=3))
+    within_bfloat16(output.data, expected.data)
+    within_bfloat16(h_n, h_expected)
+    within_bfloat16(mixed, theirs(randn(3, 2, 3), randn(1, 2, 5, seed=3))[0])
+    within_bfloat16(h, torch.gru_cell(randn(2, 3), randn(2, 5, seed=3), *cell.parameters()))
+    assert_close(inner, theirs(randn(3, 2, 3))[0])
+
+
+@ours_only
+def test_autocast_to_another_dtype_or_for_another_device(backend):
+    _, ours = pair(backend, 3, 5)
+    with torch.autocast("cpu", torch.float16):
+        assert ours(randn(3, 2, 3))[0].dtype == torch.float16
+    with torch.amp.autocast_mode.autocast("cpu", torch.bfloat16, enabled=False):
+        assert ours(randn(3, 2, 3))[0].dtype == torch.float32
+
+
+@ours_only
+def test_autocast_state_is_left_as_it_was(backend):
+    _, ours = pair(backend, 3, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        ours(randn(3, 2, 3))[0].float().sum().backward()
+        assert torch.is_autocast_enabled("cpu")
+        assert (randn(2, 2) @ randn(2, 2)).dtype == torch.bfloat16
+    assert not torch.is_autocast_enabled("cpu")
+
+
+# Copies and files.
+
+
+def pickled(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+def saved(module):
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, copy.copy, pickled, saved], ids=["deepcopy", "copy", "pickle", "save"]
+)
+def test_a_copy_is_the_same_layer_with_its_own_settings(backend, copied):
+    _, ours = pair(backend, 3, 5, num_layers=2, bidirectional=True, batch_first=True, recompute=True)
+    expected = trained(ours, randn(3, 2, 3))
+    twin = copied(ours)
+    assert type(twin) is tritongru.GRU and (twin.backend, twin.recompute) == (backend, True)
+    assert all(torch.equal(a, e) for a, e in zip(trained(twin, randn(3, 2, 3)), expected, strict=True))
+    assert repr(twin) == repr(ours)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, pickled, saved], ids=["deepcopy", "pickle", "save"])
+def test_a_deep_copy_has_weights_of_its_own(backend, copied):
+    _, ours = pair(backend, 3, 5)
+    x = randn(3, 2, 3)
+    before = ours(x)[0]
+    twin = copied(ours)
+    with torch.no_grad():
+        twin.weight_hh_l0.mul_(2)
+    assert torch.equal(ours(x)[0], before) and not torch.allclose(twin(x)[0], before)
+    cell = copied(tritongru.GRUCell(3, 5, backend=backend))
+    assert type(cell) is tritongru.GRUCell and cell.backend == backend
+
+
+def test_a_state_dict_file_loads_with_weights_only(backend):
+    theirs, ours = pair(backend, 3, 5, num_layers=2)
+    for source, target in ((theirs, ours), (ours, theirs)):
+        with torch.no_grad():
+            source.weight_ih_l1.mul_(0.5)
+        file = io.BytesIO()
+        torch.save(source.state_dict(), file)
+        file.seek(0)
+        target.load_state_dict(torch.load(file, weights_only=True))
+        both(theirs, ours, lambda module: module(randn(3, 2, 3)))
+
+
+def test_activation_checkpointing(backend):
+    from torch.utils.checkpoint import checkpoint
+
+    _, ours = pair(backend, 3, 5, num_layers=2, dropout=0.5)
+
+    def call(run):
+        ours.zero_grad()
+        x = randn(3, 2, 3).requires_grad_()
+        torch.manual_seed(3)
+        output, h_n = run(x)
+        loss_of(output, h_n).backward()
+        return [output, x.grad, *(p.grad for p in ours.parameters())]
+
+    found, expected = call(lambda x: checkpoint(ours, x, use_reentrant=False)), call(ours)
+    assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
+
+
+def test_saved_tensors_may_be_packed_away(backend):
+    theirs, ours = pair(backend, 3, 5)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().clone(), lambda t: t):
+        results = ours(randn(3, 2, 3))
+    found = torch.autograd.grad(loss_of(*results), list(ours.parameters()))
+    assert_all_close(found, torch.autograd.grad(loss_of(*theirs(randn(3, 2, 3))), list(theirs.parameters())))
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
+def test_distributed_data_parallel(backend):
+    import torch.distributed as dist
+
+    theirs, ours = pair(backend, 3, 5)
+    expected = trained(theirs, randn(3, 2, 3))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel = nn.parallel.DistributedDataParallel(ours)
+        found = trained(parallel, randn(3, 2, 3))
+    finally:
+        dist.destroy_process_group()
+    assert_all_close(found, expected)
+
+
+# Tracers, exporters and transforms take PyTorch's own path.
+
+
+def calls(graph):
+    """What a graph calls, in order."""
+    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+@pytest.mark.filterwarnings("ignore:The tensor attributes")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
+def test_export_holds_aten_gru(backend, ran, options):
+    theirs, ours = pair(backend, 3, 5, **options)
+    x = randn(3, 2, 3)
+    program = torch.export.export(ours, (x,))
+    assert "aten.gru.input" in calls(program.graph)
+    assert calls(program.graph) == calls(torch.export.export(theirs, (x,)).graph)
+    assert all(torch.equal(a, e) for a, e in zip(program.module()(x), theirs(x), strict=True))
+    assert ran == []
+
+
+def test_strict_export_holds_aten_gru(backend, ran):
+    theirs, ours = pair(backend, 3, 5)
+    program = torch.export.export(ours, (randn(3, 2, 3), randn(1, 2, 5, seed=3)), strict=True)
+    assert "aten.gru.input" in calls(program.graph)
+    assert torch.equal(program.module()(randn(3, 2, 3), randn(1, 2, 5))[0], theirs(randn(3, 2, 3), randn(1, 2, 5))[0])
+    assert ran == []
+
+
+def onnx_graph(module, **options):
+    onnx = pytest.importorskip("onnx")
+    file = io.BytesIO()
+    torch.onnx.export(module, (randn(3, 2, 3),), file, **options)
+    model = onnx.load_from_string(file.getvalue())
+    onnx.checker.check_model(model)
+    return model.graph
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
+def test_onnx_export_gives_the_gru_node(backend, ran, options):
+    theirs, ours = pair(backend, 3, 5, **options)
+    graph, expected = onnx_graph(ours.eval(), dynamo=False), onnx_graph(theirs.eval(), dynamo=False)
+    nodes = [node for node in graph.node if node.op_type == "GRU"]
+    assert len(nodes) == ours.num_layers
+    assert {a.name: a.i for a in nodes[0].attribute}["linear_before_reset"] == 1
+    assert [node.op_type for node in graph.node] == [node.op_type for node in expected.node]
+    assert [i.dims for i in graph.initializer] == [i.dims for i in expected.initializer]
+    assert [i.raw_data for i in graph.initializer] == [i.raw_data for i in expected.initializer]
+    assert ran == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_onnx_export_by_dynamo(backend, ran):
+    pytest.importorskip("onnxscript")
+    theirs, ours = pair(backend, 3, 5)
+    program, expected = (torch.onnx.export(m.eval(), (randn(3, 2, 3),), dynamo=True) for m in (ours, theirs))
+    assert [n.op_type for n in program.model.graph] == [n.op_type for n in expected.model.graph]
+    assert ran == []
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_jit_trace(backend, ran):
+    theirs, ours = pair(backend, 3, 5, num_layers=2)
+    traced = torch.jit.trace(ours, (randn(3, 2, 3),))
+    x = randn(4, 1, 3, seed=9)
+    assert all(torch.equal(a, e) for a, e in zip(traced(x), theirs(x), strict=True))
+    assert "aten::gru" in str(traced.inlined_graph)
+    assert set(ran) <= {backend}  # by the tracer's check of its trace against a plain call
+
+
+@pytest.mark.parametrize("tracing_mode", ["real", "fake"])
+def test_make_fx(backend, ran, tracing_mode):
+    theirs, ours = pair(backend, 3, 5)
+
+    def traced(module):
+        def call(x, weights):
+            return torch.func.functional_call(module, weights, (x,))
+
+        return make_fx(call, tracing_mode=tracing_mode)(randn(3, 2, 3), dict(module.named_parameters()))
+
+    graph, expected = traced(ours), traced(theirs)
+    assert calls(graph.graph) == calls(expected.graph)
+    x, weights = randn(3, 2, 3, seed=9), {n: p * 0.5 for n, p in ours.named_parameters()}
+    assert all(torch.equal(a, e) for a, e in zip(graph(x, weights), expected(x, weights), strict=True))
+    assert ran == []
+
+
+def test_fake_tensors(backend, ran):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        output, h_n = tritongru.GRU(3, 5, 2, backend=backend)(torch.empty(3, 2, 3))
+    assert output.shape == (3, 2, 5) and h_n.shape == (2, 2, 5)
+    assert ran == []
+
+
+@pytest.fixture
+def dynamo():
+    torch._dynamo.reset()
+    yield torch._dynamo
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
+def test_gru_compiles_as_a_full_graph(backend, dynamo, ran, compiler):
+    theirs, _ = pair(None, 3, 5, num_layers=2)
+    weights = list(theirs.parameters())
+
+    @torch.compile(backend=compiler, fullgraph=True)
+    def call(x, hx):
+        return tritongru.gru(x, hx, weights, True, 2, 0.0, True, False, False, backend=backend)
+
+    x, hx = randn(3, 2, 3), torch.zeros(2, 2, 5)
+    found = call(x, hx)
+    assert_all_close(found, theirs(x))
+    assert_all_close(torch.autograd.grad(loss_of(*found), weights), torch.autograd.grad(loss_of(*theirs(x)), weights))
+    assert ran == []
+
+
+@pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
+def test_with_allow_rnn_a_module_compiles_as_a_full_graph(backend, dynamo, ran):
+    theirs, ours = pair(backend, 3, 5)
+    with dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(ours, backend="eager", fullgraph=True)
+        both(theirs, compiled, lambda module: trained(module, randn(3, 2, 3)))
+    assert ran == []
+
+
+def test_without_a_setting_a_module_breaks_the_graph_and_computes_the_same(backend, dynamo):
+    theirs, ours = pair(backend, 3, 5)
+    head = nn.Linear(5, 2)
+
+    @torch.compile(backend="eager")
+    def call(module, x):
+        output, h_n = module(x * 2)
+        return head(output), h_n
+
+    output, h_n = theirs(randn(3, 2, 3) * 2)
+    assert_all_close(call(ours, randn(3, 2, 3)), [head(output), h_n])
+
+
+@pytest.mark.parametrize(
+    "transform", [torch.func.jacrev, torch.func.jacfwd, torch.func.hessian], ids=lambda t: t.__name__
+)
+def test_func_transforms(backend, ran, transform):
+    theirs, ours = pair(backend, 3, 4)
+    both(theirs, ours, lambda m: [transform(lambda x: m(x)[0].square().sum((0, 1)))(randn(2, 1, 3))])
+    assert ran == []
+
+
+def test_func_grad_by_weights(backend, ran):
+    theirs, ours = pair(backend, 3, 5)
+
+    def call(module):
+        def loss(weights):
+            return loss_of(*torch.func.functional_call(module, weights, (randn(3, 2, 3),)))
+
+        return list(torch.func.grad(loss)({n: p.detach() for n, p in module.named_parameters()}).values())
+
+    both(theirs, ours, call)
+    assert ran == []
+
+
+def test_forward_mode_derivatives(backend, ran):
+    theirs, ours = pair(backend, 3, 5)
+    x, tangent = randn(3, 2, 3), randn(3, 2, 3, seed=8)
+    both(theirs, ours, lambda m: torch.func.jvp(lambda x: m(x)[0], (x,), (tangent,)))
+
+    def dual(module):
+        with forward_ad.dual_level():
+            output, h_n = module(forward_ad.make_dual(x, tangent))
+            return [forward_ad.unpack_dual(output).tangent, forward_ad.unpack_dual(h_n).tangent]
+
+    both(theirs, ours, dual)
+    assert ran == []
+    ours(x)
+    assert ran == ([] if backend == "aten" else [backend])  # and the level is left behind
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_vmap_of_a_cell(backend, ran):
+    torch.manual_seed(0)
+    theirs, ours = nn.GRUCell(3, 5), tritongru.GRUCell(3, 5, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    both(theirs, ours, lambda cell: [torch.vmap(cell)(randn(4, 2, 3))])
+
+    def gradients(cell):
+        each = torch.func.grad(lambda x, h: cell(x, h).square().sum())
+        return [torch.vmap(each)(randn(4, 2, 3), randn(4, 2, 5, seed=3))]
+
+    both(theirs, ours, gradients)
+
+    def ensemble(cell):
+        weights = {n: torch.stack([p, p * 0.5]).detach() for n, p in cell.named_parameters()}
+        x, h = randn(2, 4, 3), randn(2, 4, 5, seed=3)
+        return [torch.vmap(lambda *given: torch.func.functional_call(cell, given[0], given[1:]))(weights, x, h)]
+
+    both(theirs, ours, ensemble)
+    assert ran == []
+
+
+def test_vmap_of_a_layer_ends_as_nn_gru_s_does(backend, ran):
+    """torch 2.13 has no batching rule for aten::gru: the same error then, the same values once it has one."""
+    theirs, ours = pair(backend, 3, 5)
+    ends = []
+    for module in (theirs, ours):
+        try:
+            ends.append(torch.vmap(lambda x, m=module: m(x)[0])(randn(4, 3, 2, 3)))
+        except RuntimeError as error:
+            ends.append(str(error))
+    expected, found = ends
+    assert type(found) is type(expected)
+    assert found == expected if isinstance(found, str) else torch.equal(found, expected)
+    assert ran == []
+
+
+# TF32 follows the switch of PyTorch's RNNs.
+
+
+@pytest.fixture
+def switches():
+    """torch's float32 precision switches, put back afterwards."""
+    backends = torch.backends
+    places = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    yield backends
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
+def test_tf32_is_the_default_on_nvidia_alone(switches):
+    assert rnn_precision(True) == "tf32"
+    assert rnn_precision(False) == "ieee"
+
+
+def test_tf32_follows_the_rnn_switch_and_not_matmul_s(switches):
+    for ours, expected in (("ieee", "ieee"), ("tf32", "tf32")):
+        switches.cudnn.rnn.fp32_precision = ours
+        for matmul in ("tf32", "ieee"):
+            switches.cuda.matmul.fp32_precision = matmul
+            assert rnn_precision(True) == expected
+            assert rnn_precision(False) == "ieee"
+
+
+def test_tf32_follows_allow_tf32_and_the_general_switches(switches):
+    switches.cudnn.allow_tf32 = False
+    assert rnn_precision(True) == "ieee"
+    switches.cudnn.allow_tf32 = True
+    assert rnn_precision(True) == "tf32"
+    switches.cudnn.rnn.fp32_precision = "none"
+    switches.fp32_precision = "ieee"
+    assert rnn_precision(True) == "ieee"
+    switches.fp32_precision = "tf32"
+    assert rnn_precision(True) == "tf32"
+
+
+def on(device, dtype):
+    """Stands for a tensor, of which `products` reads device and dtype."""
+    return SimpleNamespace(device=torch.device(device), dtype=dtype)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("matmul", ["tf32", "ieee"])
+def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, precision, matmul):
+    switches.cuda.matmul.fp32_precision = matmul
+    with products(on("cuda", torch.float32), precision):
+        assert switches.cuda.matmul.fp32_precision == precision
+    assert switches.cuda.matmul.fp32_precision == matmul
+    with pytest.raises(ZeroDivisionError), products(on("cuda", torch.float32), precision):
+        raise ZeroDivisionError
+    assert switches.cuda.matmul.fp32_precision == matmul
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize(
+    "tensor", [on("cuda", torch.bfloat16), on("cpu", torch.float32)], ids=["cuda-bfloat16", "cpu-float32"]
+)
+def test_products_leave_the_switch_alone_where_it_says_nothing(switches, tensor):
+    switches.cuda.matmul.fp32_precision = "ieee"
+    with products(tensor, "tf32"):
+        assert switches.cuda.matmul.fp32_precision == "ieee"
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+def test_products_do_not_pin_a_switch_that_follows_a_general_one(switches, precision):
+    switches.cuda.matmul.fp32_precision = "none"
+    switches.fp32_precision = "tf32"
+    assert switches.cuda.matmul.fp32_precision == "tf32"
+    with products(on("cuda", torch.float32), precision):
+        pass
+    switches.fp32_precision = "ieee"
+    assert switches.cuda.matmul.fp32_precision == "ieee"
+
+
+def test_products_switch_autocast_off():
+    with torch.autocast("cpu", torch.bfloat16), products(randn(2, 2), "ieee"):
+        assert (randn(2, 2) @ randn(2, 2)).dtype == torch.float32
+
+
+# Which backend runs.
+
+
+@pytest.fixture(autouse=True)
+def no_choice_by_environment(monkeypatch):
+    monkeypatch.delenv("TRITONGRU_BACKEND", raising=False)
+
+
+def test_cpu_tensors_take_aten_by_default(ran):
+    theirs, ours = pair(None, 3, 5)
+    assert all(torch.equal(a, e) for a, e in zip(ours(randn(3, 2, 3)), theirs(randn(3, 2, 3)), strict=True))
+    tritongru.GRUCell(3, 5)(randn(2, 3))
+    assert ran == []
+
+
+@ours_only
+def test_an_argument_names_the_backend(backend, ran):
+    pair(backend, 3, 5, num_layers=2)[1](randn(3, 2, 3))
+    assert ran == [backend, backend]  # once per layer
+    tritongru.GRUCell(3, 5, backend=backend)(randn(2, 3))
+    weights = list(nn.GRU(3, 5).parameters())
+    tritongru.gru(randn(3, 2, 3), torch.zeros(1, 2, 5), weights, True, 1, 0.0, False, False, False, backend=backend)
+    tritongru.gru_cell(randn(2, 3), torch.zeros(2, 5), *weights, backend=backend)
+    assert ran == [backend] * 5
+
+
+@ours_only
+def test_use_backend_and_the_environment_name_the_backend(backend, ran, monkeypatch):
+    layer = tritongru.GRU(3, 5)
+    with tritongru.use_backend(backend):
+        layer(randn(3, 2, 3))
+    assert ran == [backend]
+    layer(randn(3, 2, 3))
+    assert ran == [backend]
+    monkeypatch.setenv("TRITONGRU_BACKEND", backend)
+    layer(randn(3, 2, 3))
+    tritongru.GRUCell(3, 5)(randn(2, 3))
+    assert ran == [backend] * 3
+    monkeypatch.setenv("TRITONGRU_BACKEND", "")
+    layer(randn(3, 2, 3))
+    assert ran == [backend] * 3
+
+
+def test_the_argument_wins_over_use_backend_which_wins_over_the_environment(ran, monkeypatch):
+    free, bound = tritongru.GRU(3, 5), tritongru.GRU(3, 5, backend="reference")
+    monkeypatch.setenv("TRITONGRU_BACKEND", "reference")
+    with tritongru.use_backend("aten"):
+        free(randn(3, 2, 3))
+        assert ran == []
+        bound(randn(3, 2, 3))
+        assert ran == ["reference"]
+        with tritongru.use_backend("reference"):
+            free(randn(3, 2, 3))
+            assert ran == ["reference"] * 2
+        free(randn(3, 2, 3))
+        assert ran == ["reference"] * 2
+    free(randn(3, 2, 3))
+    assert ran == ["reference"] * 3
+
+
+def test_use_backend_none_lifts_an_outer_choice(ran):
+    layer = tritongru.GRU(3, 5)
+    with tritongru.use_backend("reference"), tritongru.use_backend(None):
+        layer(randn(3, 2, 3))
+    assert ran == []
+
+
+def test_use_backend_ends_with_its_block_even_by_an_error(ran):
+    layer = tritongru.GRU(3, 5)
+    with pytest.raises(ZeroDivisionError), tritongru.use_backend("reference"):
+        raise ZeroDivisionError
+    layer(randn(3, 2, 3))
+    assert ran == []
+
+
+@ours_only
+def test_backward_after_the_block_stays_with_the_backend_of_forward(backend):
+    theirs, ours = pair(None, 3, 5)
+    with tritongru.use_backend(backend):
+        output, h_n = ours(randn(3, 2, 3))
+    loss_of(output, h_n).backward()
+    assert "GRULayer" in type(output.grad_fn).__name__
+    assert_all_close([p.grad for p in ours.parameters()], trained(theirs, randn(3, 2, 3))[2:])
+
+
+def test_unknown_names_are_refused_with_the_valid_ones(monkeypatch):
+    layer = tritongru.GRU(3, 5)
+    words = r"backend must be one of aten, reference, step.*, got 'cudnn'"
+    with pytest.raises(ValueError, match=words), tritongru.use_backend("cudnn"):
+        pass
+    monkeypatch.setenv("TRITONGRU_BACKEND", "cudnn")
+    with pytest.raises(ValueError, match=words):
+        layer(randn(3, 2, 3))
+    with pytest.raises(ValueError, match=words):
+        tritongru.GRUCell(3, 5)(randn(2, 3))
+    monkeypatch.delenv("TRITONGRU_BACKEND")
+    layer.backend = "cudnn"
+    with pytest.raises(ValueError, match=words):
+        layer(randn(3, 2, 3))
+
+
+def refused(call, name, reason):
+    with pytest.raises(RuntimeError) as caught:
+        call()
+    words = str(caught.value)
+    assert f"backend {name!r} cannot run here" in words and reason in words and "these can: aten, reference" in words
+
+
+@pytest.mark.interpreted
+def test_step_refuses_float64_in_words():
+    refused(lambda: tritongru.GRU(3, 5, backend="step").double()(randn(3, 2, 3).double()), "step", "fp32, fp16, bf16")
+    refused(lambda: tritongru.GRUCell(3, 5, backend="step").double()(randn(2, 3).double()), "step", "fp32, fp16, bf16")
+
+
+def test_step_on_the_cpu_refuses_without_the_interpreter(monkeypatch):
+    monkeypatch.setattr(registry, "has_triton", lambda: True)
+    monkeypatch.setattr(registry, "interpreting", lambda: False)
+    refused(lambda: tritongru.GRU(3, 5, backend="step")(randn(3, 2, 3)), "step", "TRITON_INTERPRET=1")
+    with tritongru.use_backend("step"):
+        refused(lambda: tritongru.GRUCell(3, 5)(randn(2, 3)), "step", "TRITON_INTERPRET=1")
+
+
+def test_step_refuses_without_triton(monkeypatch):
+    monkeypatch.setattr(registry, "has_triton", lambda: False)
+    refused(lambda: tritongru.GRU(3, 5, backend="step")(randn(3, 2, 3)), "step", "Triton is not installed")
+
+
+@pytest.mark.filterwarnings("ignore:Complex modules")
+@ours_only
+def test_a_forced_backend_serves_a_dtype_as_nn_gru_does_or_refuses_it_in_words(backend):
+    theirs, ours = pair(backend, 3, 5)
+    for dtype in (torch.float64, torch.complex64):
+        x = randn(3, 2, 3).to(dtype)
+        expected = theirs.to(dtype)(x)[0]
+        try:
+            found = ours.to(dtype)(x)[0]
+        except RuntimeError as error:
+            assert f"backend {backend!r} cannot run here" in str(error)
+        else:
+            torch.testing.assert_close(found, expected)
+
+
+@ours_only
+def test_a_forced_backend_refuses_a_tensor_subclass_in_words(backend):
+    class Marked(torch.Tensor):
+        pass
+
+    layer = tritongru.GRU(3, 5, backend=backend)
+    refused(lambda: layer(randn(3, 2, 3).as_subclass(Marked)), backend, "tensor subclass")
+
+
+def test_backends_lists_what_exists_and_why_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(registry, "has_triton", lambda: False)
+    found = {status.name: status for status in tritongru.backends()}
+    assert list(found)[:3] == ["aten", "reference", "step"]
+    assert found["aten"].why_not is None and found["reference"].why_not is None
+    assert "not installed" in found["step"].why_not and found["step"].device == "cpu"
+
+
+def test_the_path_is_logged_once(messages):
+    layer = tritongru.GRU(3, 5)
+    for _ in range(3):
+        layer(randn(3, 2, 3))
+        layer(randn(2, 2, 3))
+    (record,) = messages.records
+    assert record.name == "tritongru" and record.levelno == logging.INFO and "aten" in record.getMessage()
+
+
+@ours_only
+def test_a_forced_backend_is_logged_once(messages, backend):
+    layer = tritongru.GRU(3, 5, 2, backend=backend)
+    for _ in range(3):
+        layer(randn(3, 2, 3))
+    (record,) = messages.records
+    assert record.levelno == logging.INFO and repr(backend) in record.getMessage()
+
+
+def test_pytorch_s_path_under_a_transform_is_logged_once(messages):
+    layer = tritongru.GRU(3, 5, backend="reference")
+    for _ in range(2):
+        torch.func.jacrev(lambda x: layer(x)[1])(randn(2, 1, 3))
+    (record,) = messages.records
+    assert record.levelno == logging.INFO and "aten" in record.getMessage()
+
+
+def test_a_fallback_is_logged_once_as_a_warning_with_its_reason(messages):
+    for _ in range(2):
+        assert functional._or_refuse(None, "a tensor subclass", randn(3, 2, 3), "result") == "result"
+    (record,) = messages.records
+    assert record.levelno == logging.WARNING and "a tensor subclass" in record.getMessage()
+
+
+def test_nothing_is_printed_or_warned_by_default(backend, capfd, recwarn):
+    trained(tritongru.GRU(3, 5, backend=backend), randn(3, 2, 3))
+    assert capfd.readouterr() == ("", "")
+    assert not recwarn.list
