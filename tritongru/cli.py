@@ -97,5 +97,5 @@ def _plan(arguments: argparse.Namespace) -> int:
 
         from .inspection.compile_report import table
 
-        Console().print(table(reports))
+        Console().print(table(reports, [kind for kind, _ in plan.tiles]))
     return 0

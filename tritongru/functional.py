@@ -14,8 +14,8 @@ from . import registry
 from .autograd import GRULayer, Layer
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
-from .launch.visits import Visits
 from .registry import DTYPES, Backend
+from .visits import Visits
 
 _DENSE = (
     "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first",

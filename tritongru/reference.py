@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .launch.visits import Visits
+from .visits import Visits
 
 
 class Step(NamedTuple):

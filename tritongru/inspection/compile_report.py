@@ -14,7 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -277,15 +277,14 @@ def _count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]
     return {name: n for name, n in counts.items() if n}
 
 
-def table(reports: Iterable[CompileReport]) -> Any:
-    """The reports as a rich table, a column each."""
+def table(reports: Sequence[CompileReport], forms: Sequence[str]) -> Any:
+    """The reports as a rich table, a column each, headed by the kernel and which form of it this is."""
     from rich.table import Table
 
-    reports = list(reports)
     found = Table(title=f"compiled for {reports[0].target} (no GPU needed, nothing timed)", title_justify="left")
     found.add_column("per program")
-    for report in reports:
-        found.add_column(report.kernel, justify="right")
+    for report, form in zip(reports, forms, strict=True):
+        found.add_column(f"{report.kernel}\n({form})", justify="right")
 
     def row(label: str, values: Iterable[object]) -> None:
         found.add_row(label, *map(str, values))

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..planning.devices import Device
-from .visits import Visits
+from ..visits import Visits
 
 
 class DirectionWeights(NamedTuple):
