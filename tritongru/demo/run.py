@@ -1,0 +1,173 @@
+"""The demo from beginning to end: what is shown, in which order, and what makes it fail."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import tritongru
+
+from . import figures
+from .autocomplete import PROMPTS, backend_of, interact, show_completion, show_pair, train_pair
+from .comparison import COLUMNS, StepDifference, bound, compare_steps
+from .completion import check_prompt
+from .data import Corpus, DemoError, build_corpus, file_passages, standard_library_passages
+from .output import write_rows
+from .screen import Screen
+from .storytelling import StorySizes, Told, tell_the_story
+from .training import Sizes, WordModel
+
+
+def run(args: argparse.Namespace, sizes: Sizes | None = None, story_sizes: StorySizes | None = None) -> int:
+    """All parts in order; returns the exit code. The sizes are parameters so that tests can be quick."""
+    sizes, story_sizes = sizes or Sizes(), story_sizes or StorySizes()
+    start = time.perf_counter()
+    _check(args)
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(args.out, os.W_OK):
+        raise DemoError(f"cannot write to {args.out}")
+    screen = Screen()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
+    screen.say(f"Python {sys.version.split()[0]}, torch {torch.__version__}, everything runs on: {name}")
+    with _one_thread():
+        corpus = _read(screen, args.text, sizes)
+        screen.title("2. A word autocomplete, on tritongru.GRU and on torch.nn.GRU")
+        pair = train_pair(screen, corpus, sizes, device, args.seed)
+        show_pair(screen, pair, corpus, args.out)
+        for prompt in args.prompt or PROMPTS:
+            show_completion(screen, pair.model, corpus, prompt)
+        agree = _kernels(screen, pair.model, corpus, sizes, device, args.out)
+        told, story_backend = _story(screen, story_sizes, device, args.seed)
+        _write_story(screen, told, story_backend, args.out)
+    screen.say()
+    screen.say(f"Rows and figures are in {args.out}. {time.perf_counter() - start:.0f} s in all.")
+    if args.interactive:
+        interact(screen, pair.model, corpus)
+    return 0 if pair.good and agree else 1
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Everything that can be wrong with the options, before minutes of work."""
+    if not 0 <= args.seed < 2**63 - 1:
+        raise DemoError(f"--seed must lie between 0 and 2**63 - 2, got {args.seed}")
+    for prompt in args.prompt or ():
+        check_prompt(prompt)
+    if args.out.exists() and not args.out.is_dir():
+        raise DemoError(f"--out must be a folder, {args.out} is a file")
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One thread for CPU work: these products are so small that sharing them out costs more than it saves."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _read(screen: Screen, path: Path | None, sizes: Sizes) -> Corpus:
+    start = time.perf_counter()
+    if path is None:
+        passages = standard_library_passages()
+        name = "the documentation strings of Python {}.{}'s standard library".format(*sys.version_info[:2])
+    else:
+        passages, name = file_passages(path), str(path)
+    corpus = build_corpus(passages, name, sizes.vocabulary)
+    screen.title("1. The text")
+    screen.say(
+        f"{name}: {len(corpus.train):,} words to train on, {len(corpus.held_out):,} held out "
+        f"(runs of paragraphs that are never trained on); {time.perf_counter() - start:.1f} s."
+    )
+    screen.say(
+        f"Vocabulary: the {len(corpus.vocabulary):,} most frequent; {1 - corpus.known_fraction:.1%} of the held-out "
+        "words are outside it and count as the word <unk>."
+    )
+    return corpus
+
+
+def _kernels(screen: Screen, model: WordModel, corpus: Corpus, sizes: Sizes, device: torch.device, out: Path) -> bool:
+    """The same model through the Triton kernels; False where they differ from nn.GRU by more than rounding."""
+    gpu = device.type == "cuda"
+    where = "on the GPU" if gpu else "in Triton's interpreter on the CPU (right numbers, no speed)"
+    screen.title(f"3. The trained model through the step kernels, {where}")
+    step = next(backend for backend in tritongru.backends() if backend.name == "step")
+    if step.why_not is not None:
+        screen.say(f"Skipped: {step.why_not}.")
+        return True
+    limit = bound(sizes.hidden, sizes.check_window)
+    backends = ("step", backend_of(nn.GRU(1, 1), device))
+    names = (f"tritongru.GRU (backend {backends[0]})", f"torch.nn.GRU (backend {backends[1]})")
+
+    def make(input_size: int, hidden_size: int) -> nn.GRU:
+        return tritongru.GRU(input_size, hidden_size, backend="step")
+
+    with screen.progress(names[0], sizes.check_steps) as advance:
+        rows = compare_steps(model, corpus, sizes, make, device, lambda row: advance(row.step, f"loss {row.loss:.4f}"))
+    for row in rows:
+        _show_difference(screen, row, names)
+    good = bool(rows) and all(row.within(limit) for row in rows)
+    screen.say(
+        f"Bound from float32 rounding, 2 x 2T sqrt(H) 2^-24 with T {sizes.check_window}, H {sizes.hidden}: {limit:.1e} "
+        f"relative RMS, and as much of the loss. {'All within it.' if good else 'NOT within it: a fault.'}"
+    )
+    header = [*COLUMNS, "bound", "backend tritongru.GRU", "backend torch.nn.GRU"]
+    write_rows(out / "kernels.csv", header, ([*row.row, limit, *backends] for row in rows))
+    return good
+
+
+def _show_difference(screen: Screen, row: StepDifference, names: tuple[str, str]) -> None:
+    launches = ", ".join(f"{count} x {kernel}" for kernel, count in row.launches.items())
+    screen.say(f"  step {row.step}, {names[0]}: loss {row.loss:.7f}; launches: {launches or 'none'}")
+    screen.say(
+        f"  step {row.step}, {names[1]}: loss {row.loss_nn:.7f}, difference {row.loss_difference:+.1e}; gradients "
+        f"differ by {row.gradient_absolute:.1e} at most, {row.gradient_relative:.1e} relative RMS "
+        f"({row.worst_parameter})"
+    )
+
+
+def _story(screen: Screen, sizes: StorySizes, device: torch.device, seed: int) -> tuple[Told, str]:
+    screen.title("4. The story: what a GRU remembers and forgets")
+    probe = tritongru.GRU(sizes.embedding, sizes.hidden, device=device)
+    backend = backend_of(probe, device)
+    screen.say(
+        f"A language model of generated sentences of the kind, on tritongru.GRU (backend {backend}). The two sentences "
+        "below are not among them, nor is any that has Dhaval with samosa, or pasta with cheese."
+    )
+    with screen.progress(f"training on {sizes.texts} texts", sizes.steps) as advance:
+        told = tell_the_story(sizes, tritongru.GRU, device, seed, lambda n, loss: advance(n, f"loss {loss:.3f}"))
+    for answer in told.answers:
+        top = ", ".join(f"{word.title()} {probability:.4f}" for word, probability in answer.top)
+        screen.say(f"  {answer.prefix} -> {top}")
+        if not answer.right:
+            screen.say(f"      WRONG: it should be {answer.expected.title()}.", style="bold")
+    right = sum(answer.right for answer in told.answers)
+    screen.say(f"{right} of {len(told.answers)} completions are right (the likeliest of all words, trained just now).")
+    screen.table(
+        ["held-out generated sentences", "right", "of", "share"],
+        [[kind, str(good), str(asked), f"{good / asked:.1%}"] for kind, (good, asked) in told.accuracy.items()],
+    )
+    return told, backend
+
+
+def _write_story(screen: Screen, told: Told, backend: str, out: Path) -> None:
+    cuisines = list(told.probabilities)
+    write_rows(
+        out / "story.csv",
+        ["place", "word", *(f"P({cuisine})" for cuisine in cuisines)],
+        ([i, word, *(told.probabilities[c][i] for c in cuisines)] for i, word in enumerate(told.words)),
+    )
+    if figures.available():
+        figures.draw_story(out / "story.png", told, f"backend {backend}")
+    else:
+        screen.say("The figures were not drawn: matplotlib is not installed (pip install 'tritongru[plots]').")

@@ -1,0 +1,167 @@
+"""A small GRU language model of the story's sentences, and what it answers as it reads.
+
+It is trained on every next word like any language model; the cuisine words are the only ones whose right value depends
+on something said long before. Its answers are the likeliest of ALL its words, not a choice among cuisines.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .data import END, Vocabulary, tokenise
+from .story import DISHES, EXPECTED, FIRST, QUESTION, SECOND, Text, generate
+from .training import MakeGRU, Report, WordModel, build_model, learning_rate_at
+
+_IGNORED = -100  # cross_entropy's mark for places that carry no loss
+
+
+@dataclass(frozen=True)
+class StorySizes:
+    """What sets how long this part takes: about ten seconds on a CPU core."""
+
+    embedding: int = 32
+    hidden: int = 64
+    texts: int = 4000
+    held_out: int = 500
+    batch: int = 16
+    steps: int = 700
+    learning_rate: float = 8e-3
+    # One word in twenty is a cuisine, and the others are easier: without weight they take all the learning.
+    cuisine_weight: float = 20.0
+    # Added to b_hz. The layer then starts by retaining 9 parts in 10 of the past (z = sigmoid(2)) instead of half of
+    # it, of which nothing is left after twenty words for the training to find.
+    retain: float = 2.0
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The model's last word for one sentence."""
+
+    prefix: str
+    expected: str
+    top: list[tuple[str, float]]
+
+    @property
+    def right(self) -> bool:
+        return self.top[0][0] == self.expected
+
+
+@dataclass(frozen=True)
+class Told:
+    """The trained model's account: both completions, accuracy on held-out texts, and probabilities by word."""
+
+    answers: list[Answer]
+    accuracy: dict[str, tuple[int, int]]  # kind or gap -> (right, asked)
+    words: list[str]  # the running text, the model's own completions in it
+    probabilities: dict[str, list[float]]  # cuisine -> P of it, asked after each of these words
+    losses: list[float]
+
+
+class StoryModel:
+    """The word model with its vocabulary and training."""
+
+    def __init__(self, sizes: StorySizes, make_gru: MakeGRU, device: torch.device, seed: int) -> None:
+        self.sizes, self.device = sizes, device
+        self.texts = generate(sizes.texts, seed)
+        self.held_out = generate(sizes.held_out, seed + 1, frozenset(text.words for text in self.texts))
+        self.vocabulary = Vocabulary((word for text in self.texts for word in text.words), 10_000)
+        self.model: WordModel = build_model(len(self.vocabulary), sizes.embedding, sizes.hidden, make_gru, seed).to(
+            device
+        )
+        with torch.no_grad():
+            _, b_hz, _ = cast(Tensor, self.model.gru.bias_hh_l0).chunk(3)  # a view: changing it changes the layer
+            b_hz += sizes.retain
+
+    def padded(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+        """Words and the words that follow, time first; shorter texts end in places without loss.  [T, B] each"""
+        rows = [self.vocabulary.encode([END, *text.words]) for text in texts]
+        longest = max(map(len, rows))
+        full = torch.tensor([row + [_IGNORED] * (longest - len(row)) for row in rows], device=self.device).t()
+        return full[:-1].clamp_min(0), full[1:]
+
+    def train(self, report: Report | None = None) -> list[float]:
+        """Short texts first: what is learned over small gaps then stretches; and a batch has little padding."""
+        texts = sorted(self.texts, key=lambda text: len(text.words))
+        weight = torch.ones(len(self.vocabulary), device=self.device)
+        for cuisine in DISHES:
+            weight[self.vocabulary.encode([cuisine])] = self.sizes.cuisine_weight
+        optimiser = torch.optim.Adam(self.model.parameters(), lr=self.sizes.learning_rate)
+        losses: list[Tensor] = []
+        for step in range(self.sizes.steps):
+            for group in optimiser.param_groups:
+                group["lr"] = learning_rate_at(step, self.sizes.steps, self.sizes.learning_rate)
+            start = step * self.sizes.batch
+            words, following = self.padded([texts[(start + i) % len(texts)] for i in range(self.sizes.batch)])
+            logits, _ = self.model(words)
+            loss = F.cross_entropy(logits.flatten(0, 1), following.flatten(), weight, ignore_index=_IGNORED)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            optimiser.step()
+            losses.append(loss.detach())
+            if report is not None and (step + 1) % 10 == 0:
+                report(step + 1, loss.item())
+        return torch.stack(losses).tolist()
+
+    @torch.no_grad()
+    def accuracy(self) -> dict[str, tuple[int, int]]:
+        """How often the likeliest word of all is the right cuisine, by kind of sentence and by length of the gap."""
+        counts: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for start in range(0, len(self.held_out), 100):
+            texts = self.held_out[start : start + 100]
+            logits, _ = self.model(self.padded(texts)[0])
+            guesses = logits.argmax(-1).cpu()  # after END and words[:i], position i guesses words[i]
+            for column, text in enumerate(texts):
+                for at, kind, gap in zip(text.answers, text.kinds, text.gaps, strict=True):
+                    right = self.vocabulary.words[int(guesses[at, column])] == text.words[at]
+                    for key in (kind, "gap of 20 words or more" if gap >= 20 else "gap under 20 words", "all"):
+                        counts[key][0] += right
+                        counts[key][1] += 1
+        return {key: (right, asked) for key, (right, asked) in sorted(counts.items())}
+
+    @torch.no_grad()
+    def next_word(self, words: Sequence[str]) -> Tensor:
+        """Probabilities of the word after `words`.  -> [V]"""
+        numbers = torch.tensor(self.vocabulary.encode([END, *words]), device=self.device).view(-1, 1)
+        logits, _ = self.model(numbers)
+        return logits[-1, 0].float().softmax(-1).cpu()
+
+    def tell(self) -> tuple[list[Answer], list[str], dict[str, list[float]]]:
+        """Both completions, the running text with the model's own words in it, and P(cuisine) asked after each word.
+
+        Asking means: the words so far, then "; his favourite cuisine is". The text itself is not disturbed by it.
+        """
+        text: list[str] = []
+        answers: list[Answer] = []
+        for prefix, expected in zip((FIRST, SECOND), EXPECTED, strict=True):
+            text += tokenise(prefix)
+            best = self.next_word(text).topk(3)
+            top = [
+                (self.vocabulary.words[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            ]
+            answers.append(Answer(prefix, expected, top))
+            text += [top[0][0], "."]
+        probabilities: dict[str, list[float]] = {cuisine: [] for cuisine in sorted(DISHES)}
+        text.pop()  # after the last answer there is nothing left to ask
+        for end in range(1, len(text) + 1):
+            asked = self.next_word([*text[:end], *tokenise(QUESTION)])
+            for cuisine, values in probabilities.items():
+                values.append(float(asked[self.vocabulary.index[cuisine]]))
+        return answers, text, probabilities
+
+
+def tell_the_story(
+    sizes: StorySizes, make_gru: MakeGRU, device: torch.device, seed: int, report: Report | None = None
+) -> Told:
+    """Train, ask, count."""
+    model = StoryModel(sizes, make_gru, device, seed)
+    losses = model.train(report)
+    answers, words, probabilities = model.tell()
+    return Told(answers, model.accuracy(), words, probabilities, losses)
