@@ -129,8 +129,8 @@ def calls(
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.layer import LayerCall, LayerWeights
-    from tritongru.launch.visits import Visits
     from tritongru.planning import describe
+    from tritongru.visits import Visits
 
     H, I = HIDDEN, HIDDEN
     shape = (time_steps, BATCH) if batch_sizes is None else (sum(batch_sizes),)

@@ -30,7 +30,8 @@ def tanh(x):
 
     |x| < 0.625: x + x^3 P(x^2), the degree-4 minimax polynomial of Cephes' tanhf (S. Moshier, netlib cephes,
     single/tanhf.c). Elsewhere: sign(x) (1 - 2 / (exp(2|x|) + 1)), whose subtraction loses no more than one bit.
-    Error against float64: at most 2 ulp (tests/test_gates_math.py measures it). tanh(+-inf) = +-1; NaN stays NaN; -0 becomes 0.
+    Error against float64: at most 2 ulp (tests/test_gates_math.py measures it). tanh(+-inf) = +-1, NaN stays NaN, -0
+    becomes 0.
     """
     s = x * x
     p = -5.70498872745e-3
