@@ -41,6 +41,16 @@ SIZES = ("B", "stride_row", "size_rows", "stride_x_t", "stride_x_b", "stride_dy_
 
 
 @triton.jit
+def operand(x, PRECISION: tl.constexpr):
+    """A factor of a product. Matrix instructions drop the last 13 bits of a float32 factor under TF32: round them off
+    first, to nearest, ties away from zero, as cvt.rna.tf32 does. Infinities stay, NaN is left alone."""
+    if PRECISION == "tf32" and x.dtype == tl.float32:
+        bits = (x.to(tl.int32, bitcast=True) + 0x1000) & -0x2000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x
+
+
+@triton.jit
 def add_products(
     acc_r,
     acc_z,
@@ -62,14 +72,14 @@ def add_products(
         offs_k = k + tl.arange(0, BLOCK_K)
         k_mask = offs_k < K
         left_ptrs = row_ptrs[:, None] + offs_k[None, :].to(tl.int64) * stride_k
-        left = tl.load(left_ptrs, mask=row_mask[:, None] & k_mask[None, :], other=0.0)
+        left = operand(tl.load(left_ptrs, mask=row_mask[:, None] & k_mask[None, :], other=0.0), PRECISION)
         w_mask = k_mask[:, None] & h_mask[None, :]
         w_r = tl.load(w_ptrs + offs_k[:, None], mask=w_mask, other=0.0)
         w_z = tl.load(w_ptrs + H * K + offs_k[:, None], mask=w_mask, other=0.0)
         w_n = tl.load(w_ptrs + 2 * H * K + offs_k[:, None], mask=w_mask, other=0.0)
-        acc_r = tl.dot(left, w_r, acc_r, input_precision=PRECISION)
-        acc_z = tl.dot(left, w_z, acc_z, input_precision=PRECISION)
-        acc_n = tl.dot(left, w_n, acc_n, input_precision=PRECISION)
+        acc_r = tl.dot(left, operand(w_r, PRECISION), acc_r, input_precision=PRECISION)
+        acc_z = tl.dot(left, operand(w_z, PRECISION), acc_z, input_precision=PRECISION)
+        acc_n = tl.dot(left, operand(w_n, PRECISION), acc_n, input_precision=PRECISION)
     return acc_r, acc_z, acc_n
 
 
@@ -181,6 +191,27 @@ def step_forward(
     h_next_ptrs = h_ptr + ((1 - slot) * D * B + row_state) * H
     x_ptrs = x_ptr + (at.to(tl.int64) * stride_x_t + offs_b * stride_x_b) * X_UNIT
 
+    # what the products leave out is asked for before them, to be there when they are done
+    if not FUSE_INPUT:
+        proj_ptrs = x_ptrs[:, None] + direction * (3 * H) + offs_h[None, :]
+        x_r = tl.load(proj_ptrs, mask=mask, other=0.0)
+        x_z = tl.load(proj_ptrs + H, mask=mask, other=0.0)
+        x_n = tl.load(proj_ptrs + 2 * H, mask=mask, other=0.0)
+    if HAS_BIAS:
+        b_hr = tl.load(b_hh_ptr + offs_h, mask=h_mask, other=0.0)
+        b_hz = tl.load(b_hh_ptr + H + offs_h, mask=h_mask, other=0.0)
+        b_hn = tl.load(b_hh_ptr + 2 * H + offs_h, mask=h_mask, other=0.0)
+        if FUSE_INPUT:
+            b_ir = tl.load(b_ih_ptr + offs_h, mask=h_mask, other=0.0)
+            b_iz = tl.load(b_ih_ptr + H + offs_h, mask=h_mask, other=0.0)
+            b_in = tl.load(b_ih_ptr + 2 * H + offs_h, mask=h_mask, other=0.0)
+    state_ptrs = state_ptr + row_state[:, None] * H + offs_h[None, :]
+    if KEEP_STATE:  # this program alone reads and writes its tile of the state
+        state = tl.load(state_ptrs, mask=mask & carries[:, None], other=0.0)
+        h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask & ~carries[:, None], other=0.0)
+    else:
+        h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask, other=0.0)
+
     # the three gate products
     a_r = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     a_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -192,25 +223,22 @@ def step_forward(
         )
     a_r, a_z, q = add_products(a_r, a_z, q, h_prev_ptrs, runs, 1, w_hh_ptr, offs_h, H, H, BLOCK_K, PRECISION)
 
-    # what the products leave out: x_proj, the biases
+    # the rest of the four sums, in float32
     if not FUSE_INPUT:
-        proj_ptrs = x_ptrs[:, None] + direction * (3 * H) + offs_h[None, :]
-        a_r += tl.load(proj_ptrs, mask=mask, other=0.0).to(tl.float32)
-        a_z += tl.load(proj_ptrs + H, mask=mask, other=0.0).to(tl.float32)
-        a_n += tl.load(proj_ptrs + 2 * H, mask=mask, other=0.0).to(tl.float32)
+        a_r += x_r.to(tl.float32)
+        a_z += x_z.to(tl.float32)
+        a_n += x_n.to(tl.float32)
     if HAS_BIAS:
-        a_r += tl.load(b_hh_ptr + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
-        a_z += tl.load(b_hh_ptr + H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
-        q += tl.load(b_hh_ptr + 2 * H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
+        a_r += b_hr.to(tl.float32)[None, :]
+        a_z += b_hz.to(tl.float32)[None, :]
+        q += b_hn.to(tl.float32)[None, :]
         if FUSE_INPUT:
-            a_r += tl.load(b_ih_ptr + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
-            a_z += tl.load(b_ih_ptr + H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
-            a_n += tl.load(b_ih_ptr + 2 * H + offs_h, mask=h_mask, other=0.0).to(tl.float32)[None, :]
-
-    h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask, other=0.0).to(tl.float32)
-    state_ptrs = state_ptr + row_state[:, None] * H + offs_h[None, :]
-    if KEEP_STATE:  # this program alone reads and writes its tile of it
-        h_prev = tl.where(carries[:, None], tl.load(state_ptrs, mask=mask, other=0.0), h_prev)
+            a_r += b_ir.to(tl.float32)[None, :]
+            a_z += b_iz.to(tl.float32)[None, :]
+            a_n += b_in.to(tl.float32)[None, :]
+    h_prev = h_prev.to(tl.float32)
+    if KEEP_STATE:
+        h_prev = tl.where(carries[:, None], state, h_prev)
 
     h, r, z, n = gru_gates(a_r, a_z, a_n, q, h_prev)
 
@@ -296,6 +324,15 @@ def step_backward(
     h_0_ptrs = h_0_ptr + row_state * H
     dh_n_ptrs = dh_n_ptr + row_state * H
 
+    # what the gate gradients of dst need besides dh_prev is asked for before the product
+    outside = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, in_dst & ~in_src)
+    r_dst, z_dst, n_dst, q_dst = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
+    h_prev_dst = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+    dh_ptrs = dh_ptr + row_state[:, None] * H + offs_h[None, :]
+    if not FIRST:  # this program alone reads and writes its tile of dh
+        dh_src = tl.load(dh_ptrs, mask=mask_src, other=0.0)
+        z_src = tl.load(gates_ptr + row_src[:, None] * (4 * H) + H + offs_h[None, :], mask=mask_src, other=0.0)
+
     # dr W_hr + dz W_hz + dq W_hn of src
     dh_prev = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     for k in range(0, H, BLOCK_K):
@@ -317,12 +354,14 @@ def step_backward(
             dq = tl.load(ptrs + 3 * H, mask=mask, other=0.0)
         w_ptrs = w_hh_ptr + offs_k[:, None].to(tl.int64) * H + offs_h[None, :]
         w_mask = k_mask[:, None] & h_mask[None, :]
-        dh_prev = tl.dot(dr, tl.load(w_ptrs, mask=w_mask, other=0.0), dh_prev, input_precision=PRECISION)
-        dh_prev = tl.dot(dz, tl.load(w_ptrs + H * H, mask=w_mask, other=0.0), dh_prev, input_precision=PRECISION)
-        dh_prev = tl.dot(dq, tl.load(w_ptrs + 2 * H * H, mask=w_mask, other=0.0), dh_prev, input_precision=PRECISION)
+        w_r = operand(tl.load(w_ptrs, mask=w_mask, other=0.0), PRECISION)
+        w_z = operand(tl.load(w_ptrs + H * H, mask=w_mask, other=0.0), PRECISION)
+        w_n = operand(tl.load(w_ptrs + 2 * H * H, mask=w_mask, other=0.0), PRECISION)
+        dh_prev = tl.dot(operand(dr, PRECISION), w_r, dh_prev, input_precision=PRECISION)
+        dh_prev = tl.dot(operand(dz, PRECISION), w_z, dh_prev, input_precision=PRECISION)
+        dh_prev = tl.dot(operand(dq, PRECISION), w_n, dh_prev, input_precision=PRECISION)
 
     # + dh * z of src
-    dh_ptrs = dh_ptr + row_state[:, None] * H + offs_h[None, :]
     if FIRST:
         dh = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_h, mask_src, in_src)
         r, z, n, q = load_gates(gates_ptr, row_src, offs_h, mask_src, H)
@@ -331,9 +370,7 @@ def step_backward(
         store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)
         dh_prev += dh * z
     else:
-        z_ptrs = gates_ptr + row_src[:, None] * (4 * H) + H + offs_h[None, :]
-        z = tl.load(z_ptrs, mask=mask_src, other=0.0).to(tl.float32)
-        dh_prev += tl.load(dh_ptrs, mask=mask_src, other=0.0) * z
+        dh_prev += dh_src * z_src.to(tl.float32)
 
     # a row that started at src ends its way back here
     ends = in_src & (offs_b >= rows_dst)
@@ -341,10 +378,7 @@ def step_backward(
     tl.store(dh_0_ptrs, dh_prev.to(dh_0_ptr.dtype.element_ty), mask=mask_src & ends[:, None])
 
     # the gate gradients of dst; a row that ended at dst begins its way back there
-    dh = tl.where(in_src[:, None], dh_prev, 0.0)
-    dh += load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, in_dst & ~in_src)
-    r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
-    h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
-    dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
+    dh = outside + tl.where(in_src[:, None], dh_prev, 0.0)
+    dn, dr, dz, dq = gru_gate_gradients(dh, r_dst, z_dst, n_dst, q_dst, h_prev_dst)
     store_four(dgates_ptr, row_dst, offs_h, mask_dst, dn, dr, dz, dq, H)
     tl.store(dh_ptrs, dh, mask=mask_dst)

@@ -224,7 +224,7 @@ def test_other_tiles_reach_the_launcher_inside_only():
     step = pytest.importorskip("tritongru.launch.step")
     from tritongru.planning import describe
 
-    problem = ("forward", 8, 64, 1, "fp16", describe("h100"))
+    problem = ("forward", 8, 64, 1, "fp16", "tf32", describe("h100"))
     chosen = step.step_tiles(*problem)
     with providers.find("step:num_warps=8,block_b=32").around():
         changed = step.step_tiles(*problem)

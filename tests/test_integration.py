@@ -1326,3 +1326,52 @@ def test_nothing_is_printed_or_warned_by_default(backend, capfd, recwarn):
     trained(tritongru.GRU(3, 5, backend=backend), randn(3, 2, 3))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
+
+
+# -- what a kernel reads from memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@ours_only
+def test_saved_tensors_that_come_back_in_another_layout(backend, batch_first):
+    """As torch.autograd.graph.save_on_cpu(pin_memory=True) gives them: contiguous, whatever they were."""
+    theirs, ours = pair(backend, 3, 5, batch_first=batch_first)
+    x = randn(4, 2, 3)
+    found = []
+    for module in (theirs, ours):
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: t.detach().contiguous().clone(), lambda t: t):
+            output, h_n = module(x)
+        found.append(torch.autograd.grad(loss_of(output, h_n), list(module.parameters())))
+    assert_all_close(found[1], found[0])
+
+
+@ours_only
+@pytest.mark.parametrize("T", [1, 3])
+def test_lazily_negated_tensors(backend, T):
+    """With the negative bit memory holds the other sign: in x, in h_0, and in the gradient that conj() sends back."""
+    theirs, ours = pair(backend, 3, 5)
+    x, h_0 = (torch.complex(randn(*size), randn(*size)).conj().imag for size in ((T, 2, 3), (1, 2, 5)))
+    assert x.is_neg() and h_0.is_neg()
+    found = []
+    for module in (theirs, ours):
+        output, h_n = module(x, h_0)
+        loss = torch.complex(output, output.square()).conj().imag.sum() + h_n.sum()
+        found.append([output, h_n, *torch.autograd.grad(loss, list(module.parameters()))])
+    assert_all_close(found[1], found[0])
+
+
+def test_matmuls_switch_survives_two_threads(monkeypatch):
+    """The first call inside turns it, the last one turns it back, whichever order they leave in."""
+    from tritongru.launch import products
+
+    class Matmul:
+        fp32_precision = "none"
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul)
+    first, second = products._matmul_precision("tf32"), products._matmul_precision("tf32")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert Matmul.fp32_precision == "tf32"
+    second.__exit__(None, None, None)
+    assert Matmul.fp32_precision == "none"

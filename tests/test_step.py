@@ -113,3 +113,35 @@ def test_same_call_same_bits() -> None:
         return [output, h_n, *(p.grad.clone() for p in layer.parameters())]
 
     assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+
+
+@pytest.mark.interpreted
+def test_tf32_factors_are_rounded_to_nearest(monkeypatch) -> None:
+    """The interpreter multiplies in float32, so that what it computes from rounded factors is TF32's own product."""
+    import tritongru
+    from tritongru import functional
+
+    def rounded(t: torch.Tensor) -> torch.Tensor:  # 10 bits of fraction, ties away from zero
+        return ((t.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+    torch.manual_seed(0)
+    layer = tritongru.GRU(9, 20, backend="step", bias=False)
+    x, h_0 = torch.randn(1, 4, 9), torch.randn(1, 4, 20)
+    with torch.no_grad():
+        plain = layer(x, h_0)[0]
+        monkeypatch.setattr(functional, "rnn_precision", lambda nvidia: "tf32")
+        found = layer(x, h_0)[0]
+        a_i = rounded(x[0]) @ rounded(layer.weight_ih_l0).T
+        a_h = rounded(h_0[0]) @ rounded(layer.weight_hh_l0).T
+        r, z = torch.sigmoid(a_i[:, :40] + a_h[:, :40]).chunk(2, -1)
+        n = torch.tanh(a_i[:, 40:] + r * a_h[:, 40:])
+        expected = n + z * (h_0[0] - n)
+    torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
+    assert (found - plain).abs().max() > 1e-5  # the rounding is there
+    poisoned = x.clone()
+    poisoned[0, 0, 0], poisoned[0, 1, 0] = float("nan"), float("inf")
+    with torch.no_grad():
+        assert (
+            layer(poisoned, h_0)[0].isfinite().tolist()
+            == torch.nn.GRU.forward(layer, poisoned, h_0)[0].isfinite().tolist()
+        )

@@ -112,10 +112,11 @@ def _gradients(
         dy = y.new_zeros(()).expand_as(y)
     dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n.view(h_0.shape)
 
-    rows = x.reshape(visits.size_rows, -1)
-    y_rows = y.reshape(visits.size_rows, D, H)
     want_x, want_h_0, *want_flat = wanted
     each = len(flat) // D
+    need_x = gates is None or any(want_flat[::each])
+    rows = x.reshape(visits.size_rows, -1) if need_x else x  # copies a batch-first x
+    y_rows = y.reshape(visits.size_rows, D, H)
     want_w_hh = any(want_flat[1::each])
     h_prev = [
         visits.h_prev(y_rows[:, direction], h_0[direction], direction) if gates is None or want_w_hh else []

@@ -93,7 +93,6 @@ def interpreting() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-@cache
 def device_of(device: torch.device) -> Device:
     """The described device behind a torch.device; on the CPU kernels can only be interpreted."""
     if device.type == "cuda":

@@ -74,16 +74,23 @@ class Visits:
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
             return [(rows, h) for rows, h in (later if direction == 0 else earlier) if len(h)]
-        sizes = torch.tensor(self.batch_sizes)
-        starts = torch.tensor(self._starts[:-1])
-        t = torch.repeat_interleave(torch.arange(self.time), sizes)
-        row = torch.arange(N) - starts[t]
-        before = t - 1 if direction == 0 else t + 1
-        inside = (before >= 0) & (before < self.time)
-        before = before.clamp(0, self.time - 1)
-        carries = inside & (row < sizes[before])
-        index = torch.where(carries, starts[before] + row, N + row)  # rows of h_0 follow those of y
-        return [(slice(0, N), torch.cat([y, h_0]).index_select(0, index.to(y.device)))]
+        return [(slice(0, N), torch.cat([y, h_0]).index_select(0, _carried_rows(self, direction, y.device)))]
+
+
+@lru_cache(maxsize=32)
+def _carried_rows(visits: Visits, direction: int, device: torch.device) -> Tensor:
+    """Packed: for every row, the row of [y; h_0] that holds its h_{t-1}. Kept, for building it stalls the host."""
+    assert visits.batch_sizes is not None
+    sizes = torch.tensor(visits.batch_sizes)
+    starts = torch.tensor(visits._starts[:-1])
+    t = torch.repeat_interleave(torch.arange(visits.time), sizes)
+    row = torch.arange(visits.size_rows) - starts[t]
+    before = t - 1 if direction == 0 else t + 1
+    inside = (before >= 0) & (before < visits.time)
+    before = before.clamp(0, visits.time - 1)
+    carries = inside & (row < sizes[before])
+    index = torch.where(carries, starts[before] + row, visits.size_rows + row)  # rows of h_0 follow those of y
+    return index.to(device)
 
 
 # What a shape's launches are told does not change from call to call: kept, for the host's time per step is theirs.

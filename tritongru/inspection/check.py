@@ -4,13 +4,14 @@ The rule, per tensor (output, h_n, and the gradients of x, h_0 and every weight)
 least 8 draws and 256 elements, as a fraction of the RMS of the truth, must be at most
 
     max(1.5 x the same figure of torch.nn.GRU in that dtype on that device, floor)
-    floor = 2 u + sqrt(R) 2^-24      (+ sqrt(R) 2^-11 in float32 where products may run as TF32)
+    floor = 2 u + sqrt(R) 2^-24
 
-u is the unit roundoff of the dtype (eps / 2), and 2 u = sqrt(4) u the RMS sum of the four roundings to storage on the
-way to any tensor (x_proj, h, gates, gate gradients). Products accumulate in float32, whose R roundings of relative size
-2^-24 add up to sqrt(R) of one as independent errors do; R is the length of the longest sum behind the tensor:
-I + H for output and h_n, 3H + H for the gradients of x and h_0, T B for those of weights and biases, each with the
-length of what it is computed from added.
+u is the unit roundoff of the dtype (eps / 2), 2^-11 for float32 whose products run as TF32. 2 u = sqrt(4) u is the RMS
+sum of the four roundings on the way to any tensor (of x_proj, h, gates and gate gradients, to storage or as factors of
+a product): where every term of a sum is rounded, the error is as large a part of the sum as of a term. Products
+accumulate in float32, whose R roundings of relative size 2^-24 add up to sqrt(R) of one as independent errors do; R is
+the length of the longest sum behind the tensor: I + H for output and h_n, 3H + H for the gradients of x and h_0, T B
+for those of weights and biases, each with the length of what it is computed from added.
 
 The truth is torch.nn.GRU in float64 on the CPU, from the same rounded inputs and weights.
 """
@@ -107,8 +108,8 @@ def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
     R = length.get(tensor, forward + 4 * case.H + T * B)
     if dtype == torch.float64:
         return 4 * math.sqrt(R) * UNIT_ROUNDOFF[dtype]
-    product = 2.0**-11 if tf32 and dtype == torch.float32 else 2.0**-24
-    return 2 * UNIT_ROUNDOFF[dtype] + math.sqrt(R) * product
+    u = 2.0**-11 if tf32 and dtype == torch.float32 else UNIT_ROUNDOFF[dtype]
+    return 2 * u + math.sqrt(R) * 2.0**-24
 
 
 def run(module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor) -> dict[str, Tensor]:

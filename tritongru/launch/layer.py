@@ -33,7 +33,7 @@ class LayerWeights:
     def of(cls, flat: tuple[Tensor, ...], directions: int) -> LayerWeights:
         """From PyTorch's order (w_ih, w_hh[, b_ih, b_hh]), forward then reverse; copied where not contiguous."""
         each = len(flat) // directions
-        by_kind = [tuple(w.contiguous() for w in flat[kind::each]) for kind in range(each)]
+        by_kind = [tuple(w.resolve_neg().contiguous() for w in flat[kind::each]) for kind in range(each)]
         return cls(*by_kind, *((),) * (4 - each))
 
     def direction(self, index: int) -> DirectionWeights:

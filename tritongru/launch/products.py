@@ -10,6 +10,7 @@ put back into PyTorch's order r z n on the small weight gradients.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -25,6 +26,11 @@ def rnn_precision(nvidia: bool) -> str:
     return "tf32" if nvidia and getattr(torch.backends.cudnn.rnn, "fp32_precision") == "tf32" else "ieee"  # noqa: B009
 
 
+_turning = threading.Lock()
+_turned = 0  # how many calls are inside with matmul's switch turned: the first turns it, the last turns it back
+_before = "none"
+
+
 @contextmanager
 def products(x: Tensor, precision: str) -> Iterator[None]:
     """Inside: library products on x's device, in x's dtype, with float32 ones run by `precision`; autocast off.
@@ -33,18 +39,32 @@ def products(x: Tensor, precision: str) -> Iterator[None]:
     """
     known = torch.amp.is_autocast_available(x.device.type)
     with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
-        matmul = torch.backends.cuda.matmul
-        saved = matmul.fp32_precision if x.device.type == "cuda" and x.dtype == torch.float32 else precision
-        if saved == precision:
+        if x.device.type == "cuda" and x.dtype == torch.float32:
+            with _matmul_precision(precision):
+                yield
+        else:
             yield
-            return
-        matmul.fp32_precision = precision
-        try:
-            yield
-        finally:
-            matmul.fp32_precision = "none"  # inherit, as most processes do; a value of its own only where it had one
-            if matmul.fp32_precision != saved:
-                matmul.fp32_precision = saved
+
+
+@contextmanager
+def _matmul_precision(precision: str) -> Iterator[None]:
+    global _turned, _before
+    matmul = torch.backends.cuda.matmul
+    with _turning:
+        turn = _turned > 0 or matmul.fp32_precision not in (precision, "none" if precision == "ieee" else precision)
+        if turn and _turned == 0:
+            _before = matmul.fp32_precision
+            matmul.fp32_precision = precision
+        _turned += turn
+    try:
+        yield
+    finally:
+        with _turning:
+            _turned -= turn
+            if turn and _turned == 0:
+                matmul.fp32_precision = "none"  # inherit, as most processes do; a value of its own only if it had one
+                if matmul.fp32_precision != _before:
+                    matmul.fp32_precision = _before
 
 
 def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor:

@@ -52,6 +52,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     fuse_input = T == 1
     tiles = step_tiles("cell" if fuse_input else "forward", B, H, D, call.dtype, call.precision, call.device)
     device, dtype = x.device, x.dtype
+    x, h_0 = x.resolve_neg(), h_0.resolve_neg()  # a kernel reads memory, where a lazily negated tensor is not negated
     if fuse_input:
         stride_x_i = x.stride(-1)
         strides = (x.stride(0), x.stride(-2))
@@ -116,7 +117,8 @@ def backward(
     visits, D, H = call.visits, call.directions, call.hidden_size
     B, N = visits.batch, visits.size_rows
     device, dtype = y.device, y.dtype
-    dh_n, h_0 = dh_n.contiguous(), h_0.contiguous()
+    dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
+    y, gates = y.contiguous(), gates.contiguous()  # as forward made them, unless a hook on saved tensors re-laid them
     unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
     dgates = empty(D, N, 4 * H, dtype=dtype, device=device)
     dh = empty(D, B, H, dtype=torch.float32, device=device)

@@ -119,11 +119,13 @@ def step_tiles(
     block_b = (32 if vector else 64) if wide else 16
     # few rows: halve the slice of units until the programs fill the device
     programs = 2 * directions * math.ceil(hidden_size / 32)
-    block_h = 16 if not wide and programs < device.sms else 32
+    block_h = 16 if programs < device.sms else 32
     # deeper tiles spill: in the first launch of backward, which makes gate gradients as it multiplies, on sm_80 and
     # sm_89; in a cell of odd sizes on sm_90 (tests/test_compiles.py)
     block_k = 32 if dtype == "fp32" or kind in ("backward_first", "cell") else 64
-    num_stages = 2 if device.vendor == "amd" else 3  # AMD's LDS holds 64 KB and its compiler pipelines two
+    # few rows: several tiles of K under way at once, for a program alone on its SM waits for L2 and little else.
+    # AMD's LDS holds 64 KB and its compiler pipelines two.
+    num_stages = 2 if device.vendor == "amd" else 3 if wide or kind == "backward_first" else 6
     tiles = StepTiles(block_b, block_h, block_k, num_warps=4, num_stages=num_stages)
     while num_stages > 1 and _shared_bytes(kind, tiles, dtype) > device.shared_per_program:
         num_stages -= 1
