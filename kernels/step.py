@@ -324,14 +324,15 @@ def step_backward(
     h_0_ptrs = h_0_ptr + row_state * H
     dh_n_ptrs = dh_n_ptr + row_state * H
 
-    # what the gate gradients of dst need besides dh_prev is asked for before the product
-    outside = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, in_dst & ~in_src)
-    r_dst, z_dst, n_dst, q_dst = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
-    h_prev_dst = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+    # what is needed besides the product is asked for before it; not so in FIRST, whose registers are full
     dh_ptrs = dh_ptr + row_state[:, None] * H + offs_h[None, :]
+    ends_at_dst = in_dst & ~in_src
     if not FIRST:  # this program alone reads and writes its tile of dh
         dh_src = tl.load(dh_ptrs, mask=mask_src, other=0.0)
         z_src = tl.load(gates_ptr + row_src[:, None] * (4 * H) + H + offs_h[None, :], mask=mask_src, other=0.0)
+        dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
+        r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
+        h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
 
     # dr W_hr + dz W_hz + dq W_hn of src
     dh_prev = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
@@ -341,9 +342,9 @@ def step_backward(
         mask = in_src[:, None] & k_mask[None, :]
         if FIRST:
             dh_k = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_k, mask, in_src)
-            r, z, n, q = load_gates(gates_ptr, row_src, offs_k, mask, H)
+            r_k, z_k, n_k, q_k = load_gates(gates_ptr, row_src, offs_k, mask, H)
             h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)
-            dn, dr, dz, dq = gru_gate_gradients(dh_k, r, z, n, q, h_k)
+            _, dr, dz, dq = gru_gate_gradients(dh_k, r_k, z_k, n_k, q_k, h_k)
             dr = dr.to(dgates_ptr.dtype.element_ty)  # products take the storage dtype, as in later launches
             dz = dz.to(dgates_ptr.dtype.element_ty)
             dq = dq.to(dgates_ptr.dtype.element_ty)
@@ -363,14 +364,12 @@ def step_backward(
 
     # + dh * z of src
     if FIRST:
-        dh = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_h, mask_src, in_src)
-        r, z, n, q = load_gates(gates_ptr, row_src, offs_h, mask_src, H)
+        dh_src = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_h, mask_src, in_src)
+        r, z_src, n, q = load_gates(gates_ptr, row_src, offs_h, mask_src, H)
         h_prev = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_h, mask_src, goes_on)
-        dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
+        dn, dr, dz, dq = gru_gate_gradients(dh_src, r, z_src, n, q, h_prev)
         store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)
-        dh_prev += dh * z
-    else:
-        dh_prev += dh_src * z_src.to(tl.float32)
+    dh_prev += dh_src * z_src.to(tl.float32)
 
     # a row that started at src ends its way back here
     ends = in_src & (offs_b >= rows_dst)
@@ -378,7 +377,11 @@ def step_backward(
     tl.store(dh_0_ptrs, dh_prev.to(dh_0_ptr.dtype.element_ty), mask=mask_src & ends[:, None])
 
     # the gate gradients of dst; a row that ended at dst begins its way back there
-    dh = outside + tl.where(in_src[:, None], dh_prev, 0.0)
-    dn, dr, dz, dq = gru_gate_gradients(dh, r_dst, z_dst, n_dst, q_dst, h_prev_dst)
+    if FIRST:
+        dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
+        r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
+        h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+    dh += tl.where(in_src[:, None], dh_prev, 0.0)
+    dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
     store_four(dgates_ptr, row_dst, offs_h, mask_dst, dn, dr, dz, dq, H)
     tl.store(dh_ptrs, dh, mask=mask_dst)

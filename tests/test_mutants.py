@@ -61,7 +61,7 @@ STEP = {
     "dh_0 of rows that go on": ("ends = in_src & (offs_b >= rows_dst)", "ends = in_src & (offs_b < rows_dst)"),
 }
 FIRST = {
-    "dh * z dropped in the first launch": ("        dh_prev += dh * z\n", ""),
+    "dh * z dropped in the first launch": ("    dh_prev += dh_src * z_src.to(tl.float32)\n", ""),
     "first launch's gate gradients not stored": (
         "        store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n",
         "",

@@ -7,7 +7,6 @@ part of it that a launcher asks for at every call.
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -108,25 +107,29 @@ def step_tiles(
 
     Two sizes per kernel, so that a model's many batch sizes compile at most two forms of it: up to 32 rows in tiles of
     16, where the launch is bound by latency and reading W_h; above that tiles of 64, which fill a warp group's matrix
-    instruction. None of this is timed yet: benchmarks/QUESTIONS.md asks for it.
+    instruction. 16 hidden units a program: narrow slices, to spread a step over the device. None of this is timed yet:
+    benchmarks/QUESTIONS.md asks for it.
     """
     if kind not in ("forward", "cell", "backward", "backward_first"):
         raise ValueError(f"kind must be forward, cell, backward or backward_first, got {kind!r}")
     if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
         return StepTiles(block_b=64 if batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
-    wide = batch > 32 and kind != "backward_first"  # which runs once a call
-    vector = dtype == "fp32" and precision == "ieee"  # no matrix instructions: 64 rows of accumulators spill
-    block_b = (32 if vector else 64) if wide else 16
-    # few rows: halve the slice of units until the programs fill the device
-    programs = 2 * directions * math.ceil(hidden_size / 32)
-    block_h = 16 if programs < device.sms else 32
-    # deeper tiles spill: in the first launch of backward, which makes gate gradients as it multiplies, on sm_80 and
-    # sm_89; in a cell of odd sizes on sm_90 (tests/test_compiles.py)
-    block_k = 32 if dtype == "fp32" or kind in ("backward_first", "cell") else 64
-    # few rows: several tiles of K under way at once, for a program alone on its SM waits for L2 and little else.
-    # AMD's LDS holds 64 KB and its compiler pipelines two.
-    num_stages = 2 if device.vendor == "amd" else 3 if wide or kind == "backward_first" else 6
-    tiles = StepTiles(block_b, block_h, block_k, num_warps=4, num_stages=num_stages)
+    vector = dtype == "fp32" and precision == "ieee"  # no matrix instructions, which 64 rows are for
+    wide = batch > 32 and kind != "backward_first" and not vector
+    # Deeper tiles of K spill somewhere (tests/test_compiles.py): in the first launch of backward, which makes gate
+    # gradients as it multiplies, on sm_80 and sm_89; in a cell of odd sizes on sm_90; in 64 rows of backward on sm_89.
+    shallow = dtype == "fp32" or kind in ("backward_first", "cell") or (wide and kind == "backward")
+    # Few rows: several tiles of K under way at once, for a program alone on its SM waits for L2 and little else.
+    # AMD's LDS holds 64 KB and its compiler pipelines two; the first launch of backward has no registers for more.
+    if device.vendor == "amd":
+        num_stages = 2
+    elif kind == "backward_first":
+        num_stages = 3 if vector else 2  # with 2, sm_100 spills a register of ieee's
+    elif kind == "backward" and dtype == "fp32" and (device.capability or 0) >= 120:
+        num_stages = 2  # with more, sm_120 spills a register
+    else:
+        num_stages = 3 if wide else 6
+    tiles = StepTiles(64 if wide else 16, 16, 32 if shallow else 64, num_warps=4, num_stages=num_stages)
     while num_stages > 1 and _shared_bytes(kind, tiles, dtype) > device.shared_per_program:
         num_stages -= 1
         tiles = dataclasses.replace(tiles, num_stages=num_stages)
