@@ -812,21 +812,6 @@ def test_saved_tensors_may_be_packed_away(backend):
     assert_all_close(found, torch.autograd.grad(loss_of(*theirs(randn(3, 2, 3))), list(theirs.parameters())))
 
 
-@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
-def test_distributed_data_parallel(backend):
-    import torch.distributed as dist
-
-    theirs, ours = pair(backend, 3, 5)
-    expected = trained(theirs, randn(3, 2, 3))
-    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-    try:
-        parallel = nn.parallel.DistributedDataParallel(ours)
-        found = trained(parallel, randn(3, 2, 3))
-    finally:
-        dist.destroy_process_group()
-    assert_all_close(found, expected)
-
-
 # Tracers, exporters and transforms take PyTorch's own path.
 
 

@@ -142,7 +142,7 @@ def measure(
             row[1] += (their - true).square().sum().item()
             row[2] += true.square().sum().item()
             row[3] = max(row[3], (mine - their).abs().max().item())
-    tf32 = device.type == "cuda" and rnn_precision(torch.version.hip is None) == "tf32"
+    tf32 = rnn_precision(registry.device_of(device).vendor == "nvidia") == "tf32"
     return {
         name: Figures(math.sqrt(a / c), math.sqrt(b / c), floor(name, case, dtype, tf32), difference)
         for name, (a, b, c, difference) in sums.items()
