@@ -12,7 +12,7 @@ from .storytelling import Told
 from .training import Curve
 
 # Okabe and Ito's palette: apart for every common kind of colour blindness, and in grey.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#E69F00", "#009E73", "#767676"
+BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#767676"
 _SIZE = 130  # dots per inch
 
 

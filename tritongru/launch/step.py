@@ -22,8 +22,6 @@ from .layer import LayerCall, LayerWeights
 from .products import project
 from .runtime import Launch, Specimen, empty, interpreted
 
-ELEMENT = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
-
 
 def _in_units(strides: Sequence[int], features: int) -> tuple[int, ...]:
     """(unit, *strides / unit): the largest unit known at compile time, `features` where it divides every stride."""
