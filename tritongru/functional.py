@@ -14,6 +14,7 @@ from . import registry
 from .autograd import GRULayer, Layer
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
+from .planning.choose import off_chip, triton_backend
 from .registry import DTYPES, Backend
 from .visits import Visits
 
@@ -39,7 +40,7 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
         hx: [num_layers * D, B, H].
         params: w_ih [3H, I], w_hh [3H, H] and, with has_biases, b_ih, b_hh [3H] of every layer and direction.
         dropout: probability between layers, applied when `train`.
-        backend: "aten", "reference" or "step"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan says.
+        backend: "aten", "reference", "step" or "sequence"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan says.
         recompute: keep the output alone for backward and compute the gates again there.
 
     Returns:
@@ -108,7 +109,7 @@ def gru_cell(
     reason: str | None = "the arguments do not fit a GRU cell"
     if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
         reason = _unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1)
-    chosen = _settle(backend, reason, input)
+    chosen = reason or _settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params))
     if isinstance(chosen, str):
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
@@ -140,7 +141,12 @@ def _gru(
         return aten()
     D = 2 if bidirectional else 1
     reason = _unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first)
-    chosen = _settle(backend, reason, input)
+    chosen: Backend | str
+    if reason is not None:
+        chosen = reason
+    else:
+        T = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
+        chosen = _settle(backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params))
     if isinstance(chosen, str):  # aten raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, aten())
 
@@ -191,16 +197,26 @@ def tracing() -> bool:
     )
 
 
-def _settle(backend: str | None, unfit: str | None, input: Tensor) -> Backend | str:
-    """The backend that runs, or the reason why PyTorch's own path does."""
-    if unfit is not None:
-        return unfit
+def _settle(
+    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor]
+) -> Backend | str:
+    """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
+    dtype, device = registry.computing_dtype(input), registry.device_of(input.device)
     found = registry.asked_for(backend)
-    chosen = found or registry.BACKENDS["step"]
-    why_not = chosen.why_not(input.device, registry.computing_dtype(input))
-    if why_not is None:
-        registry.log_once(logging.INFO, f"tensors on {input.device} in {input.dtype} take backend {chosen.name!r}")
-    return why_not or chosen
+    why_not = (found or registry.BACKENDS["step"]).why_not(input.device, dtype)
+    if why_not is not None:
+        return why_not
+    reason = "asked for"
+    if found is None or found.name == "sequence":
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
+        shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
+        if found is None:
+            name, reason = triton_backend(B, T, *shape)
+            found = registry.BACKENDS[name]
+        elif (why_not := off_chip(B, *shape)) is not None:
+            return why_not
+    registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
+    return found
 
 
 def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:

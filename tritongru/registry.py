@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -62,6 +63,9 @@ BACKENDS = {
         Backend("aten", "PyTorch's own path, what torch.nn.GRU runs", None),
         Backend("reference", "the equations in PyTorch, backward written out", "tritongru.launch.reference"),
         Backend("step", "one fused Triton launch per timestep, each way", "tritongru.launch.step", triton=True),
+        Backend(
+            "sequence", "one Triton launch per sequence, W_h kept on chip", "tritongru.launch.sequence", triton=True
+        ),
     )
 }
 
@@ -94,10 +98,12 @@ def interpreting() -> bool:
 
 
 def device_of(device: torch.device) -> Device:
-    """The described device behind a torch.device; on the CPU kernels can only be interpreted."""
+    """The described device behind a torch.device; on the CPU kernels can only be interpreted, one program after another
+    unless they run inside `tritongru.launch.concurrent.concurrent`."""
     if device.type == "cuda":
         return of_cuda(torch.cuda.current_device() if device.index is None else device.index)
-    return describe("interpreter")
+    scheduler = sys.modules.get("tritongru.launch.concurrent")  # not imported: no programs run concurrently
+    return describe("concurrent" if scheduler and scheduler.running_concurrently() else "interpreter")
 
 
 def autocasting(device: torch.device) -> bool:
@@ -165,6 +171,28 @@ def refuse(backend: Backend, reason: str, device: torch.device, dtype: torch.dty
 def log_once(level: int, message: str) -> None:
     """Log a message the first time it comes up in this process."""
     logger.log(level, message)
+
+
+def synchronize(device: Any = None) -> None:
+    """Wait for a CUDA device and raise if a wait inside a kernel of `sequence` ran out: torch.cuda.synchronize, checked.
+
+    Without it the error comes with the next call of a layer. See kernels/exchange.py; TRITONGRU_WAIT_SECONDS is the
+    bound (10 by default).
+
+    Args:
+        device: as torch.cuda.synchronize takes it; None: the current one. Without CUDA there is nothing to wait for.
+
+    Raises:
+        RuntimeError: a wait ran out on any device; results since then are NaN.
+
+    Example:
+        >>> import tritongru
+        >>> tritongru.synchronize()
+    """
+    if torch.cuda.is_available():
+        torch.cuda.synchronize(device)
+    if has_triton():
+        _load("tritongru.launch.sequence").check_all()
 
 
 def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:

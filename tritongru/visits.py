@@ -56,6 +56,10 @@ class Visits:
             return self.batch
         return self.batch_sizes[visit if direction == 0 else self.time - 1 - visit]
 
+    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """int32 on the device: rows of each time step, and the first of them; of a dense batch nothing is read."""
+        return _tables(self.batch_sizes, device)
+
     def forward(self, D: int) -> list[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS."""
         return _forward(self, D)
@@ -91,6 +95,13 @@ def _carried_rows(visits: Visits, direction: int, device: torch.device) -> Tenso
     carries = inside & (row < sizes[before])
     index = torch.where(carries, starts[before] + row, visits.size_rows + row)  # rows of h_0 follow those of y
     return index.to(device)
+
+
+@lru_cache(maxsize=32)
+def _tables(batch_sizes: tuple[int, ...] | None, device: torch.device) -> tuple[Tensor, Tensor]:
+    sizes = batch_sizes or (0,)
+    starts = [0, *accumulate(sizes[:-1])]
+    return tuple(torch.tensor(values, dtype=torch.int32).to(device) for values in (sizes, starts))  # type: ignore[return-value]
 
 
 # What a shape's launches are told does not change from call to call: kept, for the host's time per step is theirs.

@@ -3,12 +3,18 @@
 1. A runtime scalar as a bound of range() fails on 3.6 with numpy >= 2.4, which refuses int() of a one-element array.
 2. tl.dot of bfloat16 operands multiplies their bit patterns (bfloat16 lives in uint16 arrays): 3.6 and 3.7.
 3. float32 -> bfloat16 truncates, or rounds half up; hardware rounds to nearest, ties to even: 3.6 and 3.7.
+4. tl.extra.cuda.globaltimer(), by which kernels bound their waits, is inline assembly and out of reach besides: 3.6 and
+   3.7. Here it reads the host's monotonic clock. Any other inline assembly stays the interpreter's own error.
+5. Every call of a device function patches the whole language again, a quarter of the time: 3.6 and 3.7.
 
 They change `triton.runtime.interpreter` in this process only, which nothing but an interpreted kernel uses.
 """
 
 from __future__ import annotations
 
+import re
+import time
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -27,6 +33,19 @@ def float32_to_bfloat16(x: np.ndarray) -> np.ndarray:
 def bfloat16_to_float32(bits: np.ndarray) -> np.ndarray:
     """The float32 values of bfloat16 bits (uint16): exact."""
     return (np.asarray(bits).astype(np.uint32) << 16).view(np.float32)
+
+
+GLOBAL_TIMER = re.compile(r"\s*mov\.u64\s+\$0,\s*%globaltimer;\s*")
+
+
+@dataclass(frozen=True)
+class AssemblyResults:
+    """What inline assembly returns, as Triton asks for it."""
+
+    results: tuple[Any, ...]
+
+    def get_result(self, i: int) -> Any:
+        return self.results[i]
 
 
 @cache
@@ -71,3 +90,26 @@ def repair() -> None:
 
     builder.cast_impl = rounding(builder.cast_impl)
     builder.create_fp_to_fp = rounding(builder.create_fp_to_fp)
+
+    inline_asm = builder.create_inline_asm
+
+    def inline_asm_with_timer(self: Any, asm: str, *rest: Any) -> Any:
+        if GLOBAL_TIMER.fullmatch(asm):
+            return AssemblyResults((handle(np.array([self.global_timer()], dtype=np.int64), tl.int64),))
+        return inline_asm(self, asm, *rest)
+
+    builder.create_inline_asm = inline_asm_with_timer
+    builder.global_timer = lambda self: time.monotonic_ns()  # nanoseconds; launch/concurrent.py puts its own clock here
+
+    patch_lang = interpreter._patch_lang
+    timer = tl.extra.cuda.globaltimer
+
+    def patch_lang_with_timer(fn: Any) -> Any:
+        used = [lang for lang in (tl, tl.core) if any(value is lang for value in fn.__globals__.values())]
+        if used and not any(tl.core.is_builtin(lang.load) for lang in used):
+            return interpreter._LangPatchScope()  # the launch that calls this device function has patched all of it
+        scope = patch_lang(fn)  # gives the interpreter's builder to every builtin of tl, but not of tl.extra
+        interpreter._patch_attr(tl.extra.cuda, "globaltimer", timer, interpreter.interpreter_builder, scope)
+        return scope
+
+    interpreter._patch_lang = patch_lang_with_timer

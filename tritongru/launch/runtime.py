@@ -68,7 +68,13 @@ class Launch:
     """
 
     def __init__(
-        self, kernel: Any, scalars: Sequence[str], arguments: Mapping[str, Any], num_warps: int, num_stages: int
+        self,
+        kernel: Any,
+        scalars: Sequence[str],
+        arguments: Mapping[str, Any],
+        num_warps: int,
+        num_stages: int,
+        cooperative: bool = False,  # all programs are on the device at once, or the launch fails
     ):
         names = kernel.arg_names
         if tuple(names[: len(scalars)]) != tuple(scalars):
@@ -76,7 +82,9 @@ class Launch:
         self.kernel = kernel
         self.name: str = kernel.fn.__name__
         self.rest = [arguments[name] for name in names[len(scalars) :]]  # keeps the tensors alive
-        self.options = {"num_warps": num_warps, "num_stages": num_stages}
+        self.options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
+        if cooperative and not interpreted(kernel):
+            self.options["launch_cooperative_grid"] = True
         self.again: Callable[..., None] | None = None
 
     def __call__(self, grid: tuple[int, int, int], scalars: Sequence[int]) -> None:

@@ -119,6 +119,18 @@ DEVICES = {
         registers_per_sm=1 << 30,
         l2_bytes=1 << 30,
     ),
+    # Programs take turns under a scheduler (tritongru/launch/concurrent.py): few, for each is a thread.
+    "concurrent": Device(
+        name="concurrent interpreter",
+        vendor="interpreter",
+        capability=None,
+        arch="interpreter",
+        sms=8,
+        shared_per_program=1 << 30,
+        shared_per_sm=1 << 30,
+        registers_per_sm=1 << 30,
+        l2_bytes=1 << 30,
+    ),
 }
 
 
