@@ -64,7 +64,10 @@ GPU_CASES = (
     Case(128, 1, 1024, 1024, "fp16"),
     Case(128, 16, 1024, 1024, "bf16"),
     Case(128, 64, 1024, 1024, "fp16"),
+    Case(128, 64, 1024, 1024, "fp32"),
+    Case(128, 32, 650, 650, "bf16"),
     Case(64, 64, 2048, 2048, "bf16"),
+    Case(1000, 16, 512, 512, "fp16"),
 )
 
 # Small and odd, for a memory checker that slows a kernel a hundredfold.
@@ -74,4 +77,8 @@ MEMCHECK_CASES = (
     Case(3, 33, 9, 67, "bf16", bidirectional=True),
     Case(5, 4, 11, 24, "fp16", bidirectional=True, packed=True),
     Case(1, 2, 6, 19, "fp32", cell=True),
+    # programs that exchange: odd H and a padded buffer; several row tiles; both directions
+    Case(3, 17, 5, 203, "fp16"),
+    Case(4, 40, 8, 512, "bf16"),
+    Case(4, 5, 7, 264, "fp32", bidirectional=True, packed=True),
 )

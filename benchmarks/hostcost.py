@@ -157,7 +157,8 @@ def calls(
                         y, h_n, gates = step.forward(call, x, h_0, weights)
                     else:
                         assert gates is not None
-                        step.backward(call, torch.zeros_like(y), torch.zeros_like(h_n), y, h_0, gates, weights, True)
+                        dy, dh_n = torch.zeros_like(y), torch.zeros_like(h_n)
+                        step.backward(call, dy, dh_n, y, h_0, gates, weights, h_0.dtype)
                     first, steps = found[pass_]
                     if repeat < 2:  # the JIT's own caches are filled
                         continue

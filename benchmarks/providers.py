@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -13,9 +14,11 @@ from torch import nn
 
 import tritongru
 from tritongru.planning.choose import StepTiles
+from tritongru.planning.sequence import SequenceTiles
 
 from .cases import Case
 
+TILES: dict[str, type] = {"step": StepTiles, "sequence": SequenceTiles}
 BASELINE = "nn.GRU"  # what every ratio is taken to
 
 
@@ -56,14 +59,17 @@ PROVIDERS = {
         Provider("step", "tritongru, one launch per timestep", partial(_ours, backend="step")),
         Provider("step-recompute", "step, gates again in backward", partial(_ours, backend="step", recompute=True)),
         Provider("step-separate", "step, each weight allocated alone", partial(_ours, backend="step", separate=True)),
+        Provider("sequence", "tritongru, one launch per sequence", partial(_ours, backend="sequence")),
+        Provider("sequence-recompute", "the same, recomputing", partial(_ours, backend="sequence", recompute=True)),
         Provider("default", "tritongru as it comes", partial(_ours, backend=None)),
     )
 }
-GPU_PROVIDERS = (BASELINE, "step")
+GPU_PROVIDERS = (BASELINE, "step", "sequence")
 
 
 def find(name: str) -> Provider:
-    """The provider of that name; `step:num_warps=8,num_stages=2` is `step` with these fields of its tiles replaced.
+    """The provider of that name; `step:num_warps=8,num_stages=2` is `step` with these fields of its tiles replaced, and
+    `sequence:per_wait=1` likewise.
 
     Raises:
         ValueError: no such provider or field.
@@ -71,35 +77,35 @@ def find(name: str) -> Provider:
     if name in PROVIDERS:
         return PROVIDERS[name]
     base, _, changes = name.partition(":")
-    if base != "step" or not changes:
-        raise ValueError(f"provider must be one of {', '.join(PROVIDERS)} or step:FIELD=N,..., got {name!r}")
-    fields = [field.name for field in dataclasses.fields(StepTiles)]
+    if base not in TILES or not changes:
+        raise ValueError(
+            f"provider must be one of {', '.join(PROVIDERS)}, or step:FIELD=N,... or sequence:FIELD=N,..., got {name!r}"
+        )
+    fields = [field.name for field in dataclasses.fields(TILES[base])]
     values = {}
     for change in changes.split(","):
         field, _, value = change.partition("=")
         if field not in fields or not value.isdecimal():
             raise ValueError(f"tiles are changed by FIELD=N with a field of {', '.join(fields)}, got {change!r}")
         values[field] = int(value)
-    return dataclasses.replace(PROVIDERS["step"], name=name, about=f"step with {changes}", around=_with_tiles(values))
+    around = partial(_with_tiles, base, values)
+    return dataclasses.replace(PROVIDERS[base], name=name, about=f"{base} with {changes}", around=around)
 
 
-def _with_tiles(values: dict[str, int]) -> Callable[[], AbstractContextManager[Any]]:
-    """Inside: the launcher of `step` gets its tiles with `values` in place of what was chosen."""
-    from tritongru.planning.choose import step_tiles
+@contextmanager
+def _with_tiles(backend: str, values: dict[str, int]) -> Iterator[None]:
+    """Inside: the launcher of `backend` gets its tiles with `values` in place of what was chosen."""
+    launcher = importlib.import_module(f"tritongru.launch.{backend}")
+    name = f"{backend}_tiles"
+    chosen = getattr(launcher, name)
 
     @cache
-    def changed(*problem: Any) -> StepTiles:
-        return dataclasses.replace(step_tiles(*problem), **values)
+    def changed(*problem: Any) -> Any:
+        found = chosen(*problem)
+        return found if isinstance(found, str) else dataclasses.replace(found, **values)
 
-    @contextmanager
-    def around() -> Iterator[None]:
-        from tritongru.launch import step
-
-        chosen = step.step_tiles
-        step.step_tiles = changed
-        try:
-            yield
-        finally:
-            step.step_tiles = chosen
-
-    return around
+    setattr(launcher, name, changed)
+    try:
+        yield
+    finally:
+        setattr(launcher, name, chosen)

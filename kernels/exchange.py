@@ -9,8 +9,8 @@ Why this is right
 2. What is published is never the sentinel: a NaN with these bits becomes the format's quiet NaN (`publish`).
 3. The fill is an earlier launch on the same stream, so it happens before every load here.
 4. Publishing stores go to L2 (`.cg`) and are strong at GPU scope in the machine code; receiving loads are volatile, so
-   the compiler neither merges nor drops them, and they pass L1 by. tests/kit/lint.py reads both from the binary, and that
-   no load was moved ahead by software pipelining (num_stages = 1).
+   the compiler neither merges nor drops them, and they pass L1 by. tests/kit/lint.py reads both from the binary, and
+   that no load was moved ahead by software pipelining (num_stages = 1).
 5. A consumer waits only for rows that its producers publish: those that ran at the visit before (kernels/rows.py). What
    a row starts from (h_0) has its own pointer, and may hold any bits.
 6. All programs that wait for each other are on the device at once (a cooperative launch), and each publishes visit v

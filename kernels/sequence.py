@@ -12,15 +12,15 @@ Backward, at each visit in the opposite order, the visit after it being `src`:
     dh = dy + dh * z of src + dr W_hr + dz W_hz + dq W_hn of src
     dn, dr, dz, dq of this visit from dh
 
-The grid is (slices of BLOCK_H hidden units, groups of row tiles, directions). A product needs the whole of h_prev (or of
-the gate gradients of src), of which each program of a group makes its own slice:
+The grid is (slices of BLOCK_H hidden units, groups of row tiles, directions). A product needs the whole of h_prev (or
+of the gate gradients of src), of which each program of a group makes its own slice:
 
     EXCHANGE       they hand their slices to each other through memory (kernels/exchange.py)
     not EXCHANGE   one program owns all units of its row tile, and nothing leaves it
 
-A group's programs work through its row tiles in turn: while one tile's slices are on their way, they make another's. The
-visits and tiles are one loop, so that what a step needs besides the product (x_proj; dy and the gates) is asked for a
-step ahead, before the wait.
+A group's programs work through its row tiles in turn: while one tile's slices are on their way, they make another's.
+The visits and tiles are one loop, so that what a step needs besides the product (x_proj; dy and the gates) is asked for
+a step ahead, before the wait.
 
 The product. K is cut into NUM_K chunks of BLOCK_K, and with SPLIT > 1 each chunk into SPLIT parts, one per warp, as a
 batch of products: a 16 x 16 tile over all of K would be repeated by every warp. The parts are added by halves
@@ -350,7 +350,7 @@ def load_own(
     dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, at, at_before, rows, rows_before, offs_b, offs_u, u_mask, direction,
     stride_row, stride_dy_t, stride_dy_b, stride_dy_h, stride_rzn_t, stride_rzn_b, B, H, D, P,
 ):  # fmt: skip
-    """What the gate gradients of a tile are made from besides dh of src, in the storage dtype: dy, r, z, n, q, h_prev."""
+    """What a tile's gate gradients are made from besides dh of src, in the storage dtype: dy, r, z, n, q, h_prev."""
     here, carries = running(offs_b, rows, rows_before)
     mask = here[:, None] & u_mask[None, :]
     row = (at * stride_row + offs_b) * D + direction

@@ -7,7 +7,8 @@ Forward, for one tile of rows and hidden units, with h_prev = h_{t-1}:
     a_n = x W_in^T + b_in                               q = h_prev W_hn^T + b_hn
     r, z = sigmoid(a_r), sigmoid(a_z);  n = tanh(a_n + r * q);  h = n + z * (h_prev - n)
 
-Without FUSE_INPUT, x W_i^T + b_i of all T was computed before as one library product, `x_proj`.
+Without FUSE_INPUT, x W_i^T + b_i of all T was computed before as one library product, `x_proj`. With SAVE_GATES r, z, n
+take its place in memory, `rzn`, and q a buffer of its own: what backward needs.
 
 Backward, from the visit `src` to the one before it, `dst`:
 
@@ -19,8 +20,8 @@ gate gradients to read; it knows dh of every unit and makes those of src itself,
 
 The grid is (tiles of rows, tiles of hidden units, directions). Own buffers have dense rows, row = at * stride_row + b:
 `at` is the time step and stride_row = B in a dense batch, the first row of the step and 1 in a packed one. Tensors of
-the caller (x or x_proj, dy) have strides in multiples of a UNIT known at compile time, which tells the compiler their
-alignment without specialising on T or B.
+the caller (x, dy), and rzn, which lies as x does, have strides in multiples of a unit known at compile time (X_UNIT,
+DY_UNIT, and D * 3H of rzn), which tells the compiler their alignment without specialising on T or B.
 """
 
 import triton
@@ -37,7 +38,7 @@ BACKWARD_SCALARS = (
     "src", "dst", "before", "rows_src", "rows_dst", "rows_before",
     "src_reverse", "dst_reverse", "before_reverse", "rows_src_reverse", "rows_dst_reverse", "rows_before_reverse",
 )  # fmt: skip
-SIZES = ("B", "stride_row", "size_rows", "stride_x_t", "stride_x_b", "stride_dy_t", "stride_dy_b")
+SIZES = ("B", "stride_row", "size_rows", "stride_x_b", "stride_rzn_t", "stride_rzn_b", "stride_dy_t", "stride_dy_b")
 
 
 @triton.jit
@@ -84,13 +85,13 @@ def add_products(
 
 
 @triton.jit
-def load_gates(gates_ptr, row, cols, mask, H: tl.constexpr):
-    """r, z, n, q of a tile, as float32. gates is [rows, 4H]."""
-    ptrs = gates_ptr + row[:, None] * (4 * H) + cols[None, :]
+def load_gates(rzn_ptrs, q_ptrs, cols, mask, H: tl.constexpr):
+    """r, z, n, q of a tile, as float32; rzn_ptrs, q_ptrs [BLOCK_B] point at the first unit of each row."""
+    ptrs = rzn_ptrs[:, None] + cols[None, :]
     r = tl.load(ptrs, mask=mask, other=0.0).to(tl.float32)
     z = tl.load(ptrs + H, mask=mask, other=0.0).to(tl.float32)
     n = tl.load(ptrs + 2 * H, mask=mask, other=0.0).to(tl.float32)
-    q = tl.load(ptrs + 3 * H, mask=mask, other=0.0).to(tl.float32)
+    q = tl.load(q_ptrs[:, None] + cols[None, :], mask=mask, other=0.0).to(tl.float32)
     return r, z, n, q
 
 
@@ -114,14 +115,14 @@ def load_dh(dh_n_ptrs, dy_ptrs, stride_dy_h, cols, mask, ends):
 
 
 @triton.jit
-def store_four(ptr, row, cols, mask, a, b, c, d, H: tl.constexpr):
-    """Four tiles side by side into [rows, 4H], cast to its dtype: gates (r, z, n, q) or dgates (dn, dr, dz, dq)."""
-    ptrs = ptr + row[:, None] * (4 * H) + cols[None, :]
-    dtype = ptr.dtype.element_ty
-    tl.store(ptrs, a.to(dtype), mask=mask)
-    tl.store(ptrs + H, b.to(dtype), mask=mask)
-    tl.store(ptrs + 2 * H, c.to(dtype), mask=mask)
-    tl.store(ptrs + 3 * H, d.to(dtype), mask=mask)
+def store_dgates(dgates_ptr, row, cols, mask, dn, dr, dz, dq, H: tl.constexpr):
+    """dn, dr, dz, dq of a tile side by side into dgates [rows, 4H], cast to its dtype."""
+    ptrs = dgates_ptr + row[:, None] * (4 * H) + cols[None, :]
+    dtype = dgates_ptr.dtype.element_ty
+    tl.store(ptrs, dn.to(dtype), mask=mask)
+    tl.store(ptrs + H, dr.to(dtype), mask=mask)
+    tl.store(ptrs + 2 * H, dz.to(dtype), mask=mask)
+    tl.store(ptrs + 3 * H, dq.to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=[*FORWARD_SCALARS, *SIZES])
@@ -135,8 +136,8 @@ def step_forward(
     rows_reverse,
     rows_before_reverse,
     rows_after_reverse,
-    x_ptr,  # [T, B, I] with FUSE_INPUT, else x_proj [T, B, D, 3H]
-    w_ih_ptr,  # [3H, I]; read with FUSE_INPUT only, as is b_ih
+    x_ptr,  # [T, B, I]; read with FUSE_INPUT (where T is 1) only, as are w_ih and b_ih
+    w_ih_ptr,  # [3H, I]
     w_hh_ptr,  # [3H, H]
     b_ih_ptr,  # [3H]
     b_hh_ptr,  # [3H]
@@ -148,13 +149,14 @@ def step_forward(
     y_ptr,  # [T, B, D, H]
     h_n_ptr,  # [D, B, H]
     state_ptr,  # [D, B, H] float32: h unrounded, where y is narrower
-    gates_ptr,  # [D, T, B, 4H] r, z, n, q
+    rzn_ptr,  # [T, B, D, 3H] x_proj, unless FUSE_INPUT; with SAVE_GATES r, z, n in its place
+    q_ptr,  # [T, B, D, H]; written with SAVE_GATES
     B,
     stride_row,
-    stride_x_t,
     stride_x_b,
     stride_x_i,
-    size_rows,  # rows of one direction in gates: T * B, or those of the packed batch
+    stride_rzn_t,  # in rows of D * 3H, as is stride_rzn_b
+    stride_rzn_b,
     I: tl.constexpr,
     H: tl.constexpr,
     D: tl.constexpr,
@@ -189,14 +191,14 @@ def step_forward(
     row_state = direction * B + offs_b
     h_prev_ptrs = h_ptr + (slot * D * B + row_state) * H
     h_next_ptrs = h_ptr + ((1 - slot) * D * B + row_state) * H
-    x_ptrs = x_ptr + (at.to(tl.int64) * stride_x_t + offs_b * stride_x_b) * X_UNIT
+    row_rzn = at.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b
+    rzn_ptrs = rzn_ptr + ((row_rzn * D + direction) * (3 * H))[:, None] + offs_h[None, :]
 
     # what the products leave out is asked for before them, to be there when they are done
     if not FUSE_INPUT:
-        proj_ptrs = x_ptrs[:, None] + direction * (3 * H) + offs_h[None, :]
-        x_r = tl.load(proj_ptrs, mask=mask, other=0.0)
-        x_z = tl.load(proj_ptrs + H, mask=mask, other=0.0)
-        x_n = tl.load(proj_ptrs + 2 * H, mask=mask, other=0.0)
+        x_r = tl.load(rzn_ptrs, mask=mask, other=0.0)
+        x_z = tl.load(rzn_ptrs + H, mask=mask, other=0.0)
+        x_n = tl.load(rzn_ptrs + 2 * H, mask=mask, other=0.0)
     if HAS_BIAS:
         b_hr = tl.load(b_hh_ptr + offs_h, mask=h_mask, other=0.0)
         b_hz = tl.load(b_hh_ptr + H + offs_h, mask=h_mask, other=0.0)
@@ -218,6 +220,7 @@ def step_forward(
     a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     q = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
     if FUSE_INPUT:
+        x_ptrs = x_ptr + offs_b * stride_x_b * X_UNIT
         a_r, a_z, a_n = add_products(
             a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, offs_h, I, H, BLOCK_K, PRECISION
         )
@@ -249,8 +252,17 @@ def step_forward(
     tl.store(h_n_ptr + row_state[:, None] * H + offs_h[None, :], y, mask=mask & ~goes_on[:, None])
     if KEEP_STATE:
         tl.store(state_ptrs, h, mask=mask)
+    # In place: this program alone reads and writes its tile of rzn. Within it, an element of r, z or n depends on the
+    # element of x_proj in its place, so no thread stores before that was loaded by itself, or by another one and handed
+    # over: through shared memory, whose barrier no thread passes before its loads are done, or by a shuffle, which
+    # waits for the data likewise. One thread alone loads an element (tests/test_compiles.py: no tile has fewer elements
+    # than there are threads), so that nobody loads it later for nothing.
     if SAVE_GATES:
-        store_four(gates_ptr + direction * size_rows * (4 * H), row, offs_h, mask, r, z, n, q, H)
+        dtype = rzn_ptr.dtype.element_ty
+        tl.store(rzn_ptrs, r.to(dtype), mask=mask)
+        tl.store(rzn_ptrs + H, z.to(dtype), mask=mask)
+        tl.store(rzn_ptrs + 2 * H, n.to(dtype), mask=mask)
+        tl.store(q_ptr + ((row * D + direction) * H)[:, None] + offs_h[None, :], q.to(dtype), mask=mask)
 
 
 @triton.jit(do_not_specialize=[*BACKWARD_SCALARS, *SIZES])
@@ -273,16 +285,19 @@ def step_backward(
     w_hh_reverse_ptr,
     h_0_ptr,  # [D, B, H]
     y_ptr,  # [T, B, D, H]
-    gates_ptr,  # [D, T, B, 4H] r, z, n, q
+    rzn_ptr,  # [T, B, D, 3H] r, z, n
+    q_ptr,  # [T, B, D, H]
     dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
     dh_ptr,  # [D, B, H] float32: dh of the visit before
     dh_0_ptr,  # [D, B, H]
     B,
     stride_row,
+    stride_rzn_t,  # in rows of D * 3H, as is stride_rzn_b
+    stride_rzn_b,
     stride_dy_t,
     stride_dy_b,
     stride_dy_h,
-    size_rows,  # rows of one direction in gates and dgates
+    size_rows,  # rows of one direction in dgates: T * B, or those of the packed batch
     H: tl.constexpr,
     D: tl.constexpr,
     DY_UNIT: tl.constexpr,
@@ -314,7 +329,12 @@ def step_backward(
     row_dst = dst.to(tl.int64) * stride_row + offs_b
     row_before = before.to(tl.int64) * stride_row + offs_b
     row_state = direction * B + offs_b
-    gates_ptr += direction * size_rows * (4 * H)
+    row_rzn_src = src.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b
+    row_rzn_dst = dst.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b
+    rzn_src_ptrs = rzn_ptr + (row_rzn_src * D + direction) * (3 * H)
+    rzn_dst_ptrs = rzn_ptr + (row_rzn_dst * D + direction) * (3 * H)
+    q_src_ptrs = q_ptr + (row_src * D + direction) * H
+    q_dst_ptrs = q_ptr + (row_dst * D + direction) * H
     dgates_ptr += direction * size_rows * (4 * H)
     dy_ptr += direction * H * stride_dy_h
     dy_src_ptrs = dy_ptr + (src.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
@@ -329,9 +349,9 @@ def step_backward(
     ends_at_dst = in_dst & ~in_src
     if not FIRST:  # this program alone reads and writes its tile of dh
         dh_src = tl.load(dh_ptrs, mask=mask_src, other=0.0)
-        z_src = tl.load(gates_ptr + row_src[:, None] * (4 * H) + H + offs_h[None, :], mask=mask_src, other=0.0)
+        z_src = tl.load(rzn_src_ptrs[:, None] + H + offs_h[None, :], mask=mask_src, other=0.0)
         dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
-        r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
+        r, z, n, q = load_gates(rzn_dst_ptrs, q_dst_ptrs, offs_h, mask_dst, H)
         h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
 
     # dr W_hr + dz W_hz + dq W_hn of src
@@ -342,7 +362,7 @@ def step_backward(
         mask = in_src[:, None] & k_mask[None, :]
         if FIRST:
             dh_k = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_k, mask, in_src)
-            r_k, z_k, n_k, q_k = load_gates(gates_ptr, row_src, offs_k, mask, H)
+            r_k, z_k, n_k, q_k = load_gates(rzn_src_ptrs, q_src_ptrs, offs_k, mask, H)
             h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)
             _, dr, dz, dq = gru_gate_gradients(dh_k, r_k, z_k, n_k, q_k, h_k)
             dr = dr.to(dgates_ptr.dtype.element_ty)  # products take the storage dtype, as in later launches
@@ -365,10 +385,10 @@ def step_backward(
     # + dh * z of src
     if FIRST:
         dh_src = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_h, mask_src, in_src)
-        r, z_src, n, q = load_gates(gates_ptr, row_src, offs_h, mask_src, H)
+        r, z_src, n, q = load_gates(rzn_src_ptrs, q_src_ptrs, offs_h, mask_src, H)
         h_prev = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_h, mask_src, goes_on)
         dn, dr, dz, dq = gru_gate_gradients(dh_src, r, z_src, n, q, h_prev)
-        store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)
+        store_dgates(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)
     dh_prev += dh_src * z_src.to(tl.float32)
 
     # a row that started at src ends its way back here
@@ -379,9 +399,9 @@ def step_backward(
     # the gate gradients of dst; a row that ended at dst begins its way back there
     if FIRST:
         dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
-        r, z, n, q = load_gates(gates_ptr, row_dst, offs_h, mask_dst, H)
+        r, z, n, q = load_gates(rzn_dst_ptrs, q_dst_ptrs, offs_h, mask_dst, H)
         h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
     dh += tl.where(in_src[:, None], dh_prev, 0.0)
     dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
-    store_four(dgates_ptr, row_dst, offs_h, mask_dst, dn, dr, dz, dq, H)
+    store_dgates(dgates_ptr, row_dst, offs_h, mask_dst, dn, dr, dz, dq, H)
     tl.store(dh_ptrs, dh, mask=mask_dst)

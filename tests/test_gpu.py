@@ -11,6 +11,10 @@ import tritongru
 from tests.kit.rule import assert_right
 from tests.test_step import MORE_CASES
 from tritongru.inspection.check import CASES, Case
+from tritongru.launch.products import rnn_precision
+from tritongru.planning.choose import off_chip
+from tritongru.planning.devices import of_cuda
+from tritongru.registry import DTYPES
 
 pytestmark = pytest.mark.gpu
 
@@ -23,6 +27,15 @@ LARGE_CASES = (
     Case(I=40, H=130, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
     Case(T=9, B=130, I=32, H=200, recompute=True),
 )
+# What `sequence` spreads over many programs: odd sizes, several groups, several row tiles, all the SMs.
+EXCHANGING_CASES = (
+    Case(T=30, B=3, I=20, H=203, bidirectional=True),
+    Case(T=25, B=70, I=64, H=256, layers=2),
+    Case(T=15, B=200, I=48, H=512),
+    Case(T=12, B=16, I=64, H=1024),
+    Case(I=40, H=650, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
+    Case(T=10, B=40, I=96, H=768, bias=False, recompute=True),
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -30,6 +43,92 @@ LARGE_CASES = (
 @pytest.mark.parametrize("backend", ["reference", "step"])
 def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
     assert_right(case, backend, dtype, CUDA)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("case", CASES + MORE_CASES + LARGE_CASES + EXCHANGING_CASES, ids=lambda case: case.name)
+def test_rule_of_sequence(case: Case, dtype: torch.dtype) -> None:
+    """And no wait ran out on the way."""
+    _, B, D = case.sizes
+    precision = rnn_precision(nvidia=torch.version.hip is None)
+    why_not = off_chip(B, case.H, D, DTYPES[dtype], precision, True, of_cuda(CUDA.index))
+    if why_not:
+        pytest.skip(why_not)
+    assert_right(case, "sequence", dtype, CUDA)
+    tritongru.synchronize()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_the_largest_layer_that_fits(dtype: torch.dtype) -> None:
+    """All SMs of the device, and nearly all their shared memory."""
+    H = max(
+        (H for H in range(64, 2112, 64) if off_chip(8, H, 1, DTYPES[dtype], "tf32", True, of_cuda(CUDA.index)) is None),
+        default=0,
+    )
+    if not H:
+        pytest.skip("the device holds no layer on chip")
+    assert_right(Case(T=6, B=8, I=32, H=H), "sequence", dtype, CUDA)
+    tritongru.synchronize()
+
+
+def test_soak_of_mixed_shapes_on_two_streams() -> None:
+    """10,000 launches of many shapes on two streams: no hang, and the same call has the same bits every time."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(12, 5, 203), (9, 33, 256), (20, 2, 64), (7, 16, 512), (5, 100, 130), (1, 4, 300)]
+    calls = []
+    for index, (T, B, H) in enumerate(shapes):
+        dtype = (torch.float16, torch.bfloat16, torch.float32)[index % 3]
+        layer = tritongru.GRU(24, H, bidirectional=index % 2 == 0, device=CUDA, dtype=dtype, backend="sequence")
+        x = torch.randn(T, B, 24, generator=generator).to(CUDA, dtype).requires_grad_()
+        output, _ = layer(x)
+        dy = torch.randn(output.shape, generator=generator).to(CUDA, dtype)
+        (dx,) = torch.autograd.grad(output, x, dy)
+        calls.append((layer, x, dy, output.detach(), dx))
+    streams = [torch.cuda.Stream(), torch.cuda.Stream()]
+    torch.cuda.synchronize()
+    order = torch.randint(len(calls), (5000,), generator=generator).tolist()  # two launches each
+    wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
+    for turn, index in enumerate(order):
+        layer, x, dy, expected, expected_dx = calls[index]
+        with torch.cuda.stream(streams[turn % 2]):
+            output, _ = layer(x)
+            (dx,) = torch.autograd.grad(output, x, dy)
+            same = (output == expected).all() & (dx == expected_dx).all()
+            wrong.add_((~same).to(torch.int64))
+        if turn % 200 == 0:
+            tritongru.synchronize()
+    tritongru.synchronize()
+    assert wrong.item() == 0
+
+
+def test_a_wait_that_runs_out_is_an_error(monkeypatch) -> None:
+    """Programs too few: the others wait for slices that nobody makes. Told once; the call after it is right."""
+    from tritongru.launch import runtime
+
+    layer = tritongru.GRU(16, 256, device=CUDA, dtype=torch.float16, backend="sequence")
+    x = torch.randn(4, 3, 16, device=CUDA, dtype=torch.float16)
+    with torch.no_grad():
+        expected = layer(x)[0]
+        call = runtime.Launch.__call__
+        monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "0.05")
+        with monkeypatch.context() as patch:
+            patch.setattr(runtime.Launch, "__call__", lambda self, grid, s: call(self, (grid[0] - 1, *grid[1:]), s))
+            broken = layer(x)[0]
+        with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+            tritongru.synchronize()
+        assert broken[1:].isnan().any()
+        assert torch.equal(layer(x)[0], expected)
+
+
+def test_sequence_takes_one_launch_each_way() -> None:
+    from tritongru.launch.runtime import observe
+
+    names: list[str] = []
+    layer = tritongru.GRU(8, 256, bidirectional=True, device=CUDA, dtype=torch.float16)
+    with observe(lambda name, grid: names.append(name)):
+        output, _ = layer(torch.randn(30, 2, 8, device=CUDA, dtype=torch.float16))
+        output.sum().backward()
+    assert names == ["sequence_forward", "sequence_backward"]
 
 
 @pytest.mark.parametrize("case", LARGE_CASES, ids=lambda case: case.name)
@@ -45,7 +144,7 @@ def test_cuda_tensors_take_the_kernel_without_a_flag() -> None:
     from tritongru.launch.runtime import observe
 
     names: list[str] = []
-    layer = tritongru.GRU(8, 16, device=CUDA)
+    layer = tritongru.GRU(8, 3000, device=CUDA)  # too large for any chip
     with observe(lambda name, grid: names.append(name)):
         output, _ = layer(torch.randn(3, 2, 8, device=CUDA))
         output.sum().backward()

@@ -40,7 +40,8 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
         hx: [num_layers * D, B, H].
         params: w_ih [3H, I], w_hh [3H, H] and, with has_biases, b_ih, b_hh [3H] of every layer and direction.
         dropout: probability between layers, applied when `train`.
-        backend: "aten", "reference", "step" or "sequence"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan says.
+        backend: "aten", "reference", "step" or "sequence"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan
+            says.
         recompute: keep the output alone for backward and compute the gates again there.
 
     Returns:

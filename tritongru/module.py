@@ -21,7 +21,8 @@ class GRU(nn.GRU):
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
-        backend: "aten", "reference", "step" or "sequence"; None lets `use_backend`, TRITONGRU_BACKEND or else the plan decide.
+        backend: "aten", "reference", "step" or "sequence"; None lets `use_backend`, TRITONGRU_BACKEND or else the plan
+            decide.
         recompute: keep the output alone for backward and compute the gates again there: less memory, more time.
 
     Shapes:

@@ -174,7 +174,7 @@ def log_once(level: int, message: str) -> None:
 
 
 def synchronize(device: Any = None) -> None:
-    """Wait for a CUDA device and raise if a wait inside a kernel of `sequence` ran out: torch.cuda.synchronize, checked.
+    """torch.cuda.synchronize, which also raises if a wait inside a kernel of `sequence` ran out.
 
     Without it the error comes with the next call of a layer. See kernels/exchange.py; TRITONGRU_WAIT_SECONDS is the
     bound (10 by default).

@@ -85,9 +85,7 @@ def wait_seconds() -> float:
     return seconds
 
 
-def forward(
-    call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights
-) -> tuple[Tensor, Tensor, SavedGates | None]:
+def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As launch/step.py's forward."""
     tiles = _tiles("forward", call)
     if tiles is None:
@@ -176,8 +174,8 @@ def _tiles(kind: str, call: LayerCall) -> SequenceTiles | None:
         return tiles
     if interpreted(kernels.sequence_forward) and not running_concurrently():
         raise RuntimeError(
-            f"Triton's interpreter runs programs one after another, and the {tiles.programs} programs of this plan wait "
-            "for each other: run it inside tritongru.launch.concurrent.concurrent(seed), or with a one-program plan"
+            f"Triton's interpreter runs programs one after another, and the {tiles.programs} programs of this plan "
+            "wait for each other: run it inside tritongru.launch.concurrent.concurrent(), or with a one-program plan"
         )
     return None if call.device.name in _refused else tiles
 
@@ -243,7 +241,7 @@ def _launch(
     words = dict(sizes_ptr=sizes, starts_ptr=starts, status_ptr=found.word, report_ptr=found.report)
     launch = Launch(
         kernel, names, {**arguments, **words, **_constants(tiles, call.precision)}, tiles.num_warps, num_stages=1,
-        cooperative=tiles.exchange,
+        cooperative=tiles.exchange, max_registers=tiles.max_registers,
     )  # fmt: skip
     for direction in range(0, call.directions, tiles.directions):
         values = {**scalars, "first_direction": direction}
@@ -287,13 +285,12 @@ def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str, aligne
     scalars = kernels.FORWARD_SCALARS if kind == "forward" else kernels.BACKWARD_SCALARS
     own = f"*{dtype}"
     theirs = own if aligned else f"{own}:{4 if dtype == 'fp32' else 2}"
-    types = dict.fromkeys(scalars, "i32") | dict.fromkeys(("sizes_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
+    types = dict.fromkeys(scalars, "i32")
+    types |= dict.fromkeys(("sizes_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
     types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16"}
     types |= {"state_ptr": "*fp32" if tiles.exchange else own}
     types |= dict.fromkeys(("dy_ptr", "b_ptr", "b_reverse_ptr"), theirs)
-    given = {
-        name: types.get(name, own)
-        for name in kernel.arg_names
-        if name in types or name.endswith("_ptr")
-    }
-    return Specimen(kernel, given, _constants(tiles, precision), tiles.num_warps, num_stages=1)
+    given = {name: types.get(name, own) for name in kernel.arg_names if name in types or name.endswith("_ptr")}
+    return Specimen(
+        kernel, given, _constants(tiles, precision), tiles.num_warps, num_stages=1, max_registers=tiles.max_registers
+    )
