@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n 2 -q
 
-.PHONY: demo test long lint bench gpu clean
+.PHONY: demo test long compile-all lint bench gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,9 @@ test: $(VENV)/installed  ## kernels in the interpreter, then what needs the comp
 long: $(VENV)/installed  ## the long exploration; CI runs it
 	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
 	$(PYTEST) -m "long and compiled"
+
+compile-all: $(VENV)/installed  ## every sequence kernel a plan may ask for, for every described GPU: a table of each
+	$(PY) -m tests.kit.compile_all
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

@@ -66,6 +66,19 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
+    """A function of how many rows backward with recompute takes at once."""
+    from tritongru.planning import choose, cost
+
+    def few(rows: int) -> None:
+        monkeypatch.setattr(cost, "ROWS_AT_ONCE", rows)
+        choose.cache_clear()  # a plan made before counts other chunks
+
+    yield few
+    choose.cache_clear()
+
+
+@pytest.fixture
 def h200_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted launches take the tiles of an H200 instead of one large program."""
     from tritongru.planning import describe

@@ -299,5 +299,5 @@ def test_opcodes_are_told_apart_by_their_whole_name():
 
 
 def test_width_of_local_accesses():
-    widths = [module._width(opcode) for opcode in ("STL", "STL.64", "LDL.LU.128", "LDL.U8", "STL.U16")]
+    widths = [module.bytes_moved(opcode) for opcode in ("STL", "STL.64", "LDL.LU.128", "LDL.U8", "STL.U16")]
     assert widths == [4, 8, 16, 1, 2]

@@ -51,6 +51,21 @@ def test_what_plan_lists_is_what_runs(variant: str, T: int, packed: bool, monkey
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("rows", [2, 4, 6])
+@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_plan_lists_is_what_runs_in_chunks(variant: str, B: int, rows: int, few_rows_at_once, monkeypatch) -> None:
+    """Backward with recompute, a few timesteps at a time."""
+    few_rows_at_once(rows)
+    layer = tritongru.GRU(5, 6, backend="step", **{**VARIANTS[variant], "recompute": True})
+    x = torch.randn(7, B, 5, dtype=layer.weight_hh_l0.dtype)
+    listed = tritongru.plan(layer, x).launches
+    forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+    assert dict(forward) == dict(listed.forward)
+    assert dict(backward) == dict(listed.backward)
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypatch) -> None:

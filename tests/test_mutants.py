@@ -46,7 +46,16 @@ STEP = {
     "h not handed on": ("tl.store(h_next_ptrs[:, None]", "tl.store(h_prev_ptrs[:, None]"),
     "h_n of every step": ("mask=mask & ~goes_on[:, None])\n    if KEEP", "mask=mask & goes_on[:, None])\n    if KEEP"),
     "gates not saved": ("    if SAVE_GATES:\n", "    if SAVE_GATES and H == 0:\n"),
-    "direction's gates mixed": ("gates_ptr += direction * size_rows * (4 * H)", "gates_ptr += 0"),
+    "r and z swapped in the memory of x_proj": (
+        "tl.store(rzn_ptrs, r.to(dtype), mask=mask)\n        tl.store(rzn_ptrs + H, z",
+        "tl.store(rzn_ptrs, z.to(dtype), mask=mask)\n        tl.store(rzn_ptrs + H, r",
+    ),
+    "n not saved": ("        tl.store(rzn_ptrs + 2 * H, n.to(dtype), mask=mask)\n", ""),
+    "q not saved": ("q.to(dtype), mask=mask)", "q.to(dtype), mask=mask & (H == 0))"),
+    "x_proj of the other direction": ("(row_rzn * D + direction) * (3 * H)", "(row_rzn * D) * (3 * H)"),
+    "r, z, n of the other direction": ("(row_rzn_dst * D + direction) * (3 * H)", "(row_rzn_dst * D) * (3 * H)"),
+    "q of the other direction": ("q_ptr + (row_dst * D + direction) * H", "q_ptr + (row_dst * D) * H"),
+    "dgates of the other direction": ("dgates_ptr += direction * size_rows * (4 * H)", "dgates_ptr += 0"),
     "dh * z dropped": ("dh_prev += dh_src * z_src", "dh_prev += 0.0 * z_src"),
     "dr W_hr dropped": ("tl.dot(operand(dr, PRECISION),", "tl.dot(0.0 * dr,"),
     "dz W_hz dropped": ("tl.dot(operand(dz, PRECISION),", "tl.dot(0.0 * dz,"),
@@ -63,10 +72,10 @@ STEP = {
 FIRST = {
     "dh * z dropped in the first launch": ("    dh_prev += dh_src * z_src.to(tl.float32)\n", ""),
     "first launch's gate gradients not stored": (
-        "        store_four(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n",
+        "        store_dgates(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n",
         "",
     ),
-    "x product dropped": ("if FUSE_INPUT:\n        a_r, a_z, a_n = add", "if H == 0:\n        a_r, a_z, a_n = add"),
+    "x product dropped": ("if FUSE_INPUT:\n        x_ptrs", "if H == 0:\n        x_ptrs"),
     "b_in dropped": ("            a_n += b_in.to(tl.float32)[None, :]\n", ""),
 }
 ROWS = {

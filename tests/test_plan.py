@@ -87,6 +87,26 @@ def test_saved_bytes_are_what_autograd_saves() -> None:
     assert sum(saved.values()) == choose(problem, describe("h200"), "step").cost.saved_bytes
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_recompute_saves_no_gates(batch_first: bool) -> None:
+    layer = tritongru.GRU(5, 6, backend="reference", recompute=True, batch_first=batch_first)
+    x = torch.randn(7, 3, 5)
+    saved: list[torch.Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        output, _ = layer(x)
+    kept = {t.untyped_storage().data_ptr() for t in (x, output, *layer.parameters())}
+    others = [t for t in saved if t.untyped_storage().data_ptr() not in kept]
+    assert [tuple(t.shape) for t in others] == [(1, 7 if batch_first else 3, 6)]  # h_0
+
+
+def test_a_plan_prints_its_memory() -> None:
+    printed = str(choose(PROBLEM, describe("h200"), "step"))
+    assert "saved     12.5 MiB for backward" in printed and "nn.GRU keeps cuDNN's reserve" in printed
+    assert "peak      12.6 MiB at once in forward, 26.5 MiB in backward, what" in printed
+    printed = str(choose(replace(PROBLEM, training=False), describe("h200"), "step"))
+    assert "saved" not in printed and "peak      9.5 MiB at once beyond" in printed
+
+
 def test_plan_of_a_module() -> None:
     layer = tritongru.GRU(20, 64, num_layers=2, bidirectional=True, batch_first=True)
     x = torch.randn(8, 50, 20)

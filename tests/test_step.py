@@ -1,4 +1,7 @@
-"""Backends `reference` and `step` against float64 and nn.GRU: output, h_n and every gradient, by `check`'s rule."""
+"""The backends against float64 and nn.GRU: output, h_n and every gradient, by `check`'s rule.
+
+Of `sequence` what is quick stands in tests/test_sequence.py; here it runs in `make long`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,11 @@ from tritongru.inspection.check import CASES, Case
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALF)
-BACKENDS = ("reference", pytest.param("step", marks=pytest.mark.interpreted))
+BACKENDS = (
+    "reference",
+    pytest.param("step", marks=pytest.mark.interpreted),
+    pytest.param("sequence", marks=(pytest.mark.interpreted, pytest.mark.long)),
+)
 
 MORE_CASES = (
     Case(T=3, B=2, I=1, H=65, batch_first=True),
@@ -42,6 +49,23 @@ def test_smallest_sizes(sizes: tuple[int, int, int, int], backend: str, dtype: t
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_reference_in_float64(case: Case) -> None:
     assert_right(case, "reference", torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rows", [3, 12])
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(T=7, B=3, I=5, H=18, bias=False, recompute=True),
+        Case(T=7, B=3, I=5, H=18, layers=2, bidirectional=True, batch_first=True, recompute=True),
+        Case(I=4, H=13, bidirectional=True, lengths=(7, 1, 4), recompute=True),
+    ],
+    ids=lambda case: case.name,
+)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_rule_in_chunks(case: Case, rows: int, dtype: torch.dtype, backend: str, few_rows_at_once) -> None:
+    few_rows_at_once(rows)
+    assert_right(case, backend, dtype)
 
 
 @pytest.mark.interpreted

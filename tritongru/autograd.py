@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .gradients import BackwardPass, Wanted, in_chunks, whole
 from .launch import products
-from .launch.layer import LayerCall, LayerWeights
+from .launch.layer import LayerCall, LayerWeights, SavedGates
+from .planning import cost
 
 if TYPE_CHECKING:
     from .registry import Backend
@@ -74,28 +75,29 @@ class GRULayer(torch.autograd.Function):
             h_n = h_n.squeeze_(0)
         if call.save_gates:
             ctx.layer = layer
-            ctx.save_for_backward(x, h_0, y, gates, *flat)
+            ctx.save_for_backward(x, h_0, y, *(gates or (None, None)), *flat)
             ctx.set_materialize_grads(False)
         return y, h_n
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None) -> Any:
         layer: Layer = ctx.layer
-        x, h_0, y, gates, *flat = ctx.saved_tensors
+        x, h_0, y, rzn, q, *flat = ctx.saved_tensors
+        gates = None if rzn is None else SavedGates(rzn, q)
         wanted = ctx.needs_input_grad[1:]
         with torch.no_grad(), _device_guard(x), products.products(x, layer.call.precision):
-            gradients = _gradients(layer, x, h_0, y, gates, tuple(flat), dy, dh_n, wanted)
+            gradients = _backward(layer, x, h_0, y, gates, tuple(flat), dy, dh_n, wanted)
         if torch.is_grad_enabled():  # create_graph=True: whoever differentiates these again must hear of it
             gradients = list(_RefuseTwice.apply(layer.backend.name, gradients, x, h_0, *flat, dy, dh_n))
         return None, *gradients
 
 
-def _gradients(
+def _backward(
     layer: Layer,
     x: Tensor,
     h_0: Tensor,
     y: Tensor,
-    gates: Tensor | None,
+    gates: SavedGates | None,
     flat: tuple[Tensor, ...],
     dy: Tensor | None,
     dh_n: Tensor | None,
@@ -103,66 +105,20 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Gradients of (x, h_0, *flat), None where not wanted."""
     call = layer.call
-    visits, D, H = call.visits, call.directions, call.hidden_size
-    weights = LayerWeights.of(flat, D)
     if layer.batch_first:
         x, y = x.transpose(0, 1), y.transpose(0, 1)
         dy = dy.transpose(0, 1) if dy is not None else None
     if dy is None:
         dy = y.new_zeros(()).expand_as(y)
     dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n.view(h_0.shape)
-
-    want_x, want_h_0, *want_flat = wanted
-    each = len(flat) // D
-    need_x = gates is None or any(want_flat[::each])
-    rows = x.reshape(visits.size_rows, -1) if need_x else x  # copies a batch-first x
-    y_rows = y.reshape(visits.size_rows, D, H)
-    want_w_hh = any(want_flat[1::each])
-    h_prev = [
-        visits.h_prev(y_rows[:, direction], h_0[direction], direction) if gates is None or want_w_hh else []
-        for direction in range(D)
-    ]
-    if gates is None:
-        gates = x.new_empty(D, visits.size_rows, 4 * H)
-        for direction in range(D):
-            recompute_gates(gates[direction], rows, h_prev[direction], weights, direction)
-    dgates, dh_0 = layer.backend.load().backward(call, dy, dh_n, y, h_0, gates, weights, want_h_0)
-
-    dx = None
-    if want_x:
-        dx = products.input_gradient(dgates, weights.w_ih).view(x.shape)
-        dx = dx.transpose(0, 1) if layer.batch_first else dx
-    d_flat: list[Tensor | None] = []
-    for direction in range(D):
-        want = want_flat[direction * each : (direction + 1) * each]
-        dgate = dgates[direction]
-        d_flat.append(products.input_weight_gradient(dgate, rows) if want[0] else None)
-        d_flat.append(products.hidden_weight_gradient(dgate, h_prev[direction]) if want[1] else None)
-        if each == 4:
-            db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
-            d_flat += [db_ih if want[2] else None, db_hh if want[3] else None]
-    return [dx, dh_0, *d_flat]
-
-
-def recompute_gates(
-    gates: Tensor,
-    x: Tensor,
-    h_prev: Sequence[tuple[slice, Tensor]],
-    weights: LayerWeights,
-    direction: int,
-    rows_at_once: int = 1 << 14,
-) -> None:
-    """Fill gates (r, z, n, q) [N, 4H] of one direction again from x [N, I] and h_{t-1}, a chunk of rows at a time."""
-    H = gates.shape[-1] // 4
-    w_ih, w_hh = weights.w_ih[direction], weights.w_hh[direction]
-    b_ih, b_hh = (weights.b_ih[direction], weights.b_hh[direction]) if weights.b_hh else (None, None)
-    for rows, h in h_prev:
-        for x_part, h_part, out in zip(
-            x[rows].split(rows_at_once), h.split(rows_at_once), gates[rows].split(rows_at_once), strict=True
-        ):
-            a_i = torch.nn.functional.linear(x_part, w_ih, b_ih)
-            a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)
-            r, z = torch.sigmoid(a_i[:, : 2 * H] + a_h[:, : 2 * H]).chunk(2, -1)
-            q = a_h[:, 2 * H :]
-            n = torch.tanh(a_i[:, 2 * H :] + r * q)
-            torch.cat([r, z, n, q], -1, out=out)
+    want_x, want_h_0, *want = wanted
+    each = len(flat) // call.directions
+    by_direction = tuple(tuple(want[at : at + each]) for at in range(0, len(flat), each))
+    given = BackwardPass(
+        layer.backend.load(), call, LayerWeights.of(flat, call.directions), x, h_0, y, gates, dy, dh_n,
+        Wanted(want_x, h_0.dtype if want_h_0 else None, by_direction),
+    )  # fmt: skip
+    steps = cost.steps_at_once(call.visits.time, call.visits.batch)
+    chunks = layer.recompute and call.visits.batch_sizes is None and steps < call.visits.time
+    dx, dh_0, d_weights = in_chunks(given, steps) if chunks else whole(given)
+    return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]

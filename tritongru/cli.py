@@ -13,6 +13,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
     from . import __version__
     from .demo import add_arguments as add_demo_arguments
+    from .planning.choose import BACKENDS
     from .planning.devices import DEVICES
 
     parser = argparse.ArgumentParser(
@@ -34,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan.add_argument("--layers", type=int, default=1)
     plan.add_argument("--bidirectional", action="store_true")
     plan.add_argument("--inference", action="store_true", help="no gradient")
+    plan.add_argument("--recompute", action="store_true", help="the layer's recompute=True")
+    plan.add_argument("--backend", choices=BACKENDS, help="this one, instead of the choice")
     plan.add_argument("--compile", action="store_true", help="compile its kernels for the device and report on them")
     plan.add_argument("--json", action="store_true", help="print JSON")
 
@@ -72,19 +75,20 @@ def _plan(arguments: argparse.Namespace) -> int:
             directions=2 if arguments.bidirectional else 1,
             dtype=arguments.dtype,
             training=not arguments.inference,
+            recompute=arguments.recompute,
             precision="tf32" if device.vendor == "nvidia" else "ieee",
         )
+        plan = choose(problem, device, arguments.backend)
     except ValueError as error:
         print(f"python -m tritongru plan: {error}", file=sys.stderr)
         return 2
-    plan = choose(problem, device)
     reports = []
-    if arguments.compile and plan.backend == "step":
+    if arguments.compile and plan.tiles:
         os.environ.pop("TRITON_INTERPRET", None)  # compiling needs real kernels
         from .inspection.compile_report import compile_report
-        from .launch.step import specimens
+        from .registry import find
 
-        for specimen in specimens(problem, device):
+        for specimen in find(plan.backend).load().specimens(problem, device):
             reports.append(compile_report(specimen, device))
     if arguments.json:
         print(json.dumps({**plan.as_dict(), "compiled": [report.as_dict() for report in reports]}, indent=2))

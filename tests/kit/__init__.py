@@ -1,1 +1,1 @@
-"""What tests share: the rule of numerics, fences around memory, mutated kernels, counted launches."""
+"""What tests share: the rule of numerics, fences around memory, mutated kernels, counted launches and bytes."""

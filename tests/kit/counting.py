@@ -13,9 +13,10 @@ from tritongru.launch import runtime
 
 KINDS = {
     "library product": ("addmm", "mm", "addmm_", "bmm"),
-    "copy": ("cat", "copy_", "roll", "index_select", "clone", "_to_copy"),
+    "copy": ("cat", "copy_", "roll", "flip", "index_select", "clone", "_to_copy"),
+    "padded copy": ("constant_pad_nd",),
     "column sum": ("sum",),
-    "element-wise": ("add", "mul", "sigmoid", "tanh", "add_", "mul_"),
+    "element-wise": ("add", "mul", "sigmoid", "tanh", "add_", "mul_", "sigmoid_", "tanh_", "addcmul_"),
     "fill": ("zeros", "fill_", "zero_", "new_zeros", "full", "ones_like"),
 }  # fmt: skip
 KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
@@ -41,17 +42,24 @@ class _Ops(TorchDispatchMode):
 
 
 @contextmanager
-def counted(monkeypatch) -> Iterator[Counter[str]]:
-    """Counts of everything launched inside the block; what Triton's interpreter does inside a launch is not counted."""
+def launches_unseen(monkeypatch) -> Iterator[None]:
+    """What Triton's interpreter does inside a launch is hidden from the dispatch modes of the block."""
     call = runtime.Launch.__call__
 
     def quietly(self, grid, scalars):
         with _disable_current_modes():
             call(self, grid, scalars)
 
-    found: Counter[str] = Counter()
-    with monkeypatch.context() as patch, _Ops() as ops:
+    with monkeypatch.context() as patch:
         patch.setattr(runtime.Launch, "__call__", quietly)
+        yield
+
+
+@contextmanager
+def counted(monkeypatch) -> Iterator[Counter[str]]:
+    """Counts of everything launched inside the block, but for what Triton's interpreter does inside a launch."""
+    found: Counter[str] = Counter()
+    with launches_unseen(monkeypatch), _Ops() as ops:
         with runtime.observe(lambda name, grid: found.update([name])):
             yield found
         found.update(ops.counts)

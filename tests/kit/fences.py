@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-FENCE = 96  # elements on either side: more than a tile's width beyond any end
+FENCE = 256  # elements on either side: more than a row of any tensor here, x_proj with both directions included
 PATTERN = {4: 0x7FC12345, 2: 0x7FC3}  # a NaN that no arithmetic makes (as float16 0x7FC3 is one too)
 
 
@@ -54,18 +54,27 @@ class Fences:
 
 @contextmanager
 def fences(monkeypatch) -> Iterator[Fences]:
-    """Inside: the step launcher allocates fenced memory. Leaving checks the fences."""
+    """Inside: the launchers allocate fenced memory, x_proj too, in its own strides. Leaving checks the fences."""
+    import tritongru.launch.sequence as sequence_launcher
     import tritongru.launch.step as launcher
 
-    found = Fences()
+    found, project = Fences(), launcher.project
 
     def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         tensor, whole = fenced(shape, dtype, device)
         found.wholes.append(whole)
         return tensor
 
+    def fenced_project(*args) -> Tensor:
+        x_proj = project(*args)
+        tensor = empty(x_proj.numel(), dtype=x_proj.dtype, device=x_proj.device)
+        return tensor.as_strided(x_proj.shape, x_proj.stride()).copy_(x_proj)
+
     with monkeypatch.context() as patch:
         patch.setattr(launcher, "empty", empty)
+        patch.setattr(launcher, "project", fenced_project)
+        patch.setattr(sequence_launcher, "empty", empty)
+        patch.setattr(sequence_launcher, "project", fenced_project)
         yield found
     found.check()
     assert found.wholes, "the launcher allocated nothing through `empty`"

@@ -10,8 +10,8 @@ from types import ModuleType
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 
-def mutant(folder: Path, file: str, old: str, new: str) -> ModuleType:
-    """`step` of a copy of kernels/ in which `old`, which must occur in `file`, is replaced by `new`."""
+def mutant(folder: Path, file: str, old: str, new: str, module: str = "step") -> ModuleType:
+    """`module` of a copy of kernels/ in which `old`, which must occur in `file`, is replaced by `new`."""
     name = f"mutant_{folder.name.replace('-', '_')}"
     package = folder / name
     package.mkdir()
@@ -23,6 +23,6 @@ def mutant(folder: Path, file: str, old: str, new: str) -> ModuleType:
         (package / source.name).write_text(text)
     sys.path.insert(0, str(folder))
     try:
-        return importlib.import_module(f"{name}.step")
+        return importlib.import_module(f"{name}.{module}")
     finally:
         sys.path.remove(str(folder))

@@ -105,6 +105,18 @@ def compile_report(specimen: Specimen, device: Device) -> CompileReport:
     )
 
 
+def loop_opcodes(report: CompileReport) -> list[Counter[str]]:
+    """How often each whole opcode ("LDG.E.128.STRONG.SYS") occurs in each of the report's loops, in their order."""
+    instructions, labels = _parse_sass(report.sass)
+    return [Counter(instructions[i][1] for i in body) for body in _loop_bodies(instructions, labels)]
+
+
+def bytes_moved(opcode: str) -> int:
+    """Bytes that a thread moves with one load or store: "STL.64" 8, "LDG.E.128" 16, "STG.E.U16" 2, "STL" 4."""
+    widths = {"256": 32, "128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
+    return next((widths[part] for part in opcode.split(".") if part in widths), 4)
+
+
 @dataclass
 class _Pointer:
     """What the JIT asks of a tensor: its type, its alignment, and (AMD) whether 32 bits reach all of it."""
@@ -151,6 +163,8 @@ def _compile(specimen: Specimen, device: Device) -> Any:
     target = GPUTarget(*device.target)
     backend = make_backend(target)
     options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
+    if specimen.max_registers:
+        options["maxnreg"] = specimen.max_registers
     debug = kernel.debug or triton.knobs.runtime.debug
     examples = {name: _example(kind) for name, kind in specimen.arguments.items()}
     launch = dict(**examples, **specimen.constants, **options, debug=debug)
@@ -175,7 +189,7 @@ def _read_nvidia(asm: Mapping[str, Any]) -> dict[str, Any]:
     opcodes = [opcode for _, opcode, _ in instructions]
     return {
         "registers": _number(r"\bREG:(\d+)", usage),
-        "spill_bytes": sum(_width(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL"))),
+        "spill_bytes": sum(bytes_moved(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL"))),
         "instructions": len(instructions),
         "counts": _count(opcodes, SASS_CLASSES),
         "loops": _loops(instructions, labels),
@@ -208,14 +222,14 @@ def _parse_sass(sass: str) -> tuple[list[_Instruction], dict[str, int]]:
     return instructions, labels
 
 
-def _width(opcode: str) -> int:
-    """Bytes that a thread moves with one load or store: "STL.64" 8, "LDL.LU.128" 16, "STL" 4."""
-    widths = {"128": 16, "64": 8, "U16": 2, "S16": 2, "U8": 1, "S8": 1}
-    return next((widths[part] for part in opcode.split(".") if part in widths), 4)
-
-
 def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> tuple[Loop, ...]:
-    """The loops, largest first, by control flow and not by address.
+    """The loops, largest first."""
+    bodies = _loop_bodies(instructions, labels)
+    return tuple(Loop(len(body), _count((instructions[i][1] for i in body), SASS_CLASSES)) for body in bodies)
+
+
+def _loop_bodies(instructions: list[_Instruction], labels: dict[str, int]) -> list[set[int]]:
+    """The instructions of each loop by their index, largest loop first, by control flow and not by address.
 
     The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
     between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
@@ -243,9 +257,7 @@ def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> tuple[Lo
             pending += new
         if head == 0 or 0 not in body:
             members.setdefault(head, set()).update(body)
-    opcodes = [[instructions[i][1] for i in body] for body in members.values()]
-    loops = [Loop(len(inside), _count(inside, SASS_CLASSES)) for inside in opcodes]
-    return tuple(sorted(loops, key=lambda loop: -loop.instructions))
+    return sorted(members.values(), key=lambda body: -len(body))
 
 
 def _read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:

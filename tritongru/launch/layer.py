@@ -1,4 +1,4 @@
-"""What a backend is handed: one layer's call, and its weights by direction."""
+"""What a backend is handed: one layer's call, its weights by direction, and what its forward kept for its backward."""
 
 from __future__ import annotations
 
@@ -36,6 +36,11 @@ class LayerWeights:
         by_kind = [tuple(w.resolve_neg().contiguous() for w in flat[kind::each]) for kind in range(each)]
         return cls(*by_kind, *((),) * (4 - each))
 
+    def only(self, direction: int) -> LayerWeights:
+        """Those of one direction, as of a layer that has no other."""
+        here = slice(direction, direction + 1)
+        return LayerWeights(self.w_ih[here], self.w_hh[here], self.b_ih[here], self.b_hh[here])
+
     def direction(self, index: int) -> DirectionWeights:
         none = self.w_hh[index]
         return DirectionWeights(
@@ -44,6 +49,26 @@ class LayerWeights:
             self.b_ih[index] if self.b_ih else none,
             self.b_hh[index] if self.b_hh else none,
         )
+
+
+class SavedGates(NamedTuple):
+    """What forward keeps for backward: r, z, n in the memory of x_proj, and q = h_{t-1} W_hn^T + b_hn."""
+
+    rzn: Tensor  # [T, B, D, 3H] time-major or packed [N, D, 3H]: rows of D * 3H dense, strides of T and B any multiples
+    q: Tensor  # [T, B, D, H] or packed [N, D, H], contiguous
+
+    def laid_out(self) -> SavedGates:
+        """As said above, by a copy where a hook on saved tensors handed back other strides."""
+        *strides, stride_d, stride_gates = self.rzn.stride()
+        D, size = self.rzn.shape[-2:]
+        dense = stride_gates == 1 and stride_d == size and all(stride % (D * size) == 0 for stride in strides)
+        return SavedGates(self.rzn if dense else self.rzn.contiguous(), self.q.contiguous())
+
+
+def rzn_strides(rzn: Tensor) -> tuple[int, int]:
+    """How many rows of D * 3H one step of T is, and one of B; in a packed batch both are one row."""
+    row = rzn.shape[-2] * rzn.shape[-1]
+    return rzn.stride(0) // row, rzn.stride(-3) // row
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from ..reference import Step, direction_backward, direction_forward, rows_of
-from .layer import LayerCall, LayerWeights
+from .layer import LayerCall, LayerWeights, SavedGates
 from .products import project
 
 
-def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, Tensor | None]:
+def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As launch/step.py's forward."""
     x_proj = project(x, weights.w_ih, weights.b_ih).chunk(call.directions, -1)
-    ys, h_ns, gates = [], [], []
+    ys, h_ns, rzn, q = [], [], [], []
+    join = torch.stack if call.visits.batch_sizes is None else torch.cat
     for direction in range(call.directions):
         b_hh = weights.b_hh[direction] if weights.b_hh else None
         y, h_n, steps = direction_forward(
@@ -22,8 +23,10 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         ys.append(y)
         h_ns.append(h_n)
         in_time = steps if direction == 0 else steps[::-1]
-        gates.append(torch.cat([torch.cat([s.r, s.z, s.n, s.q], -1) for s in in_time]))
-    return torch.cat(ys, -1), torch.stack(h_ns), torch.stack(gates) if call.save_gates else None
+        rzn.append(join([torch.cat([s.r, s.z, s.n], -1) for s in in_time]))
+        q.append(join([s.q for s in in_time]))
+    gates = SavedGates(torch.stack(rzn, -2), torch.stack(q, -2)) if call.save_gates else None
+    return torch.cat(ys, -1), torch.stack(h_ns), gates
 
 
 def backward(
@@ -32,25 +35,26 @@ def backward(
     dh_n: Tensor,
     y: Tensor,
     h_0: Tensor,
-    gates: Tensor,
+    gates: SavedGates,
     weights: LayerWeights,
-    want_dh_0: bool,
+    dh_0_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None]:
     """As launch/step.py's backward."""
     visits, H = call.visits, call.hidden_size
     all_dgates, dh_0 = [], []
     for direction in range(call.directions):
         half = slice(direction * H, (direction + 1) * H)
-        by_row = gates[direction].view(*y.shape[:-1], 4 * H)
-        steps = [
-            Step(
-                rows_of(y[..., half], visits, direction, visit), *rows_of(by_row, visits, direction, visit).chunk(4, -1)
-            )
-            for visit in range(visits.time)
-        ]
+        kept = y[..., half], *gates.rzn[..., direction, :].chunk(3, -1), gates.q[..., direction, :]
+        steps = [Step(*(rows_of(t, visits, direction, visit) for t in kept)) for visit in range(visits.time)]
         dgates, dh = direction_backward(
-            dy[..., half], dh_n[direction], h_0[direction], steps, weights.w_hh[direction], visits, direction
+            dy[..., half],
+            dh_n[direction].to(y.dtype),
+            h_0[direction],
+            steps,
+            weights.w_hh[direction],
+            visits,
+            direction,
         )
         all_dgates.append(dgates.reshape(visits.size_rows, 4 * H))
         dh_0.append(dh)
-    return torch.stack(all_dgates), torch.stack(dh_0) if want_dh_0 else None
+    return torch.stack(all_dgates), torch.stack(dh_0).to(dh_0_dtype) if dh_0_dtype else None

@@ -53,6 +53,7 @@ class Specimen:
     constants: Mapping[str, Any]
     num_warps: int
     num_stages: int
+    max_registers: int | None = None  # of a thread; None: the assembler's choice
 
     @property
     def name(self) -> str:
@@ -75,6 +76,7 @@ class Launch:
         num_warps: int,
         num_stages: int,
         cooperative: bool = False,  # all programs are on the device at once, or the launch fails
+        max_registers: int | None = None,  # of a thread, on NVIDIA; None: the assembler's choice
     ):
         names = kernel.arg_names
         if tuple(names[: len(scalars)]) != tuple(scalars):
@@ -85,6 +87,8 @@ class Launch:
         self.options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
         if cooperative and not interpreted(kernel):
             self.options["launch_cooperative_grid"] = True
+        if max_registers and not interpreted(kernel):
+            self.options["maxnreg"] = max_registers
         self.again: Callable[..., None] | None = None
 
     def __call__(self, grid: tuple[int, int, int], scalars: Sequence[int]) -> None:

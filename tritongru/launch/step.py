@@ -18,7 +18,7 @@ from ..kernels import step as kernels
 from ..planning.choose import Problem, StepTiles, step_tiles
 from ..planning.devices import Device
 from .interpreter import repair
-from .layer import LayerCall, LayerWeights
+from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .products import project
 from .runtime import Launch, Specimen, empty, interpreted
 
@@ -33,7 +33,7 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, Tensor | None]:
+def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
     """One layer forward.
 
     Args:
@@ -43,22 +43,24 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         weights: of each direction, contiguous.
 
     Returns:
-        y [T, B, D * H] or [N, D * H], h_n [D, B, H], and gates [D, rows, 4H] (r, z, n, q) if call.save_gates.
+        y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.
     """
     visits, D, H, I = call.visits, call.directions, call.hidden_size, x.shape[-1]
-    T, B, N = visits.time, visits.batch, visits.size_rows
+    T, B = visits.time, visits.batch
     fuse_input = T == 1
     tiles = step_tiles("cell" if fuse_input else "forward", B, H, D, call.dtype, call.precision, call.device)
     device, dtype = x.device, x.dtype
     x, h_0 = x.resolve_neg(), h_0.resolve_neg()  # a kernel reads memory, where a lazily negated tensor is not negated
+    by_row = x.shape[:-1]
     if fuse_input:
+        unit, stride_x_b = _in_units((x.stride(-2),), I)
         stride_x_i = x.stride(-1)
-        strides = (x.stride(0), x.stride(-2))
-        unit, stride_x_t, stride_x_b = _in_units(strides, I)
-    else:
-        x = project(x, weights.w_ih, weights.b_ih)
-        stride_x_i = 1
-        unit, stride_x_t, stride_x_b = _in_units((x.stride(0), x.stride(-2)), D * 3 * H)
+        rzn = empty(*by_row, D, 3 * H, dtype=dtype, device=device) if call.save_gates else None
+    else:  # the kernel does not read x
+        unit, stride_x_b, stride_x_i = 1, 0, 1
+        rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
+    q = empty(*by_row, D, H, dtype=dtype, device=device) if call.save_gates else None
+    stride_rzn_t, stride_rzn_b = (0, 0) if rzn is None else rzn_strides(rzn)
     if T == 1:
         h = h_0.contiguous()
     else:
@@ -66,21 +68,21 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         h.copy_(h_0)
     keep_state = dtype != torch.float32 and T > 1
     state = empty(D, B, H, dtype=torch.float32, device=device) if keep_state else h
-    y = empty(*x.shape[:-1], D * H, dtype=dtype, device=device)
+    y = empty(*by_row, D * H, dtype=dtype, device=device)
     h_n = empty(D, B, H, dtype=dtype, device=device)
-    gates = empty(D, N, 4 * H, dtype=dtype, device=device) if call.save_gates else None
 
     first, last = weights.direction(0), weights.direction(-1)
     launch = _launch(
         kernels.step_forward,
         kernels.FORWARD_SCALARS,
         dict(
-            x_ptr=x, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=state, gates_ptr=y if gates is None else gates,
+            x_ptr=x if fuse_input else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=state,
+            rzn_ptr=y if rzn is None else rzn, q_ptr=y if q is None else q,
             w_ih_ptr=first.w_ih, w_hh_ptr=first.w_hh, b_ih_ptr=first.b_ih, b_hh_ptr=first.b_hh,
             w_ih_reverse_ptr=last.w_ih, w_hh_reverse_ptr=last.w_hh,
             b_ih_reverse_ptr=last.b_ih, b_hh_reverse_ptr=last.b_hh,
-            B=B, stride_row=visits.stride_row, size_rows=N,
-            stride_x_t=stride_x_t, stride_x_b=stride_x_b, stride_x_i=stride_x_i,
+            B=B, stride_row=visits.stride_row, stride_x_b=stride_x_b, stride_x_i=stride_x_i,
+            stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b,
             I=I if fuse_input else 0, H=H, D=D, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fuse_input,
             KEEP_STATE=keep_state, SAVE_GATES=call.save_gates, PRECISION=call.precision,
         ),
@@ -89,7 +91,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     columns = _ceil(H, tiles.block_h)
     for rows, scalars in visits.forward(D):
         launch((_ceil(rows, tiles.block_b), columns, D), scalars)
-    return y, h_n, gates
+    return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
 def backward(
@@ -98,16 +100,17 @@ def backward(
     dh_n: Tensor,
     y: Tensor,
     h_0: Tensor,
-    gates: Tensor,
+    gates: SavedGates,
     weights: LayerWeights,
-    want_dh_0: bool,
+    dh_0_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None]:
     """One layer backward.
 
     Args:
         dy: gradient of y, time-major, any strides.
-        dh_n: gradient of h_n, [D, B, H].
+        dh_n: gradient of h_n, [D, B, H], in y's dtype or float32.
         y, h_0, gates: what forward took and made.
+        dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
 
     Returns:
         dgates [D, rows, 4H] (dn, dr, dz, dq) and, if wanted, dh_0 [D, B, H].
@@ -116,18 +119,19 @@ def backward(
     B, N = visits.batch, visits.size_rows
     device, dtype = y.device, y.dtype
     dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
-    y, gates = y.contiguous(), gates.contiguous()  # as forward made them, unless a hook on saved tensors re-laid them
+    y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
+    stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
     unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
     dgates = empty(D, N, 4 * H, dtype=dtype, device=device)
     dh = empty(D, B, H, dtype=torch.float32, device=device)
-    dh_0 = empty(D, B, H, dtype=dtype, device=device)
+    dh_0 = empty(D, B, H, dtype=dh_0_dtype or dtype, device=device)
 
     def bound(kind: str) -> tuple[Launch, StepTiles]:
         tiles = step_tiles(kind, B, H, D, call.dtype, call.precision, call.device)
         arguments = dict(
             dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
-            gates_ptr=gates, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
-            B=B, stride_row=visits.stride_row, size_rows=N,
+            rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
+            B=B, stride_row=visits.stride_row, size_rows=N, stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b,
             stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1),
             H=H, D=D, DY_UNIT=unit, FIRST=kind == "backward_first", PRECISION=call.precision,
         )  # fmt: skip
@@ -139,9 +143,9 @@ def backward(
     if others:
         launch, tiles = bound("backward")
         columns = _ceil(H, tiles.block_h)
-        for rows, scalars in others if want_dh_0 else others[:-1]:  # the last one makes dh_0 alone
+        for rows, scalars in others if dh_0_dtype else others[:-1]:  # the last one makes dh_0 alone
             launch((_ceil(rows, tiles.block_b), columns, D), scalars)
-    return dgates, dh_0 if want_dh_0 else None
+    return dgates, dh_0 if dh_0_dtype else None
 
 
 def _launch(kernel: Any, scalars: Sequence[str], arguments: dict[str, Any], tiles: StepTiles) -> Launch:
@@ -176,14 +180,14 @@ def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Sp
             {
                 **dict.fromkeys(kernels.FORWARD_SCALARS, "i32"),
                 **dict.fromkeys(weights, theirs),
-                **dict.fromkeys(("h_ptr", "y_ptr", "h_n_ptr", "gates_ptr"), own),
+                **dict.fromkeys(("h_ptr", "y_ptr", "h_n_ptr", "rzn_ptr", "q_ptr"), own),
                 "x_ptr": theirs if fused else own,
                 "state_ptr": own if fused or dtype == "fp32" else "*fp32",
                 **sizes,
                 "stride_x_i": "i32:1",
             },
             dict(
-                I=I if fused else 0, H=H, D=D, X_UNIT=I if fused else D * 3 * H, HAS_BIAS=problem.bias,
+                I=I if fused else 0, H=H, D=D, X_UNIT=I if fused else 1, HAS_BIAS=problem.bias,
                 FUSE_INPUT=fused, KEEP_STATE=dtype != "fp32" and not fused,
                 SAVE_GATES=problem.training and not problem.recompute, PRECISION=problem.precision,
             ),
@@ -200,7 +204,8 @@ def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Sp
                 kind,
                 {
                     **dict.fromkeys(kernels.BACKWARD_SCALARS, "i32"),
-                    **dict.fromkeys(("h_0_ptr", "y_ptr", "gates_ptr", "dgates_ptr", "dh_0_ptr", "dh_n_ptr"), own),
+                    **dict.fromkeys(("h_0_ptr", "y_ptr", "rzn_ptr", "q_ptr"), own),
+                    **dict.fromkeys(("dgates_ptr", "dh_0_ptr", "dh_n_ptr"), own),
                     **dict.fromkeys(("dy_ptr", "w_hh_ptr", "w_hh_reverse_ptr"), theirs),
                     "dh_ptr": "*fp32",
                     **sizes,

@@ -2,11 +2,41 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .choose import Problem
+    from .sequence import SequenceTiles
 
 BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8}
 
+VECTOR = 8  # elements that a row of an exchange buffer is padded to; kernels/sequence.py has it too
+ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once
+
 Counts = tuple[tuple[str, int], ...]  # (what, how many)
+
+
+def steps_at_once(T: int, B: int) -> int:
+    """Timesteps of a chunk of backward with recompute."""
+    return min(T, max(1, ROWS_AT_ONCE // B))
+
+
+def in_chunks(p: Problem) -> bool:
+    """Whether backward goes chunk by chunk."""
+    return p.recompute and not p.packed and steps_at_once(p.time, p.batch) < p.time
+
+
+def chunks(p: Problem) -> int:
+    """How many there are, in each direction."""
+    return -(-p.time // steps_at_once(p.time, p.batch))
+
+
+def padded(hidden_size: int) -> int:
+    """P: the units of a row of the buffers in which programs exchange, whole vectors of 16 bytes in half precision."""
+    return -(-hidden_size // VECTOR) * VECTOR
 
 
 @dataclass(frozen=True)
@@ -23,62 +53,268 @@ class Launches:
 
 @dataclass(frozen=True)
 class Cost:
-    """saved_bytes: kept for backward beyond input, output, h_0 and weights. step_bytes: read by all programs of one
-    forward step of one layer, W_h once per row tile and h once per column tile. step_flops: of that step's products."""
+    """Bytes and flops. Of a packed batch the first three are a bound: as if every row ran at every timestep."""
 
-    saved_bytes: int
-    step_bytes: int
-    step_flops: int
+    saved_bytes: int  # kept for backward beyond input, output, h_0 and weights
+    peak_forward_bytes: int  # the most at once in forward beyond input, h_0, weights, output and h_n
+    peak_backward_bytes: int  # the same in backward, what was saved included, gradients of weights and input not
+    step_bytes: int  # read by all programs of one forward step of one layer, W_h once per row tile, h per column tile
+    step_flops: int  # of that step's products
 
 
-def step_launches(
-    T: int, layers: int, D: int, dtype: str, training: bool, bias: bool, packed: bool, recompute: bool
-) -> Launches:
+def step_launches(p: Problem) -> Launches:
     """Launches of backend `step`; tests/test_launches.py holds them against what really ran.
 
-    "library product" is a matrix product of PyTorch's, "copy" any PyTorch launch that only moves data (cat, roll,
+    "library product" is a matrix product of PyTorch's, "copy" any PyTorch launch that only moves data (cat, roll, flip,
     gather, cast), "host to device" a memcpy of a small index.
     """
-    L, narrow = layers, dtype != "fp32"
-    several = T > 1
-    forward = {
-        "step_forward": L * T,
-        "library product": L * several,  # x_proj
-        # h_0 into the exchange buffer; both directions' W_i and b_i side by side; the layers' h_n
-        "copy": L * several * (1 + (D == 2) * (1 + bias)) + (L > 1),
-    }
-    backward: dict[str, int] = {}
-    if training:
-        # per direction: dW_i; dW_h, in a dense batch y and h_0 apart; per inner layer dx
-        dense_parts = 2 if several and not packed else 1
-        backward = {
-            "step_backward": L * (T - 1 if several else 1),
-            "library product": L * D * (1 + dense_parts) + (L - 1) * D,
-            # per direction: dW_i into order r z n; the two db put together (and cast); h_prev gathered; W_i for dx
-            "copy": L * D * (1 + bias * (2 + narrow) + packed * 2) + (L - 1) * D,
-            "column sum": L * D * bias,
-            "host to device": L * D * packed,
-        }
-        if recompute:  # per direction and part of h_prev, where it fits one chunk
-            parts = L * D * dense_parts
-            backward["library product"] += 2 * parts
-            backward["element-wise"] = 5 * parts
-            backward["copy"] += parts
+    L, T, several = p.layers, p.time, p.time > 1
+    forward = Counter({"step_forward": L * T})
+    forward.update(_forward_launches(p) if several else {"copy": L > 1})
+    forward["copy"] += L * several  # h_0 into the buffer that hands h on
+    return Launches(_counted(forward), _counted(_backward_launches(p, _of_step, p.hidden_size)) if p.training else ())
+
+
+def _of_step(visits: int, directions: int, want_dh_0: bool) -> Mapping[str, int]:
+    """Launches of a layer's backward in `step`; those of T = 1 give dh_0 in any case."""
+    return {"step_backward": visits - (visits > 1 and not want_dh_0)}
+
+
+def sequence_launches(p: Problem, forward_tiles: SequenceTiles, backward_tiles: SequenceTiles | None) -> Launches:
+    """Launches of backend `sequence`, as `step_launches` counts them. A "padded copy" is a fill and a copy."""
+    forward = Counter({"sequence_forward": p.layers * (p.directions // forward_tiles.directions)})
+    forward.update(_forward_launches(p))
+    for what, n in _around_sequence(p, forward_tiles, p.directions, transpose=False).items():
+        forward[what] += p.layers * n
+    if not p.training:
+        return Launches(_counted(forward), ())
+    assert backward_tiles is not None
+    tiles = backward_tiles
+
+    def of_sequence(visits: int, directions: int, want_dh_0: bool) -> Mapping[str, int]:
+        launches = 1 if directions == 1 else directions // tiles.directions
+        return {"sequence_backward": launches, **_around_sequence(p, tiles, directions, transpose=True)}
+
+    backward = _backward_launches(p, of_sequence, padded(p.hidden_size))
+    if padded(p.hidden_size) > p.hidden_size:  # dgates' padding is left out of dW_h; W_i is padded for dx
+        calls = chunks(p) if in_chunks(p) else 1
+        backward["copy"] += p.layers * p.directions * calls
+        backward["padded copy"] += (p.layers - 1) * p.directions * calls
     return Launches(_counted(forward), _counted(backward))
 
 
-def _counted(counts: dict[str, int]) -> Counts:
+def _around_sequence(p: Problem, tiles: SequenceTiles, directions: int, transpose: bool) -> dict[str, int]:
+    """What a sequence kernel's launch needs besides: sentinels, W_hh as the kernel reads it, h_0 in whole vectors."""
+    fits = (tiles.programs * tiles.block_h, tiles.num_k * tiles.block_k) == (p.hidden_size, p.hidden_size)
+    return {
+        "fill": int(tiles.exchange),
+        "padded copy": directions * (not fits) + (padded(p.hidden_size) != p.hidden_size),
+        "copy": directions * (fits and transpose),
+    }
+
+
+def _forward_launches(p: Problem) -> Counter[str]:
+    """The projection of every layer, and the layers' h_n put together."""
+    both = p.directions == 2  # W_i and b_i side by side
+    return Counter({"library product": p.layers, "copy": p.layers * both * (1 + p.bias) + (p.layers > 1)})
+
+
+Recurrence = Callable[[int, int, bool], Mapping[str, int]]  # of (visits, directions, want_dh_0): launches of a backward
+
+
+def _backward_launches(p: Problem, recurrence: Recurrence, columns: int) -> Counter[str]:
+    """columns: P of dgates [D, rows, 4P]."""
+    if in_chunks(p):
+        return _backward_launches_in_chunks(p, recurrence, columns)
+    L, D, bias = p.layers, p.directions, p.bias
+    parts = 2 if p.time > 1 and not p.packed else 1  # of h_prev: in a dense batch y and h_0 apart
+    found = Counter({what: L * n for what, n in recurrence(p.time, D, False).items()})
+    # per direction: dW_i; dW_h; per inner layer dx
+    found["library product"] += L * D * (1 + parts) + (L - 1) * D
+    # per direction: dW_i into order r z n; the two db put together (and cast); h_prev gathered; W_i for dx
+    found["copy"] += L * D * (1 + bias * (2 + _narrow(p)) + p.packed * 2) + (L - 1) * D
+    found["column sum"] += L * D * bias
+    found["host to device"] += L * D * p.packed
+    if p.recompute:  # x_proj, W_i and b_i side by side for it; h_prev W_h^T, and q's copy, of each part
+        found["library product"] += L * (1 + D * parts)
+        found["copy"] += L * ((D == 2) * (1 + bias) + D * parts)
+        found["element-wise"] += L * D * parts * 4
+    return found
+
+
+def _backward_launches_in_chunks(p: Problem, recurrence: Recurrence, columns: int) -> Counter[str]:
+    L, D, T, B, bias = p.layers, p.directions, p.time, p.batch, p.bias
+    steps = steps_at_once(T, B)
+    weights = 2 + 2 * bias
+    found: Counter[str] = Counter()
+    for direction in range(D):
+        for stop in range(T, 0, -steps):
+            length, first, last = min(stop, steps), stop <= steps, stop == T
+            parts = 2 if length > 1 else 1
+            for what, n in recurrence(length, 1, not first).items():  # dh of h_0 is not wanted
+                found[what] += L * n
+            # x_proj; h_prev W_h^T and dW_h of each part; dW_i; per inner layer dx
+            found["library product"] += L * (2 + 2 * parts) + (L - 1)
+            # x, y, dy turned round, or y of one direction; h of the visit before, unless it is padded in any case
+            found["copy"] += L * (3 if direction else D == 2 and B * length > 1) + L * (
+                D == 2 and B > 1 and not first and columns == p.hidden_size
+            )
+            # q; dW_i into order r z n; the two db; W_i for dx, dx itself (the reverse one turned back)
+            found["copy"] += L * (parts + 1 + bias * (2 + _narrow(p))) + (L - 1) * 2
+            if _narrow(p):  # the sums become float32 at the first chunk, and are rounded after the last
+                found["copy"] += L * weights * (last + first)
+            found["column sum"] += L * bias
+            found["element-wise"] += L * (4 * parts + weights * (not last)) + (L - 1) * direction
+    return found
+
+
+def _narrow(p: Problem) -> bool:
+    return p.dtype in ("fp16", "bf16")
+
+
+def _counted(counts: Mapping[str, int]) -> Counts:
     return tuple((what, int(n)) for what, n in counts.items() if n)
 
 
-def step_cost(
-    B: int, T: int, I: int, H: int, layers: int, D: int, dtype: str, recompute: bool, block_b: int, block_h: int
-) -> Cost:
-    """Bytes and flops of backend `step`."""
-    size = BYTES[dtype]
-    gates = 0 if recompute else layers * D * T * B * 4 * H * size
-    between = (layers - 1) * T * B * D * H * size  # outputs of the inner layers
+def step_cost(p: Problem, block_b: int, block_h: int) -> Cost:
+    """Bytes and flops of backend `step`; tests/test_memory.py holds the bytes against what is allocated."""
+    B, H, D, size = p.batch, p.hidden_size, p.directions, BYTES[p.dtype]
     row_tiles, column_tiles = -(-B // block_b), -(-H // block_h)
-    inputs = I if T == 1 else 0
+    inputs = p.input_size if p.time == 1 else 0
     step_bytes = D * size * (row_tiles * 3 * H * (H + inputs) + column_tiles * B * (H + inputs) + B * 3 * H)
-    return Cost(gates + between, step_bytes, 2 * D * B * 3 * H * (H + inputs))
+    several = p.time > 1
+    return Cost(
+        saved_bytes(p),
+        # h of two steps, and h in float32 where y is narrower
+        peak_forward_bytes(p, D * B * H * (2 * size + 4 * _narrow(p)) if several else 0, projects=several),
+        peak_backward_bytes(p, H, B * H * 4) if p.training else 0,  # dh in float32
+        step_bytes,
+        2 * D * B * 3 * H * (H + inputs),
+    )
+
+
+def sequence_cost(p: Problem, forward: SequenceTiles, backward: SequenceTiles | None) -> Cost:
+    """Bytes and flops of backend `sequence`; tests/test_memory.py holds the bytes against what is allocated."""
+    B, H, D, size, P = p.batch, p.hidden_size, p.directions, BYTES[p.dtype], padded(p.hidden_size)
+    own = [0, 0]
+    for i, tiles in enumerate((forward, backward)):
+        if tiles is None:
+            continue
+        K, U = tiles.num_k * tiles.block_k, tiles.programs * tiles.block_h
+        copied = i == 1 or (U, K) != (H, H)  # W_hh as the kernel reads it
+        own[i] = 3 * U * K * size * copied + B * H * 4 * tiles.exchange + B * P * size * (P != H)
+    if forward.exchange and P != H:
+        own[0] += p.time * B * P * size  # an exchange buffer beside the output
+    rows, K = forward.groups * forward.tiles * forward.block_b, forward.num_k * forward.block_k
+    reads = forward.programs * rows * H * size if forward.exchange else 0
+    return Cost(
+        saved_bytes(p),
+        peak_forward_bytes(p, D * own[0], projects=True),
+        peak_backward_bytes(p, P, own[1]) if p.training else 0,
+        D * (reads + B * 3 * H * size),
+        2 * D * B * 3 * H * H,
+    )
+
+
+def _gates(p: Problem) -> int:
+    """Bytes of r, z, n, q of one layer."""
+    return p.directions * p.time * p.batch * 4 * p.hidden_size * BYTES[p.dtype]
+
+
+def _output(p: Problem) -> int:
+    """Bytes of the output of one layer."""
+    return p.directions * p.time * p.batch * p.hidden_size * BYTES[p.dtype]
+
+
+def _inputs(p: Problem, layer: int) -> int:
+    """Features that go into a layer."""
+    return p.input_size if layer == 0 else p.directions * p.hidden_size
+
+
+def _side_by_side(p: Problem, layer: int) -> int:
+    """Bytes of both directions' W_i and b_i in one, which the projection takes."""
+    return 2 * 3 * p.hidden_size * (_inputs(p, layer) + p.bias) * BYTES[p.dtype] if p.directions == 2 else 0
+
+
+def saved_bytes(p: Problem) -> int:
+    """r, z, n in the memory of x_proj, and q, of every layer; the outputs of inner layers."""
+    if not p.training:
+        return 0
+    return (0 if p.recompute else p.layers * _gates(p)) + (p.layers - 1) * _output(p)
+
+
+def peak_forward_bytes(p: Problem, own: int, projects: bool) -> int:
+    """`own`: what a backend allocates in a layer's forward besides x_proj, q, y and h_n, and frees again; `projects`:
+    whether x_proj is there at all."""
+    gates, output = _gates(p), _output(p)
+    saves = p.training and not p.recompute
+    h_n = p.directions * p.batch * p.hidden_size * BYTES[p.dtype] if p.layers > 1 else 0  # kept to be put together
+    peak = 0
+    for layer in range(p.layers):
+        kept = layer * ((gates if saves else 0) + output) if p.training else min(layer, 1) * output
+        kept += layer * h_n
+        if projects:
+            peak = max(peak, kept + _side_by_side(p, layer) + gates * 3 // 4)
+        rows = gates if saves else gates * 3 // 4 if projects else 0
+        peak = max(peak, kept + rows + own + (output if layer < p.layers - 1 else 0) + h_n)
+    return peak
+
+
+def peak_backward_bytes(p: Problem, columns: int, own: int) -> int:
+    """`columns`: P of dgates [D, rows, 4P]; `own`: what a backend allocates per direction besides dgates and dh_0."""
+    size, D, B, H = BYTES[p.dtype], p.directions, p.batch, p.hidden_size
+    N, gates, output = p.time * B, _gates(p), _output(p)
+    peak = 0
+    for layer in range(p.layers):
+        I, inner = _inputs(p, layer), layer < p.layers - 1
+        kept = (0 if p.recompute else (layer + 1) * gates) + min(layer + 1, p.layers - 1) * output
+        kept += inner * output  # dy, which the layer above has made
+        dx = N * I * size if layer > 0 else 0
+        if in_chunks(p):
+            peak = max(peak, kept + dx + _chunk_bytes(p, I, columns, own, layer > 0))
+            continue
+        h_prev = D * N * H * size if p.packed else 0
+        peak = max(peak, kept + h_prev + ((N + B) * H * size if p.packed else 0))
+        again = gates if p.recompute else 0
+        if p.recompute:
+            peak = max(peak, kept + h_prev + _side_by_side(p, layer) + gates * 3 // 4)
+            part = N if p.packed else max(N - B, B)
+            peak = max(peak, kept + h_prev + again + 3 * H * min(part, ROWS_AT_ONCE) * size)
+        dgates = D * N * 4 * columns * size
+        peak = max(peak, kept + h_prev + again + dgates + D * (own + B * H * size))
+        # W_i and dW_i in the order of dgates
+        peak = max(peak, kept + h_prev + dgates + dx + max(3 * columns * I * size, _column_sums(p, columns)))
+    return peak
+
+
+def _column_sums(p: Problem, columns: int) -> int:
+    """Bytes of the sums of dgates' columns, and of the same cast."""
+    return 4 * columns * (max(4, BYTES[p.dtype]) + BYTES[p.dtype] * _narrow(p)) if p.bias else 0
+
+
+def _chunk_bytes(p: Problem, I: int, columns: int, own: int, want_dx: bool) -> int:
+    """The most that a chunk of a direction takes, what is carried from chunk to chunk included."""
+    size, B, H, both = BYTES[p.dtype], p.batch, p.hidden_size, p.directions == 2
+    wide, steps = max(4, size), steps_at_once(p.time, B)
+    weights = 3 * H * (I + H) + 6 * H * p.bias  # elements of a direction's gradients
+    peak = 0
+    for direction in range(p.directions):
+        for stop in range(p.time, 0, -steps):
+            first, last, R = stop <= steps, stop == p.time, min(stop, steps) * B
+            turned = R * (I + 2 * H) if direction else R * H * (both and R > 1)  # x, y, dy in the direction's order
+            before = turned * size  # and dh, and the sums where they are not the gradients themselves
+            before += 0 if last else B * H * wide + weights * wide * _narrow(p)
+            gates, dgates, dx = R * 4 * H * size, R * 4 * columns * size, R * I * size * want_dx
+            dh = B * H * (size if first else wide)
+            h_prev = B * H * size * (both and B > 1 and not first and columns == H)
+            found = weights * size if _narrow(p) or not last else 0
+            d_w_ih = 3 * columns * I * size * (2 if found else 1)  # before and after its gates are put in order
+            d_b = found + _column_sums(p, columns) - 6 * H * p.bias * size * _narrow(p)  # the cast comes before them
+            peak = max(
+                peak,
+                before + gates + 3 * H * max(R - B, B) * size,
+                before + gates + dgates + own + dh + h_prev,
+                before + dgates + dx + dh * (not first) + max(d_w_ih, d_b),
+                before + found + dx * (1 + direction) + dh * (not first),
+            )
+    return peak

@@ -1,0 +1,490 @@
+"""Programs that hand tiles to each other (kernels/exchange.py), all at once under the seeded scheduler.
+
+Shrunken plans of at most 8 programs and T <= 4: right against float64 by the floor of `check`'s rule, and the same bits
+under every seed; then what a buffer of sentinels could trip over: NaNs with the sentinel's bits, infinities, rows that
+never run, and waits that end without what they waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import tritongru
+from tests.kit.fences import poisoned
+from tests.kit.mutants import mutant
+from tests.kit.plans import ShrunkenPlan, exchanging
+from tests.test_fences import call as call_between_fences
+from tritongru.inspection.check import Case, floor
+from tritongru.kernels.exchange import publish
+from tritongru.launch import runtime, sequence
+from tritongru.launch.concurrent import concurrent
+from tritongru.launch.interpreter import repair
+from tritongru.planning import cost
+
+pytestmark = pytest.mark.interpreted
+
+LONG = pytest.mark.long
+FP32, FP16, BF16 = DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of the layer, and by which plan (None: the one of the device `concurrent`)."""
+
+    plan: ShrunkenPlan | None
+    case: Case
+    dtype: torch.dtype
+    wants_dh_0: bool = True
+
+
+LENGTHS_OF_18 = (2, 1, 1, 3, 3, 1, 2, 2, 3, 1, 1, 3, 1, 2, 1, 1, 2, 3)  # the last of the second tile comes late
+LENGTHS_OF_33 = (3,) * 2 + (2,) * 15 + (1,) * 16  # in the second tile one row runs twice, in the third none
+
+CALLS = {
+    "odd-H": Call(ShrunkenPlan(), Case(T=4, B=3, I=5, H=20), FP32),
+    "odd-H-bf16": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=21), BF16),
+    "output-is-the-buffer": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=24), FP16),
+    "wide-slices": Call(ShrunkenPlan(block_h=16), Case(T=4, B=3, I=5, H=24), FP32),
+    "one-program-with-itself": Call(ShrunkenPlan(block_h=16, block_k=16), Case(T=3, B=2, I=3, H=9), FP16),
+    "one-step-one-row": Call(ShrunkenPlan(), Case(T=1, B=1, I=4, H=13), BF16),
+    "one-step-bidirectional": Call(ShrunkenPlan(), Case(T=1, B=3, I=4, H=24, bidirectional=True), FP32, False),
+    "two-steps": Call(ShrunkenPlan(), Case(T=2, B=1, I=4, H=17), FP32, False),
+    "no-gradient-of-h_0": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=16, batch_first=True, bias=False), FP32, False),
+    "two-groups": Call(ShrunkenPlan(groups=2), Case(T=2, B=17, I=3, H=16), FP32),
+    "two-tiles": Call(ShrunkenPlan(), Case(T=2, B=17, I=3, H=15), FP16),
+    "three-groups": Call(ShrunkenPlan(block_k=16, groups=3), Case(T=2, B=33, I=3, H=15), FP32),
+    "three-tiles": Call(ShrunkenPlan(block_k=16), Case(T=2, B=33, I=3, H=16), BF16),
+    "an-empty-tile": Call(ShrunkenPlan(block_k=16, groups=2), Case(T=2, B=33, I=3, H=13), FP32),
+    "directions-together": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=20, bidirectional=True), FP32),
+    "a-launch-per-direction": Call(ShrunkenPlan(together=False), Case(T=3, B=3, I=5, H=16, bidirectional=True), BF16),
+    "packed-sorted": Call(ShrunkenPlan(), Case(I=4, H=20, lengths=(4, 3, 3, 1)), FP16),
+    "packed-equal-lengths": Call(ShrunkenPlan(), Case(I=4, H=16, lengths=(2, 2)), FP32),
+    "packed-both-directions": Call(ShrunkenPlan(), Case(I=4, H=19, bidirectional=True, lengths=(2, 1, 3)), FP32),
+    "packed-no-gradient-of-h_0": Call(
+        ShrunkenPlan(block_h=16), Case(I=4, H=24, bidirectional=True, lengths=(1, 4, 2)), BF16, False
+    ),
+    "packed-two-tiles": Call(
+        ShrunkenPlan(together=False, block_k=16), Case(I=4, H=13, bidirectional=True, lengths=LENGTHS_OF_18), FP32
+    ),
+    "packed-two-groups": Call(
+        ShrunkenPlan(groups=2, block_k=16), Case(I=4, H=16, bidirectional=True, lengths=LENGTHS_OF_18), FP16
+    ),
+    "packed-three-tiles": Call(
+        ShrunkenPlan(block_k=16), Case(I=4, H=16, bidirectional=True, lengths=LENGTHS_OF_33), FP32
+    ),
+    "chunk-by-chunk": Call(ShrunkenPlan(block_h=16, num_k=2, wait="chunk"), Case(T=2, B=3, I=5, H=40), FP32),
+    "chunks-together": Call(ShrunkenPlan(block_h=16, num_k=2), Case(T=2, B=3, I=5, H=40), FP16),
+    "gate-by-gate": Call(
+        ShrunkenPlan(block_h=16, block_k=16, num_k=3, split=8, wait="gate"), Case(T=3, B=3, I=5, H=45), BF16
+    ),
+    "recompute": Call(ShrunkenPlan(), Case(I=4, H=12, lengths=(3, 1, 4), recompute=True), BF16),
+    "two-layers": Call(ShrunkenPlan(), Case(T=2, B=3, I=5, H=16, layers=2, bidirectional=True), FP16),
+    "as-planned": Call(None, Case(T=2, B=3, I=5, H=100), FP32),
+    "as-planned-a-launch-each": Call(None, Case(T=2, B=2, I=5, H=67, bidirectional=True), BF16),
+}  # fmt: skip
+# Those whose mistakes others show too, or that take long: under three seeds they run in `make long` alone.
+SELDOM = (
+    "odd-H-bf16", "wide-slices", "one-step-bidirectional", "two-groups", "three-tiles", "packed-equal-lengths",
+    "packed-two-groups", "packed-three-tiles", "two-layers", "as-planned-a-launch-each",
+)  # fmt: skip
+
+
+class Drawn:
+    """Weights, inputs and cotangents of a call, from one seed; kept, so that calls under many seeds can be compared."""
+
+    def __init__(self, call: Call):
+        case, dtype = call.case, call.dtype
+        self.call = call
+        T, B, D = case.sizes
+        generator = torch.Generator().manual_seed(7)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.shape = (case.I, case.H, case.layers, case.bias, case.batch_first, 0.0, case.bidirectional)
+        self.ours = tritongru.GRU(*self.shape, dtype=dtype, backend="sequence", recompute=case.recompute)
+        with torch.no_grad():
+            for p in self.ours.parameters():
+                p.copy_((torch.rand(p.shape, generator=generator, dtype=torch.float64) * 2 - 1) / case.H**0.5)
+        leading = (B, T) if case.batch_first else (T, B)
+        self.x: Any = normal(*leading, case.I)
+        self.dy = normal(*leading, D * case.H)
+        if case.lengths:
+            self.x = pack_padded_sequence(self.x, torch.tensor(case.lengths), enforce_sorted=False)
+            self.dy = normal(len(self.x.data), D * case.H)
+        self.h_0, self.dh_n = (normal(case.layers * D, B, case.H) for _ in range(2))
+
+    def results(self, module: nn.GRU, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Output, h_n and the gradients of one call of a module."""
+        packed = bool(self.call.case.lengths)
+        leaf = (self.x.data if packed else self.x).to(dtype, copy=True).requires_grad_()
+        h_0 = self.h_0.to(dtype, copy=True).requires_grad_(self.call.wants_dh_0)
+        module.zero_grad()
+        output, h_n = module(self.x._replace(data=leaf) if packed else leaf, h_0)
+        output = output.data if packed else output
+        torch.autograd.backward([output, h_n], [self.dy.to(dtype), self.dh_n.to(dtype)])
+        found = {"output": output.detach(), "h_n": h_n.detach(), "x": leaf.grad, "h_0": h_0.grad}
+        found |= {name: p.grad for name, p in module.named_parameters()}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def of_ours(self, seed: int, **options: Any) -> dict[str, Tensor]:
+        with concurrent(seed, **options):
+            return self.results(self.ours, self.call.dtype)
+
+    def of_nn_gru(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        module = nn.GRU(*self.shape, dtype=dtype)
+        module.load_state_dict(self.ours.state_dict())
+        return self.results(module, dtype)
+
+    def assert_right(self, found: dict[str, Tensor], what: str = "") -> None:
+        """One draw against eight times the floor, as tests/kit/rule.py's `assert_not_wrong`; no NaN is right."""
+        truth = self.of_nn_gru(torch.float64)
+        assert found.keys() == truth.keys()
+        for name, true in truth.items():
+            error = ((found[name].double() - true).norm() / true.norm()).item()
+            limit = 8 * floor(name, self.call.case, self.call.dtype, tf32=False)
+            assert error <= limit, f"{what}: {name} error={error:.2e}, not at most {limit:.2e}"
+
+
+def assert_right_and_same(name: str, seeds: range, monkeypatch) -> None:
+    """Right under the first seed, and the very same bits under the others."""
+    drawn = Drawn(CALLS[name])
+    with exchanging(monkeypatch, drawn.call.plan):
+        first, *others = (drawn.of_ours(seed) for seed in seeds)
+    drawn.assert_right(first, f"{name}, seed {seeds[0]}")
+    for seed, other in zip(seeds[1:], others, strict=True):
+        wrong = [tensor for tensor in first if not torch.equal(first[tensor], other[tensor])]
+        assert not wrong, f"{name}: other bits under seed {seed} than under {seeds[0]}: {wrong}"
+
+
+@pytest.mark.parametrize("name", [name for name in CALLS if name not in SELDOM])
+def test_right_and_the_same_bits_under_three_seeds(name: str, monkeypatch) -> None:
+    assert_right_and_same(name, range(3), monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", CALLS)
+def test_right_and_the_same_bits_under_twenty_seeds(name: str, monkeypatch) -> None:
+    assert_right_and_same(name, range(3, 23), monkeypatch)
+
+
+@pytest.mark.parametrize("dtype", [FP16, pytest.param(FP32, marks=LONG), pytest.param(BF16, marks=LONG)], ids=str)
+def test_recompute_in_chunks_of_time(dtype: torch.dtype, monkeypatch) -> None:
+    """Backward gets and gives dh in float32 from chunk to chunk, and one direction at a time."""
+    monkeypatch.setattr(cost, "steps_at_once", lambda T, B: 2)
+    drawn = Drawn(Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=21, bidirectional=True, recompute=True), dtype))
+    with exchanging(monkeypatch, drawn.call.plan):
+        drawn.assert_right(drawn.of_ours(0))
+
+
+# ---- NaNs and infinities ---------------------------------------------------------------------------------------------
+
+SPECIAL = {
+    "dense": Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=20), FP32),
+    "output-is-the-buffer": Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=24), FP16),
+    "packed": Call(ShrunkenPlan(), Case(I=4, H=16, bidirectional=True, lengths=(1, 3, 2)), BF16),
+    "packed-two-tiles": Call(ShrunkenPlan(), Case(I=4, H=13, lengths=LENGTHS_OF_18), FP32),
+}
+
+
+def put(drawn: Drawn, place: str, value: float | None) -> None:
+    """One element becomes `value`, or the NaN with the sentinel's bits."""
+    x = drawn.x if isinstance(drawn.x, Tensor) else drawn.x.data
+    tensor = {"x": x, "dy": drawn.dy, "dh_n": drawn.dh_n}.get(place, drawn.h_0)
+    rows = tensor[-1] if tensor.dim() == 3 else tensor  # of the last step; in h_0 and dh_n of the last direction
+    row = rows[-1 if place == "h_0 of the last row" else 0]
+    if value is None:
+        row.view(torch.int16 if row.element_size() == 2 else torch.int32)[2] = sequence.SENTINEL
+        assert row[2].isnan()
+    else:
+        row[2] = value
+
+
+def assert_not_finite_as_nn_gru(drawn: Drawn, monkeypatch) -> dict[str, Tensor]:
+    with exchanging(monkeypatch, drawn.call.plan):
+        ours = drawn.of_ours(0)
+    for name, theirs in drawn.of_nn_gru(drawn.call.dtype).items():
+        assert torch.equal(ours[name].isfinite(), theirs.isfinite()), f"{name} is not finite elsewhere"
+        if name in ("output", "h_n"):
+            assert torch.equal(ours[name].isnan(), theirs.isnan()), f"{name} has NaNs elsewhere"
+    return ours
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [*itertools.product(("dense", "output-is-the-buffer", "packed"), ("h_0", "x", "dy")), ("packed-two-tiles", "h_0")],
+)
+def test_sentinels_hang_nothing(name: str, place: str, monkeypatch) -> None:
+    """NaNs with the sentinel's bits spread as far as NaNs do in nn.GRU. They are not rare: PyTorch's own conversion to
+    bfloat16 makes them on the CPU."""
+    drawn = Drawn(SPECIAL[name])
+    put(drawn, place, None)
+    assert_not_finite_as_nn_gru(drawn, monkeypatch)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("place", ["h_0", "h_0 of the last row", "x", "dy", "dh_n"])
+@pytest.mark.parametrize("value", [None, float("inf"), float("-inf")], ids=["sentinel", "inf", "-inf"])
+@pytest.mark.parametrize("name", SPECIAL)
+def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, value: float | None, place: str, monkeypatch) -> None:
+    drawn = Drawn(SPECIAL[name])
+    put(drawn, place, value)
+    assert_not_finite_as_nn_gru(drawn, monkeypatch)
+
+
+@pytest.mark.parametrize("place", ["h_0", "x"])
+def test_infinities(place: str, monkeypatch) -> None:
+    drawn = Drawn(SPECIAL["packed"])
+    put(drawn, place, float("-inf"))
+    assert_not_finite_as_nn_gru(drawn, monkeypatch)
+
+
+@pytest.mark.parametrize("name", ["dense", "packed-two-tiles"])
+def test_an_infinite_unit_leaves_the_others_finite(name: str, monkeypatch) -> None:
+    """Where every weight on an infinite unit is positive, r = z = n = 1: it stays infinite and the others keep theirs.
+    Zeros of padded weights times infinity must not reach them."""
+    drawn = Drawn(SPECIAL[name])
+    put(drawn, "h_0", float("inf"))
+    with torch.no_grad():
+        drawn.ours.weight_hh_l0[:, 2].abs_()
+    ours = assert_not_finite_as_nn_gru(drawn, monkeypatch)
+    assert not ours["output"].isfinite().all() and not ours["output"].isnan().any()
+
+
+@triton.jit
+def publish_all(x_ptr, out_ptr, SIZE: tl.constexpr):
+    offs = tl.arange(0, SIZE)
+    publish(out_ptr + offs, tl.load(x_ptr + offs), offs < SIZE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_is_published_is_never_the_sentinel(dtype: torch.dtype) -> None:
+    """It becomes another NaN, and all else keeps its bits, the NaNs beside it too."""
+    repair()
+    integer = torch.int16 if dtype.itemsize == 2 else torch.int32
+    bits = torch.randn(16).to(dtype).view(integer)
+    sentinel = sequence.SENTINEL
+    bits[:4] = torch.tensor([sentinel, sentinel - 1, torch.iinfo(integer).max, 0])
+    bits[4:6] = torch.tensor([float("inf"), float("-inf")]).to(dtype).view(integer)
+    out = torch.full_like(bits, sentinel)
+    publish_all[(1,)](bits.view(dtype), out, SIZE=16)
+    assert out[0] != sentinel and out.view(dtype)[0].isnan()
+    assert torch.equal(out[1:], bits[1:])
+
+
+@pytest.mark.parametrize("name", ["packed-both-directions", "output-is-the-buffer"])
+def test_nothing_beyond_a_tensor(name: str, monkeypatch) -> None:
+    """Fences around every buffer, and poison beyond every argument: neither is reached."""
+    call = CALLS[name]
+    case, (T, B, D) = call.case, call.case.sizes
+    torch.manual_seed(0)
+    layer = tritongru.GRU(case.I, case.H, bidirectional=case.bidirectional, dtype=call.dtype, backend="sequence")
+    for p in layer.parameters():
+        p.data = poisoned(p.data)
+    x: Any = torch.randn(T, B, case.I).to(call.dtype)
+    if case.lengths:
+        x = pack_padded_sequence(x, torch.tensor(case.lengths), enforce_sorted=False)
+        x = x._replace(data=poisoned(x.data))
+    h_0 = poisoned(torch.randn(D, B, case.H).to(call.dtype))
+    with exchanging(monkeypatch, call.plan), concurrent(0):
+        found = call_between_fences(layer, x if case.lengths else poisoned(x), h_0, monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+
+
+# ---- waits that end without what they waited for ---------------------------------------------------------------------
+
+# What the waits of these tests are cut to: 500 steps of the scheduler after the first look at the clock.
+SHORT = {"nanoseconds_per_step": 20_000}
+SHORT_SECONDS = "0.01"
+NEVER_PUBLISHES = {
+    "forward": (
+        "publish(e_ptrs, padded, here[:, None] & (offs_u < P)[None, :])",
+        "publish(e_ptrs, padded, here[:, None] & (offs_u < P)[None, :] & (tl.program_id(0) != 1))",
+    ),
+    "backward": (
+        "own_mask = here[:, None] & (offs_u < P)[None, :]",
+        "own_mask = here[:, None] & (offs_u < P)[None, :] & (tl.program_id(0) != 1)",
+    ),
+}
+NEVER_RUNS = (
+    "    lost = 0\n    tile = 0\n",
+    "    T = tl.where(tl.program_id(0) == 1, 0, T)\n    lost = 0\n    tile = 0\n",
+)
+
+
+@pytest.fixture(autouse=True)
+def _no_report_left():
+    """A time-out of a test that failed is no other test's error."""
+    yield
+    with contextlib.suppress(RuntimeError):
+        sequence.check_all()
+
+
+@contextlib.contextmanager
+def broken(mistake: tuple[str, str], tmp_path, monkeypatch) -> Iterator[None]:
+    """Inside: kernels with a mistake, and waits cut short."""
+    with monkeypatch.context() as patch:
+        patch.setenv("TRITONGRU_WAIT_SECONDS", SHORT_SECONDS)
+        patch.setattr(sequence, "kernels", mutant(tmp_path, "sequence.py", *mistake, module="sequence"))
+        yield
+
+
+def forward_alone(drawn: Drawn, **options: Any) -> tuple[Tensor, Tensor]:
+    with concurrent(0, **options), torch.no_grad():
+        output, h_n = drawn.ours(drawn.x, drawn.h_0)
+    return output if isinstance(output, Tensor) else output.data, h_n
+
+
+@pytest.mark.parametrize(
+    ("mistake", "name"),
+    [
+        pytest.param(NEVER_PUBLISHES["forward"], "odd-H", id="never-publishes-odd-H"),
+        pytest.param(NEVER_PUBLISHES["forward"], "output-is-the-buffer", id="never-publishes-output-is-the-buffer"),
+        pytest.param(NEVER_RUNS, "odd-H", id="never-runs"),
+    ],
+)
+def test_a_wait_in_forward_that_runs_out(mistake: tuple[str, str], name: str, tmp_path, monkeypatch) -> None:
+    """The launch ends, what depends on the missing slice is NaN, the next call says so, the one after it is right."""
+    drawn = Drawn(CALLS[name])
+    there = torch.ones(drawn.call.case.H, dtype=torch.bool)
+    there[8:16] = False  # the units of program 1
+    with exchanging(monkeypatch, drawn.call.plan):
+        true, _ = forward_alone(drawn)
+        with broken(mistake, tmp_path, monkeypatch):
+            output, h_n = forward_alone(drawn, **SHORT)
+        assert torch.equal(output[0][:, there], true[0][:, there])
+        assert output[1:, :, there].isnan().all() and h_n[..., there].isnan().all()
+        if mistake is not NEVER_RUNS:
+            assert output[1:].isnan().all() and h_n.isnan().all()
+        with pytest.raises(RuntimeError, match=r"ran out on cpu.*TRITONGRU_WAIT_SECONDS"):
+            forward_alone(drawn)
+        assert torch.equal(forward_alone(drawn)[0], true)
+
+
+@pytest.mark.parametrize("name", ["odd-H", pytest.param("packed-both-directions", marks=LONG)])
+def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> None:
+    """So in backward; `check_all` says so too, once."""
+    drawn = Drawn(CALLS[name])
+    with exchanging(monkeypatch, drawn.call.plan):
+        with broken(NEVER_PUBLISHES["backward"], tmp_path, monkeypatch):
+            found = drawn.of_ours(0, **SHORT)
+        assert found["output"].isfinite().all() and found["h_n"].isfinite().all()
+        assert all(found[gradient].isnan().all() for gradient in ("x", "weight_ih_l0"))
+        with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+            sequence.check_all()
+        sequence.check_all()
+        drawn.assert_right(drawn.of_ours(0))
+
+
+@pytest.mark.parametrize("seconds", [0.006, 0.024])
+def test_a_wait_is_as_long_as_asked_for(seconds: float, tmp_path, monkeypatch) -> None:
+    """By the launch's virtual clock, from the first look at it; and the others give up with the first that does."""
+    drawn = Drawn(Call(ShrunkenPlan(), Case(T=2, B=1, I=3, H=24), FP32))
+    with (
+        exchanging(monkeypatch, drawn.call.plan),
+        broken(NEVER_PUBLISHES["forward"], tmp_path, monkeypatch),
+        concurrent(0, **SHORT) as scheduler,
+    ):
+        monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", str(seconds))
+        drawn.ours(drawn.x, drawn.h_0)
+    steps = seconds * 1e9 / SHORT["nanoseconds_per_step"]
+    assert steps < scheduler.steps < steps + 1000
+    with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+        sequence.check_all()
+
+
+@pytest.mark.parametrize("given", ["", "0", "-1", "nan", "inf", "2000", "ten"])
+def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
+    monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
+    drawn = Drawn(CALLS["odd-H"])
+    with exchanging(monkeypatch, drawn.call.plan), pytest.raises(ValueError, match="TRITONGRU_WAIT_SECONDS"):
+        forward_alone(drawn)
+
+
+@pytest.mark.parametrize(("given", "seconds"), [(None, sequence.WAIT_SECONDS), ("0.5", 0.5), ("1999", 1999.0)])
+def test_a_bound(given: str | None, seconds: float, monkeypatch) -> None:
+    if given is None:
+        monkeypatch.delenv("TRITONGRU_WAIT_SECONDS", raising=False)
+    else:
+        monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
+    assert sequence.wait_seconds() == seconds
+
+
+# ---- where it runs, and where not ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["directions-together", "a-launch-per-direction"])
+def test_one_launch_each_way(name: str, monkeypatch) -> None:
+    """Both directions in one, or one for each where the plan says so."""
+    drawn = Drawn(CALLS[name])
+    launches: list[tuple[str, tuple[int, int, int]]] = []
+    with exchanging(monkeypatch, drawn.call.plan), runtime.observe(lambda *launch: launches.append(launch)):
+        drawn.of_ours(0)
+    directions = 2 if drawn.call.plan.together else 1
+    grid = drawn.call.plan.tiles("forward", drawn.call.case.sizes[1], drawn.call.case.H, 2).grid
+    assert grid[2] == directions
+    times = 2 // directions
+    assert launches == [("sequence_forward", grid)] * times + [("sequence_backward", grid)] * times
+
+
+def test_programs_that_wait_are_not_interpreted_one_by_one(monkeypatch) -> None:
+    drawn = Drawn(CALLS["odd-H"])
+    with (
+        exchanging(monkeypatch, drawn.call.plan),
+        pytest.raises(RuntimeError, match=r"3 programs of this plan wait.*tritongru\.launch\.concurrent"),
+    ):
+        drawn.ours(drawn.x, drawn.h_0)
+
+
+def refusing(monkeypatch, message: str, which: str, number: int) -> None:
+    """Launch number `number` and all later ones of kernels whose name begins with `which` fail."""
+    launch, seen = runtime.Launch.__call__, []
+
+    def fail(self, grid, scalars):
+        if self.name.startswith(which):
+            seen.append(self.name)
+            if len(seen) > number:
+                raise RuntimeError(message)
+        launch(self, grid, scalars)
+
+    monkeypatch.setattr(runtime.Launch, "__call__", fail)
+
+
+@pytest.mark.parametrize(
+    ("which", "number"),
+    [("sequence_", 0), ("sequence_forward", 1), ("sequence_backward", 0), ("sequence_backward", 1)],
+    ids=["at-once", "second-direction", "in-backward", "second-direction-in-backward"],
+)
+def test_a_refused_cooperative_launch_falls_back_to_step(which: str, number: int, monkeypatch, caplog) -> None:
+    """With one warning, and right; later calls do not try again."""
+    monkeypatch.setattr(sequence, "_refused", set())
+    drawn = Drawn(CALLS["a-launch-per-direction"])
+    refusing(monkeypatch, "Triton Error [CUDA]: too many blocks in cooperative launch", which, number)
+    with exchanging(monkeypatch, drawn.call.plan), caplog.at_level(logging.WARNING, "tritongru"):
+        drawn.assert_right(drawn.of_ours(0))
+        launches: list[str] = []
+        with runtime.observe(lambda name, grid: launches.append(name)):
+            drawn.assert_right(drawn.of_ours(1))
+    assert set(launches) == {"step_forward", "step_backward"}
+    warnings = [record.getMessage() for record in caplog.records if record.name == "tritongru"]
+    assert len(warnings) == 1 and "refused a cooperative launch" in warnings[0] and "'step' runs" in warnings[0]
+
+
+def test_any_other_error_of_a_launch_is_raised(monkeypatch) -> None:
+    monkeypatch.setattr(sequence, "_refused", set())
+    drawn = Drawn(CALLS["odd-H"])
+    refusing(monkeypatch, "Triton Error [CUDA]: out of memory", "sequence_", 0)
+    with exchanging(monkeypatch, drawn.call.plan), pytest.raises(RuntimeError, match="out of memory"):
+        forward_alone(drawn)

@@ -1,0 +1,163 @@
+"""Backend `sequence` where one program owns all hidden units of its rows, and nothing is exchanged.
+
+The rule over all its draws is tests/test_step.py's, which runs this backend in `make long`; programs that exchange are
+tests/test_exchange.py.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+
+import tritongru
+from tests.kit.counting import counted
+from tests.kit.fences import poisoned, with_gaps
+from tests.kit.rule import assert_not_wrong, assert_right
+from tests.test_fences import call as call_between_fences
+from tests.test_step import DTYPES, MORE_CASES, quiet, shapes
+from tritongru.inspection.check import CASES, Case
+from tritongru.launch import runtime, sequence
+
+pytestmark = pytest.mark.interpreted
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rule(dtype: torch.dtype) -> None:
+    assert_right(Case(T=3, B=3, I=7, H=20), "sequence", dtype)
+
+
+@pytest.mark.parametrize("case", CASES + MORE_CASES, ids=lambda case: case.name)
+def test_every_case(case: Case) -> None:
+    assert_not_wrong(case, "sequence")
+
+
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+@pytest.mark.parametrize("case", [CASES[4], MORE_CASES[1], MORE_CASES[6]], ids=lambda case: case.name)
+def test_half_precision(case: Case, dtype: torch.dtype) -> None:
+    assert_not_wrong(case, "sequence", dtype)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 3, 1), (2, 3, 1, 2)], ids=str)
+def test_smallest_sizes(sizes: tuple[int, int, int, int]) -> None:
+    assert_not_wrong(Case(*sizes, bidirectional=True), "sequence")
+
+
+def test_weights_wider_than_the_layer(h200_tiles: None) -> None:
+    """On a GPU K comes in classes: here the weights are padded to 64 and to 128 units."""
+    assert_not_wrong(Case(I=4, H=20, bidirectional=True, lengths=(2, 4)), "sequence")
+    assert_not_wrong(Case(T=2, B=3, I=4, H=67), "sequence", torch.float16)
+
+
+@given(case=shapes, dtype=st.sampled_from(DTYPES))
+@settings(quiet, max_examples=6)
+def test_any_shape(case: Case, dtype: torch.dtype) -> None:
+    assert_not_wrong(case, "sequence", dtype)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@given(case=shapes)
+@settings(quiet, max_examples=60)
+def test_many_shapes(dtype: torch.dtype, case: Case, h200_tiles: None) -> None:
+    assert_not_wrong(case, "sequence", dtype)
+
+
+def test_same_call_same_bits() -> None:
+    torch.manual_seed(0)
+    layer = tritongru.GRU(5, 12, bidirectional=True, backend="sequence")
+    x = torch.randn(3, 4, 5)
+
+    def once() -> list[torch.Tensor]:
+        layer.zero_grad()
+        output, h_n = layer(x)
+        (output.square().sum() + h_n.sum()).backward()
+        return [output, h_n, *(p.grad.clone() for p in layer.parameters())]
+
+    assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
+
+
+@pytest.mark.parametrize("T", [1, 4])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}, {"recompute": True}],
+    ids=["plain", "bidirectional", "two-layers", "recompute"],
+)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_one_launch_per_sequence(packed: bool, variant: dict, T: int, monkeypatch) -> None:
+    """One each way for every layer, both directions and the gradient of h_0 in it."""
+    layer = tritongru.GRU(5, 6, backend="sequence", **variant)
+    x = pack_sequence([torch.randn(T, 5), torch.randn(1, 5)]) if packed else torch.randn(T, 2, 5)
+    h_0 = torch.zeros(layer.num_layers * (2 if layer.bidirectional else 1), 2, 6, requires_grad=True)
+    with counted(monkeypatch) as forward:
+        output, h_n = layer(x, h_0)
+    with counted(monkeypatch) as backward:
+        ((output.data if packed else output).sum() + h_n.sum()).backward()
+    kernels = [
+        {name: n for name, n in found.items() if name.startswith(("step", "sequence"))} for found in (forward, backward)
+    ]
+    assert kernels == [{"sequence_forward": layer.num_layers}, {"sequence_backward": layer.num_layers}]
+
+
+def test_a_program_for_every_tile_of_rows() -> None:
+    layer = tritongru.GRU(3, 5, bidirectional=True, backend="sequence")
+    grids = []
+    with runtime.observe(lambda name, grid: grids.append(grid)):
+        layer(torch.randn(1, 33, 3))
+    assert grids == [(1, 3, 2)]
+
+
+def poisoned_layer(**kwargs) -> tritongru.GRU:
+    layer = tritongru.GRU(7, 19, backend="sequence", **kwargs)
+    for p in layer.parameters():
+        p.data = poisoned(p.data)
+    return layer
+
+
+@pytest.mark.parametrize(("T", "dtype"), [(1, torch.bfloat16), (3, torch.float32), (3, torch.float16)], ids=str)
+def test_nothing_beyond_a_tensor(T: int, dtype: torch.dtype, monkeypatch, h200_tiles: None) -> None:
+    """Fences around every buffer and poison beyond every argument, with gaps in it or not: neither is reached."""
+    torch.manual_seed(0)
+    layer = poisoned_layer(bidirectional=True, dtype=dtype)
+    x, h_0 = torch.randn(T, 18, 7, dtype=dtype), torch.randn(2, 18, 19, dtype=dtype)
+    found = call_between_fences(layer, poisoned(x), poisoned(h_0), monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+    gaps = call_between_fences(layer, with_gaps(x), with_gaps(h_0), monkeypatch)
+    # only the library products may sum in another order: a few roundings to storage
+    u = torch.finfo(dtype).eps / 2
+    assert all((a - b).norm() <= 8 * u * b.norm() for a, b in zip(found, gaps, strict=True))
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_nothing_beyond_a_packed_tensor(recompute: bool, monkeypatch) -> None:
+    torch.manual_seed(0)
+    layer = poisoned_layer(bidirectional=True, recompute=recompute)
+    lengths = torch.tensor([5] + [1, 2, 3] * 5 + [4, 4])
+    x = pack_padded_sequence(torch.randn(5, 18, 7), lengths, enforce_sorted=False)
+    found = call_between_fences(layer, x._replace(data=poisoned(x.data)), poisoned(torch.randn(2, 18, 19)), monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+
+
+def test_what_is_not_finite_is_where_nn_gru_has_it() -> None:
+    """NaN and infinity in h_0 and x, packed, both directions, forward and backward."""
+    torch.manual_seed(0)
+    ours = tritongru.GRU(4, 13, bidirectional=True, backend="sequence")
+    theirs = torch.nn.GRU(4, 13, bidirectional=True)
+    theirs.load_state_dict(ours.state_dict())
+    x = pack_padded_sequence(torch.randn(3, 6, 4), torch.tensor([1, 3, 2, 3, 1, 2]), enforce_sorted=False)
+    h_0 = torch.randn(2, 6, 13)
+    x.data[0, 1], x.data[-1, 2] = float("inf"), float("nan")
+    h_0[1, 2, 3] = float("-inf")
+    h_0.view(torch.int32)[0, 4, 5] = sequence.SENTINEL
+    found = []
+    for module in (ours, theirs):
+        leaf = x.data.clone().requires_grad_()
+        output, h_n = module(x._replace(data=leaf), h_0)
+        (output.data.square().sum() + h_n.square().sum()).backward()
+        found.append([output.data, h_n, leaf.grad, *(p.grad for p in module.parameters())])
+    for our, their in zip(*found, strict=True):
+        assert torch.equal(our.isfinite(), their.isfinite())
+    assert all(torch.equal(our.isnan(), their.isnan()) for our, their in zip(found[0][:2], found[1][:2], strict=True))
+    assert any(t.isfinite().any() and not t.isfinite().all() for t in found[0])

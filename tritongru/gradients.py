@@ -1,0 +1,166 @@
+"""The gradients of one layer: gates again where they were not kept, a backend's backward, the library products.
+
+`whole` takes all T at once. With recompute and many rows `in_chunks` takes one chunk of time after the other, so that
+gates and gate gradients are there for a chunk alone, however long the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .launch import products
+from .launch.layer import LayerCall, LayerWeights, SavedGates
+from .planning import cost
+from .visits import Visits
+
+Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None]]  # of x, of h_0, of the weights in PyTorch's order
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which gradients a pass has to give."""
+
+    x: bool
+    h_0: torch.dtype | None  # in which dtype
+    weights: tuple[tuple[bool, ...], ...]  # (w_ih, w_hh[, b_ih, b_hh]) of each direction
+
+
+@dataclass(frozen=True)
+class BackwardPass:
+    """What a layer's backward starts from; x, y, dy are time-major or packed."""
+
+    backend: Any  # the module with forward and backward
+    call: LayerCall
+    weights: LayerWeights
+    x: Tensor  # [T, B, I] or [N, I]
+    h_0: Tensor  # [D, B, H]
+    y: Tensor  # [T, B, D * H] or [N, D * H]
+    gates: SavedGates | None  # None: to be computed again
+    dy: Tensor  # as y
+    dh_n: Tensor  # [D, B, H]
+    wanted: Wanted
+
+
+def whole(p: BackwardPass) -> Gradients:
+    """All T at once."""
+    visits, D, H = p.call.visits, p.call.directions, p.call.hidden_size
+    gates = p.gates
+    need_x = gates is None or any(want[0] for want in p.wanted.weights)
+    need_h_prev = gates is None or any(want[1] for want in p.wanted.weights)
+    rows = p.x.reshape(visits.size_rows, -1) if need_x else p.x  # copies a batch-first x
+    y = p.y.reshape(visits.size_rows, D, H)
+    h_prev = [visits.h_prev(y[:, d], p.h_0[d], d) if need_h_prev else [] for d in range(D)]
+    if gates is None:
+        gates = recompute_gates(rows, h_prev, p.weights, p.y.shape[:-1])
+    dgates, dh_0 = p.backend.backward(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
+    del gates  # computed again, they are gone before dx comes
+    dx = products.input_gradient(dgates, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
+    d_weights: list[Tensor | None] = []
+    for dgate, h, want in zip(dgates, h_prev, p.wanted.weights, strict=True):
+        d_weights.append(products.input_weight_gradient(dgate, rows, H) if want[0] else None)
+        d_weights.append(products.hidden_weight_gradient(dgate, h) if want[1] else None)
+        if len(want) == 4:
+            db_ih, db_hh = products.bias_gradients(dgate, H) if want[2] or want[3] else (None, None)
+            d_weights += [db_ih if want[2] else None, db_hh if want[3] else None]
+    return dx, dh_0, d_weights
+
+
+def in_chunks(p: BackwardPass, steps: int) -> Gradients:
+    """`whole` of a dense batch whose gates are computed again, `steps` timesteps at a time, the last visited first.
+
+    From chunk to chunk dh is not rounded, and the weight gradients of the chunks are summed in float32 or wider.
+    """
+    wide = products.at_least_float32(p.y.dtype)
+    dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if p.wanted.x else None
+    dh_0s: list[Tensor] = []
+    d_weights: list[Tensor | None] = []
+    for direction, want in enumerate(p.wanted.weights):
+        dh: Tensor | None = p.dh_n[direction : direction + 1]
+        sums: list[Tensor | None] = [None] * len(want)
+        for stop in range(p.call.visits.time, 0, -steps):
+            start = max(stop - steps, 0)
+            assert dh is not None
+            dh, parts = _chunk(p, direction, start, stop, dh, p.wanted.h_0 if start == 0 else wide, dx)
+            sums = [_plus(total, part, wide) for total, part in zip(sums, parts, strict=True)]
+            del parts
+        d_weights += [None if total is None else total.to(p.y.dtype) for total in sums]
+        if dh is not None:
+            dh_0s.append(dh)
+    return dx, torch.cat(dh_0s) if dh_0s else None, d_weights
+
+
+def _chunk(
+    p: BackwardPass,
+    direction: int,
+    start: int,
+    stop: int,
+    dh_n: Tensor,
+    dh_0_dtype: torch.dtype | None,
+    dx: Tensor | None,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Visits start .. stop - 1 of one direction, as a layer of its own, the reverse one forward over time turned round.
+
+    Fills dx of the forward direction and adds that of the reverse one; returns dh before the chunk and the gradients of
+    the direction's weights.
+    """
+    T, B, H = p.call.visits.time, p.call.visits.batch, p.call.hidden_size
+    half = slice(direction * H, (direction + 1) * H)
+    tensors = p.x, p.y[..., half], p.dy[..., half]
+    if direction == 0:
+        time, before = slice(start, stop), start - 1
+        x, y, dy = (t[time] for t in tensors)
+    else:
+        time, before = slice(T - stop, T - start), T - start
+        x, y, dy = (t[time].flip(0) for t in tensors)
+    h_0 = p.h_0[direction] if start == 0 else p.y[before, :, half]
+    dx_chunk, dh_0, d_weights = whole(
+        BackwardPass(
+            p.backend, replace(p.call, visits=Visits(stop - start, B), directions=1), p.weights.only(direction),
+            x, h_0[None], y.contiguous(), None, dy, dh_n,
+            Wanted(p.wanted.x, dh_0_dtype, p.wanted.weights[direction : direction + 1]),
+        )
+    )  # fmt: skip
+    if dx is not None and dx_chunk is not None:
+        if direction == 0:
+            dx[time] = dx_chunk
+        else:
+            dx[time].add_(dx_chunk.flip(0))
+    return dh_0, d_weights
+
+
+def _plus(total: Tensor | None, part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """total + part, in place; the first part in `dtype`."""
+    if total is None or part is None:
+        return None if part is None else part.to(dtype)
+    return total.add_(part)
+
+
+def recompute_gates(
+    x: Tensor,
+    h_prev: Sequence[Sequence[tuple[slice, Tensor]]],
+    weights: LayerWeights,
+    shape: Sequence[int],
+) -> SavedGates:
+    """The gates again, from x [N, I] and h_{t-1} of each direction as `Visits.h_prev` gives it; `shape` is y's, [T, B]
+    or packed [N]. As in forward, r, z, n take the place of x_proj."""
+    D, H, at_once = len(h_prev), weights.w_hh[0].shape[-1], cost.ROWS_AT_ONCE
+    x_proj = products.project(x, weights.w_ih, weights.b_ih).view(-1, D, 3 * H)
+    q = x.new_empty(len(x), D, H)
+    for direction, parts in enumerate(h_prev):
+        w_hh, b_hh = weights.w_hh[direction], weights.b_hh[direction] if weights.b_hh else None
+        for rows, h in parts:
+            for h_part, out, out_q in zip(
+                *(t.split(at_once) for t in (h, x_proj[rows, direction], q[rows, direction])), strict=True
+            ):
+                a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)
+                r_z, n = out.tensor_split([2 * H], -1)
+                r_z.add_(a_h[:, : 2 * H]).sigmoid_()
+                out_q.copy_(a_h[:, 2 * H :])
+                n.addcmul_(r_z[:, :H], out_q).tanh_()
+                del a_h  # before there is another
+    return SavedGates(x_proj.view(*shape, D, 3 * H), q.view(*shape, D, H))

@@ -1,0 +1,461 @@
+"""How long a recurrent step takes at the least (`limit`), and how long it is expected to take (`predicted`).
+
+Two figures, never mixed. `limit_us` comes from ceilings that micro-benchmarks measured, none of them a GRU: no
+constant of it is fitted to a timing of ours, and a report of "fraction of the limit" uses it. `predicted_us` may be
+fitted, by FACTORS; until GRU timings exist these are assumptions. It decides between `step` and `sequence` (`faster`).
+
+What a step of `sequence` does, per group of programs and row tile (kernels/sequence.py): each program reads the whole
+of h (backward: of dr, dz, dq) of the tile from L2, multiplies it with its slice of W_h, which it reads from shared
+memory once, and publishes its own units. A step of `step` is a launch that reads W_h from L2 once per row tile.
+
+Counted: bytes over L2, bytes of weights out of shared memory, the products' full tiles (16 rows, H padded), and the
+chain that nothing overlaps when a group has one row tile. Not counted: instruction issue, bank conflicts, how far the
+programs of a group drift apart, a poll that comes just too early. So a kernel stays above its limit.
+
+Sources of the numbers
+    [benches]  github.com/te42kyfo/gpu-benches, result files (A100 80 GB, H100 PCIe, H200, L40, MI210), and its copy
+               github.com/RRZE-HPC/gpu-benches (GH200, whose GPU is that of the H200, and MI300X)
+    [Luo]      Luo et al., Dissecting the NVIDIA Hopper Architecture through Microbenchmarking, arXiv:2501.12084: H800,
+               A100, RTX 4090; here as others quote its sections 6.2, 7.1 and tables 3 to 5
+    [B200]     a pointer chase and grid-stride reads on a B200 at 1.587 GHz, in a public repository's notes; Chips and
+               Cheese, "Nvidia's B200: Keeping the CUDA Juggernaut Rolling", has the same two figures
+    [cheese]   Chips and Cheese, "Blackwell: Nvidia's Massive GPU", as quoted by others: the RTX PRO 6000, the chip of
+               the RTX 5090 with 188 SMs
+    [4090]     github.com/smallscientist1/cuda_microbenchmark, analysis_RTX4090.md
+    [azure]    github.com/samuel-bohman/AI-benchmarking-guide, Azure ND H100 v5 results (BabelStream)
+    [paper]    the vendor's white paper or product page: dense matrix peaks with float32 accumulation, clocks, DRAM
+    estimate   no measurement found; the comment says what it is taken from
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .cost import BYTES
+from .devices import DEVICES, Device, _described
+from .sequence import BLOCK_B, SequenceTiles
+
+if TYPE_CHECKING:
+    from .choose import Problem, StepTiles
+
+VECTOR = 8  # elements that a row of the exchange buffer is padded to (kernels/sequence.py)
+ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions (DESIGN.md, section 12)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What a whole device does at most, and the latencies it has at least. An "SM" is a compute unit on AMD."""
+
+    sms: int  # that the figures of the whole device are for
+    clock_ghz: float  # of the SMs, the highest sustained
+    l2_read_tb_s: float  # by all SMs, from L2
+    l2_bytes_per_clock: float  # by one SM, from L2
+    l2_round_trip_ns: float  # of a load that hits L2; where L2 has two partitions, in the far one
+    dram_tb_s: float
+    half_tflops: float  # matrix peak of fp16 and bf16, dense, accumulated in float32
+    tf32_tflops: float  # the same of TF32
+    fma_tflops: float  # float32 without matrix instructions (ieee)
+    mma_share: float  # of the matrix peaks: what warp-wide instructions (mma.sync) reach
+    graph_us: float  # from one small kernel to the next inside a CUDA graph
+    stream_us: float  # the same, launched one by one
+    shared_bytes_per_clock: float = (
+        128.0  # of one SM: 32 banks of 4 bytes [paper]; measured 127.9 on H800 [Luo, table 5]
+    )
+
+    def product_tflops(self, dtype: str, precision: str, rows: int) -> float:
+        """Rate of the products of tiles of so many rows, on the whole device."""
+        if dtype == "fp32" and precision == "ieee":
+            return self.fma_tflops
+        peak = self.tf32_tflops if dtype == "fp32" else self.half_tflops
+        return peak if rows >= ROWS_OF_WGMMA else peak * self.mma_share
+
+
+# l2_bytes_per_clock: 64 is the width of an SM's port (a warp's 128 bytes every second clock): estimate. All SMs of an
+# H200 together get 38 each.
+CEILINGS = {
+    "a100": Ceilings(
+        sms=108,
+        clock_ghz=1.41,  # [paper]
+        l2_read_tb_s=5.4,  # [benches] gpu-l2-cache, 2 to 25 MB
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=289,  # [benches] gpu-latency at 29 MB, which is more than one partition; 150 in the near one
+        dram_tb_s=1.88,  # [benches] gpu-stream, read
+        half_tflops=312, tf32_tflops=156, fma_tflops=19.5,  # [paper: A100]
+        mma_share=1.0,  # mma.sync is its only matrix instruction
+        graph_us=1.3, stream_us=2.6,  # [benches] gpu-small-kernels, 64 KB
+    ),
+    "h100": Ceilings(
+        sms=132,
+        clock_ghz=1.98,  # clockRate that the driver reports
+        l2_read_tb_s=10.0,  # estimate: that of H200, the same chip; H100 PCIe: 7.0 with 114 SMs, 1.755 GHz [benches]
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=230,  # [benches] gpu-latency, H100 PCIe at 29 MB; 414 clocks of H800 [Luo, table 4]; near: 151
+        dram_tb_s=3.2,  # [azure]
+        half_tflops=989, tf32_tflops=494, fma_tflops=66.9,  # [paper: H100 SXM5]
+        mma_share=0.63,  # [Luo, section 6.2]: mma.sync reaches 62.9 % of the peak, wgmma more than 95 %
+        graph_us=1.3, stream_us=2.4,  # estimate: that of H200
+    ),
+    "h200": Ceilings(
+        sms=132,
+        clock_ghz=1.98,  # [benches] gpu-latency, GH200
+        l2_read_tb_s=10.0,  # [benches] gpu-l2-cache: 10.2 at 7 MB, 9.9 at 15 MB, 9.1 at 44 MB
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=230,  # [benches] gpu-latency, GH200 at 34 MB; 142 in the near partition
+        dram_tb_s=3.9,  # [benches] gpu-stream, read
+        half_tflops=989, tf32_tflops=494, fma_tflops=66.9,  # [paper: H200]
+        mma_share=0.63,  # [Luo, section 6.2], of H800
+        graph_us=1.3, stream_us=2.4,  # [benches] gpu-small-kernels, 64 KB
+    ),
+    "b200": Ceilings(
+        sms=148,
+        clock_ghz=1.965,  # the highest that the driver offers [B200]
+        l2_read_tb_s=21.2,  # [B200], at 64 MiB
+        l2_bytes_per_clock=128,  # estimate: all SMs together got 90 each at 1.587 GHz, so more than 64
+        l2_round_trip_ns=226,  # estimate: 281 at 64 MiB and 1.587 GHz [B200], at this clock; near: 150
+        dram_tb_s=6.75,  # [B200]
+        half_tflops=2250, tf32_tflops=1125, fma_tflops=74.4,  # [paper: DGX B200]; float32: SMs x 128 x clock
+        mma_share=0.33,  # estimate: what an SM of Hopper reaches with mma.sync per clock
+        graph_us=1.3, stream_us=2.4,  # estimate: that of H200
+    ),
+    "rtx4090": Ceilings(
+        sms=128,
+        clock_ghz=2.52,  # [paper: Ada]
+        l2_read_tb_s=4.9,  # [4090]; L40, the same chip with 142 SMs, has 5.2 to 5.7 [benches]
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=107,  # [cheese]; L40 has 111 [benches]
+        dram_tb_s=1.01,  # [paper]
+        half_tflops=165, tf32_tflops=82.6, fma_tflops=82.6,  # [paper: Ada]
+        mma_share=1.0,
+        graph_us=0.9, stream_us=1.6,  # estimate: that of L40 [benches]
+    ),
+    "l4": Ceilings(
+        sms=58,
+        clock_ghz=2.04,  # [paper]
+        l2_read_tb_s=2.3,  # estimate: L40's 5.7 by SMs
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=111,  # estimate: that of L40
+        dram_tb_s=0.3,  # [paper]
+        half_tflops=121, tf32_tflops=60.5, fma_tflops=30.3,  # [paper: L4]
+        mma_share=1.0,
+        graph_us=0.9, stream_us=1.6,  # estimate: that of L40
+    ),
+    "rtx5090": Ceilings(
+        sms=170,
+        clock_ghz=2.41,  # [paper: RTX Blackwell]
+        l2_read_tb_s=7.9,  # estimate: 8.7 of RTX PRO 6000 [cheese] by SMs
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=130,  # [cheese], RTX PRO 6000
+        dram_tb_s=1.79,  # [paper]
+        half_tflops=209.5, tf32_tflops=104.8, fma_tflops=104.8,  # [paper: RTX Blackwell]
+        mma_share=1.0,
+        graph_us=0.9, stream_us=1.6,  # estimate: that of L40
+    ),
+    "mi300x": Ceilings(
+        sms=304,
+        clock_ghz=2.1,  # [paper: CDNA 3]
+        l2_read_tb_s=27.0,  # [benches] gpu-cache, the 8 dies together
+        l2_bytes_per_clock=64,
+        l2_round_trip_ns=204,  # [benches] gpu-latency, within a die
+        dram_tb_s=4.8,  # [benches] gpu-stream, read
+        half_tflops=1307, tf32_tflops=654, fma_tflops=163,  # [paper: CDNA 3]
+        mma_share=1.0,
+        graph_us=2.0, stream_us=2.0,  # estimate: that of MI210 [benches]
+    ),
+}  # fmt: skip
+
+# Capabilities without a described device, and one whose SMs are nearly theirs: estimate.
+_LIKE = {86: 89, 103: 100, 121: 120}
+
+# The chain of one row tile, besides L2 and the product itself, in clocks: estimate, of which a load from shared memory
+# is measured, 29 on H800 and B200 [Luo, table 3], [B200]. The trips are those that kernels/sequence.py has to make.
+SHARED_TRIP = 70  # a tile from warp to warp: store, barrier, load
+MMA = 33  # the last matrix instruction
+GATES = {"forward": 120, "backward": 40}  # two sigmoids and a tanh, one after the other; products with what is there
+# Trips of one wait: whether any warp still misses something, up and down, and the awaited tile into the matrix layout.
+TRIPS_OF_WAIT = 3
+
+# Elements that a unit of a row needs at a step from memory, besides what it is multiplied with: x_proj of three gates;
+# dy, r, z, n, q, h_prev.
+OWN_READS = {"forward": 3, "backward": 6}
+
+# What is expected over what is the least: the work of a step, without launches. Not fitted: no GRU timing has been
+# measured.
+FACTORS = {"step": 2.0, "sequence": 2.0}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The least time of one step of a layer, all its row tiles and directions, in microseconds.
+
+    Of the terms, l2, dram, products and shared are how long each unit is busy: each overlaps the others, and so do the
+    row tiles of a group. What nothing overlaps is `latency_us`, the chain of one row tile: publish and read over L2,
+    the product, the gates.
+    """
+
+    us: float  # launch + the largest of the others
+    binding: str  # the longest: "l2", "dram", "products", "shared", "latency" or "launch"
+    l2_us: float  # reading from L2: h or gate gradients of all units, x_proj or saved gates; `step`: W_h too
+    dram_us: float  # reading W_h that L2 cannot hold (`step`)
+    products_us: float
+    shared_us: float  # reading the weights from shared memory (`sequence`)
+    latency_us: float
+    launch_us: float  # the boundary between two kernels in a CUDA graph (`step`)
+
+
+@lru_cache(maxsize=64)
+def ceilings(device: Device) -> Ceilings | None:
+    """Ceilings of a device; None where nothing like it is described.
+
+    A device that is no described product (or a part of one: MIG) has those of the nearest one, by SMs.
+    """
+    key = _nearest(device)
+    if key is None:
+        return None
+    found = CEILINGS[key]
+    if device.sms == found.sms:
+        return found
+    part = device.sms / found.sms
+    return replace(
+        found, sms=device.sms, l2_read_tb_s=part * found.l2_read_tb_s, dram_tb_s=part * found.dram_tb_s,
+        half_tflops=part * found.half_tflops, tf32_tflops=part * found.tf32_tflops, fma_tflops=part * found.fma_tflops,
+    )  # fmt: skip
+
+
+def _nearest(device: Device) -> str | None:
+    known = _described(device.name)
+    for key in CEILINGS:
+        if DEVICES[key] is known:
+            return key
+    capability = _LIKE.get(device.capability or 0, device.capability)
+    alike = [
+        key
+        for key in CEILINGS
+        if DEVICES[key].vendor == device.vendor
+        and (DEVICES[key].arch == device.arch if device.vendor == "amd" else DEVICES[key].capability == capability)
+    ]
+    return min(alike, key=lambda key: abs(DEVICES[key].sms - device.sms), default=None)
+
+
+@lru_cache(maxsize=4096)
+def limit_us(
+    kind: str,
+    backend: str,
+    tiles: StepTiles | SequenceTiles,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    dtype: str,
+    precision: str,
+    device: Device,
+) -> Limit | None:
+    """The least time of a step of `step` or `sequence` with these tiles; None on a device whose ceilings are unknown.
+
+    kind: "forward" or "backward" (of `step`, also "cell", whose input product is left out, and "backward_first").
+
+    Raises:
+        ValueError: another kind or backend.
+    """
+    if backend not in FACTORS:
+        raise ValueError(f"backend must be one of {', '.join(FACTORS)}, got {backend!r}")
+    passes = {"forward": "forward", "cell": "forward", "backward": "backward", "backward_first": "backward"}
+    if kind not in passes or (backend == "sequence" and kind not in GATES):
+        raise ValueError(f"kind must be forward or backward, got {kind!r}")
+    found = ceilings(device)
+    if found is None:
+        return None
+    if isinstance(tiles, SequenceTiles):
+        return _sequence_limit(kind, tiles, batch, hidden_size, directions, dtype, precision, device, found)
+    return _step_limit(passes[kind], tiles, batch, hidden_size, directions, dtype, precision, device, found)
+
+
+def _sequence_limit(
+    kind: str, tiles: SequenceTiles, B: int, H: int, D: int, dtype: str, precision: str, device: Device, top: Ceilings
+) -> Limit:
+    size, clocks_per_us = BYTES[dtype], 1e3 * top.clock_ghz
+    forward = kind == "forward"
+    K = tiles.block_k * tiles.num_k
+    # row tiles that one SM works through at each step: a group's, or those of the groups that share it
+    turns = tiles.tiles if tiles.exchange else -(-tiles.groups * tiles.directions // top.sms)
+    # elements of a row that a program reads of all units' (h; dr, dz, dq), and of its own (OWN_READS)
+    whole = (1 if forward else 3) * _padded(H) if tiles.exchange else 0
+    own = OWN_READS[kind] * min(tiles.block_h, H)
+    one_sm = top.l2_bytes_per_clock * clocks_per_us  # bytes in a microsecond, as the next
+    all_sms = 1e6 * top.l2_read_tb_s
+    read_by_one = min(B, turns * BLOCK_B) * (whole + own) * size
+    read_by_all = tiles.directions * B * (tiles.programs * whole + OWN_READS[kind] * H) * size
+
+    flops = 2 * BLOCK_B * 3 * tiles.block_h * K  # of a program and row tile: rows of padding are multiplied too
+    product = flops * top.sms / (1e6 * top.product_tflops(dtype, precision, BLOCK_B))
+    # AMD's programs keep the weights in registers
+    weights = 0 if device.vendor == "amd" else 3 * tiles.block_h * K * size
+    shared = weights / (top.shared_bytes_per_clock * clocks_per_us)
+
+    clocks = MMA + SHARED_TRIP + GATES[kind]  # the parts of the sums; without exchange, h into the matrix layout
+    latency = max(product, shared)
+    if tiles.exchange:
+        waits = (tiles.num_k if forward else 3 * tiles.num_k) // tiles.per_wait  # each begins after the one before it
+        clocks += waits * TRIPS_OF_WAIT * SHARED_TRIP
+        # The poll that ends a wait loads all of it, after the last program has published: a group's programs at once.
+        awaited = min(B, BLOCK_B) * whole * size
+        latency += waits * top.l2_round_trip_ns / 1e3 + max(awaited / one_sm, tiles.programs * awaited / all_sms)
+    latency += clocks / clocks_per_us
+
+    launches = D // tiles.directions  # one after the other
+    return _limit(
+        launch=0.0,
+        l2=launches * max(read_by_one / one_sm, read_by_all / all_sms),
+        products=launches * turns * product,
+        shared=launches * turns * shared,
+        latency=launches * latency,
+    )
+
+
+def _step_limit(
+    kind: str, tiles: StepTiles, B: int, H: int, D: int, dtype: str, precision: str, device: Device, top: Ceilings
+) -> Limit:
+    size, clocks_per_us = BYTES[dtype], 1e3 * top.clock_ghz
+    factors = 1 if kind == "forward" else 3  # h; or dr, dz, dq
+    row_tiles, column_tiles = -(-B // tiles.block_b), -(-H // tiles.block_h)
+    turns = -(-row_tiles * column_tiles * D // top.sms)  # programs that one SM runs at each step
+    units, rows = min(tiles.block_h, H), min(B, tiles.block_b)
+    weights = D * 3 * H * H * size
+    read_by_one = (3 * units * H + rows * (factors * H + OWN_READS[kind] * units)) * size
+    read_by_all = row_tiles * weights + D * B * H * (column_tiles * factors + OWN_READS[kind]) * size
+    in_l2 = device.l2_bytes == 0 or weights <= device.l2_bytes  # 0: unknown
+    flops = 2 * tiles.block_b * 3 * tiles.block_h * H  # of a program: rows of padding are multiplied too
+    return _limit(
+        launch=top.graph_us,  # as it is measured it holds a small kernel's own latency, which is not added again
+        l2=max(turns * read_by_one / (top.l2_bytes_per_clock * clocks_per_us), read_by_all / (1e6 * top.l2_read_tb_s)),
+        dram=0.0 if in_l2 else weights / (1e6 * top.dram_tb_s),
+        products=turns * flops * top.sms / (1e6 * top.product_tflops(dtype, precision, tiles.block_b)),
+    )
+
+
+def _limit(
+    launch: float, l2: float, products: float, dram: float = 0.0, shared: float = 0.0, latency: float = 0.0
+) -> Limit:
+    units = {"l2": l2, "dram": dram, "products": products, "shared": shared, "latency": latency}
+    binding = max(units, key=lambda name: units[name])
+    return Limit(
+        us=launch + units[binding], binding="launch" if launch > units[binding] else binding,
+        l2_us=l2, dram_us=dram, products_us=products, shared_us=shared, latency_us=latency, launch_us=launch,
+    )  # fmt: skip
+
+
+def _padded(hidden_size: int) -> int:
+    return -(-hidden_size // VECTOR) * VECTOR
+
+
+@lru_cache(maxsize=4096)
+def predicted_us(
+    kind: str,
+    backend: str,
+    tiles: StepTiles | SequenceTiles,
+    batch: int,
+    hidden_size: int,
+    directions: int,
+    dtype: str,
+    precision: str,
+    device: Device,
+) -> float | None:
+    """The expected time of a step in microseconds, as `limit_us`: its work by FACTORS, and `step`'s launch in full.
+
+    The launch is one of a stream, as the layer makes them; a host that needs longer for it is not counted.
+    """
+    least = limit_us(kind, backend, tiles, batch, hidden_size, directions, dtype, precision, device)
+    found = ceilings(device)
+    if least is None or found is None:
+        return None
+    return FACTORS[backend] * (least.us - least.launch_us) + (found.stream_us if backend == "step" else 0.0)
+
+
+def prologue_us(
+    kind: str,
+    backend: str,
+    tiles: StepTiles | SequenceTiles,
+    batch: int,
+    time: int,
+    hidden_size: int,
+    directions: int,
+    dtype: str,
+    device: Device,
+) -> float | None:
+    """What a pass of a layer's recurrence is expected to take once, in microseconds, whatever its steps take.
+
+    `step`: nothing, its launches are its steps. `sequence`: the exchange buffer filled, W_h copied into its padded
+    form, the launch, and each program's slice of W_h read from L2. Bytes that are moved are counted at DRAM's rate.
+    """
+    found = ceilings(device)
+    if found is None:
+        return None
+    if not isinstance(tiles, SequenceTiles):
+        return 0.0
+    H, D, size = hidden_size, directions, BYTES[dtype]
+    K, U = tiles.block_k * tiles.num_k, tiles.programs * tiles.block_h
+    forward = kind == "forward"
+    launches, bytes_moved = D // tiles.directions, 0
+    if tiles.exchange:
+        launches += 1
+        bytes_moved += time * batch * D * (1 if forward else 4) * _padded(H) * size
+    if not forward or (U, K) != (H, H):  # backward multiplies with the transposes
+        launches += D
+        bytes_moved += D * size * 3 * (H * H + U * K)
+    slice_bytes = 3 * tiles.block_h * K * size
+    loading = max(
+        slice_bytes / (found.l2_bytes_per_clock * 1e3 * found.clock_ghz),
+        slice_bytes * tiles.programs * tiles.groups * tiles.directions / (1e6 * found.l2_read_tb_s),
+    )
+    once = D // tiles.directions * loading + bytes_moved / (1e6 * found.dram_tb_s)
+    return launches * found.stream_us + FACTORS[backend] * once
+
+
+def predicted(
+    problem: Problem, backend: str, tiles: Mapping[str, StepTiles | SequenceTiles], device: Device
+) -> float | None:
+    """The expected time of a call's recurrence in microseconds: every layer's prologue and T steps, in each pass.
+
+    tiles: by kind, "forward" and in training "backward". What is no recurrence (projection, gradient products) is the
+    same for every backend and left out.
+    """
+    p, total = problem, 0.0
+    for kind in ("forward", "backward") if p.training else ("forward",):
+        once = prologue_us(kind, backend, tiles[kind], p.batch, p.time, p.hidden_size, p.directions, p.dtype, device)
+        step = predicted_us(
+            kind, backend, tiles[kind], p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device
+        )
+        if once is None or step is None:
+            return None
+        total += once + p.time * step
+    return p.layers * total
+
+
+def faster(
+    problem: Problem,
+    device: Device,
+    step_tiles: StepTiles,
+    sequence_tiles_fwd: SequenceTiles | str,
+    sequence_tiles_bwd: SequenceTiles | str | None = None,
+) -> str:
+    """Which of "step" and "sequence" is expected to take less for the recurrence of a call.
+
+    step_tiles: of forward; backward's have the same rows and units. sequence_tiles_bwd: None without training. Tiles
+    that are a string say why the device cannot hold them: then `step` it is. Where no ceilings are known, one launch is
+    taken to be faster than several.
+    """
+    forward, backward = sequence_tiles_fwd, sequence_tiles_bwd
+    if isinstance(forward, str) or (problem.training and isinstance(backward, str)):
+        return "step"
+    if problem.time == 1:  # one launch, no fill, no copy of the weights
+        return "step"
+    if problem.training and backward is None:
+        raise ValueError("training needs the tiles of backward too")
+    of_sequence: dict[str, StepTiles | SequenceTiles] = {"forward": forward}
+    if isinstance(backward, SequenceTiles):
+        of_sequence["backward"] = backward
+    of_step: dict[str, StepTiles | SequenceTiles] = {"forward": step_tiles, "backward": step_tiles}
+    sequence = predicted(problem, "sequence", of_sequence, device)
+    step = predicted(problem, "step", of_step, device)
+    return "step" if sequence is not None and step is not None and step < sequence else "sequence"
