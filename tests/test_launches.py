@@ -37,8 +37,9 @@ def forward_and_backward(layer, x, monkeypatch, h_0_needs_grad: bool):
 @pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_what_plan_lists_is_what_runs(variant: str, T: int, packed: bool, monkeypatch) -> None:
-    layer = tritongru.GRU(5, 6, backend="step", **VARIANTS[variant])
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_what_plan_lists_is_what_runs(backend: str, variant: str, T: int, packed: bool, monkeypatch) -> None:
+    layer = tritongru.GRU(5, 6, backend=backend, **VARIANTS[variant])
     dtype = layer.weight_hh_l0.dtype
     x = torch.randn(T, 2, 5, dtype=dtype)
     if packed:
@@ -54,15 +55,45 @@ def test_what_plan_lists_is_what_runs(variant: str, T: int, packed: bool, monkey
 @pytest.mark.parametrize("rows", [2, 4, 6])
 @pytest.mark.parametrize("B", [1, 2])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_what_plan_lists_is_what_runs_in_chunks(variant: str, B: int, rows: int, few_rows_at_once, monkeypatch) -> None:
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_what_plan_lists_is_what_runs_in_chunks(
+    backend: str, variant: str, B: int, rows: int, few_rows_at_once, monkeypatch
+) -> None:
     """Backward with recompute, a few timesteps at a time."""
     few_rows_at_once(rows)
-    layer = tritongru.GRU(5, 6, backend="step", **{**VARIANTS[variant], "recompute": True})
+    layer = tritongru.GRU(5, 6, backend=backend, **{**VARIANTS[variant], "recompute": True})
     x = torch.randn(7, B, 5, dtype=layer.weight_hh_l0.dtype)
     listed = tritongru.plan(layer, x).launches
     forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
     assert dict(forward) == dict(listed.forward)
     assert dict(backward) == dict(listed.backward)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("hidden", [16, 21])
+@pytest.mark.parametrize("variant", ["plain", "two-layers", "recompute"])
+def test_what_plan_lists_is_what_runs_of_programs_that_exchange(variant: str, hidden: int, monkeypatch) -> None:
+    """And their bytes: a fill, and where H has no whole vectors an exchange buffer beside the output."""
+    from tests.kit.memory import memory
+    from tritongru.launch.concurrent import concurrent
+
+    layer = tritongru.GRU(5, hidden, backend="sequence", **VARIANTS[variant])
+    x = torch.randn(3, 2, 5)
+    with concurrent(0):
+        plan = tritongru.plan(layer, x)
+        assert dict(plan.tiles)["forward"].exchange
+        forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+        h_0 = torch.zeros(layer.num_layers * (1 + layer.bidirectional), 2, hidden)
+        with memory(monkeypatch) as found:
+            results = list(layer(x, h_0))
+            peak_forward = found.peak(results)
+            cotangents = [torch.randn_like(t) for t in results]
+            found.peak()
+            torch.autograd.backward(results, cotangents)
+            peak_backward = found.peak([*results, *cotangents, *(p.grad for p in layer.parameters())])
+    assert dict(forward) == dict(plan.launches.forward)
+    assert dict(backward) == dict(plan.launches.backward)
+    assert (peak_forward, peak_backward) == (plan.cost.peak_forward_bytes, plan.cost.peak_backward_bytes)
 
 
 @pytest.mark.interpreted

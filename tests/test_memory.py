@@ -14,6 +14,7 @@ from tests.kit.memory import memory
 from tritongru.planning import Plan, Problem, choose, describe
 
 pytestmark = pytest.mark.interpreted
+BACKENDS = ("step", "sequence")
 VARIANTS = {
     "plain": {},
     "bidirectional": {"bidirectional": True},
@@ -55,8 +56,9 @@ def allocated(layer: tritongru.GRU, x, monkeypatch) -> Bytes:
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("T", [1, 5])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_training(variant: str, T: int, packed: bool, recompute: bool, monkeypatch) -> None:
-    layer = tritongru.GRU(5, 6, backend="step", recompute=recompute, **VARIANTS[variant])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_training(backend: str, variant: str, T: int, packed: bool, recompute: bool, monkeypatch) -> None:
+    layer = tritongru.GRU(5, 6, backend=backend, recompute=recompute, **VARIANTS[variant])
     x = torch.randn(T, 4, 5, dtype=layer.weight_hh_l0.dtype)
     given = pack_sequence(list(x.transpose(0, 1))) if packed else x
     assert allocated(layer, given, monkeypatch) == planned(tritongru.plan(layer, given))
@@ -64,9 +66,10 @@ def test_training(variant: str, T: int, packed: bool, recompute: bool, monkeypat
 
 @pytest.mark.parametrize("rows", [4, 8, 15])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_recompute_in_chunks(variant: str, rows: int, few_rows_at_once, monkeypatch) -> None:
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_recompute_in_chunks(backend: str, variant: str, rows: int, few_rows_at_once, monkeypatch) -> None:
     few_rows_at_once(rows)
-    layer = tritongru.GRU(5, 6, backend="step", recompute=True, **VARIANTS[variant])
+    layer = tritongru.GRU(5, 6, backend=backend, recompute=True, **VARIANTS[variant])
     x = torch.randn(5, 4, 5, dtype=layer.weight_hh_l0.dtype)
     assert allocated(layer, x, monkeypatch) == planned(tritongru.plan(layer, x))
 

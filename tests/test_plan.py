@@ -16,17 +16,64 @@ from tritongru.planning import Problem, choose, describe
 from tritongru.planning.choose import step_tiles
 from tritongru.planning.devices import DEVICES
 
-GPUS = [name for name in DEVICES if name != "interpreter"]
+GPUS = [name for name, device in DEVICES.items() if device.vendor != "interpreter"]
 PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
 
 
 @pytest.mark.parametrize("name", GPUS)
-def test_step_where_the_kernels_serve_and_aten_elsewhere(name: str) -> None:
+def test_what_is_chosen_and_why(name: str) -> None:
     plan = choose(PROBLEM, describe(name))
-    assert plan.backend == ("aten" if name == "t4" else "step")
+    assert plan.backend == {"t4": "aten", "mi300x": "step"}.get(name, "sequence")
     assert plan.reason
     if name == "t4":
         assert "7.5" in plan.reason and "8.0" in plan.reason
+    if name == "mi300x":
+        assert "not coherent" in plan.reason
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "largest"),
+    [
+        ("h200", "bf16", 2048), ("h100", "fp16", 2048), ("b200", "bf16", 2048), ("h200", "fp32", 1024),
+        ("a100", "bf16", 1536), ("rtx4090", "fp16", 1024), ("l4", "bf16", 768), ("mi300x", "bf16", 128),
+    ],
+)  # fmt: skip
+def test_the_largest_layer_kept_on_chip(device: str, dtype: str, largest: int) -> None:
+    """And step, with the reason, beyond it."""
+    long = replace(PROBLEM, time=5000, batch=16, dtype=dtype)
+    assert choose(replace(long, hidden_size=largest), describe(device)).backend == "sequence"
+    plan = choose(replace(long, hidden_size=largest + 600), describe(device))
+    assert plan.backend == "step" and "one fused launch per timestep: " in plan.reason
+
+
+def test_one_step_is_one_launch_of_step() -> None:
+    plan = choose(replace(PROBLEM, time=1), describe("h200"))
+    assert plan.backend == "step" and "one launch" in plan.reason
+
+
+def test_float32_without_tf32_has_no_matrix_instructions() -> None:
+    ieee = replace(PROBLEM, dtype="fp32", precision="ieee", time=1000)
+    plan = choose(ieee, describe("h200"))
+    assert plan.backend == "step" and "no matrix instructions" in plan.reason
+    assert choose(replace(ieee, hidden_size=64), describe("h200")).backend == "sequence"
+
+
+def test_both_directions_in_one_launch_where_both_fit() -> None:
+    both = replace(PROBLEM, directions=2, layers=2)
+    assert dict(choose(both, describe("h200")).launches.forward)["sequence_forward"] == 2
+    large = replace(both, hidden_size=1536)
+    assert dict(choose(large, describe("h200")).launches.forward)["sequence_forward"] == 4
+    assert dict(choose(large, describe("h200")).launches.backward)["sequence_backward"] == 4
+
+
+def test_limit_and_prediction_are_kept_apart() -> None:
+    plan = choose(PROBLEM, describe("h200"))
+    assert [time.kind for time in plan.times] == ["forward", "backward"]
+    for time in plan.times:
+        assert time.limit is not None and time.predicted_us is not None
+        assert 0 < time.limit.us < time.predicted_us
+    printed = str(plan)
+    assert "limit" in printed and "an estimate: no GRU timed" in printed
 
 
 def test_no_kernel_for_float64() -> None:
@@ -35,9 +82,11 @@ def test_no_kernel_for_float64() -> None:
 
 
 def test_a_forced_backend_that_cannot_serve_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"'step' cannot run here.*fp64.*aten and reference"):
+    with pytest.raises(ValueError, match=r"'step' cannot run here.*fp64.*: aten, reference"):
         choose(replace(PROBLEM, dtype="fp64"), describe("h200"), "step")
-    with pytest.raises(ValueError, match=r"unknown backend 'cudnn': expected aten, reference or step"):
+    with pytest.raises(ValueError, match=r"'sequence' cannot run here.*H 3000.*: aten, reference, step"):
+        choose(replace(PROBLEM, hidden_size=3000), describe("h200"), "sequence")
+    with pytest.raises(ValueError, match=r"unknown backend 'cudnn': expected one of aten, reference, step, sequence"):
         choose(PROBLEM, describe("h200"), "cudnn")
 
 
@@ -48,8 +97,9 @@ def test_few_forms_of_a_kernel_whatever_the_batch(name: str, kind: str) -> None:
     assert len(forms) <= 2
 
 
-def test_tiles_do_not_depend_on_time() -> None:
-    tiles = {choose(replace(PROBLEM, time=T), describe("h200")).tiles for T in (2, 50, 5000)}
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_tiles_do_not_depend_on_time(backend: str) -> None:
+    tiles = {choose(replace(PROBLEM, time=T), describe("h200"), backend).tiles for T in (2, 50, 5000)}
     assert len(tiles) == 1
 
 
@@ -60,7 +110,7 @@ def test_sizes_below_one_are_refused_by_name(field: str) -> None:
 
 
 def test_launches_and_saved_bytes_are_those_of_the_problem() -> None:
-    plan = choose(PROBLEM, describe("h200"))
+    plan = choose(PROBLEM, describe("h200"), "step")
     assert dict(plan.launches.forward)["step_forward"] == 100
     assert plan.cost.saved_bytes == 100 * 32 * 4 * 512 * 2
     assert choose(replace(PROBLEM, recompute=True), describe("h200")).cost.saved_bytes == 0
@@ -111,7 +161,7 @@ def test_plan_of_a_module() -> None:
     layer = tritongru.GRU(20, 64, num_layers=2, bidirectional=True, batch_first=True)
     x = torch.randn(8, 50, 20)
     plan = tritongru.plan(layer, x, "a100")
-    assert plan.backend == "step"
+    assert plan.backend == "sequence"
     expected = dict(
         batch=8, time=50, input_size=20, hidden_size=64, layers=2, directions=2, dtype="fp32", training=True
     )
@@ -159,7 +209,11 @@ SIZES = ("--batch", "32", "--hidden", "512", "--time", "100", "--dtype", "bf16")
 def test_command_prints_backend_reason_and_tiles() -> None:
     found = run_plan("--device", "h200", *SIZES)
     assert found.returncode == 0, found.stderr
-    assert "backend   step on " in found.stdout and "100 x step_forward" in found.stdout
+    assert "backend   sequence on " in found.stdout and "1 x sequence_forward" in found.stdout
+    forced = run_plan("--device", "h200", *SIZES, "--backend", "step")
+    assert "backend   step on " in forced.stdout and "100 x step_forward" in forced.stdout
+    refused = run_plan("--device", "mi300x", *SIZES, "--backend", "sequence")
+    assert refused.returncode == 2 and "'sequence' cannot run here" in refused.stderr
 
 
 @pytest.mark.compiled
@@ -167,8 +221,8 @@ def test_command_compiles() -> None:
     found = run_plan("--device", "h200", *SIZES, "--compile", "--json")
     assert found.returncode == 0, found.stderr
     plan = json.loads(found.stdout)
-    assert plan["backend"] == "step"
-    assert {report["kernel"] for report in plan["compiled"]} == {"step_forward", "step_backward"}
+    assert plan["backend"] == "sequence"
+    assert {report["kernel"] for report in plan["compiled"]} == {"sequence_forward", "sequence_backward"}
     assert all(report["spill_bytes"] == 0 and report["matrix_instructions"] > 0 for report in plan["compiled"])
 
 

@@ -211,7 +211,7 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         >>> import torch, tritongru
         >>> found = tritongru.plan(tritongru.GRU(64, 512), torch.randn(100, 32, 64), "h200")
         >>> found.backend
-        'step'
+        'sequence'
     """
     if isinstance(module_or_problem, Problem):
         if device is None:

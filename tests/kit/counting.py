@@ -36,7 +36,8 @@ class _Ops(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         op = func.overloadpacket.__name__
         floating = not isinstance(result, torch.Tensor) or result.dtype.is_floating_point
-        if op not in NOTHING and floating:  # integer arithmetic is the packed batch's index, made on the host
+        # other integer arithmetic is the packed batch's index, made on the host
+        if op not in NOTHING and (floating or op == "fill_"):
             self.counts[KIND_OF.get(op, f"unknown: {op}")] += 1
         return result
 
