@@ -13,8 +13,8 @@ from typing import Any
 from torch import nn
 
 import tritongru
-from tritongru.planning.choose import StepTiles
 from tritongru.planning.sequence import SequenceTiles
+from tritongru.planning.step import StepTiles
 
 from .cases import Case
 

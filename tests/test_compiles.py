@@ -12,7 +12,7 @@ import pytest
 from tritongru.inspection.compile_report import compile_report
 from tritongru.launch.step import specimens
 from tritongru.planning import Problem, describe
-from tritongru.planning.choose import _shared_bytes, step_tiles
+from tritongru.planning.step import _shared_bytes, step_tiles
 
 pytestmark = pytest.mark.compiled
 

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from tritongru.planning import describe
-from tritongru.planning.choose import Problem, StepTiles, step_tiles
+from tritongru.planning import Problem, describe
 from tritongru.planning.devices import DEVICES, Device
 from tritongru.planning.limit import (
     CEILINGS,
@@ -22,6 +21,7 @@ from tritongru.planning.limit import (
     prologue_us,
 )
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
+from tritongru.planning.step import StepTiles, step_tiles
 
 H200 = describe("h200")
 KINDS = ("forward", "backward")
@@ -29,7 +29,7 @@ DTYPES = (("bf16", "tf32"), ("fp16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee")
 SIZES_H = (64, 100, 128, 192, 256, 300, 512, 640, 1024, 1536, 2048)
 SIZES_B = (1, 7, 16, 32, 33, 64, 128, 512)
 
-# DESIGN.md, section 11: us per step, forward, bf16, H200, itself an estimate (+-40 %); a range for H 128.
+# An estimate made before there was a kernel: us per step, forward, bf16, H200, +-40 %; a range for H 128.
 BATCHES = (1, 16, 32, 64, 128)
 TABLE = {
     128: ((0.3, 0.5), (0.3, 0.6), (0.3, 0.6), (0.3, 0.6), (0.3, 0.6)),
@@ -72,13 +72,13 @@ def test_within_a_factor_of_two_of_the_design() -> None:
             ratios.append(us / ((low + high) / 2))
             line.append(f"{us:5.2f} ({ratios[-1]:.2f})")
         lines.append(f"H {H:5}  " + "  ".join(line))
-    print(f"\nlimit, us per step (over DESIGN's estimate), bf16, H200, B {BATCHES}", *lines, sep="\n")
+    print(f"\nlimit, us per step (over the early estimate), bf16, H200, B {BATCHES}", *lines, sep="\n")
     assert min(ratios) >= 0.45 and max(ratios) <= 2
     assert 0.5 <= math.exp(sum(map(math.log, ratios)) / len(ratios)) <= 1
 
 
 def test_backward_in_one_group_is_bound_by_l2() -> None:
-    """DESIGN.md, section 11: B 64, H 2048 in one group is 100 MB per step, 10 us."""
+    """B 64, H 2048 in one group is 100 MB per step, 10 us."""
     found = limit("backward", "sequence", 64, 2048)
     assert found.binding == "l2" and found.us == pytest.approx(10, rel=0.1)
 

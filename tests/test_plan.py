@@ -13,8 +13,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from tritongru.planning import Problem, choose, describe
-from tritongru.planning.choose import step_tiles
 from tritongru.planning.devices import DEVICES
+from tritongru.planning.step import step_tiles
 
 GPUS = [name for name, device in DEVICES.items() if device.vendor != "interpreter"]
 PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
@@ -44,6 +44,14 @@ def test_the_largest_layer_kept_on_chip(device: str, dtype: str, largest: int) -
     assert choose(replace(long, hidden_size=largest), describe(device)).backend == "sequence"
     plan = choose(replace(long, hidden_size=largest + 600), describe(device))
     assert plan.backend == "step" and "one fused launch per timestep: " in plan.reason
+
+
+def test_host_and_kernel_pad_alike() -> None:
+    from tritongru.kernels import sequence as kernels
+    from tritongru.planning.sequence import VECTOR, padded
+
+    assert kernels.VECTOR.value == VECTOR
+    assert [padded(H) for H in (1, 8, 9, 16)] == [8, 8, 16, 16]
 
 
 def test_one_step_is_one_launch_of_step() -> None:

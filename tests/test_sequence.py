@@ -24,9 +24,8 @@ from tritongru.launch import runtime, sequence
 pytestmark = pytest.mark.interpreted
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_rule(dtype: torch.dtype) -> None:
-    assert_right(Case(T=3, B=3, I=7, H=20), "sequence", dtype)
+def test_rule() -> None:
+    assert_right(Case(T=3, B=3, I=7, H=20), "sequence")
 
 
 @pytest.mark.parametrize("case", CASES + MORE_CASES, ids=lambda case: case.name)
@@ -35,7 +34,7 @@ def test_every_case(case: Case) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
-@pytest.mark.parametrize("case", [CASES[4], MORE_CASES[1], MORE_CASES[6]], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [CASES[4], MORE_CASES[1]], ids=lambda case: case.name)
 def test_half_precision(case: Case, dtype: torch.dtype) -> None:
     assert_not_wrong(case, "sequence", dtype)
 
@@ -52,7 +51,7 @@ def test_weights_wider_than_the_layer(h200_tiles: None) -> None:
 
 
 @given(case=shapes, dtype=st.sampled_from(DTYPES))
-@settings(quiet, max_examples=6)
+@settings(quiet, max_examples=5)
 def test_any_shape(case: Case, dtype: torch.dtype) -> None:
     assert_not_wrong(case, "sequence", dtype)
 
@@ -79,13 +78,12 @@ def test_same_call_same_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(once(), once(), strict=True))
 
 
-@pytest.mark.parametrize("T", [1, 4])
 @pytest.mark.parametrize(
     "variant",
     [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}, {"recompute": True}],
     ids=["plain", "bidirectional", "two-layers", "recompute"],
 )
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize(("T", "packed"), [(1, False), (4, False), (4, True)], ids=["one-step", "dense", "packed"])
 def test_one_launch_per_sequence(packed: bool, variant: dict, T: int, monkeypatch) -> None:
     """One each way for every layer, both directions and the gradient of h_0 in it."""
     layer = tritongru.GRU(5, 6, backend="sequence", **variant)

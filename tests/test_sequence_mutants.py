@@ -24,7 +24,8 @@ from tritongru.launch.concurrent import ConcurrencyError, concurrent
 
 pytestmark = pytest.mark.interpreted
 
-DENSE = Case(T=3, B=3, I=5, H=18, bidirectional=True)
+DENSE = Case(T=2, B=3, I=5, H=18)
+BIDIRECTIONAL = replace(DENSE, bidirectional=True)
 NO_BIAS = replace(DENSE, bias=False)
 PACKED = Case(I=5, H=18, bidirectional=True, lengths=(3, 1, 2))
 
@@ -39,13 +40,10 @@ FORWARD = {
         "rzn_ptrs, x_r, x_z, x_n = next_ptrs, next_x_r, next_x_z, next_x_n",
         "rzn_ptrs = next_ptrs",
     ),
-    "x_proj of the other direction": ("offs_b * stride_b) * D + direction", "offs_b * stride_b) * D"),
     "b_hr dropped": ("x_r.to(tl.float32) + b_hr", "x_r.to(tl.float32)"),
     "b_hz dropped": ("x_z.to(tl.float32) + b_hz", "x_z.to(tl.float32)"),
     "b_hn dropped": ("        q += b_hn\n", ""),
     "b_hn inside the input part": ("        q += b_hn\n", "        x_n = x_n.to(tl.float32) + b_hn\n"),
-    "biases of the other direction": ("    b_ptr = of_direction(direction, b_ptr, b_reverse_ptr)\n", ""),
-    "weights of the other direction": ("    w_ptr = of_direction(direction, w_ptr, w_reverse_ptr)\n", ""),
     "a gate's weights for all": ("(gate * U + offs_u).to(tl.int64) * K", "offs_u.to(tl.int64) * K"),
     "h_0 never read": (
         "h = tl.load(h_0_ptr + row_state[:, None] * P + offs_u[None, :], mask=mask, other=0.0).to(tl.float32)",
@@ -74,16 +72,8 @@ BACKWARD = {
     "dy dropped": ("dh = dh_prev + dy.to(tl.float32) +", "dh = dh_prev +"),
     "dh_n dropped": (" + dh_n.to(tl.float32)", ""),
     "dh_n at every visit": ("dh_n_mask = mask & ~in_src[:, None]", "dh_n_mask = mask"),
-    "dy of the other direction": (" + direction * H * stride_dy_h)", ")"),
     "h_prev of the wrong step": ("row_before = (at_before * stride_row", "row_before = (at * stride_row"),
-    "h_prev of the other direction": (
-        "row_before = (at_before * stride_row + offs_b) * D + direction",
-        "row_before = (at_before * stride_row + offs_b) * D",
-    ),
     "h_0 never read": ("tl.where(carries[:, None], h, h_0)\n", "h\n"),
-    "q of the other direction": (
-        "q = tl.load(q_ptr + row[:, None]", "q = tl.load(q_ptr + (row - direction)[:, None]",
-    ),
     "gates of the last step for all": (
         "dy, r, z, n, q, h_prev = next_dy, next_r, next_z, next_n, next_q, next_h_prev",
         "dy, q, h_prev = next_dy, next_q, next_h_prev",
@@ -92,8 +82,6 @@ BACKWARD = {
         "dy, r, z, n, q, h_prev = next_dy, next_r, next_z, next_n, next_q, next_h_prev",
         "r, z, n, q, h_prev = next_r, next_z, next_n, next_q, next_h_prev",
     ),
-    "visits out of order": ("visited(T - 3 - visit,", "visited(T - 2 - visit,"),
-    "dgates of the other direction": ("e_ptr += direction * size_rows * (4 * P)", "e_ptr += 0"),
     "dn stored as dq": ("publish(own, tl.where(mask, dn,", "publish(own, tl.where(mask, d_q,"),
     "dr stored as dz": ("publish(own + P, tl.where(mask, d_r,", "publish(own + P, tl.where(mask, d_z,"),
     "dz stored as dr": ("publish(own + 2 * P, tl.where(mask, d_z,", "publish(own + 2 * P, tl.where(mask, d_r,"),
@@ -102,12 +90,27 @@ BACKWARD = {
     "a padding column too many": ("(offs_u < P)[None, :]", "(offs_u < P + 1)[None, :]"),
     "dh_0 not made": ("range((T + want_dh_0) * tiles)", "range(T * tiles)"),
 }  # fmt: skip
-ENDS = {  # of rows that do not run at every visit
+DIRECTIONS = {
+    "x_proj of the other direction": ("offs_b * stride_b) * D + direction", "offs_b * stride_b) * D"),
+    "biases of the other direction": ("    b_ptr = of_direction(direction, b_ptr, b_reverse_ptr)\n", ""),
+    "weights of the other direction": ("    w_ptr = of_direction(direction, w_ptr, w_reverse_ptr)\n", ""),
+    "dy of the other direction": (" + direction * H * stride_dy_h)", ")"),
+    "h_prev of the other direction": (
+        "row_before = (at_before * stride_row + offs_b) * D + direction",
+        "row_before = (at_before * stride_row + offs_b) * D",
+    ),
+    "q of the other direction": (
+        "q = tl.load(q_ptr + row[:, None]", "q = tl.load(q_ptr + (row - direction)[:, None]",
+    ),
+    "dgates of the other direction": ("e_ptr += direction * size_rows * (4 * P)", "e_ptr += 0"),
+}  # fmt: skip
+VISITS = {  # which rows run, and when they start and end
     "h_n of the last visit": ("h = tl.where(mask, h_new, h)", "h = h_new"),
     "dh_n at the last visit alone": ("dh_n_mask = mask & ~in_src[:, None]", "dh_n_mask = mask & (visit == 0)"),
     "h_0 at the first visit alone": (
         "mask=mask & ~carries[:, None], other=0.0)\n    return", "mask=mask & (at_before == 0), other=0.0)\n    return",
     ),
+    "visits out of order": ("visited(T - 3 - visit,", "visited(T - 2 - visit,"),
     "dh_0 at the last visit alone": ("ends = mask_src & ~here[:, None]", "ends = mask_src & (visit == T)"),
 }  # fmt: skip
 ROWS = {
@@ -122,7 +125,8 @@ MUTANTS = [
     for file, part, found, case in (
         ("sequence.py", "forward, ", FORWARD, DENSE),
         ("sequence.py", "backward, ", BACKWARD, DENSE),
-        ("sequence.py", "", ENDS, PACKED),
+        ("sequence.py", "", DIRECTIONS, BIDIRECTIONAL),
+        ("sequence.py", "", VISITS, PACKED),
         ("rows.py", "", ROWS, PACKED),
         ("sequence.py", "", {"a bias where there is none": ("u_mask & (has_bias != 0)", "u_mask")}, NO_BIAS),
     )
@@ -130,7 +134,7 @@ MUTANTS = [
 ]
 
 
-@pytest.mark.parametrize("case", [DENSE, NO_BIAS, PACKED], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [BIDIRECTIONAL, NO_BIAS, PACKED], ids=lambda case: case.name)
 def test_the_kernels_as_they_are_survive(case: Case) -> None:
     assert_not_wrong(case, "sequence")
 
@@ -180,7 +184,7 @@ def test_a_wrong_mask_is_killed(file: str, old: str, new: str, tmp_path, monkeyp
 @pytest.mark.parametrize(
     ("plan", "T", "old", "new"),
     [
-        (None, 120, "h = tl.where(mask, h_new, h)", "h = tl.where(mask, y.to(tl.float32), h)"),
+        (None, 90, "h = tl.where(mask, h_new, h)", "h = tl.where(mask, y.to(tl.float32), h)"),
         (
             ShrunkenPlan(block_h=16, block_k=16),
             90,
@@ -218,9 +222,9 @@ def test_half_precision_keeps_its_state_in_float32(
 
 # ---- programs that exchange, under the scheduler ---------------------------------------------------------------------
 
-THREE_PROGRAMS = (ShrunkenPlan(), Case(T=3, B=3, I=4, H=20))
+THREE_PROGRAMS = (ShrunkenPlan(), Case(T=2, B=2, I=4, H=20))
 WIDE_SLICES = (ShrunkenPlan(block_h=16), Case(T=2, B=3, I=4, H=20))
-TWO_TILES = (ShrunkenPlan(), Case(T=3, B=17, I=4, H=16))
+TWO_TILES = (ShrunkenPlan(), Case(T=2, B=17, I=4, H=16))
 TWO_GROUPS = (ShrunkenPlan(groups=2), Case(T=2, B=17, I=4, H=16))
 TWO_CHUNKS = (ShrunkenPlan(block_h=16, block_k=16, num_k=2, wait="chunk"), Case(T=2, B=3, I=4, H=20))
 CHUNKS_TOGETHER = (replace(TWO_CHUNKS[0], wait="all"), TWO_CHUNKS[1])
@@ -395,12 +399,11 @@ EXCHANGING = [
     )
     for name, rest in found.items()
 ]
-SEEDS = range(3)
 
 
-def outcome(plan: ShrunkenPlan, case: Case, monkeypatch) -> str:
+def outcome(plan: ShrunkenPlan, case: Case, monkeypatch, seeds: int = 3) -> str:
     """How a call is found wrong under one of the seeds, or "survived"."""
-    for seed in SEEDS:
+    for seed in range(seeds):
         found = "survived"
         try:
             with (
@@ -436,7 +439,7 @@ def short_waits(monkeypatch) -> Iterator[None]:
 @pytest.mark.parametrize(("plan", "case"), [(*THREE_PROGRAMS,), (*PACKED_BOTH,)])
 def test_exchanging_kernels_as_they_are_survive(plan: ShrunkenPlan, case: Case, short_waits, monkeypatch) -> None:
     """With waits as short as the mutants have."""
-    assert outcome(plan, case, monkeypatch) == "survived"
+    assert outcome(plan, case, monkeypatch, seeds=1) == "survived"
 
 
 @pytest.mark.parametrize(("file", "old", "new", "call", "how"), EXCHANGING)

@@ -19,7 +19,7 @@ import re
 from collections import Counter
 
 from tritongru.inspection.compile_report import CompileReport, bytes_moved, loop_opcodes
-from tritongru.planning.cost import BYTES
+from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import sequence as kernels
-from ..planning.choose import Problem
 from ..planning.devices import Device
-from ..planning.sequence import SequenceTiles, sequence_tiles
+from ..planning.problem import Problem
+from ..planning.sequence import VECTOR, SequenceTiles, padded, sequence_tiles
 from . import step
 from .concurrent import running_concurrently
 from .interpreter import repair
@@ -29,7 +29,6 @@ from .runtime import Launch, Specimen, empty, interpreted
 
 logger = logging.getLogger("tritongru")
 
-VECTOR = kernels.VECTOR.value
 SENTINEL = -1
 WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WAIT_SECONDS says otherwise
 
@@ -91,7 +90,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     if tiles is None:
         return step.forward(call, x, h_0, weights)
     visits, D, H = call.visits, call.directions, call.hidden_size
-    B, P = visits.batch, _padded(H)
+    B, P = visits.batch, padded(H)
     device, dtype = x.device, x.dtype
     x, h_0 = x.resolve_neg(), h_0.resolve_neg()  # a kernel reads memory, where a lazily negated tensor is not negated
     by_row = x.shape[:-1]
@@ -133,7 +132,7 @@ def backward(
     if tiles is None:
         return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     visits, D, H = call.visits, call.directions, call.hidden_size
-    B, N, P = visits.batch, visits.size_rows, _padded(H)
+    B, N, P = visits.batch, visits.size_rows, padded(H)
     device, dtype = y.device, y.dtype
     dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg()
     y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
@@ -178,10 +177,6 @@ def _tiles(kind: str, call: LayerCall) -> SequenceTiles | None:
             "wait for each other: run it inside tritongru.launch.concurrent.concurrent(), or with a one-program plan"
         )
     return None if call.device.name in _refused else tiles
-
-
-def _padded(hidden_size: int) -> int:
-    return -(-hidden_size // VECTOR) * VECTOR
 
 
 def _bits(buffer: Tensor, fill: bool) -> Tensor:
@@ -236,7 +231,7 @@ def _launch(
     scalars = dict(
         T=visits.time, B=visits.batch, H=call.hidden_size, D=call.directions, tiles=tiles.tiles,
         stride_row=visits.stride_row, packed=int(visits.batch_sizes is not None),
-        vectors=_padded(call.hidden_size) // VECTOR, bound=int(1e6 * wait_seconds()), **scalars,
+        vectors=padded(call.hidden_size) // VECTOR, bound=int(1e6 * wait_seconds()), **scalars,
     )  # fmt: skip
     words = dict(sizes_ptr=sizes, starts_ptr=starts, status_ptr=found.word, report_ptr=found.report)
     launch = Launch(

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from ..kernels import step as kernels
-from ..planning.choose import Problem, StepTiles, step_tiles
 from ..planning.devices import Device
+from ..planning.problem import Problem
+from ..planning.step import StepTiles, step_tiles
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .products import project

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from .choose import Problem
-    from .sequence import SequenceTiles
+from .problem import BYTES, Problem
+from .sequence import SequenceTiles, padded
 
-BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp64": 8}
-
-VECTOR = 8  # elements that a row of an exchange buffer is padded to; kernels/sequence.py has it too
 ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once
 
 Counts = tuple[tuple[str, int], ...]  # (what, how many)
@@ -32,11 +27,6 @@ def in_chunks(p: Problem) -> bool:
 def chunks(p: Problem) -> int:
     """How many there are, in each direction."""
     return -(-p.time // steps_at_once(p.time, p.batch))
-
-
-def padded(hidden_size: int) -> int:
-    """P: the units of a row of the buffers in which programs exchange, whole vectors of 16 bytes in half precision."""
-    return -(-hidden_size // VECTOR) * VECTOR
 
 
 @dataclass(frozen=True)

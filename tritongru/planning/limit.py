@@ -32,17 +32,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
-from .cost import BYTES
 from .devices import DEVICES, Device, _described
-from .sequence import BLOCK_B, SequenceTiles
+from .problem import BYTES, Problem
+from .sequence import BLOCK_B, SequenceTiles, padded
+from .step import StepTiles
 
-if TYPE_CHECKING:
-    from .choose import Problem, StepTiles
-
-VECTOR = 8  # elements that a row of the exchange buffer is padded to (kernels/sequence.py)
-ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions (DESIGN.md, section 12)
+ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions
 
 
 @dataclass(frozen=True)
@@ -280,7 +276,7 @@ def _sequence_limit(
     # row tiles that one SM works through at each step: a group's, or those of the groups that share it
     turns = tiles.tiles if tiles.exchange else -(-tiles.groups * tiles.directions // top.sms)
     # elements of a row that a program reads of all units' (h; dr, dz, dq), and of its own (OWN_READS)
-    whole = (1 if forward else 3) * _padded(H) if tiles.exchange else 0
+    whole = (1 if forward else 3) * padded(H) if tiles.exchange else 0
     own = OWN_READS[kind] * min(tiles.block_h, H)
     one_sm = top.l2_bytes_per_clock * clocks_per_us  # bytes in a microsecond, as the next
     all_sms = 1e6 * top.l2_read_tb_s
@@ -345,10 +341,6 @@ def _limit(
     )  # fmt: skip
 
 
-def _padded(hidden_size: int) -> int:
-    return -(-hidden_size // VECTOR) * VECTOR
-
-
 @lru_cache(maxsize=4096)
 def predicted_us(
     kind: str,
@@ -399,7 +391,7 @@ def prologue_us(
     launches, bytes_moved = D // tiles.directions, 0
     if tiles.exchange:
         launches += 1
-        bytes_moved += time * batch * D * (1 if forward else 4) * _padded(H) * size
+        bytes_moved += time * batch * D * (1 if forward else 4) * padded(H) * size
     if not forward or (U, K) != (H, H):  # backward multiplies with the transposes
         launches += D
         bytes_moved += D * size * 3 * (H * H + U * K)

@@ -13,13 +13,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .cost import BYTES
 from .devices import Device
+from .problem import BYTES
 
 # K of a program that owns all units; and of programs that exchange: (K, chunk). Chunks are powers of two.
 ONE_PROGRAM = (64, 128)
 CLASSES = ((128, 128), (256, 256), (512, 512), (768, 256), (1024, 1024), (1536, 512), (2048, 1024))
+VECTOR = (
+    8  # elements that rows in an exchange buffer are padded to, 16 bytes in half precision; the kernels have it too
+)
 BLOCK_B = 16  # rows of a tile: the least that a matrix instruction takes
+
+
+def padded(hidden_size: int) -> int:
+    """P: the units of a row in the buffers in which programs exchange, H in whole vectors."""
+    return -(-hidden_size // VECTOR) * VECTOR
 
 
 @dataclass(frozen=True)
@@ -132,8 +140,9 @@ def _exchanging(
     if not fitting:
         return f"H {hidden_size} is above {CLASSES[-1][0]}, the largest whose weights any device holds"
     K, chunk = fitting[0]
-    # Wide slices, for more groups; narrow ones where few rows leave nothing else to spread over the SMs. Not in backward,
-    # where twice the programs read twice the gate gradients, three times h: there the limit is lower with wide ones.
+    # Wide slices, for more groups; narrow ones where few rows leave nothing else to spread over the SMs. Not in
+    # backward, where twice the programs read twice the gate gradients, three times h: there wide ones have the lower
+    # limit.
     narrow = kind == "forward" and K == 1024 and row_tiles == 1 and dtype != "fp32"
     widths = (8, 16) if narrow else (16, 8)
     needed = []
