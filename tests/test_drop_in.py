@@ -23,8 +23,9 @@ import tritongru
 
 EPS = torch.finfo(torch.float32).eps
 STEP = pytest.param("step", marks=pytest.mark.interpreted)
-BACKENDS = ["aten", "reference", STEP]
-OURS = ["reference", STEP]  # the backends that are not PyTorch's own path
+SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
+BACKENDS = ["aten", "reference", STEP, SEQUENCE]
+OURS = ["reference", STEP, SEQUENCE]  # the backends that are not PyTorch's own path
 
 LAYERS = {
     "plain": {},

@@ -28,8 +28,9 @@ from tritongru.launch.products import products, rnn_precision
 
 EPS = torch.finfo(torch.float32).eps
 STEP = pytest.param("step", marks=pytest.mark.interpreted)
-BACKENDS = ["aten", "reference", STEP]
-OURS = ["reference", STEP]  # the backends that are not PyTorch's own path
+SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
+BACKENDS = ["aten", "reference", STEP, SEQUENCE]
+OURS = ["reference", STEP, SEQUENCE]  # the backends that are not PyTorch's own path
 ours_only = pytest.mark.parametrize("backend", OURS)
 
 

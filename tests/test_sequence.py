@@ -51,7 +51,7 @@ def test_weights_wider_than_the_layer(h200_tiles: None) -> None:
 
 
 @given(case=shapes, dtype=st.sampled_from(DTYPES))
-@settings(quiet, max_examples=5)
+@settings(quiet, max_examples=3)
 def test_any_shape(case: Case, dtype: torch.dtype) -> None:
     assert_not_wrong(case, "sequence", dtype)
 
