@@ -52,8 +52,8 @@ def test_what_plan_lists_is_what_runs(backend: str, variant: str, T: int, packed
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("rows", [2, 4, 6])
-@pytest.mark.parametrize("B", [1, 2])
+@pytest.mark.parametrize("rows", [4, *(pytest.param(rows, marks=pytest.mark.long) for rows in (2, 6))])
+@pytest.mark.parametrize("B", [pytest.param(1, marks=pytest.mark.long), 2])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_what_plan_lists_is_what_runs_in_chunks(

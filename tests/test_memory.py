@@ -64,7 +64,7 @@ def test_training(backend: str, variant: str, T: int, packed: bool, recompute: b
     assert allocated(layer, given, monkeypatch) == planned(tritongru.plan(layer, given))
 
 
-@pytest.mark.parametrize("rows", [4, 8, 15])
+@pytest.mark.parametrize("rows", [8, *(pytest.param(rows, marks=pytest.mark.long) for rows in (4, 15))])
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_recompute_in_chunks(backend: str, variant: str, rows: int, few_rows_at_once, monkeypatch) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
@@ -61,6 +61,7 @@ def test_any_shape(case: Case, dtype: torch.dtype) -> None:
 @given(case=shapes)
 @settings(quiet, max_examples=60)
 def test_many_shapes(dtype: torch.dtype, case: Case, h200_tiles: None) -> None:
+    assume(case.draws <= 32)  # every tensor has 8 elements: one draw of fewer scatters more, nn.GRU's as much as ours
     assert_not_wrong(case, "sequence", dtype)
 
 

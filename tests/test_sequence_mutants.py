@@ -468,10 +468,19 @@ def test_a_missing_program_is_killed(a_program_is_missing, short_waits, monkeypa
     assert outcome(*THREE_PROGRAMS, monkeypatch) == "time-out"
 
 
-def test_a_wait_without_bound_is_killed(a_program_is_missing, short_waits, tmp_path, monkeypatch) -> None:
-    old = "lost = ((now > deadline) | (tl.load(status_ptr, volatile=True) != 0)).to(tl.int32)"
-    monkeypatch.setattr(sequence, "kernels", mutant(tmp_path, "exchange.py", old, "lost = 0", module="sequence"))
-    monkeypatch.setitem(SHORT, "max_steps", 3000)
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("lost = ((now > deadline) |", "lost = ((now < 0) |"),
+        ("deadline = tl.where(polls == POLLS_PER_LOOK, now + bound, deadline)", "deadline = now + bound"),
+    ],
+    ids=["never", "put off at every look"],
+)
+def test_a_wait_without_end_is_killed(
+    old: str, new: str, a_program_is_missing, short_waits, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(sequence, "kernels", mutant(tmp_path, "exchange.py", old, new, module="sequence"))
+    monkeypatch.setitem(SHORT, "max_steps", 2000)
     assert outcome(*THREE_PROGRAMS, monkeypatch) == "scheduler"
 
 

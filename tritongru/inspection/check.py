@@ -243,7 +243,11 @@ def main() -> int:
         title_justify="left",
     )
     for column in ("backend", "dtype", "output", "gradients", "worst of", "|difference| to nn.GRU", "rule"):
-        table.add_column(column, justify="left" if column in ("backend", "dtype", "worst of") else "right")
+        table.add_column(
+            column,
+            justify="left" if column in ("backend", "dtype", "worst of") else "right",
+            no_wrap=column == "backend",
+        )
     broken = []
     for (backend, dtype), cases in found.items():
         broken += [
