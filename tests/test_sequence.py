@@ -139,6 +139,7 @@ def test_nothing_beyond_a_packed_tensor(recompute: bool, monkeypatch) -> None:
     assert all(t.isfinite().all() for t in found)
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_what_is_not_finite_is_where_nn_gru_has_it() -> None:
     """NaN and infinity in h_0 and x, packed, both directions, forward and backward."""
     torch.manual_seed(0)

@@ -496,6 +496,7 @@ def test_a_sentinel_that_is_published_is_killed(short_waits, tmp_path, monkeypat
         sequence.check_all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_padding_that_is_not_zero_is_killed(short_waits, tmp_path, monkeypatch) -> None:
     """By test_exchange.py's infinite unit: times the zeros of padded weights it is a NaN in the padding."""
     drawn = Drawn(Call(*THREE_PROGRAMS, torch.float32))

@@ -39,6 +39,7 @@ class Status:
     def __init__(self, device: torch.device):
         self.word = torch.zeros(1, dtype=torch.int32, device=device)
         self.report = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        self.seconds = WAIT_SECONDS  # the bound of the last launch
 
     def check(self) -> None:
         """Raise if a wait ran out since the last look. Reads host memory: no wait for the device."""
@@ -47,7 +48,7 @@ class Status:
             self.word.zero_()
             raise RuntimeError(
                 f"a wait between the programs of a tritongru sequence kernel ran out on {self.word.device} after "
-                f"{wait_seconds():g} s: results since then are NaN. The device was shared, stopped or far slower than "
+                f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
                 "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
             )
 
@@ -225,13 +226,14 @@ def _launch(
     visits, device = call.visits, arguments["rzn_ptr"].device
     found = status(device)
     found.check()
+    found.seconds = wait_seconds()
     if interpreted(kernel):
         repair()
     sizes, starts = visits.tables(device)
     scalars = dict(
         T=visits.time, B=visits.batch, H=call.hidden_size, D=call.directions, tiles=tiles.tiles,
         stride_row=visits.stride_row, packed=int(visits.batch_sizes is not None),
-        vectors=padded(call.hidden_size) // VECTOR, bound=int(1e6 * wait_seconds()), **scalars,
+        vectors=padded(call.hidden_size) // VECTOR, bound=int(1e6 * found.seconds), **scalars,
     )  # fmt: skip
     words = dict(sizes_ptr=sizes, starts_ptr=starts, status_ptr=found.word, report_ptr=found.report)
     launch = Launch(
