@@ -90,7 +90,9 @@ def receive(ptrs, masks, lost, status_ptr, report_ptr, bound, dtype: tl.constexp
         if polls % POLLS_PER_LOOK == 0:
             now = tl.extra.cuda.globaltimer()
             deadline = tl.where(polls == POLLS_PER_LOOK, now + bound, deadline)
-            lost = ((now > deadline) | (tl.load(status_ptr, volatile=True) != 0)).to(tl.int32)
+            late = ((now > deadline) | (tl.load(status_ptr, volatile=True) != 0)) & (missing != 0)
+            # each warp has looked for itself: one answer for all, or they would part at the barriers of the next poll
+            lost = tl.max(tl.zeros(found[0].shape, tl.int32) + late.to(tl.int32))
     if (missing != 0) & (lost != 0):
         tl.store(status_ptr, 1)
         tl.store(report_ptr, 1)

@@ -430,6 +430,18 @@ def test_a_wait_ends_where_another_has_given_up(tmp_path, monkeypatch) -> None:
         sequence.check_all()
 
 
+@pytest.mark.parametrize("mode", ["default device", "inference mode"])
+def test_status_words_are_host_memory_that_can_be_reset(mode: str) -> None:
+    """Whatever the first call of a process is made under."""
+    with torch.device("meta") if mode == "default device" else torch.inference_mode():
+        status = sequence.Status(torch.device("cpu"))
+    assert status.report.device.type == "cpu" and not status.report.is_inference()
+    status.report.fill_(1)
+    with pytest.raises(RuntimeError, match="ran out"):
+        status.check()
+    status.check()  # told once
+
+
 @pytest.mark.parametrize("given", ["", "0", "-1", "nan", "inf", "2000", "ten"])
 def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
     monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
@@ -462,6 +474,16 @@ def test_one_launch_each_way(name: str, monkeypatch) -> None:
     assert grid[2] == directions
     times = 2 // directions
     assert launches == [("sequence_forward", grid)] * times + [("sequence_backward", grid)] * times
+
+
+def test_a_layer_that_the_device_cannot_hold_is_refused() -> None:
+    """Asked for by name: an error that names what can run, itself not among it."""
+    layer = tritongru.GRU(3, 200, backend="sequence")
+    with (
+        concurrent(0),
+        pytest.raises(RuntimeError, match=r"'sequence' cannot run here.*H 200.*: aten, reference, step$"),
+    ):
+        layer(torch.randn(2, 2, 3))
 
 
 def test_programs_that_wait_are_not_interpreted_one_by_one(monkeypatch) -> None:

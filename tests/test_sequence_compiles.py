@@ -110,6 +110,14 @@ def test_lint_finds_receiving_loads_that_are_not_volatile(kind: str, tmp_path: P
 
 
 @pytest.mark.parametrize("kind", ["forward", "backward"])
+def test_lint_finds_warps_that_part_when_a_wait_is_given_up(kind: str, tmp_path: Path) -> None:
+    vote = "lost = tl.max(tl.zeros(found[0].shape, tl.int32) + late.to(tl.int32))"
+    broken = mutant(tmp_path, "exchange.py", vote, "lost = late.to(tl.int32)", module="sequence")
+    _, faults = lint(kind, kernels=broken)
+    assert any(fault.endswith("without a vote warps may part") for fault in faults), faults
+
+
+@pytest.mark.parametrize("kind", ["forward", "backward"])
 def test_lint_finds_weak_publishing_stores(kind: str, tmp_path: Path) -> None:
     broken = mutant(tmp_path, "exchange.py", ', cache_modifier=".cg")', ")", module="sequence")
     _, faults = lint(kind, kernels=broken)

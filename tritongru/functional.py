@@ -226,7 +226,7 @@ def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> 
     if reason is EMPTY:
         return result
     if found is not None:
-        raise registry.refuse(found, reason, input.device, input.dtype)
+        raise registry.refuse(found, reason, input.device, registry.computing_dtype(input))
     registry.log_once(logging.WARNING, f"PyTorch's own path (aten) runs on {input.device}: {reason}")
     return result
 

@@ -163,7 +163,7 @@ def asked_for(argument: str | None) -> Backend | None:
 
 def refuse(backend: Backend, reason: str, device: torch.device, dtype: torch.dtype) -> RuntimeError:
     """The error of a forced backend that cannot run."""
-    able = [b.name for b in BACKENDS.values() if b.why_not(device, dtype) is None]
+    able = [b.name for b in BACKENDS.values() if b is not backend and b.why_not(device, dtype) is None]
     return RuntimeError(f"backend {backend.name!r} cannot run here: {reason}; these can: {', '.join(able)}")
 
 
@@ -191,8 +191,9 @@ def synchronize(device: Any = None) -> None:
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize(device)
-    if has_triton():
-        _load("tritongru.launch.sequence").check_all()
+    launcher = sys.modules.get("tritongru.launch.sequence")  # not imported: nothing of it has run
+    if launcher is not None:
+        launcher.check_all()
 
 
 def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:

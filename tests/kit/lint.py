@@ -25,6 +25,7 @@ from tritongru.planning.sequence import SequenceTiles
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
 ASYNCHRONOUS = r"\b(?:LDGSTS|LDGDEPBAR|UTMALDG|UBLKCP)\b"
 VOLATILE = "LDG.E.128.STRONG.SYS"
+VOTES = 5  # barriers in a wait: three for whether anything is missing, three more for whether it is given up
 MATRIX = r"[A-Z]*MMA\."  # HMMA, HGMMA, UTCHMMA
 
 
@@ -66,6 +67,13 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
     if len(waiting) != needed.waits:
         faults.append(
             f"{len(waiting)} loops load the {needed.vectors} vectors of a wait again and again, not {needed.waits}"
+        )
+
+    parting = [loop for loop in waiting if sum(n for opcode, n in loop.items() if opcode.startswith("BAR")) < VOTES]
+    if parting:
+        faults.append(
+            f"{len(parting)} waits with fewer than {VOTES} barriers: each warp looks at the clock and the status word "
+            "for itself, and without a vote warps may part"
         )
 
     strong_stores = _bytes(in_time, "STG", strong="GPU")
@@ -112,7 +120,7 @@ class _Needed:
             self.stored = 5 * own * size + state + status  # y, r, z, n, q
         else:
             self.published = 4 * own * size
-            self.loaded = 8 * own * size + state + tables  # dy, r, z, n, q, h_prev or h_0, dh_n
+            self.loaded = (7 * size + 4) * own + state + tables  # dy, r, z, n, q, h_prev or h_0; dh_n, in float32
             self.stored = 4 * own + state + status  # dh_0, in float32 at most
 
 

@@ -37,13 +37,19 @@ class Status:
     """Whether a wait ran out on a device: a word there, which waiting programs look at, and one that the host reads."""
 
     def __init__(self, device: torch.device):
-        self.word = torch.zeros(1, dtype=torch.int32, device=device)
-        self.report = torch.zeros(1, dtype=torch.int32, pin_memory=device.type == "cuda")
+        cuda = device.type == "cuda"
+        with torch.inference_mode(False):  # whatever mode the first call is in, these are written again
+            self.word = torch.zeros(1, dtype=torch.int32, device=device)
+            self.report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=cuda)
+        if cuda:
+            torch.cuda.current_stream(device).synchronize()  # once: another stream may be the first to read the word
         self.seconds = WAIT_SECONDS  # the bound of the last launch
 
     def check(self) -> None:
-        """Raise if a wait ran out since the last look. Reads host memory: no wait for the device."""
+        """Raise if a wait ran out since the last look. Reads host memory: no wait for the device, but for the error."""
         if self.report.item():
+            if self.word.is_cuda:
+                torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
             self.report.zero_()
             self.word.zero_()
             raise RuntimeError(
@@ -61,7 +67,8 @@ def status(device: torch.device) -> Status:
     """The status words of a device, made at its first use."""
     if device not in _statuses:
         with _creating:
-            _statuses.setdefault(device, Status(device))
+            if device not in _statuses:
+                _statuses[device] = Status(device)
     return _statuses[device]
 
 
@@ -135,10 +142,11 @@ def backward(
     visits, D, H = call.visits, call.directions, call.hidden_size
     B, N, P = visits.batch, visits.size_rows, padded(H)
     device, dtype = y.device, y.dtype
-    dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg()
+    dy, h_0 = dy.resolve_neg(), h_0.resolve_neg()
+    dh_n = dh_n.resolve_neg().to(torch.float32).contiguous()  # as dh_0 in float32 always: one kernel, in chunks too
     y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
     dgates = empty(D, N, 4 * P, dtype=dtype, device=device)
-    dh_0 = empty(D, B, H, dtype=dh_0_dtype or dtype, device=device)
+    dh_0 = empty(D, B, H, dtype=torch.float32, device=device)
     state = empty(D, B, H, dtype=torch.float32, device=device) if tiles.exchange else dh_0
     arguments = dict(
         dy_ptr=dy, dh_n_ptr=dh_n, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=_padded_rows(h_0, P),
@@ -152,7 +160,7 @@ def backward(
     )  # fmt: skip
     if not _launch(kernels.sequence_backward, kernels.BACKWARD_SCALARS, call, tiles, arguments, scalars):
         return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
-    return dgates, dh_0 if dh_0_dtype else None
+    return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
 _refused: set[str] = set()  # names of devices whose driver refused a cooperative launch in this process
@@ -245,7 +253,7 @@ def _launch(
         try:
             launch(tiles.grid, [values[name] for name in names])
         except RuntimeError as error:
-            if not tiles.exchange or "cooperative" not in str(error).lower():
+            if not tiles.exchange or not any(word in str(error).lower() for word in ("cooperative", "not supported")):
                 raise
             logger.warning("%s refused a cooperative launch (%s): backend 'step' runs", call.device.name, error)
             _refused.add(call.device.name)
@@ -285,7 +293,8 @@ def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str, aligne
     types = dict.fromkeys(scalars, "i32")
     types |= dict.fromkeys(("sizes_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
     types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16"}
-    types |= {"state_ptr": "*fp32" if tiles.exchange else own}
+    types |= dict.fromkeys(("dh_n_ptr", "dh_0_ptr"), "*fp32")
+    types |= {"state_ptr": "*fp32" if tiles.exchange or kind == "backward" else own}
     types |= dict.fromkeys(("dy_ptr", "b_ptr", "b_reverse_ptr"), theirs)
     given = {name: types.get(name, own) for name in kernel.arg_names if name in types or name.endswith("_ptr")}
     return Specimen(

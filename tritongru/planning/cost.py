@@ -65,7 +65,7 @@ def step_launches(p: Problem) -> Launches:
     return Launches(_counted(forward), _counted(_backward_launches(p, _of_step, p.hidden_size)) if p.training else ())
 
 
-def _of_step(visits: int, directions: int, want_dh_0: bool) -> Mapping[str, int]:
+def _of_step(visits: int, directions: int, want_dh_0: bool, last: bool) -> Mapping[str, int]:
     """Launches of a layer's backward in `step`; those of T = 1 give dh_0 in any case."""
     return {"step_backward": visits - (visits > 1 and not want_dh_0)}
 
@@ -81,9 +81,11 @@ def sequence_launches(p: Problem, forward_tiles: SequenceTiles, backward_tiles: 
     assert backward_tiles is not None
     tiles = backward_tiles
 
-    def of_sequence(visits: int, directions: int, want_dh_0: bool) -> Mapping[str, int]:
-        launches = 1 if directions == 1 else directions // tiles.directions
-        return {"sequence_backward": launches, **_around_sequence(p, tiles, directions, transpose=True)}
+    def of_sequence(visits: int, directions: int, want_dh_0: bool, last: bool) -> Mapping[str, int]:
+        found = Counter(_around_sequence(p, tiles, directions, transpose=True))
+        found["sequence_backward"] = 1 if directions == 1 else directions // tiles.directions
+        found["copy"] += last and _narrow(p)  # dh_n in float32, in which dh comes from the chunk after it
+        return found
 
     backward = _backward_launches(p, of_sequence, padded(p.hidden_size))
     if padded(p.hidden_size) > p.hidden_size:  # dgates' padding is left out of dW_h; W_i is padded for dx
@@ -109,7 +111,8 @@ def _forward_launches(p: Problem) -> Counter[str]:
     return Counter({"library product": p.layers, "copy": p.layers * both * (1 + p.bias) + (p.layers > 1)})
 
 
-Recurrence = Callable[[int, int, bool], Mapping[str, int]]  # of (visits, directions, want_dh_0): launches of a backward
+# (visits, directions, want_dh_0, last): launches of a backward, `last` where dh_n is the caller's
+Recurrence = Callable[[int, int, bool, bool], Mapping[str, int]]
 
 
 def _backward_launches(p: Problem, recurrence: Recurrence, columns: int) -> Counter[str]:
@@ -118,7 +121,7 @@ def _backward_launches(p: Problem, recurrence: Recurrence, columns: int) -> Coun
         return _backward_launches_in_chunks(p, recurrence, columns)
     L, D, bias = p.layers, p.directions, p.bias
     parts = 2 if p.time > 1 and not p.packed else 1  # of h_prev: in a dense batch y and h_0 apart
-    found = Counter({what: L * n for what, n in recurrence(p.time, D, False).items()})
+    found = Counter({what: L * n for what, n in recurrence(p.time, D, False, True).items()})
     # per direction: dW_i; dW_h; per inner layer dx
     found["library product"] += L * D * (1 + parts) + (L - 1) * D
     # per direction: dW_i into order r z n; the two db put together (and cast); h_prev gathered; W_i for dx
@@ -141,7 +144,7 @@ def _backward_launches_in_chunks(p: Problem, recurrence: Recurrence, columns: in
         for stop in range(T, 0, -steps):
             length, first, last = min(stop, steps), stop <= steps, stop == T
             parts = 2 if length > 1 else 1
-            for what, n in recurrence(length, 1, not first).items():  # dh of h_0 is not wanted
+            for what, n in recurrence(length, 1, not first, last).items():  # dh of h_0 is not wanted
                 found[what] += L * n
             # x_proj; h_prev W_h^T and dW_h of each part; dW_i; per inner layer dx
             found["library product"] += L * (2 + 2 * parts) + (L - 1)
@@ -177,7 +180,7 @@ def step_cost(p: Problem, block_b: int, block_h: int) -> Cost:
         saved_bytes(p),
         # h of two steps, and h in float32 where y is narrower
         peak_forward_bytes(p, D * B * H * (2 * size + 4 * _narrow(p)) if several else 0, projects=several),
-        peak_backward_bytes(p, H, B * H * 4) if p.training else 0,  # dh in float32
+        peak_backward_bytes(p, H, lambda first, last: B * H * 4) if p.training else 0,  # dh in float32
         step_bytes,
         2 * D * B * 3 * H * (H + inputs),
     )
@@ -200,7 +203,10 @@ def sequence_cost(p: Problem, forward: SequenceTiles, backward: SequenceTiles | 
     return Cost(
         saved_bytes(p),
         peak_forward_bytes(p, D * own[0], projects=True),
-        peak_backward_bytes(p, P, own[1]) if p.training else 0,
+        # dh_n and dh_0 are float32, also where the caller's are narrower
+        peak_backward_bytes(p, P, lambda first, last: own[1] + B * H * (4 * last * _narrow(p) + (4 - size) * first))
+        if p.training
+        else 0,
         D * (reads + B * 3 * H * size),
         2 * D * B * 3 * H * H,
     )
@@ -250,8 +256,9 @@ def peak_forward_bytes(p: Problem, own: int, projects: bool) -> int:
     return peak
 
 
-def peak_backward_bytes(p: Problem, columns: int, own: int) -> int:
-    """`columns`: P of dgates [D, rows, 4P]; `own`: what a backend allocates per direction besides dgates and dh_0."""
+def peak_backward_bytes(p: Problem, columns: int, own: Callable[[bool, bool], int]) -> int:
+    """`columns`: P of dgates [D, rows, 4P]; `own`: what a backend allocates per direction besides dgates and dh_0, in a
+    chunk of time that is the first, or the last."""
     size, D, B, H = BYTES[p.dtype], p.directions, p.batch, p.hidden_size
     N, gates, output = p.time * B, _gates(p), _output(p)
     peak = 0
@@ -271,7 +278,7 @@ def peak_backward_bytes(p: Problem, columns: int, own: int) -> int:
             part = N if p.packed else max(N - B, B)
             peak = max(peak, kept + h_prev + again + 3 * H * min(part, ROWS_AT_ONCE) * size)
         dgates = D * N * 4 * columns * size
-        peak = max(peak, kept + h_prev + again + dgates + D * (own + B * H * size))
+        peak = max(peak, kept + h_prev + again + dgates + D * (own(True, True) + B * H * size))
         # W_i and dW_i in the order of dgates
         peak = max(peak, kept + h_prev + dgates + dx + max(3 * columns * I * size, _column_sums(p, columns)))
     return peak
@@ -282,7 +289,7 @@ def _column_sums(p: Problem, columns: int) -> int:
     return 4 * columns * (max(4, BYTES[p.dtype]) + BYTES[p.dtype] * _narrow(p)) if p.bias else 0
 
 
-def _chunk_bytes(p: Problem, I: int, columns: int, own: int, want_dx: bool) -> int:
+def _chunk_bytes(p: Problem, I: int, columns: int, own: Callable[[bool, bool], int], want_dx: bool) -> int:
     """The most that a chunk of a direction takes, what is carried from chunk to chunk included."""
     size, B, H, both = BYTES[p.dtype], p.batch, p.hidden_size, p.directions == 2
     wide, steps = max(4, size), steps_at_once(p.time, B)
@@ -303,7 +310,7 @@ def _chunk_bytes(p: Problem, I: int, columns: int, own: int, want_dx: bool) -> i
             peak = max(
                 peak,
                 before + gates + 3 * H * max(R - B, B) * size,
-                before + gates + dgates + own + dh + h_prev,
+                before + gates + dgates + own(first, last) + dh + h_prev,
                 before + dgates + dx + dh * (not first) + max(d_w_ih, d_b),
                 before + found + dx * (1 + direction) + dh * (not first),
             )

@@ -4,8 +4,8 @@ All programs that hand data to each other must be on the device at once, each wi
 a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
 
 Tiles come in few classes, so that few kernels are compiled whatever H and B are: K (H padded) is one of CLASSES, and
-H, B and T themselves are arguments. tests/test_sequence_plans.py counts the kernels; tests/test_sequence_compiles.py
-holds `shared_bytes` against the compiler's figure and finds that nothing spills.
+H, B and T themselves are arguments. tests/test_sequence_compiles.py counts the kernels, holds `shared_bytes` against
+the compiler's figure and finds that nothing spills.
 """
 
 from __future__ import annotations
