@@ -17,7 +17,7 @@ Why this is right
    before it waits for v + 1: the least visit that anyone waits for is always on its way.
 
 No wait is without bound. After `bound` nanoseconds a program sets a status word, which the others look at while they
-wait; all stop waiting, their results become NaN, and the host raises an error at its next call.
+wait; all stop waiting, what depends on the missing data becomes NaN, and the host raises an error at its next call.
 """
 
 import triton
