@@ -471,7 +471,7 @@ def test_a_missing_program_is_killed(a_program_is_missing, short_waits, monkeypa
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("lost = ((now > deadline) |", "lost = ((now < 0) |"),
+        ("late = ((now > deadline) |", "late = ((now < 0) |"),
         ("deadline = tl.where(polls == POLLS_PER_LOOK, now + bound, deadline)", "deadline = now + bound"),
     ],
     ids=["never", "put off at every look"],
