@@ -56,18 +56,13 @@ VECTOR = tl.constexpr(8)  # elements that a row of the exchange buffer is padded
 
 @triton.jit
 def sum_of_parts(x, SPLIT: tl.constexpr, SIZE: tl.constexpr):
-    """[SPLIT, ...] of SIZE elements each: their sum, flat [SIZE], added by halves in a fixed order."""
+    """[SPLIT, ...] of SIZE elements each, SPLIT 4 or 8: their sum, flat [SIZE], added by halves in a fixed order."""
     x = tl.permute(tl.reshape(x, (SPLIT, SIZE)), (1, 0))
-    if SPLIT >= 16:
-        a, b = tl.split(tl.reshape(x, (SIZE, 8, 2)))
-        x = a + b
-    if SPLIT >= 8:
+    if SPLIT == 8:
         a, b = tl.split(tl.reshape(x, (SIZE, 4, 2)))
         x = a + b
-    if SPLIT >= 4:
-        a, b = tl.split(tl.reshape(x, (SIZE, 2, 2)))
-        x = a + b
-    a, b = tl.split(x)
+    a, b = tl.split(tl.reshape(x, (SIZE, 2, 2)))
+    a, b = tl.split(a + b)
     return a + b
 
 
@@ -386,14 +381,14 @@ def sequence_backward(
     stride_dy_h,
     want_dh_0,
     dy_ptr,  # [T, B, D, H]
-    dh_n_ptr,  # [D, B, H]
+    dh_n_ptr,  # [D, B, H] float32
     rzn_ptr,  # [T, B, D, 3H] r, z, n
     q_ptr,  # [T, B, D, H]
     y_ptr,  # [T, B, D, H]
     h_0_ptr,  # [D, B, P]
     e_ptr,  # [D, T, B, 4P] integers: dgates dn, dr, dz, dq, full of sentinels
     state_ptr,  # [D, B, H] float32: dh * z of the visit after
-    dh_0_ptr,  # [D, B, H]
+    dh_0_ptr,  # [D, B, H] float32
     w_ptr,  # [3, U, K] the transposes of W_hr, W_hz, W_hn, padded with zeros
     w_reverse_ptr,
     sizes_ptr,

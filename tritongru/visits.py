@@ -101,7 +101,9 @@ def _carried_rows(visits: Visits, direction: int, device: torch.device) -> Tenso
 def _tables(batch_sizes: tuple[int, ...] | None, device: torch.device) -> tuple[Tensor, Tensor]:
     sizes = batch_sizes or (0,)
     starts = [0, *accumulate(sizes[:-1])]
-    return tuple(torch.tensor(values, dtype=torch.int32).to(device) for values in (sizes, starts))  # type: ignore[return-value]
+    on_host = torch.tensor([sizes, starts], dtype=torch.int32)
+    of_sizes, of_starts = on_host.to(device).unbind()
+    return of_sizes, of_starts
 
 
 # What a shape's launches are told does not change from call to call: kept, for the host's time per step is theirs.

@@ -268,11 +268,8 @@ def _constants(tiles: SequenceTiles, precision: str) -> dict[str, Any]:
     )  # fmt: skip
 
 
-def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Specimen]:
-    """What a call would launch, by its types, with the launchers' own constants: for compiling.
-
-    `aligned=False` takes the caller's tensors at the element's own alignment, which makes no other kernel here.
-    """
+def specimens(problem: Problem, device: Device) -> list[Specimen]:
+    """What a call would launch, by its types, with the launchers' own constants: for compiling."""
     found = []
     for kind in ("forward", "backward") if problem.training else ("forward",):
         tiles = sequence_tiles(
@@ -280,22 +277,20 @@ def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Sp
         )
         if isinstance(tiles, str):
             raise ValueError(tiles)
-        found.append(specimen(kind, tiles, problem.dtype, problem.precision, aligned))
+        found.append(specimen(kind, tiles, problem.dtype, problem.precision))
     return found
 
 
-def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str, aligned: bool = True) -> Specimen:
-    """The launch of one pass by its types."""
+def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> Specimen:
+    """The launch of one pass by its types. The caller's tensors may have any alignment: it makes no other kernel."""
     kernel = kernels.sequence_forward if kind == "forward" else kernels.sequence_backward
     scalars = kernels.FORWARD_SCALARS if kind == "forward" else kernels.BACKWARD_SCALARS
     own = f"*{dtype}"
-    theirs = own if aligned else f"{own}:{4 if dtype == 'fp32' else 2}"
     types = dict.fromkeys(scalars, "i32")
     types |= dict.fromkeys(("sizes_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
     types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16"}
     types |= dict.fromkeys(("dh_n_ptr", "dh_0_ptr"), "*fp32")
     types |= {"state_ptr": "*fp32" if tiles.exchange or kind == "backward" else own}
-    types |= dict.fromkeys(("dy_ptr", "b_ptr", "b_reverse_ptr"), theirs)
     given = {name: types.get(name, own) for name in kernel.arg_names if name in types or name.endswith("_ptr")}
     return Specimen(
         kernel, given, _constants(tiles, precision), tiles.num_warps, num_stages=1, max_registers=tiles.max_registers
