@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n 2 -q
 
-.PHONY: demo test long compile-all lint bench gpu clean
+.PHONY: demo test long compile-all lint bench plots gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -31,10 +31,13 @@ lint: $(VENV)/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(VENV)/installed  ## what the CPU can measure: the layer's own cost
-	$(PY) -m benchmarks cpu
+bench: $(VENV)/installed  ## suite quick on a CUDA machine, elsewhere what the CPU can measure
+	$(PY) -m benchmarks
 
-gpu: $(VENV)/installed  ## on a CUDA machine: tests, check and a short timing, into one folder
+plots: $(VENV)/installed  ## the figures in plots/figures, from committed data alone
+	$(PY) -m plots --out plots/figures
+
+gpu: $(VENV)/installed  ## on a CUDA machine: tests, check, suite quick and what the budget leaves of full, into one folder
 	$(PY) -m benchmarks day
 
 clean:

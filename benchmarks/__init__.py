@@ -1,12 +1,15 @@
-"""Measurements, run from a clone as `python -m benchmarks [cpu | gpu | day]`.
+"""Measurements, run from a clone as `python -m benchmarks [run | summary | compiled | day]`.
 
-    cpu   (default) what can be timed without a GPU: the cost of tritongru.GRU over nn.GRU on PyTorch's path, and the
-          host's cost per timestep of backend `step` with the launch itself replaced by nothing
-    gpu   `step` against nn.GRU on the CUDA device: right first, then timed; one CSV row per case, provider and pass
-    day   all that a GPU is wanted for, into one folder: GPU tests, memcheck, `python -m tritongru check`, suite gpu
+    run       (default) a suite: every provider right first, then timed beside nn.GRU; a CSV row for each
+                  --suite quick   a cross-section, for a few minutes on a data-centre GPU (estimate)
+                  --suite full    DeepBench's GRUs; H x B x dtype; layers; packed; T; streaming; LSTM and RNN: hours
+                  --suite cpu     what can be timed without a GPU: the layer's own cost, and PyTorch's paths
+    summary   what the rows say: losses first, then wins, then means over whole suites
+    compiled  what the compiler makes of the kernels, for GPUs that need not be present
+    day       all that a GPU is wanted for, into one folder: tests, memcheck, check, quick, full
 
-Rows are appended to OUT/cpu.csv or OUT/gpu.csv as they come (default ./out; `day`: benchmarks/results/<gpu>), each with
-device, driver, versions and commit; columns: results.py. What is still open, and the command for it: QUESTIONS.md.
+Rows are appended to OUT/gru.csv as they come (default benchmarks/results/<gpu>; without a GPU ./out), each with device,
+driver, versions and commit; columns: results.py. What is still open, and the command for it: QUESTIONS.md.
 
-A case is a line in cases.py, a provider a line in providers.py. How time is taken: timing.py, gpu.py, hostcost.py.
+A shape is a line in cases.py, a provider a line in providers.py. How time is taken: run.py, timing.py, hostcost.py.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [cpu | gpu | day]`."""
+"""`python -m benchmarks [summary | compiled | day]`."""
 
 from __future__ import annotations
 
@@ -7,50 +7,86 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from .cases import SUITES
+from .results import RESULTS, OtherSchemaError
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one suite; returns the exit code."""
+    """Run one command; returns the exit code."""
     from . import __doc__ as about
 
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("suite", nargs="?", default="cpu", choices=("cpu", "gpu", "day"))
-    parser.add_argument("--out", type=Path, help="folder the rows go to (./out; day: benchmarks/results/<gpu>)")
-    parser.add_argument("--only", metavar="TEXT", help="gpu: cases with TEXT in their name")
+    parser.add_argument("command", nargs="?", default="run", choices=("run", "summary", "compiled", "day"))
+    parser.add_argument("--suite", choices=SUITES, help="default: quick where there is a CUDA device, else cpu")
+    parser.add_argument("--out", type=Path, help="folder the rows go to, or (summary) come from")
+    parser.add_argument(
+        "--only", metavar="TEXT", action="append", default=[],
+        help="cases with TEXT in their name; repeatable: with all of them",
+    )  # fmt: skip
     parser.add_argument(
         "--with", dest="extra", action="append", default=[], metavar="PROVIDER",
-        help="gpu: this one too (providers.py); step:block_b=16,num_warps=8 is step with other tiles; repeatable",
+        help="this one too (providers.py); step:block_b=16,num_warps=8 is step with other tiles; repeatable",
     )  # fmt: skip
-    parser.add_argument("--budget-minutes", type=float, metavar="M", help="gpu, day: nothing begins after M (day: 25)")
+    parser.add_argument("--device", metavar="cuda:N", help="which GPU; default: the first")
+    parser.add_argument("--cold", action="store_true", help="overwrite L2 before every call")
+    parser.add_argument("--resume", action="store_true", help="leave out what the file has from this commit")
+    parser.add_argument("--budget-minutes", type=float, metavar="M", help="nothing begins after M (day: 25)")
     arguments = parser.parse_args(argv)
-    if arguments.suite != "gpu" and (arguments.only or arguments.extra):
-        parser.error("--only and --with are of suite gpu")
-
-    from .providers import find
-    from .results import OtherSchemaError
-
     try:
-        for name in arguments.extra:
-            find(name)
-    except ValueError as error:
-        parser.error(str(error))
-    out = arguments.out or Path("out")
-    try:
-        if arguments.suite == "cpu":
-            from .cpu import main as cpu
-
-            return cpu(out)
-        if arguments.suite == "gpu":
-            from .gpu import main as gpu
-
-            return gpu(out, arguments.only, arguments.extra, arguments.budget_minutes)
-        from .day import main as day
-
-        return day(arguments.out, arguments.budget_minutes or 25.0)
+        return _run(arguments)
     except OtherSchemaError as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return 2
+    except ValueError as error:
+        parser.error(str(error))
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    """Raises ValueError for arguments that name nothing."""
+    command, out = arguments.command, arguments.out
+    if command != "run" and (
+        arguments.suite or arguments.only or arguments.extra or arguments.cold or arguments.resume
+    ):
+        raise ValueError(f"--suite, --only, --with, --cold and --resume are not of {command}")
+    if command == "summary":
+        from .summary import main as summary
+
+        return summary(out or RESULTS)
+    if command == "compiled":
+        from .compiled import main as compiled
+
+        return compiled(out or RESULTS)
+    device = _device(arguments.device)
+    if command == "day":
+        from .day import main as day
+
+        return day(out, arguments.budget_minutes or 25.0)
+    from . import cpu, run
+
+    suite = arguments.suite or ("cpu" if run.no_gpu() else "quick")
+    if not arguments.suite and suite == "cpu":
+        print(f"suite cpu: {run.no_gpu()}", file=sys.stderr)
+    run.chosen(suite, arguments.only, arguments.extra)  # what names nothing is said before anything is measured
+    if suite == "cpu":
+        return cpu.main(out or Path("out"), arguments.only, arguments.extra)
+    return run.main(
+        suite, out, arguments.only, arguments.extra, device, arguments.cold, arguments.resume, arguments.budget_minutes
+    )
+
+
+def _device(name: str | None) -> int:
+    """The index of a CUDA device."""
+    import torch
+
+    if name is None:
+        return 0
+    there = {f"cuda:{n}": torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())}
+    if name not in there:
+        listed = ", ".join(f"{key} ({product})" for key, product in there.items()) or "none"
+        raise ValueError(f"device must be one of the CUDA devices here: {listed}; got {name!r}")
+    return int(name.removeprefix("cuda:"))
 
 
 if __name__ == "__main__":

@@ -5,13 +5,16 @@
    second one says what two identical modules differ by in this run: nothing below that is a finding. One thread, and
    the CPU time of this process: on a shared machine, waiting for one's turn varies far more than what is looked for.
 2. The host's cost per timestep of backend `step`: hostcost.py says what is in it.
+3. PyTorch's GRU, the reference, a loop over cells, an LSTM and an RNN side by side, by the wall clock: run.py.
+
+1 and 2 go to OUT/cpu.csv, 3 to OUT/gru.csv.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +24,10 @@ from rich.table import Table
 
 from tritongru.registry import has_triton, interpreting
 
-from . import work
+from . import run, work
 from .cases import CPU_CASES, EMPTY, TARGET, Case
 from .providers import BASELINE, PROVIDERS
-from .results import Environment, ResultsFile, Row
+from .results import ROWS, Environment, ResultsFile, Row
 from .timing import HostMeter, Sample, Timed, interleave, quantiles
 
 TWIN = f"{BASELINE}, twin"
@@ -33,27 +36,33 @@ LIMIT = 1.02
 PASSES = ("forward", "forward+backward")
 
 
-def main(out: Path, rounds: int = 4000, seconds: float = 12.0) -> int:
-    """Run the suite and print it; `seconds` is for each case and pass."""
+def main(
+    out: Path, only: Sequence[str] = (), extra: Sequence[str] = (), rounds: int = 4000, seconds: float = 12.0
+) -> int:
+    """Run the suite and print it; `seconds` is for each case and pass of the overhead. `only` and `extra`: of part 3
+    alone, with `only` nothing else runs."""
     console = Console(highlight=False)
     console.width = max(console.width, 140)
     torch.set_num_threads(1)
-    with ResultsFile(out / "cpu.csv", Environment.here(torch.device("cpu"))) as results:
-        fixed = results.fixed
-        console.print(
-            f"{fixed['device']}, {torch.get_num_threads()} thread; torch {fixed['torch']}, triton {fixed['triton']}; "
-            f"commit {fixed['commit']} (dirty: {fixed['dirty']})", soft_wrap=True,
-        )  # fmt: skip
-        try:
-            verdicts = _overhead(console, results, rounds, seconds)
-            _host_cost(console, results)
-        except KeyboardInterrupt:
-            console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
-            return 130
-        for verdict in verdicts:
-            console.print(verdict, soft_wrap=True)
-        console.print(f"{results.count} rows in {results.path}", soft_wrap=True)
-    return 0
+    environment = Environment.here(torch.device("cpu"))
+    if not only:
+        with ResultsFile(out / "cpu.csv", environment) as results:
+            fixed = results.fixed
+            console.print(
+                f"{fixed['device']}, {torch.get_num_threads()} thread; torch {fixed['torch']}, triton "
+                f"{fixed['triton']}; commit {fixed['commit']} (dirty: {fixed['dirty']})", soft_wrap=True,
+            )  # fmt: skip
+            try:
+                verdicts = _overhead(console, results, rounds, seconds)
+                _host_cost(console, results)
+            except KeyboardInterrupt:
+                console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
+                return 130
+            for verdict in verdicts:
+                console.print(verdict, soft_wrap=True)
+            console.print(f"{results.count} rows in {results.path}", soft_wrap=True)
+    with ResultsFile(out / ROWS, environment) as results:
+        return run.run(run.chosen("cpu", only, extra), HostMeter(), results)
 
 
 def _overhead(console: Console, results: ResultsFile, rounds: int, seconds: float) -> list[str]:
@@ -114,7 +123,7 @@ def overhead(case: Case, pass_: str, meter: HostMeter, rounds: int, seconds: flo
     for name, provider in ((BASELINE, BASELINE), (TWIN, BASELINE), (OURS, "default")):
         module = PROVIDERS[provider].make(case, device=meter.device, dtype=work.TORCH_DTYPES[case.dtype])
         module.load_state_dict(state)
-        timed[name] = Timed(work.PASSES[pass_](module, inputs))
+        timed[name] = Timed(work.PASSES[pass_].make(module, inputs))
         for _ in range(5):
             timed[name].call()
     return interleave(timed, meter, rounds=rounds, seconds=seconds)

@@ -3,7 +3,9 @@
     tests      python -m pytest -m gpu                            tests.log
     memcheck   compute-sanitizer over python -m benchmarks.memcheck   memcheck.log
     check      python -m tritongru check                          check.log
-    timing     python -m benchmarks gpu                           gpu.csv
+    quick      python -m benchmarks --suite quick                 gru.csv, ceilings.csv
+    full       python -m benchmarks --suite full --resume         gru.csv: as much of it as the budget allows
+    summary    python -m benchmarks summary                       summary.log
 
 Each part is a process of its own, so that one that fails, hangs or loses the device does not take the others with it;
 what became of each is printed and kept in day.txt.
@@ -12,7 +14,6 @@ what became of each is printed and kept in day.txt.
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -25,11 +26,11 @@ from pathlib import Path
 
 import torch
 
-from .gpu import no_gpu
-from .results import ROOT, Environment
+from .results import ROOT, Environment, folder_of
+from .run import no_gpu
 
 PYTHON = sys.executable
-GRACE_MINUTES = 2.0  # for the timing to finish the case that the budget ends in
+GRACE_MINUTES = 1.0  # for a suite to finish the case that the budget ends in
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,8 @@ class Part:
     log: bool = True  # what it prints goes to <name>.log, otherwise to the terminal
     environment: tuple[tuple[str, str], ...] = ()
     meanings: tuple[tuple[int, str], ...] = ()  # of exit codes
+    least: float = 0.0  # minutes that it has in any case
+    optional: bool = False  # that nothing is left for it is no failure
 
 
 def sanitizer() -> str | None:
@@ -57,9 +60,13 @@ def _memcheck(out: Path, minutes: float) -> Sequence[str] | None:
     return tool and (tool, *options, PYTHON, "-m", "benchmarks.memcheck")
 
 
-def _timing(out: Path, minutes: float) -> Sequence[str]:
-    budget = max(0.0, minutes - GRACE_MINUTES)
-    return PYTHON, "-m", "benchmarks", "gpu", "--out", str(out), "--budget-minutes", f"{budget:.1f}"
+def _suite(name: str, *options: str) -> Callable[[Path, float], Sequence[str]]:
+    def command(out: Path, minutes: float) -> Sequence[str]:
+        budget = max(0.0, minutes - GRACE_MINUTES)
+        here = ("--out", str(out), "--budget-minutes", f"{budget:.1f}")
+        return PYTHON, "-m", "benchmarks", "--suite", name, *options, *here
+
+    return command
 
 
 PARTS = (
@@ -72,7 +79,9 @@ PARTS = (
         meanings=((86, "memory errors found"),),
     ),
     Part("check", lambda out, minutes: (PYTHON, "-m", "tritongru", "check"), 0.4),
-    Part("timing", _timing, 1.0, log=False),
+    Part("quick", _suite("quick"), 1.0, log=False),
+    Part("full", _suite("full", "--resume"), 1.0, log=False, optional=True),
+    Part("summary", lambda out, minutes: (PYTHON, "-m", "benchmarks", "summary", "--out", str(out)), 1.0, least=1.0),
 )  # fmt: skip
 
 
@@ -84,7 +93,7 @@ def main(out: Path | None, budget_minutes: float) -> int:
         return 1
     environment = Environment.here(torch.device("cuda", torch.cuda.current_device()))
     if out is None:
-        out = ROOT / "benchmarks" / "results" / re.sub(r"[^a-z0-9]+", "-", environment.device.lower()).strip("-")
+        out = folder_of(environment.device)
     out.mkdir(parents=True, exist_ok=True)
     return run(PARTS, out.resolve(), budget_minutes, environment)
 
@@ -97,7 +106,7 @@ def run(parts: Sequence[Part], out: Path, budget_minutes: float, environment: En
     lines, failed = [head], 0
     print(head, flush=True)
     for part in parts:
-        minutes = part.share * (ends - time.monotonic()) / 60
+        minutes = max(part.least, part.share * (ends - time.monotonic()) / 60)
         start = time.monotonic()
         try:
             outcome, bad = _run_part(part, out, minutes)
@@ -119,8 +128,8 @@ def _run_part(part: Part, out: Path, minutes: float) -> tuple[str, bool]:
     command = part.command(out, minutes)
     if command is None:
         return "not run: compute-sanitizer was not found", False
-    if minutes <= 0:
-        return "FAILED: not run, the budget was spent", True
+    if minutes <= (GRACE_MINUTES if part.optional else 0):
+        return ("not run" if part.optional else "FAILED: not run") + ", the budget was spent", not part.optional
     print(f"{part.name}: up to {minutes:.0f} min", flush=True)
     code = _process(command, log if part.log else None, dict(part.environment), 60 * minutes)
     if part.log:

@@ -14,8 +14,8 @@ import tritongru
 
 from . import work
 from .cases import MEMCHECK_CASES
-from .gpu import no_gpu
 from .providers import PROVIDERS
+from .run import no_gpu
 
 
 def main() -> int:

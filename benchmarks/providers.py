@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
+from importlib.util import find_spec
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 import tritongru
 from tritongru.planning.sequence import SequenceTiles
@@ -30,6 +32,9 @@ class Provider:
     about: str
     make: Callable[..., nn.Module]
     around: Callable[[], AbstractContextManager[Any]] = nullcontext
+    unserved: Callable[[Case], str | None] = lambda case: None  # why a case is not for it
+    graphed: bool = False  # its calls are captured in a CUDA graph and replayed
+    truth: str = BASELINE  # the provider whose float64 it is held against
 
 
 def _torch(case: Case, **place: Any) -> nn.Module:
@@ -52,19 +57,85 @@ def _ours(case: Case, backend: str | None, recompute: bool = False, separate: bo
     return module
 
 
+class CellLoop(nn.GRU):
+    """A GRU as one writes it by hand: nn.functional's cell at every step, in Python."""
+
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        directions, h_n = 2 if self.bidirectional else 1, []
+        for layer in range(self.num_layers):
+            outputs = []
+            for direction in range(directions):
+                weights = self.all_weights[layer * directions + direction]
+                steps = range(len(input)) if direction == 0 else range(len(input) - 1, -1, -1)
+                h, hs = hx[layer * directions + direction], {}
+                for t in steps:
+                    h = hs[t] = torch.gru_cell(input[t], h, *weights)
+                outputs.append(torch.stack([hs[t] for t in range(len(input))]))
+                h_n.append(h)
+            input = torch.cat(outputs, -1)
+        return input, torch.stack(h_n)
+
+
+class TorchRL(nn.GRU):
+    """TorchRL's Triton GRU (a private function): batch-first, with a mask of the steps that start from `hidden`."""
+
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        from torchrl.modules.tensordict_module._rnn_triton import gru_triton
+
+        x = input.transpose(0, 1).contiguous()
+        starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
+        starts[:, 0] = True
+        hidden = hx[0].unsqueeze(1).expand(-1, x.shape[1], -1).contiguous()
+        output, h_n = gru_triton(x, hidden, *self.all_weights[0], starts)
+        return output.transpose(0, 1), h_n[None]
+
+
+def _network(kind: type[nn.RNNBase], case: Case, **place: Any) -> nn.Module:
+    return kind(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
+
+
+def _not_packed(case: Case) -> str | None:
+    return "a batch that is packed" if case.packed else None
+
+
+def _one_dense(case: Case) -> str | None:
+    return "packed, and cells" if case.packed or case.cell else None
+
+
+def _not_cells(case: Case) -> str | None:
+    return "cells" if case.cell else None
+
+
+def _by_torchrl(case: Case) -> str | None:
+    if find_spec("torchrl") is None:
+        return "torchrl is not installed"
+    if case.dtype != "fp32" or case.layers > 1 or case.bidirectional or case.packed or case.cell:
+        return "it takes one float32 layer of one direction, dense"
+    return None
+
+
 PROVIDERS = {
     provider.name: provider
     for provider in (
         Provider(BASELINE, "PyTorch's own: cuDNN on NVIDIA", _torch),
+        Provider("nn.GRU-graph", "the same in a CUDA graph", _torch, unserved=_not_packed, graphed=True),
+        Provider("default", "tritongru as it comes", partial(_ours, backend=None)),
+        Provider("aten", "tritongru, PyTorch's own path", partial(_ours, backend="aten")),
+        Provider("reference", "tritongru, the equations in PyTorch", partial(_ours, backend="reference")),
         Provider("step", "tritongru, one launch per timestep", partial(_ours, backend="step")),
+        Provider(
+            "step-graph", "step in a CUDA graph", partial(_ours, backend="step"), unserved=_not_packed, graphed=True
+        ),
         Provider("step-recompute", "step, gates again in backward", partial(_ours, backend="step", recompute=True)),
         Provider("step-separate", "step, each weight allocated alone", partial(_ours, backend="step", separate=True)),
         Provider("sequence", "tritongru, one launch per sequence", partial(_ours, backend="sequence")),
         Provider("sequence-recompute", "the same, recomputing", partial(_ours, backend="sequence", recompute=True)),
-        Provider("default", "tritongru as it comes", partial(_ours, backend=None)),
+        Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_one_dense),
+        Provider("torchrl", "TorchRL's Triton GRU", partial(_network, TorchRL), unserved=_by_torchrl),
+        Provider("nn.LSTM", "an LSTM", partial(_network, nn.LSTM), unserved=_not_cells, truth="nn.LSTM"),
+        Provider("nn.RNN", "a plain RNN (tanh)", partial(_network, nn.RNN), unserved=_not_cells, truth="nn.RNN"),
     )
 }
-GPU_PROVIDERS = (BASELINE, "step", "sequence")
 
 
 def find(name: str) -> Provider:

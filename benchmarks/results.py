@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import os
 import platform
+import re
 import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -18,8 +20,9 @@ import tritongru
 
 from .cases import Case
 
-SCHEMA = 1  # raise it with any change of the columns or of what they mean
+SCHEMA = 2  # raise it with any change of the columns or of what they mean
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 UNKNOWN = "unknown"
 ERRORS = ("output", "h_n", "x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")  # the tensors whose errors are kept
 
@@ -65,19 +68,22 @@ class Row:
 
     case: Case
     provider: str
-    pass_: str  # inference, forward, forward+backward; check: what came before timing
-    status: str = "ok"  # ok, wrong, out of memory, error
+    pass_: str  # inference, forward, forward+backward, streaming
+    status: str = "ok"  # ok, wrong, error, out of memory, unserved
     note: str = ""
     products: str = ""  # of float32: tf32 or ieee
+    l2: str = ""  # warm: as the call before left it; cold: overwritten before every call
     first_call_s: float | None = None  # compilation included
     rounds: int | None = None
     calls: int | None = None  # per sample
     p50_us: float | None = None
     p20_us: float | None = None
     p80_us: float | None = None
+    p99_us: float | None = None  # streaming
     ratio: float | None = None  # p50 to nn.GRU's in the same rounds; below 1 is faster
     host_us: float | None = None  # p50 until the host has issued the call
     device_us: float | None = None  # p50 on the device with all launches queued beforehand
+    limit_us: float | None = None  # the least time of the call by the card's measured ceilings
     peak_mib: float | None = None  # of forward and backward, above what lay there before
     saved_mib: float | None = None  # between them, without the results
     errors: dict[str, float] | None = None  # ||found - truth|| / ||truth|| against float64, by tensor
@@ -85,26 +91,30 @@ class Row:
     def cells(self) -> dict[str, object]:
         """The row's own columns."""
         case = self.case
+        us, device_us, limit_us = self.p50_us, self.device_us, self.limit_us
         given = {
             "case": case.name, "provider": self.provider, "pass": self.pass_, "dtype": case.dtype,
             "products": self.products, "T": case.T, "B": case.B, "I": case.I, "H": case.H, "layers": case.layers,
-            "directions": case.directions, "packed": "yes" if case.packed else "no", "status": self.status,
-            "note": self.note,
+            "directions": case.directions, "packed": "yes" if case.packed else "no",
+            "cell": "yes" if case.cell else "no", "l2": self.l2, "status": self.status, "note": self.note,
         }  # fmt: skip
-        figures = {name: _figure(getattr(self, name)) for name in _FIGURES}
+        derived = {
+            "us_per_step": None if us is None else us / (case.T * case.layers),
+            "of_limit": None if limit_us is None or not device_us else limit_us / device_us,
+        }
+        figures = {name: _figure(derived[name] if name in derived else getattr(self, name)) for name in _FIGURES}
         errors = {f"error_{name}": _figure((self.errors or {}).get(name)) for name in ERRORS}
         return {**given, **figures, **errors}
 
 
 _FIGURES = (
-    "first_call_s", "rounds", "calls", "p50_us", "p20_us", "p80_us", "ratio", "host_us", "device_us", "peak_mib",
-    "saved_mib",
+    "first_call_s", "rounds", "calls", "p50_us", "p20_us", "p80_us", "p99_us", "us_per_step", "ratio", "host_us",
+    "device_us", "limit_us", "of_limit", "peak_mib", "saved_mib",
 )  # fmt: skip
-COLUMNS = (
-    "schema",
-    *(field.name for field in dataclasses.fields(Environment)),
-    *Row(Case(1, 1, 1, 1), "", "").cells(),
-)
+FIXED = ("schema", *(field.name for field in dataclasses.fields(Environment)))  # the columns of every results file
+COLUMNS = (*FIXED, *Row(Case(1, 1, 1, 1), "", "").cells())
+ROWS = "gru.csv"  # the name of a file of such rows
+KEY = ("device", "case", "provider", "pass", "l2")  # what tells measurements apart
 
 
 class OtherSchemaError(ValueError):
@@ -114,26 +124,27 @@ class OtherSchemaError(ValueError):
 class ResultsFile:
     """A CSV file that rows are appended to; each is on disk before the next is measured.
 
+    Args:
+        columns: FIXED, which `environment` fills, and the row's own.
+
     Raises:
         OtherSchemaError: the file holds rows of another schema.
     """
 
-    def __init__(self, path: Path, environment: Environment):
+    def __init__(self, path: Path, environment: Environment, columns: Sequence[str] = COLUMNS):
         self.path = path
         self.fixed = {"schema": SCHEMA, **dataclasses.asdict(environment)}
         self.count = 0
-        fresh = not path.exists() or path.stat().st_size == 0
-        if not fresh:
-            _refuse_other_schema(path)
+        before = read(path, columns)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
-        if fresh:
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
+        if not before and path.stat().st_size == 0:
             self._writer.writeheader()
             self._file.flush()
 
-    def append(self, row: Row) -> None:
-        self._writer.writerow({**self.fixed, **row.cells()})
+    def append(self, row: Row | Mapping[str, object]) -> None:
+        self._writer.writerow({**self.fixed, **(row.cells() if isinstance(row, Row) else row)})
         self._file.flush()
         self.count += 1
 
@@ -144,16 +155,48 @@ class ResultsFile:
         self._file.close()
 
 
-def _refuse_other_schema(path: Path) -> None:
+def read(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
+    """The rows of a results file, none where there is no file.
+
+    Raises:
+        OtherSchemaError: other columns or another schema number.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return []
     with path.open(newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        schemas = {row.get("schema") or "none" for row in reader} or {str(SCHEMA)}
-        same = tuple(reader.fieldnames or ()) == COLUMNS and schemas == {str(SCHEMA)}
-    if not same:
+        rows = list(reader)
+    schemas = {row.get("schema") or "none" for row in rows} or {str(SCHEMA)}
+    if tuple(reader.fieldnames or ()) != tuple(columns) or schemas != {str(SCHEMA)}:
         found = ", ".join(sorted(schemas)) if schemas != {str(SCHEMA)} else "other columns"
         raise OtherSchemaError(
-            f"{path} is of another schema (expected {SCHEMA}, found {found}): move it or give another --out"
+            f"{path} is of another schema (expected {SCHEMA}, found {found}): move it or give another folder"
         )
+    return rows
+
+
+def read_rows(folder: Path = RESULTS) -> list[dict[str, str]]:
+    """The measured rows under a folder, of every measurement the latest; the order is that of the files.
+
+    Raises:
+        OtherSchemaError: as `read`.
+    """
+    return latest(row for path in sorted(folder.rglob(ROWS)) for row in read(path))
+
+
+def latest(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
+    """Of rows of the same KEY the last one by date."""
+    found: dict[tuple[str, ...], dict[str, str]] = {}
+    for row in rows:
+        key = tuple(row[name] for name in KEY)
+        if key not in found or found[key]["date"] <= row["date"]:
+            found[key] = row
+    return list(found.values())
+
+
+def folder_of(device: str) -> Path:
+    """Where the rows of a device belong: benchmarks/results/nvidia-h200."""
+    return RESULTS / re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
 
 
 def _commit() -> tuple[str, str]:

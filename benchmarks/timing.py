@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from tritongru.planning.devices import of_cuda
+
 Call = Callable[[], Any]
+UNKNOWN_L2 = 64 << 20  # bytes to take where the driver does not say
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class HostMeter:
     """The host's clock: calls that are done when they return."""
 
     device = torch.device("cpu")
+    l2 = ""  # what a sample finds in L2
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
@@ -70,11 +74,26 @@ class HostMeter:
 
 
 class CudaMeter(HostMeter):
-    """CUDA events on the current stream; a sample begins on an idle device, with L2 as the sample before left it."""
+    """CUDA events on the current stream of the current device; a sample begins on an idle device.
 
-    def __init__(self) -> None:
+    Args:
+        cold: overwrite twice the size of L2 before each sample, which is then one call; else L2 is as the call before
+            left it.
+    """
+
+    def __init__(self, cold: bool = False) -> None:
         super().__init__()
         self.device = torch.device("cuda", torch.cuda.current_device())
+        self.l2 = "cold" if cold else "warm"
+        self._flushed = None
+        if cold:
+            size = 2 * (of_cuda(self.device.index).l2_bytes or UNKNOWN_L2)
+            self._flushed = torch.empty(size, dtype=torch.int8, device=self.device)
+
+    def _ready(self) -> None:
+        if self._flushed is not None:
+            self._flushed.zero_()
+        self.synchronize()
 
     def synchronize(self) -> None:
         torch.cuda.synchronize(self.device)
@@ -82,7 +101,7 @@ class CudaMeter(HostMeter):
     def sample(self, timed: Timed) -> Sample:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         with timed.around():
-            self.synchronize()
+            self._ready()
             start = self.clock()
             begin.record()
             for _ in range(timed.calls):
@@ -95,7 +114,7 @@ class CudaMeter(HostMeter):
     def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         with timed.around():
-            self.synchronize()
+            self._ready()
             # the device spins while the host queues the call: twice its time, at 2 cycles per ns or fewer
             torch.cuda._sleep(int(2 * host_us * 2000))
             begin.record()
@@ -116,6 +135,25 @@ class CudaMeter(HostMeter):
     def release(self) -> None:
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def captured(call: Call) -> Call:
+    """`call` as a CUDA graph that is replayed: what it returns is the same tensors, filled again by each replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):  # kernels compiled, workspaces there: a capture allows neither
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = call()
+
+    def replay() -> Any:
+        graph.replay()
+        return results
+
+    return replay
 
 
 def interleave(
@@ -144,3 +182,8 @@ def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
     """p20, p50, p80."""
     p20, p50, p80 = np.quantile(values, (0.2, 0.5, 0.8)).tolist()
     return p20, p50, p80
+
+
+def p99(values: Sequence[float]) -> float:
+    """What one value in a hundred exceeds."""
+    return float(np.quantile(values, 0.99))

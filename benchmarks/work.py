@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.inspection import check
+from tritongru.planning import Problem
 from tritongru.registry import DTYPES
 
 from .cases import Case
-from .providers import BASELINE, PROVIDERS
+from .providers import BASELINE, find
 from .timing import Call
 
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
@@ -52,16 +53,18 @@ class Inputs:
 
     def through(self, module: nn.Module, h_0: Tensor | None = None) -> tuple[Tensor, ...]:
         """Output and h_n, or a cell's h."""
-        found = module(self.input, self.h_0 if h_0 is None else h_0)
+        h_0 = self.h_0 if h_0 is None else h_0
+        found = module(self.input, (h_0, torch.zeros_like(h_0)) if isinstance(module, nn.LSTM) else h_0)
         if isinstance(found, Tensor):
             return (found,)
-        output, h_n = found
+        output, state = found
+        h_n = state[0] if isinstance(state, tuple) else state  # an LSTM's is (h_n, c_n)
         return (output.data if isinstance(output, PackedSequence) else output), h_n
 
 
-def weights(case: Case, seed: int = 1) -> dict[str, Tensor]:
-    """A state_dict with nn.GRU's own scale of weights."""
-    module = PROVIDERS[BASELINE].make(case, device="cpu", dtype=torch.float32)
+def weights(case: Case, truth: str = BASELINE, seed: int = 1) -> dict[str, Tensor]:
+    """A state_dict of the module of provider `truth`, with PyTorch's own scale of weights."""
+    module = find(truth).make(case, device="cpu", dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     bound = 1 / math.sqrt(case.H)
     drawn = {name: torch.rand(p.shape, generator=generator) for name, p in module.state_dict().items()}
@@ -89,22 +92,44 @@ def forward_backward(module: nn.Module, inputs: Inputs) -> Call:
     return lambda: torch.autograd.grad(inputs.through(module), wanted, inputs.cotangents)
 
 
-PASSES: dict[str, Callable[[nn.Module, Inputs], Call]] = {
-    "inference": inference,
-    "forward": forward,
-    "forward+backward": forward_backward,
+@dataclass(frozen=True)
+class Pass:
+    """What is timed of a module: `make(module, inputs)` puts the module in its mode and gives the call."""
+
+    make: Callable[[nn.Module, Inputs], Call]
+    trains: bool = False  # with backward
+    rounds: int = 40
+    one_by_one: bool = False  # a sample is one call, from an idle device to its end; p99 is of interest
+
+
+PASSES = {
+    "inference": Pass(inference),
+    "forward": Pass(forward),
+    "forward+backward": Pass(forward_backward, trains=True),
+    "streaming": Pass(inference, rounds=2000, one_by_one=True),
 }
 
 
-def outcome(module: nn.Module, inputs: Inputs) -> dict[str, Tensor]:
-    """Output, h_n and every gradient, h_0's included."""
-    module.train()
-    h_0 = inputs.h_0.detach().clone().requires_grad_()
-    results = inputs.through(module, h_0)
+def problem(case: Case, trains: bool) -> Problem:
+    """The case as a plan takes it."""
+    return Problem(
+        batch=case.B, time=case.T, input_size=case.I, hidden_size=case.H, layers=case.layers,
+        directions=case.directions, dtype=case.dtype, training=trains, packed=case.packed, precision=case.precision,
+    )  # fmt: skip
+
+
+def outcome(module: nn.Module, inputs: Inputs, trains: bool = True) -> dict[str, Tensor]:
+    """Output and h_n, and with `trains` every gradient, h_0's included."""
+    module.train(trains)
+    h_0 = inputs.h_0.detach().clone().requires_grad_(trains)
+    with torch.set_grad_enabled(trains):
+        results = inputs.through(module, h_0)
+    found = dict(zip(("output", "h_n"), (r.detach() for r in results), strict=False))
+    if not trains:
+        return found
     parameters = dict(module.named_parameters())
     gradients = torch.autograd.grad(results, [inputs.x, h_0, *parameters.values()], inputs.cotangents)
-    named = zip(("output", "h_n"), (r.detach() for r in results), strict=False)
-    return {**dict(named), **dict(zip(("x", "h_0", *parameters), gradients, strict=True))}
+    return {**found, **dict(zip(("x", "h_0", *parameters), gradients, strict=True))}
 
 
 def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, float]:

@@ -1,23 +1,27 @@
 """The measuring itself: what is refused, what is kept, what a row says. No time is asserted anywhere."""
 
 import csv
+import dataclasses
+import importlib.machinery
 import re
 import sys
+import types
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is of the checkout, not of the package
 
-from benchmarks import cpu, day, gpu, hostcost, providers, results, work
+from benchmarks import cpu, day, hostcost, providers, results, run, summary, timing, work
 from benchmarks.__main__ import main
-from benchmarks.cases import CPU_CASES, GPU_CASES, MEMCHECK_CASES, Case
+from benchmarks.cases import ALL_PASSES, CPU_CASES, MEMCHECK_CASES, SUITES, Case, Entry, merged
 from benchmarks.providers import BASELINE, PROVIDERS, Provider
-from benchmarks.results import COLUMNS, SCHEMA, Environment, OtherSchemaError, ResultsFile, Row
-from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, interleave, quantiles
+from benchmarks.results import COLUMNS, KEY, ROWS, SCHEMA, Environment, OtherSchemaError, ResultsFile, Row, read_rows
+from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, interleave, p99, quantiles
 
 DENSE = Case(4, 3, 5, 6)
 HERE = Environment("2026-01-01", "a device", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
@@ -60,8 +64,8 @@ class Wrong(torch.nn.GRU):
         return output + 0.5 * (torch.arange(output.shape[-1]) == output.shape[-1] - 1), h_n
 
 
-def made(kind, name="theirs", *first):
-    return Provider(name, "", lambda case, **place: kind(*first, case.I, case.H, **place))
+def made(kind, name="theirs", *first, **options):
+    return Provider(name, "", lambda case, **place: kind(*first, case.I, case.H, **place), **options)
 
 
 def rows_of(path):
@@ -69,47 +73,168 @@ def rows_of(path):
         return list(csv.DictReader(file))
 
 
-def run(tmp_path, cases, others, meter=None):
-    """The suite over nn.GRU and `others` on the CPU: exit code and rows."""
-    with ResultsFile(tmp_path / "gpu.csv", HERE) as file:
-        code = gpu.run(cases, [PROVIDERS[BASELINE], *others], meter or FakeMeter(), file)
-    return code, rows_of(tmp_path / "gpu.csv")
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """A function that runs the suite over nn.GRU and `others` on the CPU: exit code and rows."""
+
+    def measure(cases, others, meter=None, passes=ALL_PASSES, **options):
+        for provider in others:
+            monkeypatch.setitem(PROVIDERS, provider.name, provider)
+        names = (BASELINE, *(provider.name for provider in others))
+        with ResultsFile(tmp_path / ROWS, HERE) as file:
+            code = run.run([Entry(case, passes, names) for case in cases], meter or FakeMeter(), file, **options)
+        return code, rows_of(tmp_path / ROWS)
+
+    return measure
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        DENSE,
-        Case(4, 3, 5, 6, packed=True, bidirectional=True),
-        Case(1, 3, 5, 6, cell=True),
-        Case(3, 2, 4, 5, layers=2, dtype="bf16"),
-    ],
-    ids=lambda case: case.name,
-)
-def test_a_right_provider_gets_a_row_for_every_pass(tmp_path, case):
-    code, rows = run(tmp_path, [case], [PROVIDERS["default"]])
+CASES = [
+    DENSE,
+    Case(4, 3, 5, 6, packed=True, bidirectional=True),
+    Case(1, 3, 5, 6, cell=True),
+    Case(3, 2, 4, 5, layers=2, dtype="bf16"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_right_provider_gets_a_row_for_every_pass(measured, case):
+    code, rows = measured([case], [PROVIDERS["default"]])
     assert code == 0
     assert [(r["provider"], r["pass"], r["status"]) for r in rows] == [
-        (name, pass_, "ok") for pass_ in work.PASSES for name in (BASELINE, "default")
+        (name, pass_, "ok") for pass_ in ALL_PASSES for name in (BASELINE, "default")
     ]
     for row in rows:
         assert float(row["p50_us"]) == 100 and float(row["host_us"]) == 50 and float(row["ratio"]) == 1
+        assert float(row["us_per_step"]) == pytest.approx(100 / (case.T * case.layers), rel=1e-5)
         assert row["schema"] == str(SCHEMA) and row["commit"] == "c0ffee" and row["case"] == case.name
         assert row["error_output"] and row["error_w_hh"] and bool(row["error_h_n"]) != case.cell
+        assert row["p99_us"] == "" and row["cell"] == ("yes" if case.cell else "no")
+
+
+def test_streaming_is_sampled_call_by_call_and_has_a_tail(measured):
+    calls = []
+
+    class Meter(FakeMeter):
+        def sample(self, timed):
+            calls.append(timed.calls)
+            return Sample(1000.0 if len(calls) % 50 == 0 else 10.0, 5.0)
+
+    code, rows = measured([Case(1, 1, 5, 6)], [PROVIDERS["default"]], Meter(), ("streaming",))
+    assert code == 0 and set(calls) == {1} and [r["pass"] for r in rows] == ["streaming"] * 2
+    assert all(float(r["p50_us"]) == 10 and float(r["p99_us"]) == 1000 for r in rows)
+    assert all(r["error_output"] and not r["error_x"] for r in rows)  # nothing trains: no gradient is looked at
 
 
 @pytest.mark.parametrize("kind", [Wrong, partial(Raising, ValueError("not today"))], ids=["wrong", "raising"])
-def test_what_is_wrong_or_fails_is_said_and_not_timed(tmp_path, kind):
-    meter = FakeMeter()
-    code, rows = run(tmp_path, [DENSE], [made(kind), PROVIDERS["default"]], meter)
+def test_what_is_wrong_or_fails_is_said_and_not_timed(measured, kind):
+    code, rows = measured([DENSE], [made(kind), PROVIDERS["default"]])
     assert code == 1
     theirs = [r for r in rows if r["provider"] == "theirs"]
-    assert len(theirs) == 1 and theirs[0]["pass"] == "check" and not theirs[0]["p50_us"]
-    if kind is Wrong:
-        assert theirs[0]["status"] == "wrong" and theirs[0]["note"].startswith("output ")
-    else:
-        assert theirs[0]["status"] == "error" and theirs[0]["note"] == "ValueError: not today"
+    assert [r["pass"] for r in theirs] == list(ALL_PASSES) and not any(r["p50_us"] or r["ratio"] for r in theirs)
+    for row in theirs:
+        if kind is Wrong:
+            assert row["status"] == "wrong" and row["note"].startswith("output ")
+        else:
+            assert row["status"] == "error" and row["note"] == "ValueError: not today"
     assert sum(r["status"] == "ok" for r in rows) == 6  # the others are timed all the same
+
+
+def test_a_wrong_gradient_alone_is_wrong(measured):
+    class Twice(torch.nn.GRU):
+        def forward(self, input, hx=None):
+            output, h_n = super().forward(input, hx)
+            return output, 2 * h_n - h_n.detach()
+
+    code, rows = measured([DENSE], [made(Twice)])
+    assert code == 1 and {r["status"] for r in rows if r["provider"] == "theirs"} == {"wrong"}
+    assert not any(text in rows[0]["note"] for text in ("output", "h_n"))
+
+
+def test_what_is_not_served_is_a_row_and_no_failure(measured):
+    refusing = made(partial(Raising, RuntimeError("backend 'sequence' cannot run here: too large; these can: step")))
+    declining = made(torch.nn.GRU, "declining", unserved=lambda case: "not this one")
+    code, rows = measured([DENSE], [refusing, declining])
+    assert code == 0
+    for name in ("theirs", "declining"):
+        assert [r["status"] for r in rows if r["provider"] == name] == ["unserved"] * 3
+
+
+def test_a_failing_truth_fails_every_row(measured, monkeypatch):
+    def no_truth(*args):
+        raise torch.OutOfMemoryError("8 GiB")
+
+    monkeypatch.setattr(run, "_truth", no_truth)
+    code, rows = measured([DENSE], [])
+    assert code == 0 and {(r["status"], r["note"]) for r in rows} == {
+        ("out of memory", "float64: OutOfMemoryError: 8 GiB")
+    }
+    assert len(rows) == 3
+
+
+def test_every_provider_of_the_cpu_is_right(measured):
+    code, rows = measured([Case(4, 3, 5, 6, layers=2, bidirectional=True)], [PROVIDERS[name] for name in (
+        "default", "aten", "reference", "cell-loop", "nn.LSTM", "nn.RNN"
+    )])  # fmt: skip
+    assert code == 0 and {r["status"] for r in rows} == {"ok"} and len(rows) == 21
+    errors = {r["provider"]: r["error_output"] for r in rows}
+    assert len({errors["nn.LSTM"], errors["nn.RNN"], errors["nn.GRU"]}) == 3  # each against itself in float64
+
+
+def test_graphs_and_torchrl_say_what_they_do_not_serve():
+    packed, dense = Case(4, 3, 5, 6, packed=True), Case(4, 3, 5, 6)
+    assert PROVIDERS["step-graph"].unserved(packed) and not PROVIDERS["step-graph"].unserved(dense)
+    assert "not installed" in PROVIDERS["torchrl"].unserved(dense)
+    assert PROVIDERS["cell-loop"].unserved(packed) and PROVIDERS["nn.LSTM"].unserved(Case(1, 3, 5, 6, cell=True))
+
+
+def test_torchrl_is_called_as_it_documents(measured, monkeypatch):
+    """With a stand-in of the documented signature: [B, T, I], hidden [B, T, H], and a mask of the starting steps."""
+    name = "torchrl.modules.tensordict_module._rnn_triton"
+
+    def gru_triton(x, hidden, w_ih, w_hh, b_ih, b_hh, is_init):
+        assert x.shape[:2] == hidden.shape[:2] == is_init.shape and is_init[:, 0].all() and not is_init[:, 1:].any()
+        output, h_n = torch.gru(x, hidden[:, 0][None], [w_ih, w_hh, b_ih, b_hh], True, 1, 0.0, True, False, True)
+        return output, h_n[0]
+
+    for part in ("torchrl", "torchrl.modules", "torchrl.modules.tensordict_module", name):
+        module = types.ModuleType(part)
+        module.__spec__ = importlib.machinery.ModuleSpec(part, None)
+        monkeypatch.setitem(sys.modules, part, module)
+    sys.modules[name].gru_triton = gru_triton
+    code, rows = measured([DENSE], [PROVIDERS["torchrl"]])
+    assert code == 0 and [r["status"] for r in rows if r["provider"] == "torchrl"] == ["ok"] * 3
+
+
+def test_the_limit_is_of_the_card_and_of_grus_only(measured, monkeypatch):
+    """What is passed on, as on a CUDA device, and what becomes of it."""
+
+    class Meter(FakeMeter):
+        l2 = "warm"
+
+        def on_device_alone(self, timed, host_us):
+            return 80.0
+
+    asked = []
+
+    def call_limit_us(problem, device, top, rows):
+        asked.append((problem.training, rows))
+        return SimpleNamespace(us=20.0)
+
+    monkeypatch.setattr(run, "call_limit_us", call_limit_us)
+    monkeypatch.setattr(run, "of_cuda", lambda index: "a device")
+    given = run._limit_us
+    monkeypatch.setattr(
+        run, "_limit_us", lambda case, pass_, provider, meter, top: given(case, pass_, provider, CUDA, top)
+    )
+    CUDA = SimpleNamespace(device=torch.device("cuda", 0))
+    packed = Case(4, 3, 5, 6, packed=True)
+    code, rows = measured([packed], [PROVIDERS["nn.RNN"]], Meter(), ceilings=object())
+    assert code == 0 and {r["l2"] for r in rows} == {"warm"}
+    assert {(r["provider"], r["limit_us"], r["of_limit"]) for r in rows} == {
+        (BASELINE, "20", "0.25"),
+        ("nn.RNN", "", ""),
+    }
+    assert sorted(asked) == [(False, sum(packed.lengths))] * 2 + [(True, sum(packed.lengths))]
 
 
 def test_nan_is_wrong():
@@ -126,48 +251,58 @@ def test_the_rule_allows_what_nn_gru_itself_gets_wrong():
     assert work.verdict(DENSE, {"output": 0.021}, {"output": 0.01}, False)
 
 
-def test_out_of_memory_is_a_row_and_no_failure(tmp_path):
-    code, rows = run(tmp_path, [DENSE], [made(partial(Raising, torch.OutOfMemoryError("out of memory")))])
+def test_out_of_memory_is_a_row_and_no_failure(measured):
+    code, rows = measured([DENSE], [made(partial(Raising, torch.OutOfMemoryError("out of memory")))])
     assert code == 0
-    assert [r["status"] for r in rows if r["provider"] == "theirs"] == ["out of memory"]
+    assert [r["status"] for r in rows if r["provider"] == "theirs"] == ["out of memory"] * 3
 
 
-def test_an_interrupted_run_keeps_its_rows(tmp_path, capsys):
+def test_an_interrupted_run_keeps_its_rows(measured, capsys):
     stop = made(lambda *a, **k: Raising(KeyboardInterrupt(), *a, **k) if a[1] == 7 else torch.nn.GRU(*a, **k))
-    code, rows = run(tmp_path, [DENSE, Case(4, 3, 5, 7), Case(4, 3, 5, 8)], [stop])
+    code, rows = measured([DENSE, Case(4, 3, 5, 7), Case(4, 3, 5, 8)], [stop])
     assert code == 130
     assert len(rows) == 6 and {r["case"] for r in rows} == {DENSE.name}
     assert "interrupted; the 6 rows so far" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_a_lost_device_ends_the_run_and_keeps_its_rows(tmp_path, capsys):
+def test_a_lost_device_ends_the_run_and_keeps_its_rows(measured, capsys):
     lost = made(lambda *a, **k: Raising(torch.AcceleratorError("illegal memory access"), *a, **k))
-    code, rows = run(tmp_path, [DENSE], [lost])
+    code, rows = measured([DENSE], [lost])
     assert code == 1 and not rows
     assert "the device failed" in capsys.readouterr().out
 
 
-def test_a_spent_budget_says_what_was_not_measured(tmp_path, capsys):
-    with ResultsFile(tmp_path / "gpu.csv", HERE) as file:
-        assert gpu.run([DENSE], [PROVIDERS[BASELINE]], FakeMeter(), file, budget_minutes=-1) == 1
-    assert f"not measured: {DENSE.name}" in capsys.readouterr().out
+def test_a_spent_budget_says_what_was_not_measured(measured, capsys):
+    assert measured([DENSE, Case(4, 3, 5, 7)], [], ends=0.0) == (1, [])
+    assert f"2 cases not measured, {DENSE.name} the first" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_resuming_leaves_out_what_is_there(measured, tmp_path):
+    entries = [Entry(DENSE, ("forward",), (BASELINE,)), Entry(Case(4, 3, 5, 7), ("forward",), (BASELINE,))]
+    measured([DENSE], [])
+    later = dataclasses.replace(HERE, date="2027-01-01")
+    for environment, left in ((later, entries[1:]), (dataclasses.replace(later, commit="f00d"), entries)):
+        with ResultsFile(tmp_path / ROWS, environment) as file:
+            assert run.unmeasured(entries, file, "") == left
+            assert run.unmeasured(entries, file, "cold") == entries
 
 
 # results files
 
 
 def test_the_columns_belong_to_the_schema():
-    assert SCHEMA == 1, "new columns, new list"
+    assert SCHEMA == 2, "new columns, new list"
     assert ",".join(COLUMNS) == (
         "schema,date,device,driver,torch,triton,cudnn,tritongru,commit,dirty,"
-        "case,provider,pass,dtype,products,T,B,I,H,layers,directions,packed,status,note,"
-        "first_call_s,rounds,calls,p50_us,p20_us,p80_us,ratio,host_us,device_us,peak_mib,saved_mib,"
+        "case,provider,pass,dtype,products,T,B,I,H,layers,directions,packed,cell,l2,status,note,"
+        "first_call_s,rounds,calls,p50_us,p20_us,p80_us,p99_us,us_per_step,ratio,host_us,device_us,limit_us,of_limit,"
+        "peak_mib,saved_mib,"
         "error_output,error_h_n,error_x,error_h_0,error_w_ih,error_w_hh,error_b_ih,error_b_hh"
     )
 
 
 def test_rows_are_on_disk_as_they_come_and_appended(tmp_path):
-    path = tmp_path / "new" / "gpu.csv"
+    path = tmp_path / "new" / ROWS
     for run_ in range(2):
         with ResultsFile(path, HERE) as file:
             file.append(Row(DENSE, "step", "forward", p50_us=12.5))
@@ -177,7 +312,7 @@ def test_rows_are_on_disk_as_they_come_and_appended(tmp_path):
     assert (row["device"], row["p50_us"], row["H"], row["directions"]) == ("a device", "12.5", "6", "1")
 
 
-@pytest.mark.parametrize("change", [("schema,date", "schema,day"), ("\n1,", "\n2,")], ids=["columns", "number"])
+@pytest.mark.parametrize("change", [("schema,date", "schema,day"), ("\n2,", "\n1,")], ids=["columns", "number"])
 def test_another_schema_is_refused_and_left_alone(tmp_path, change, capsys):
     path = tmp_path / "cpu.csv"
     with ResultsFile(path, HERE) as file:
@@ -186,7 +321,7 @@ def test_another_schema_is_refused_and_left_alone(tmp_path, change, capsys):
     before = path.read_text()
     with pytest.raises(OtherSchemaError, match="another schema"):
         ResultsFile(path, HERE)
-    assert main(["cpu", "--out", str(tmp_path)]) == 2
+    assert main(["--suite", "cpu", "--out", str(tmp_path)]) == 2
     assert "another schema" in capsys.readouterr().err
     assert path.read_text() == before
 
@@ -203,21 +338,42 @@ def test_a_copy_without_git_takes_the_commit_from_the_environment(tmp_path, monk
 # commands
 
 
-@pytest.mark.parametrize("suite", ["gpu", "day"])
-def test_without_a_gpu_one_line_says_so(suite, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize("command", [["--suite", "quick"], ["--suite", "full"], ["day"]], ids=" ".join)
+def test_without_a_gpu_one_line_says_so(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert main([suite, "--out", str(tmp_path)]) != 0
+    assert main([*command, "--out", str(tmp_path)]) != 0
     said = capsys.readouterr()
     assert not said.out and len(said.err.splitlines()) == 1
-    assert "no CUDA device" in said.err and "python -m benchmarks cpu" in said.err
+    assert "no CUDA device" in said.err and "python -m benchmarks --suite cpu" in said.err
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["cudnn", "step:", "step:block_q=1", "step:block_b=x", "aten:block_b=1"])
 def test_an_unknown_provider_is_a_usage_error(name, capsys):
     with pytest.raises(SystemExit) as stopped:
-        main(["gpu", "--with", name])
-    assert stopped.value.code == 2 and repr(name.partition(":")[2] or name)[1:-1] in capsys.readouterr().err
+        main(["--with", name])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and repr(name.partition(":")[2] or name)[1:-1] in said
+    assert "block_b" in said if "step:" in name and name != "step:" else "sequence-recompute" in said  # the valid ones
+
+
+@pytest.mark.parametrize(
+    ("arguments", "listed"),
+    [
+        (["--suite", "medium"], ("'quick'", "'full'", "'cpu'")),
+        (["--suite", "quick", "--only", "H7"], ("'H7'", SUITES["quick"][0].case.name)),
+        (["--suite", "full", "--only", "bf16", "--only", "H7-"], ("'bf16' and 'H7-'", "more")),
+        (["--device", "cuda:9"], ("'cuda:9'", "CUDA devices here")),
+        (["tomorrow"], ("summary", "compiled", "day")),
+        (["summary", "--suite", "quick"], ("not of summary",)),
+    ],
+    ids=" ".join,
+)
+def test_what_names_nothing_is_a_usage_error_that_lists_the_valid(arguments, listed, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    said = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and all(text in said for text in listed), said
 
 
 def test_other_tiles_reach_the_launcher_inside_only():
@@ -253,11 +409,27 @@ def test_every_part_of_the_day_runs_and_is_accounted_for(tmp_path, capsys):
     assert day.run(parts[:1] + parts[3:], tmp_path, 1.0, HERE) == 0  # a missing tool is no failure
 
 
-def test_the_commands_of_the_day_exist():
-    for part in day.PARTS:
-        command = part.command(Path("out"), 10.0)
-        assert command is None or command[0]
-    assert day.PARTS[-1].command(Path("out"), 10.0)[-4:] == ("--out", "out", "--budget-minutes", "8.0")
+def test_what_the_budget_leaves_out_is_said(tmp_path):
+    def part(name, **options):
+        return day.Part(name, lambda out, minutes: (sys.executable, "-c", "print('ran')"), 1.0, **options)
+
+    parts = [part("whole"), part("rest", optional=True), part("end", least=1.0)]
+    assert day.run(parts, tmp_path, 0.0, HERE) == 1
+    told = (tmp_path / "day.txt").read_text().splitlines()[1:]
+    assert "FAILED: not run, the budget was spent" in told[0] and "not run, the budget was spent" in told[1]
+    assert "FAILED" not in told[1] and "passed" in told[2]
+    assert day.run(parts[1:], tmp_path, 0.0, HERE) == 0
+
+
+def test_the_commands_of_the_day_exist(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    commands = {part.name: part.command(Path("out"), 10.0) for part in day.PARTS}
+    assert list(commands) == ["tests", "memcheck", "check", "quick", "full", "summary"]
+    for name in ("quick", "full"):
+        assert commands[name][-4:] == ("--out", "out", "--budget-minutes", "9.0") and "--suite" in commands[name]
+        assert main(commands[name][3:]) == 1 and "no CUDA device" in capsys.readouterr().err
+    assert "--resume" in commands["full"]
+    assert main([*commands["summary"][3:-1], "nowhere"]) == 1
 
 
 def test_the_questions_ask_with_commands_that_exist():
@@ -265,13 +437,102 @@ def test_the_questions_ask_with_commands_that_exist():
     commands = re.findall(r"python -m benchmarks((?: [^`\n]*)?)`", text)
     assert len(commands) > 10
     for command in commands:
-        suite, *options = command.split() or ["cpu"]
-        assert suite in ("cpu", "gpu", "day")
-        for option, value in zip(options[::2], options[1::2], strict=True):
-            if option == "--with":
-                providers.find(value)
-            else:
-                assert option == "--only" and any(value in case.name for case in GPU_CASES), command
+        words = command.split()
+        if words and not words[0].startswith("--"):
+            assert words in (["day"], ["compiled"], ["summary"])
+            continue
+        given = list(zip(words[::2], words[1::2], strict=True))
+        suite, *more = [value for option, value in given if option == "--suite"] or ["quick"]
+        assert not more and {option for option, _ in given} <= {"--suite", "--only", "--with"}
+        run.chosen(suite, *([v for o, v in given if o == option] for option in ("--only", "--with")))
+
+
+# summary
+
+
+def rows_for(entries, ratio=0.5, device="a device", status="ok"):
+    fixed = {"schema": SCHEMA, **dataclasses.asdict(dataclasses.replace(HERE, device=device))}
+    for entry in entries:
+        for provider in entry.providers:
+            for pass_ in entry.passes:
+                of_us = 1.0 if provider == BASELINE else ratio
+                figures = dict(p50_us=100 * of_us, ratio=of_us, device_us=50.0) if status == "ok" else {}
+                yield {**fixed, **Row(entry.case, provider, pass_, status, l2="warm", **figures).cells()}
+
+
+def mean_of(rows, provider="default", pass_="inference", suite="tiny"):
+    found = [m for m in summary.means(rows, [suite]) if (m.provider, m.pass_) == (provider, pass_)]
+    assert len(found) == 1
+    return found[0]
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    entries = tuple(Entry(Case(4, B, 5, 6)) for B in (1, 2, 3))
+    monkeypatch.setitem(SUITES, "tiny", entries)
+    return entries
+
+
+def test_a_whole_suite_has_a_geometric_mean(tiny):
+    rows = [*rows_for(tiny[:1], 0.25), *rows_for(tiny[1:2], 1.0), *rows_for(tiny[2:], 2.0)]
+    found = mean_of(rows)
+    assert found.mean == pytest.approx(0.5 ** (1 / 3)) and (found.run, found.rows) == (3, 3)
+
+
+def test_an_incomplete_suite_has_none(tiny):
+    found = mean_of(list(rows_for(tiny[:2])))
+    assert found.mean is None and (found.run, found.rows) == (2, 3) and "incomplete" in found.verdict
+
+
+@pytest.mark.parametrize("status", ["wrong", "error", "out of memory"])
+def test_a_suite_with_a_failure_has_none(tiny, status):
+    broken = rows_for(tiny[2:], status=status)
+    found = mean_of([*rows_for(tiny[:2]), *broken])
+    assert found.mean is None and found.broken == 1 and found.run == 3
+
+
+def test_what_is_not_served_is_counted_and_left_out_of_the_mean(tiny):
+    unserved = rows_for(tiny[2:], status="unserved")
+    found = mean_of([*rows_for(tiny[:2], 0.25), *unserved])
+    assert found.mean == pytest.approx(0.25) and (found.run, found.unserved) == (3, 1)
+
+
+def test_losses_come_before_wins_and_means(tiny, tmp_path, capsys):
+    path = tmp_path / "a" / ROWS
+    path.parent.mkdir()
+    rows = [*rows_for(tiny[:1], 1.7), *rows_for(tiny[1:], 0.4), *rows_for(tiny, 3.0, device="another")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(rows)
+    assert main(["summary", "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    first, second = said.split("another: ")
+    assert (
+        first.index("takes longer than nn.GRU in 2 of 6")
+        < first.index("1.700")
+        < first.index("wins")
+        < first.index("0.400")
+    )
+    assert first.index("0.400") < first.index("geometric means") and "3 / 3" in first
+    assert "in 6 of 6" in second
+
+
+def test_the_latest_row_of_a_measurement_counts(tmp_path):
+    for date, us in (("2026-02-01", 1.0), ("2026-03-01", 2.0), ("2026-01-01", 3.0)):
+        with ResultsFile(tmp_path / date / ROWS, dataclasses.replace(HERE, date=date)) as file:
+            file.append(Row(DENSE, "step", "forward", p50_us=us))
+            file.append(Row(DENSE, "step", "inference", p50_us=us, l2="cold" if us == 3.0 else "warm"))
+    rows = read_rows(tmp_path)
+    assert len({tuple(row[name] for name in KEY) for row in rows}) == len(rows) == 3
+    assert {(row["pass"], row["l2"]): row["p50_us"] for row in rows} == {
+        ("forward", ""): "2", ("inference", "warm"): "2", ("inference", "cold"): "3"
+    }  # fmt: skip
+
+
+def test_a_summary_of_nothing_says_how_to_get_rows(tmp_path, capsys):
+    assert main(["summary", "--out", str(tmp_path)]) == 1
+    assert "--suite quick" in capsys.readouterr().err
 
 
 # timing
@@ -299,6 +560,7 @@ def test_a_sample_is_per_call():
     assert meter.sample(Timed(lambda: made.append(1), 5, nullcontext)).time_us == pytest.approx(1e5)
     assert len(made) == 5
     assert quantiles([3.0, 1.0, 2.0]) == pytest.approx((1.4, 2.0, 2.6))
+    assert p99(list(range(101))) == 99
 
 
 def test_the_overhead_is_measured_against_nn_gru_and_its_twin(monkeypatch):
@@ -314,12 +576,15 @@ def test_the_overhead_is_measured_against_nn_gru_and_its_twin(monkeypatch):
 
 def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "has_triton", lambda: False)
+    monkeypatch.setattr(run, "SECONDS", 0.0)
+    monkeypatch.setitem(SUITES, "cpu", (dataclasses.replace(SUITES["cpu"][0], case=DENSE, passes=("forward",)),))
     threads = torch.get_num_threads()
     try:
         assert cpu.main(tmp_path, rounds=4, seconds=0.0) == 0
     finally:
         torch.set_num_threads(threads)
     assert len(rows_of(tmp_path / "cpu.csv")) == 2 * 2 * 3
+    assert [row["provider"] for row in rows_of(tmp_path / ROWS)] == list(SUITES["cpu"][-1].providers)
     said = capsys.readouterr()
     assert said.out.count("within 2 %: ") == 2 and "not measured, Triton is not installed" in said.err
 
@@ -355,6 +620,14 @@ def test_a_cuda_sample_lies_between_its_events(monkeypatch):
     assert meter.on_device_alone(timed, host_us=10.0) == pytest.approx(300)
     assert log == ["idle", 40000, "record", "call", "record", "wait"]
 
+    monkeypatch.setattr(timing, "of_cuda", lambda index: SimpleNamespace(l2_bytes=0))
+    flushed = SimpleNamespace(zero_=lambda: log.append("flush"))
+    monkeypatch.setattr(torch, "empty", lambda size, dtype, device: flushed if size == 128 << 20 else None)
+    log.clear()
+    cold = CudaMeter(cold=True)
+    cold.sample(timed)
+    assert (meter.l2, cold.l2) == ("warm", "cold") and log[:3] == ["flush", "idle", "record"]
+
 
 @pytest.mark.compiled
 def test_host_cost_runs_the_real_launchers_and_launches_nothing(monkeypatch):
@@ -382,12 +655,48 @@ def test_host_cost_runs_the_real_launchers_and_launches_nothing(monkeypatch):
 
 
 def test_cases_are_told_apart_by_name():
-    for cases in (CPU_CASES, GPU_CASES, MEMCHECK_CASES):
+    for cases in (CPU_CASES, MEMCHECK_CASES, *([entry.case for entry in suite] for suite in SUITES.values())):
         assert len({case.name for case in cases}) == len(cases)
-    assert {case.dtype for case in GPU_CASES} == {"fp32", "fp16", "bf16"}
+
+
+def test_suites_name_passes_and_providers_that_exist():
+    for suite in SUITES.values():
+        for entry in suite:
+            assert set(entry.passes) <= set(work.PASSES) and set(entry.providers) <= set(PROVIDERS)
+            assert entry.providers[0] == BASELINE and len(set(entry.providers)) == len(entry.providers)
+
+
+def test_the_full_suite_is_what_it_says():
+    full = {entry.case: entry for entry in SUITES["full"]}
+    assert (
+        all(full[e.case] | e == full[e.case] for e in SUITES["quick"])
+        and SUITES["full"][0].case == SUITES["quick"][0].case
+    )
+    for H in (2816, 2560, 2048, 1536):
+        for T in (1500, 750, 375, 187):
+            assert "forward+backward" in full[Case(T, 32, H, H, "fp16")].passes
+            assert all("inference" in full[Case(T, B, H, H, "fp16")].passes for B in (1, 2, 4))
+    grid = [
+        (H, B) for H in (64, 128, 152, 192, 256, 384, 512, 768, 1024, 1536, 2048) for B in (1, 4, 16, 32, 64, 128, 512)
+    ]
+    for dtype, precision in (("fp32", "tf32"), ("fp32", "ieee"), ("fp16", "tf32"), ("bf16", "tf32")):
+        assert all(Case(512, B, H, H, dtype, precision) in full for H, B in grid)
+    marks = {
+        mark for case in full for mark in ("2layers", "4layers", "bidirectional", "packed", "cell") if mark in case.name
+    }
+    assert len(marks) == 5 and {1, 8192} <= {case.T for case in full}
+    assert any("streaming" in e.passes for e in full.values()) and any("nn.LSTM" in e.providers for e in full.values())
+
+
+def test_suites_merge_by_shape_in_turn():
+    a, b, c = (Case(1, 1, 1, H) for H in (1, 2, 3))
+    found = merged([Entry(a, ("forward",), ("x",)), Entry(b)], [Entry(c), Entry(a, ("inference",), ("x", "y"))])
+    assert [entry.case for entry in found] == [a, c, b]
+    assert found[0] == Entry(a, ("forward", "inference"), ("x", "y"))
 
 
 def test_packed_lengths_fall_from_the_longest():
     case = Case(128, 32, 8, 8, packed=True)
     assert case.lengths[0] == 128 and list(case.lengths) == sorted(case.lengths, reverse=True)
     assert case.batch_sizes[0] == 32 and sum(case.batch_sizes) == sum(case.lengths)
+    assert 128 / 6 < case.lengths[16] < 128 / 2 and case.lengths[-1] >= 1

@@ -252,3 +252,33 @@ def test_memory_is_given_back() -> None:
 
     after()
     assert after() == after()
+
+
+@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
+def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
+    """Graphs captured and replayed, times, memory, the limit: a row of each that says ok."""
+    from benchmarks.cases import ALL_PASSES, Case, Entry
+    from benchmarks.run import measure
+    from benchmarks.timing import CudaMeter
+    from tritongru.planning.limit import ceilings
+
+    providers = (
+        "nn.GRU",
+        "nn.GRU-graph",
+        "default",
+        "reference",
+        "step",
+        "step-graph",
+        "cell-loop",
+        "nn.LSTM",
+        "nn.RNN",
+    )
+    entry = Entry(Case(9, 5, 24, 40, "fp16"), (*ALL_PASSES, "streaming"), providers)
+    rows = list(measure(entry, CudaMeter(cold), ceilings(of_cuda(CUDA.index))))
+    assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
+    assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"cold" if cold else "warm"}
+    for row in rows:
+        assert row.p50_us and row.host_us and row.device_us and row.ratio and row.errors
+        assert (row.limit_us is None) == (row.provider in ("nn.LSTM", "nn.RNN"))
+        if row.pass_ == "forward+backward" and not row.provider.endswith("-graph"):
+            assert row.peak_mib and row.saved_mib

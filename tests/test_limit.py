@@ -12,7 +12,9 @@ from tritongru.planning import Problem, describe
 from tritongru.planning.devices import DEVICES, Device
 from tritongru.planning.limit import (
     CEILINGS,
+    CallLimit,
     Limit,
+    call_limit_us,
     ceilings,
     faster,
     limit_us,
@@ -279,3 +281,91 @@ def test_refuses_other_kinds_and_backends() -> None:
         limit_us("forward", "aten", step, 32, 512, 1, "bf16", "tf32", H200)
     with pytest.raises(ValueError, match="kind must be forward or backward, got 'sideways'"):
         limit_us("sideways", "step", step, 32, 512, 1, "bf16", "tf32", H200)
+
+
+def call(device: Device = H200, rows: int | None = None, **sizes: Any) -> CallLimit:
+    problem = replace(Problem(batch=32, time=100, input_size=256, hidden_size=512, dtype="bf16"), **sizes)
+    found = call_limit_us(problem, device, None, rows)
+    assert found is not None
+    return found
+
+
+def test_measured_ceilings_take_the_place_of_the_described_ones() -> None:
+    tiles = sequence_tiles("forward", 16, 1024, 1, "bf16", "tf32", H200)
+    assert isinstance(tiles, SequenceTiles)
+    key = ("forward", "sequence", tiles, 16, 1024, 1, "bf16", "tf32", H200)
+    slower = replace(CEILINGS["h200"], l2_round_trip_ns=1230.0)
+    described, measured = limit_us(*key), limit_us(*key, slower)
+    assert described is not None and measured is not None
+    assert measured.us == pytest.approx(described.us + 1.0)  # one wait in forward, and latency binds
+    assert limit_us(*key, CEILINGS["h200"]) == described
+
+
+def test_a_call_is_its_steps_and_its_products_by_hand() -> None:
+    found = call(training=False)
+    step = limit("forward", "sequence", 32, 512)
+    N, I, columns = 100 * 32, 256, 3 * 512
+    product = max(2 * N * I * columns / 989e6, 2 * (N * I + I * columns + N * columns) / 10e6)
+    assert found == CallLimit(
+        pytest.approx(100 * step.us + product), pytest.approx(100 * step.us), pytest.approx(product), "sequence",
+        (step.binding,),
+    )  # fmt: skip
+
+
+def test_training_counts_every_product() -> None:
+    """With T large the products are bound by flops or DRAM, whose sums are known."""
+    sizes = dict(time=4000, batch=64, layers=2, directions=2)
+    flops = 0.0
+    N, H = 4000 * 64, 512
+    for I in (256, 1024):
+        flops += 2 * N * 2 * 3 * H * (3 * I + H)  # projection, dW_i and dx; dW_h
+    fast = replace(CEILINGS["h200"], dram_tb_s=1e9, l2_read_tb_s=1e9)
+    problem = replace(Problem(batch=32, time=100, input_size=256, hidden_size=512, dtype="bf16"), **sizes)
+    found = call_limit_us(problem, H200, fast)
+    assert found is not None and found.products_us == pytest.approx(flops / 989e6)
+    assert call(**sizes).products_us >= found.products_us
+
+
+def test_what_does_not_fit_l2_comes_from_dram() -> None:
+    slow = replace(CEILINGS["h200"], half_tflops=1e9)
+    problem = Problem(batch=512, time=1000, input_size=512, hidden_size=512, dtype="bf16", training=False)
+    found = call_limit_us(problem, H200, slow)
+    N = 512 * 1000
+    assert found is not None and found.products_us == pytest.approx(2 * (N * 512 + 512 * 1536 + N * 1536) / 3.9e6)
+
+
+def test_what_is_too_large_for_the_chip_is_bound_by_step() -> None:
+    assert call(hidden_size=2816).backend == "step" and call(hidden_size=2048).backend == "sequence"
+
+
+def test_a_packed_batch_is_bound_by_its_own_rows() -> None:
+    dense, packed = call(packed=True, batch=128), call(packed=True, batch=128, rows=50 * 128)
+    assert packed.us < dense.us and packed.products_us == pytest.approx(dense.products_us / 2, rel=0.1)
+    assert packed.recurrence_us <= dense.recurrence_us
+    assert call(packed=True, rows=3200) == call()
+
+
+@pytest.mark.parametrize("name", CEILINGS)
+def test_a_call_takes_longer_with_more_of_anything_and_never_more_than_predicted(name: str) -> None:
+    device = describe(name)
+    for dtype, precision in DTYPES:
+        for training in (False, True):
+            same: dict[str, Any] = dict(dtype=dtype, precision=precision, training=training)
+            for name_of_size, values in (("time", (1, 2, 10, 1000)), ("layers", (1, 2, 4))):
+                found = [call(device, **same, **{name_of_size: value}).us for value in values]
+                assert found == sorted(set(found)) and found[0] > 0
+            problem = replace(Problem(batch=32, time=100, input_size=256, hidden_size=512), **same)
+            key = (problem.batch, problem.hidden_size, 1, dtype, precision, device)
+            for backend, tiles_for in (("step", step_tiles), ("sequence", sequence_tiles)):
+                tiles = {kind: tiles_for(kind, *key) for kind in KINDS}
+                if any(isinstance(t, str) for t in tiles.values()):
+                    continue
+                expected = predicted(problem, backend, tiles, device)  # type: ignore[arg-type]
+                assert expected is not None and call(device, **same).recurrence_us <= expected
+
+
+def test_a_call_on_an_unknown_device_has_no_limit() -> None:
+    unknown = replace(H200, name="X1", capability=140, arch="sm_140")
+    problem = Problem(batch=32, time=100, input_size=256, hidden_size=512)
+    assert call_limit_us(problem, unknown) is None
+    assert call_limit_us(problem, unknown, CEILINGS["h200"]) is not None

@@ -86,7 +86,7 @@ class Plan:
             return [f"peak      {forward} at once beyond input, output and weights"]
         return [
             f"saved     {saved} for backward beyond input, output and weights; nn.GRU keeps cuDNN's reserve, "
-            "whose size only a GPU can tell (python -m benchmarks gpu)",
+            "whose size only a GPU can tell (python -m benchmarks)",
             f"peak      {forward} at once in forward, {backward} in backward, what is saved included, beyond input, "
             "output, weights and their gradients",
         ]

@@ -35,8 +35,8 @@ from functools import lru_cache
 
 from .devices import DEVICES, Device, _described
 from .problem import BYTES, Problem
-from .sequence import BLOCK_B, SequenceTiles, padded
-from .step import StepTiles
+from .sequence import BLOCK_B, SequenceTiles, padded, sequence_tiles
+from .step import StepTiles, step_tiles
 
 ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions
 
@@ -246,10 +246,12 @@ def limit_us(
     dtype: str,
     precision: str,
     device: Device,
+    top: Ceilings | None = None,
 ) -> Limit | None:
     """The least time of a step of `step` or `sequence` with these tiles; None on a device whose ceilings are unknown.
 
     kind: "forward" or "backward" (of `step`, also "cell", whose input product is left out, and "backward_first").
+    top: ceilings measured on the device; None: those of CEILINGS.
 
     Raises:
         ValueError: another kind or backend.
@@ -259,7 +261,7 @@ def limit_us(
     passes = {"forward": "forward", "cell": "forward", "backward": "backward", "backward_first": "backward"}
     if kind not in passes or (backend == "sequence" and kind not in GATES):
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
-    found = ceilings(device)
+    found = top or ceilings(device)
     if found is None:
         return None
     if isinstance(tiles, SequenceTiles):
@@ -339,6 +341,72 @@ def _limit(
         us=launch + units[binding], binding="launch" if launch > units[binding] else binding,
         l2_us=l2, dram_us=dram, products_us=products, shared_us=shared, latency_us=latency, launch_us=launch,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CallLimit:
+    """The least time of a whole call, in microseconds: `us` is the sum of the other two, which nothing overlaps."""
+
+    us: float
+    recurrence_us: float  # all steps of all layers
+    products_us: float  # the library products around: projection, and in training dx, dW_i, dW_h
+    backend: str  # whose steps are the shorter ones: "step" or "sequence"
+    binding: tuple[str, ...]  # what binds a step, of each pass (Limit.binding)
+
+
+def call_limit_us(
+    problem: Problem, device: Device, top: Ceilings | None = None, rows: int | None = None
+) -> CallLimit | None:
+    """The least time of a call by the better of `step` and `sequence`, as they are tiled for it.
+
+    Every gradient is counted, that of the input too. Not counted, since another implementation need not have them: the
+    fill of the exchange buffer, copies of the weights, sums of the biases' gradients.
+
+    top: as in `limit_us`. rows: of a packed batch, the sum of its lengths; a step then has rows / T of them, rounded
+    down: a step's limit is convex in its rows, so that the mean over the steps is no less.
+
+    None on a device whose ceilings are unknown.
+    """
+    p, found = problem, top or ceilings(device)
+    if found is None:
+        return None
+    N = p.time * p.batch if rows is None else rows
+    passes = ("forward", "backward") if p.training else ("forward",)
+    shape = (p.hidden_size, p.directions, p.dtype, p.precision, device)
+    best: tuple[float, str, tuple[str, ...]] | None = None
+    for backend in FACTORS:
+        steps = []
+        for kind in passes:
+            tiles = (step_tiles if backend == "step" else sequence_tiles)(kind, p.batch, *shape)
+            if isinstance(tiles, str):
+                break
+            steps.append(limit_us(kind, backend, tiles, max(N // p.time, 1), *shape, found))
+        if len(steps) < len(passes):
+            continue
+        known = [step for step in steps if step is not None]
+        us = p.layers * p.time * sum(step.us for step in known)
+        if best is None or us < best[0]:
+            best = us, backend, tuple(step.binding for step in known)
+    assert best is not None  # `step` serves every size
+    around = sum(_products_us(p, layer, N, device, found) for layer in range(p.layers))
+    return CallLimit(best[0] + around, best[0], around, best[1], best[2])
+
+
+def _products_us(p: Problem, layer: int, N: int, device: Device, top: Ceilings) -> float:
+    """The least time of a layer's library products, one after the other: of each its flops at the matrix peak, or its
+    factors and result once over L2, where they fit, else DRAM."""
+    H, D, size = p.hidden_size, p.directions, BYTES[p.dtype]
+    I = p.input_size if layer == 0 else D * H
+    x_by_w = [(N, I, D * 3 * H)]  # rows, reduced, columns; dW_i and dx have the same three sizes
+    products = x_by_w + (2 * x_by_w + D * [(3 * H, N, H)] if p.training else [])
+    total = 0.0
+    for m, k, n in products:
+        moved = size * (m * k + k * n + m * n)
+        in_l2 = device.l2_bytes == 0 or moved <= device.l2_bytes  # 0: unknown
+        rate = top.l2_read_tb_s if in_l2 else top.dram_tb_s
+        flops = 2 * m * k * n
+        total += max(flops / top.product_tflops(p.dtype, p.precision, ROWS_OF_WGMMA), moved / rate) / 1e6
+    return total
 
 
 @lru_cache(maxsize=4096)

@@ -1,0 +1,424 @@
+"""A suite: providers side by side on each of its shapes. Right first, then timed.
+
+Per shape: one draw of weights, inputs and cotangents, the truth by nn.GRU (of an LSTM or RNN: by itself) in float64 on
+the device. A provider makes each pass once (`first_call_s`, with an empty Triton cache), then has every tensor held
+against the truth (work.verdict); what is wrong gets rows that say so, and is not timed. Then, pass by pass, the
+providers' calls are sampled in turn.
+
+`p50_us` counts from an idle device to the end of the work, the host's share included, as in a call one waits for;
+`device_us` has all launches queued beforehand, which a launch queue of 1024 allows up to about as many; beyond that the
+host shows again. The same tensors are used over and over: with `l2` warm, what fits in L2 is found there. `limit_us` is
+the least time of the call (tritongru/planning/limit.py) by ceilings that benchmarks/ceilings.py measured before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tritongru.launch.products import rnn_precision
+from tritongru.planning.devices import of_cuda
+from tritongru.planning.limit import Ceilings, call_limit_us
+
+from . import work
+from .cases import SUITES, Case, Entry
+from .providers import BASELINE, Provider, find
+from .results import ROWS, Environment, ResultsFile, Row, folder_of, read
+from .timing import Call, CudaMeter, HostMeter, Timed, captured, interleave, p99, quantiles
+
+SECONDS = 1.0  # per case and pass, over all providers
+SAMPLE_US = 1000.0  # calls that are shorter are sampled several in a row ...
+LAUNCHES = 256  # ... as long as the launch queue does not fill
+FAILED = ("wrong", "error")
+
+
+def no_gpu() -> str | None:
+    """Why nothing can be timed on a GPU here."""
+    if not torch.cuda.is_available():
+        return (
+            "no CUDA device here, nothing to time on one; `python -m benchmarks --suite cpu` measures what needs none, "
+            "`python -m benchmarks compiled` what the compiler makes of the kernels"
+        )
+    if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+        return "TRITON_INTERPRET is set, kernels would be interpreted: unset it"
+    return None
+
+
+def main(
+    suite: str,
+    out: Path | None = None,
+    only: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    device: int = 0,
+    cold: bool = False,
+    resume: bool = False,
+    budget_minutes: float | None = None,
+) -> int:
+    """Run a suite on a CUDA device; 0 if nothing was wrong and nothing failed."""
+    why_not = no_gpu()
+    if why_not:
+        print(f"python -m benchmarks --suite {suite}: {why_not}", file=sys.stderr)
+        return 1
+    ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    torch.cuda.set_device(device)
+    meter = CudaMeter(cold)
+    environment = Environment.here(meter.device)
+    entries = chosen(suite, only, extra)
+    out = folder_of(environment.device) if out is None else out
+    with tempfile.TemporaryDirectory() as cache, ResultsFile(out / ROWS, environment) as results:
+        os.environ["TRITON_CACHE_DIR"] = cache  # so that a first call is one that compiles
+        from .ceilings import of_card
+
+        if resume:
+            entries = unmeasured(entries, results, meter.l2)
+        return run(entries, meter, results, ends, of_card(device, out, environment, reuse=resume))
+
+
+def chosen(suite: str, only: Sequence[str] = (), extra: Sequence[str] = ()) -> list[Entry]:
+    """The suite's entries with every text of `only` in their name, the providers `extra` added to each.
+
+    Raises:
+        ValueError: there is none; or no such provider.
+    """
+    for name in extra:
+        find(name)
+    found = [
+        dataclasses.replace(entry, providers=tuple(dict.fromkeys((*entry.providers, *extra))))
+        for entry in SUITES[suite]
+        if all(text in entry.case.name for text in only)
+    ]
+    if not found:
+        names = ", ".join(entry.case.name for entry in SUITES[suite][:20])
+        more = f" and {len(SUITES[suite]) - 20} more" if len(SUITES[suite]) > 20 else ""
+        raise ValueError(
+            f"no case of suite {suite} has {' and '.join(map(repr, only))} in its name; there are {names}{more}"
+        )
+    return found
+
+
+def unmeasured(entries: Sequence[Entry], results: ResultsFile, l2: str) -> list[Entry]:
+    """The entries of which the file lacks a row that was taken by the same code, versions and device."""
+    same = [name for name in results.fixed if name != "date"]
+    there = {
+        (row["case"], row["provider"], row["pass"], row["l2"])
+        for row in read(results.path)
+        if all(row[name] == str(results.fixed[name]) for name in same)
+    }
+    return [
+        entry
+        for entry in entries
+        if any((entry.case.name, p, pass_, l2) not in there for p in entry.providers for pass_ in entry.passes)
+    ]
+
+
+def run(
+    entries: Sequence[Entry],
+    meter: HostMeter,
+    results: ResultsFile,
+    ends: float = math.inf,
+    ceilings: Ceilings | None = None,
+) -> int:
+    """Measure the entries, each row appended and printed as it comes; 130 where it was interrupted.
+
+    ends: of time.monotonic(); no entry begins after it.
+    """
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    console = Console(highlight=False, markup=False)
+    fixed = results.fixed
+    versions = f"torch {fixed['torch']}, triton {fixed['triton']}, cuDNN {fixed['cudnn']}, driver {fixed['driver']}"
+    console.print(f"{fixed['device']}; {versions}; commit {fixed['commit']} (dirty: {fixed['dirty']})", soft_wrap=True)
+    l2 = f", L2 {meter.l2}" if meter.l2 else ""
+    console.print(f"us per call: p50 [p20, p80]{l2}; ratio to {BASELINE} in the same rounds, below 1 is faster")
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    failed = 0
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            task = progress.add_task("", total=len(entries))
+            for done, entry in enumerate(entries):
+                if time.monotonic() > ends:
+                    left = len(entries) - done
+                    console.print(
+                        f"the budget is spent; {left} cases not measured, {entry.case.name} the first of them"
+                    )
+                    break
+                progress.update(task, completed=done, description=entry.case.name)
+                for row in measure(entry, meter, ceilings):
+                    results.append(row)
+                    console.print(line(row), soft_wrap=True)
+                    failed += row.status in FAILED
+                meter.release()
+    except KeyboardInterrupt:
+        console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
+        return 130
+    except torch.AcceleratorError as error:  # the device's context is lost: nothing more can run in this process
+        console.print(f"the device failed: {_brief(error)}; the {results.count} rows so far are in {results.path}")
+        return 1
+    said = f"{results.count} rows in {results.path}" + (f", {failed} wrong or failed" if failed else "")
+    console.print(said, soft_wrap=True)
+    return 1 if failed or (entries and not results.count) else 0
+
+
+def line(row: Row) -> str:
+    """A row for the terminal."""
+    head = f"{row.case.name:<36} {row.provider:<16} {row.pass_:<16}"
+    if row.status != "ok":
+        return f"{head} {row.status}: {row.note}"
+    text = f"{head} {row.p50_us:9.1f} [{row.p20_us:.1f}, {row.p80_us:.1f}]"
+    if row.p99_us is not None:
+        text += f"  p99 {row.p99_us:.1f}"
+    if row.ratio is not None:
+        text += f"  ratio {row.ratio:.3f}"
+    if row.device_us is not None:
+        text += f"  host {row.host_us:.1f}, device {row.device_us:.1f}"
+        if row.limit_us is not None:
+            text += f" ({100 * row.limit_us / row.device_us:.0f} % of the limit)"
+    if row.errors:
+        text += f"  error {max(row.errors.values()):.1e}"
+    return text
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ready:
+    """A provider that is right: the seconds of its first calls by pass, its errors, and what was captured of it."""
+
+    module: nn.Module
+    replays: dict[str, Call]
+    first: dict[str, float]
+    errors: dict[str, float]
+
+
+def measure(entry: Entry, meter: HostMeter, ceilings: Ceilings | None = None) -> Iterator[Row]:
+    """The rows of one entry: one for each of its providers and passes, whatever becomes of it.
+
+    Raises:
+        torch.AcceleratorError: the device is lost.
+    """
+    case, cuda = entry.case, meter.device.type == "cuda"
+    with _precision(case):
+        precision = rnn_precision(cuda and torch.version.hip is None)
+        products = precision if case.dtype == "fp32" else ""
+
+        threads = "" if cuda else f"{torch.get_num_threads()} thread(s)"
+
+        def rows(provider: str, passes: Sequence[str] = entry.passes, **figures: Any) -> Iterator[Row]:
+            for pass_ in passes:
+                yield Row(case, provider, pass_, products=products, l2=meter.l2, **{"note": threads, **figures})
+
+        inputs, failure = _attempt(lambda: work.Inputs.draw(case, meter.device))
+        trains = any(work.PASSES[name].trains for name in entry.passes)
+        truths: dict[str, Any] = {}  # of each kind of network: weights, and the outcome in float64
+        ready: dict[Provider, _Ready] = {}
+        for provider in map(find, entry.providers):
+            why_not = provider.unserved(case)
+            if why_not:
+                yield from rows(provider.name, status="unserved", note=why_not)
+                continue
+            if inputs is not None and provider.truth not in truths:
+                truths[provider.truth], failure = _attempt(lambda: _truth(case, provider.truth, meter, trains))  # noqa: B023
+            known = truths.get(provider.truth)
+            if known is None:
+                note = f"float64: {failure.get('note', 'failed')}"
+                yield from rows(provider.name, status=failure.get("status", "error"), note=note)
+                continue
+            made, why_wrong = _attempt(lambda: _prepare(provider, entry, *known, inputs, meter))  # noqa: B023
+            if made is None:
+                yield from rows(provider.name, **why_wrong)
+                continue
+            of_baseline = next((r.errors for p, r in ready.items() if p.name == provider.truth), {})
+            own = provider.name == provider.truth
+            wrong = work.verdict(case, made.errors, None if own else of_baseline, precision == "tf32")
+            if wrong:
+                yield from rows(provider.name, status="wrong", note=wrong, errors=made.errors)
+            else:
+                ready[provider] = made
+        truths.clear()
+        for name in entry.passes:
+            yield from _timed(entry, name, ready, inputs, meter, ceilings, rows)
+
+
+def _timed(
+    entry: Entry,
+    name: str,
+    ready: dict[Provider, _Ready],
+    inputs: work.Inputs,
+    meter: HostMeter,
+    ceilings: Ceilings | None,
+    rows: Callable[..., Iterator[Row]],
+) -> Iterator[Row]:
+    """The rows of one pass."""
+    case, pass_ = entry.case, work.PASSES[name]
+    timed: dict[str, Timed] = {}
+    for provider, made in ready.items():
+        alone = pass_.one_by_one or meter.l2 == "cold"
+        call = made.replays.get(name) or pass_.make(made.module, inputs)
+        timing, failure = _attempt(lambda: _warm(Timed(call, 1, provider.around), case, alone, meter))  # noqa: B023
+        if timing is None:
+            yield from rows(provider.name, [name], **failure)
+        else:
+            timed[provider.name] = timing
+    samples, failure = _attempt(lambda: interleave(timed, meter, rounds=pass_.rounds, seconds=SECONDS))
+    if samples is None:  # a call that went well before: whose it was is not known
+        for provider_name in timed:
+            yield from rows(provider_name, [name], **failure)
+        return
+    baseline = quantiles([s.time_us for s in samples[BASELINE]])[1] if BASELINE in samples else None
+    for provider, made in ready.items():
+        if provider.name not in samples:
+            continue
+        taken = samples[provider.name]
+        times = [s.time_us for s in taken]
+        p20, p50, p80 = quantiles(times)
+        host = quantiles([s.host_us for s in taken])[1]
+        device_us, _ = _attempt(lambda: _device_us(timed[provider.name], host, meter))  # noqa: B023
+        memory, _ = _attempt(lambda: _memory(made.module, inputs, provider, meter) if pass_.trains else None)  # noqa: B023
+        peak, saved = memory or (None, None)
+        yield from rows(
+            provider.name, [name], first_call_s=made.first[name], rounds=len(taken),
+            calls=timed[provider.name].calls, p50_us=p50, p20_us=p20, p80_us=p80,
+            p99_us=p99(times) if pass_.one_by_one else None, ratio=p50 / baseline if baseline else None, host_us=host,
+            device_us=device_us, limit_us=_limit_us(case, pass_, provider, meter, ceilings), peak_mib=peak,
+            saved_mib=saved, errors=made.errors,
+        )  # fmt: skip
+
+
+@contextmanager
+def _precision(case: Case) -> Iterator[None]:
+    """Inside: float32 products of RNNs as the case says."""
+    rnn = torch.backends.cudnn.rnn
+    before = rnn.fp32_precision
+    rnn.fp32_precision = case.precision
+    try:
+        yield
+    finally:
+        rnn.fp32_precision = before
+
+
+def _truth(case: Case, name: str, meter: HostMeter, trains: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Weights in the case's dtype, and the outcome in float64."""
+    state = work.weights(case, name)
+    module = find(name).make(case, device=meter.device, dtype=torch.float64)
+    module.load_state_dict(state)
+    return state, work.outcome(module, work.Inputs.draw(case, meter.device, torch.float64), trains)
+
+
+def _prepare(
+    provider: Provider,
+    entry: Entry,
+    state: dict[str, Tensor],
+    truth: dict[str, Tensor],
+    inputs: work.Inputs,
+    meter: HostMeter,
+) -> _Ready:
+    case = entry.case
+    trains = any(work.PASSES[name].trains for name in entry.passes)
+    with provider.around():
+        module = provider.make(case, device=meter.device, dtype=work.TORCH_DTYPES[case.dtype])
+        module.load_state_dict(state)
+        first, replays = {}, {}
+        for name in entry.passes:
+            call = work.PASSES[name].make(module, inputs)
+            first[name] = _seconds(call, meter)
+            if provider.graphed:
+                replays[name] = captured(call)
+
+        def outcome() -> dict[str, Tensor]:
+            return work.outcome(module, inputs, trains)
+
+        found = captured(outcome)() if provider.graphed else outcome()
+        meter.synchronize()
+        return _Ready(module, replays, first, work.errors(found, truth))
+
+
+def _limit_us(
+    case: Case, pass_: work.Pass, provider: Provider, meter: HostMeter, ceilings: Ceilings | None
+) -> float | None:
+    """The least time of the call by measured ceilings; of GRUs only."""
+    if ceilings is None or meter.device.type != "cuda" or provider.truth != BASELINE:
+        return None
+    rows = sum(case.lengths) if case.packed else None
+    found = call_limit_us(work.problem(case, pass_.trains), of_cuda(meter.device.index), ceilings, rows)
+    return None if found is None else found.us
+
+
+def _attempt(do: Callable[[], Any]) -> tuple[Any, dict[str, str]]:
+    """What `do` returns, or None and what a row says of its failure."""
+    try:
+        return do(), {}
+    except torch.AcceleratorError:
+        raise
+    except torch.OutOfMemoryError as error:
+        return None, {"status": "out of memory", "note": _brief(error)}
+    except Exception as error:
+        refused = str(error).startswith("backend ") and "cannot run here" in str(error)  # registry.refuse
+        return None, {"status": "unserved" if refused else "error", "note": _brief(error)}
+
+
+def _brief(error: BaseException) -> str:
+    first = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {first[:200]}"
+
+
+def _seconds(call: Call, meter: HostMeter) -> float:
+    meter.synchronize()
+    start = meter.clock()
+    call()
+    meter.synchronize()
+    return meter.clock() - start
+
+
+def _warm(timed: Timed, case: Case, alone: bool, meter: HostMeter) -> Timed:
+    """Warmed up, and with as many calls per sample as make it long enough; `alone`: with one."""
+    estimate = min(meter.sample(timed).time_us for _ in range(5))
+    wanted = 1 if alone else math.ceil(SAMPLE_US / max(estimate, 1.0))
+    launches = case.T * case.layers
+    return Timed(timed.call, max(1, min(wanted, LAUNCHES // launches)), timed.around)
+
+
+def _device_us(timed: Timed, host_us: float, meter: HostMeter) -> float | None:
+    found = [meter.on_device_alone(timed, host_us) for _ in range(10)]
+    known = [us for us in found if us is not None]
+    return quantiles(known)[1] if known else None
+
+
+def _memory(
+    module: nn.Module, inputs: work.Inputs, provider: Provider, meter: HostMeter
+) -> tuple[float | None, float | None]:
+    """MiB: peak of forward and backward above what lay there before; kept between them, without the results."""
+    meter.release()
+    before = meter.allocated()
+    if not before or provider.graphed:  # a graph's pool stays allocated
+        return None, None
+    with provider.around():
+        meter.peak()
+        results = work.forward(module, inputs)()
+        saved = meter.allocated() - before - sum(r.numel() * r.element_size() for r in results)
+        gradients = torch.autograd.grad(results, [inputs.x, *module.parameters()], inputs.cotangents)
+        peak = meter.peak() - before
+    del results, gradients
+    return peak / 2**20, saved / 2**20
