@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.results import read_rows
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
@@ -55,6 +57,27 @@ def test_make_targets_and_commands_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.M), target
 
 
+CLAIM = re.compile(
+    r"\d\s*(x|×|times|%)\s*(as fast|faster|slower)|(faster|slower) than (cuDNN|`?nn\.GRU)|\d\s*(µs|us) (per|a) "
+)
+
+
+def gpu_rows() -> list[dict[str, str]]:
+    return [row for row in read_rows(ROOT / "benchmarks" / "results") if row["driver"]]
+
+
+@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md"])
+def test_no_speed_is_claimed_without_the_row_that_shows_it(document: str) -> None:
+    for paragraph in (ROOT / document).read_text().split("\n\n"):
+        if CLAIM.search(paragraph):
+            assert "benchmarks/results/" in paragraph or "estimate" in paragraph, paragraph
+
+
+def test_what_counts_as_a_claim() -> None:
+    for claim in ("1.7x faster", "12 % slower", "faster than cuDNN", "1.2 us per step"):
+        assert CLAIM.search(claim)
+    assert not CLAIM.search("one launch per timestep, three minutes")
+
+
 def test_no_speed_is_claimed_without_results() -> None:
-    if not list((ROOT / "benchmarks" / "results").rglob("*.csv")):
-        assert "No GPU timing yet" in README
+    assert gpu_rows() or "No GPU timing yet" in README

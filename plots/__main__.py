@@ -1,0 +1,130 @@
+"""`python -m plots`: draw every figure whose data is there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from benchmarks import compiled as compiling
+from benchmarks import results
+
+from . import __doc__ as about
+from . import compiled, counted, measured
+from .style import save, settings
+
+SIZES = ""  # nothing has to be made
+COMPILED = "`python -m benchmarks compiled`"
+QUICK = "`python -m benchmarks --suite quick` on a CUDA machine"
+FULL = "`python -m benchmarks --suite full` on a CUDA machine"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A figure: its name, which command makes its data, and the function, which returns None where there is none."""
+
+    name: str
+    source: str
+    draw: Callable[..., Figure | None]
+
+
+ENTRIES = {
+    entry.name: entry
+    for entry in (
+        Entry("launches", SIZES, counted.draw_launches),
+        Entry("residency", SIZES, counted.draw_residency),
+        Entry("memory", SIZES, counted.draw_memory),
+        Entry("resources", COMPILED, compiled.draw_resources),
+        Entry("instructions", COMPILED, compiled.draw_instructions),
+        Entry("step-time", FULL, measured.draw_step_time),
+        Entry("speedup", QUICK, measured.draw_speedup),
+        Entry("time-scaling", FULL, measured.draw_time_scaling),
+        Entry("measured-memory", QUICK, measured.draw_measured_memory),
+        Entry("accuracy", QUICK, measured.draw_accuracy),
+        Entry("roofline", QUICK, measured.draw_roofline),
+        Entry("networks", FULL, measured.draw_networks),
+        Entry("streaming", QUICK, measured.draw_streaming),
+    )
+}
+CEILINGS = "ceilings.csv"
+CEILINGS_COLUMNS = (*results.FIXED, "name", "value", "unit", "note")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the results folder holds; measured rows and ceilings by GPU."""
+
+    compiled: list[dict[str, str]]
+    measured: dict[str, list[dict[str, str]]]
+    ceilings: dict[str, dict[str, float]]
+
+    @classmethod
+    def read(cls, folder: Path) -> Facts:
+        """Raises: OtherSchemaError."""
+        rows: dict[str, list[dict[str, str]]] = {}
+        for row in results.read_rows(folder):
+            if row["driver"]:  # empty: a CPU, where the layer runs PyTorch's own path
+                rows.setdefault(row["device"], []).append(row)
+        ceilings: dict[str, dict[str, float]] = {}
+        for path in sorted(folder.rglob(CEILINGS)):
+            for row in sorted(results.read(path, CEILINGS_COLUMNS), key=lambda row: row["date"]):
+                if row["value"]:
+                    ceilings.setdefault(row["device"], {})[row["name"]] = float(row["value"])
+        return cls(results.read(folder / compiling.FILE, compiling.COLUMNS), rows, ceilings)
+
+
+def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
+    """An entry's figures with the names of their files; of measured ones a figure for each GPU."""
+    calls: list[tuple[str, tuple[Any, ...]]]
+    if entry.source in (QUICK, FULL):
+        calls = [
+            (f"{entry.name}-{results.folder_of(device).name}", (rows, facts.ceilings.get(device, {})))
+            for device, rows in facts.measured.items()
+        ]
+    else:
+        calls = [(entry.name, (facts.compiled,) if entry.source == COMPILED else ())]
+    for name, arguments in calls:
+        with settings():
+            found = entry.draw(*arguments)
+        if found is not None:
+            yield name, found
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw; returns the exit code: 0, or 1 if a figure asked for by name has no data, or 2."""
+    parser = argparse.ArgumentParser(
+        prog="python -m plots", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--results", type=Path, default=results.RESULTS, help="folder of results (benchmarks/results)")
+    parser.add_argument("--out", type=Path, default=Path("out", "plots"), help="folder of the figures (./out/plots)")
+    parser.add_argument("--only", metavar="NAME", choices=ENTRIES, help=f"one of {', '.join(ENTRIES)}")
+    arguments = parser.parse_args(argv)
+    if not arguments.results.is_dir():
+        parser.error(f"--results must be a folder, got {arguments.results}")
+    try:
+        facts = Facts.read(arguments.results)
+    except results.OtherSchemaError as error:
+        print(f"python -m plots: {error}", file=sys.stderr)
+        return 2
+    missing = False
+    for entry in ENTRIES.values():
+        if arguments.only not in (None, entry.name):
+            continue
+        drawn = False
+        for name, found in draw(entry, facts):
+            png, svg = save(found, arguments.out, name)
+            print(f"{entry.name:<16} {png}, {svg.suffix}")
+            drawn = True
+        if not drawn:
+            print(f"{entry.name:<16} not drawn, no rows for it: {entry.source} makes them")
+            missing = True
+    return 1 if missing and arguments.only else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""How a figure looks: its header, its colours, its files."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullLocator
+
+from tritongru.demo.output import replacing
+
+# Okabe and Ito's palette: apart for every common kind of colour blindness. A marker, a hatch or a dash goes with each
+# colour, so that none is the only cue.
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+GREY, PALE = "#767676", "#D9D9D9"
+
+Look = dict[str, Any]  # of a line or a patch, as matplotlib takes it
+
+DPI = 140
+_SETTINGS = {
+    "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "legend.fontsize": 9.5, "xtick.labelsize": 9.5,
+    "ytick.labelsize": 9.5, "hatch.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
+    "axes.titlelocation": "left", "legend.frameon": False,
+    "svg.hashsalt": "tritongru",  # the same figure gives the same file
+}  # fmt: skip
+
+
+def figure(
+    message: str, conditions: Iterable[str], size: tuple[float, float], rows: int = 1, columns: int = 1, **grid: Any
+) -> tuple[Figure, Any]:
+    """A figure with its header, and its axes [rows, columns] (grid: as `Figure.subplots` takes it).
+
+    Args:
+        message: what is to be seen, in bold.
+        conditions: lines below it: units, sizes, hardware, versions, and what kind of fact this is.
+        size: width and height in inches, the header included.
+    """
+    width, height = size
+    top = textwrap.wrap(message, int(9.3 * width))
+    below = [line for text in conditions for line in textwrap.wrap(text, int(13.4 * width))]
+    found = Figure(figsize=size)
+    FigureCanvasAgg(found)  # not pyplot, which would pick a window system and keep global state
+    header = (0.22 + 0.24 * len(top) + 0.19 * len(below)) / height
+    found.set_layout_engine("constrained", rect=(0, 0, 1, 1 - header), h_pad=0.06, w_pad=0.06)
+    place: dict[str, Any] = {"ha": "left", "va": "top", "in_layout": False}
+    left = 0.12 / width
+    found.text(left, 1 - 0.12 / height, "\n".join(top), fontsize=12.5, weight="bold", linespacing=1.2, **place)
+    found.text(
+        left, 1 - (0.16 + 0.24 * len(top)) / height, "\n".join(below), fontsize=10, color="#404040",
+        linespacing=1.25, **place,
+    )  # fmt: skip
+    return found, found.subplots(rows, columns, squeeze=False, **grid)
+
+
+def sizes_axis(axes: Axes, sizes: Sequence[int], label: str) -> None:
+    """A logarithmic x axis with a tick at each of these sizes."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(list(sizes), [str(size) for size in sizes])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xlabel(label)
+
+
+def _written_out(value: float, _: int) -> str:
+    return f"{value:,.10g}"
+
+
+def _log(axis: Axis) -> None:
+    """Numbers written out: 0.1, 1, 1,000; where an axis spans less than two powers of ten also 2 and 5 of each."""
+
+    def between(value: float, place: int) -> str:
+        low, high = axis.get_view_interval()
+        return _written_out(value, place) if high < 100 * low and f"{value:e}"[0] in "25" else ""
+
+    axis.set_major_formatter(FuncFormatter(_written_out))
+    axis.set_minor_formatter(FuncFormatter(between))
+
+
+def log_x(axes: Axes, label: str) -> None:
+    """A logarithmic x axis."""
+    axes.set_xscale("log")
+    _log(axes.xaxis)
+    axes.set_xlabel(label)
+
+
+def log_y(axes: Axes, label: str) -> None:
+    """A logarithmic y axis."""
+    axes.set_yscale("log")
+    _log(axes.yaxis)
+    axes.set_ylabel(label)
+
+
+def settings() -> Any:
+    """The context in which a figure is drawn and saved."""
+    return rc_context(_SETTINGS)
+
+
+def save(found: Figure, folder: Path, name: str) -> list[Path]:
+    """The figure's files, each in place only when it is whole; without date and versions, which would change them."""
+    paths = []
+    with settings():
+        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
+            path = folder / f"{name}.{suffix}"
+            with replacing(path) as temporary:
+                found.savefig(temporary, dpi=DPI, metadata=metadata)
+            paths.append(path)
+    return paths

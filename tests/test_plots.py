@@ -1,0 +1,296 @@
+"""The figures: drawn from what they say, readable, and none from data of another kind. The rows here are made up."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+from matplotlib.patches import Rectangle
+
+from benchmarks import compiled, results
+from plots import __main__ as command
+from plots import compiled as compiled_figures
+from plots import counted, measured, style
+from tritongru.planning import describe
+from tritongru.planning.choose import off_chip
+from tritongru.planning.devices import DEVICES
+from tritongru.planning.limit import CEILINGS
+from tritongru.registry import has_triton
+
+FIXED = {
+    "schema": str(results.SCHEMA), "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",
+    "torch": "2.13.0", "triton": "3.7.1", "cudnn": "91002", "tritongru": "0.0", "commit": "0123456789", "dirty": "no",
+}  # fmt: skip
+SPEED = {"nn.GRU": 1.0, "nn.GRU-graph": 0.9, "step": 0.8, "step-recompute": 0.9, "sequence": 0.4, "default": 0.5,
+         "cell-loop": 5.0, "nn.LSTM": 1.2, "nn.RNN": 0.7}  # fmt: skip
+
+
+def row(T: int, B: int, H: int, provider: str, pass_: str = "inference", dtype: str = "bf16", **cells: object):
+    us = T * (2 + H / 500) * SPEED[provider]
+    found = dict.fromkeys(results.COLUMNS, "") | FIXED
+    found |= {
+        "case": f"T{T}-B{B}-I{H}-H{H}-{dtype}", "provider": provider, "pass": pass_, "dtype": dtype, "T": T, "B": B,
+        "I": H, "H": H, "layers": 1, "directions": 1, "packed": "no", "cell": "no", "l2": "warm", "status": "ok",
+        "products": "tf32" if dtype == "fp32" else "", "p50_us": us, "p20_us": 0.9 * us, "p80_us": 1.2 * us,
+        "p99_us": 2 * us, "us_per_step": us / T, "ratio": SPEED[provider], "device_us": us, "limit_us": 0.2 * us,
+        "saved_mib": 0 if "recompute" in provider else 40, "peak_mib": 90 * SPEED[provider],
+        **{f"error_{name}": 1e-3 * SPEED[provider] for name in results.ERRORS},
+    }  # fmt: skip
+    return {name: str(value) for name, value in {**found, **cells}.items()}
+
+
+ROWS = [
+    *(row(128, B, H, p, d, dtype) for B in (1, 32) for H in (64, 512, 2048) for p in SPEED
+      for d in ("inference", "forward+backward") for dtype in ("bf16", "fp32")),
+    *(row(T, 32, 512, p) for T in (1, 8, 2048) for p in ("nn.GRU", "default")),
+    *(row(1, 1, 512, p, "streaming", dtype) for p in ("nn.GRU", "step", "default") for dtype in ("bf16", "fp32")),
+    *(row(1, 1, 512, p, "streaming", cell="yes", case="cell") for p in ("nn.GRU", "default")),
+    *(row(128, 32, H, p, d, "fp32", products="ieee", case=f"H{H}-ieee") for H in (64, 512)
+      for p in ("nn.GRU", "default") for d in ("inference", "forward+backward")),
+]  # fmt: skip
+CEILING_ROWS = [
+    {**FIXED, "name": name, "value": str(value), "unit": "", "note": ""}
+    for name, value in dataclasses.asdict(CEILINGS["h200"]).items()
+]
+
+
+def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture(scope="module")
+def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
+    """Made-up measured rows, a CPU's among them, through their files, and the committed compiled ones."""
+    folder = tmp_path_factory.mktemp("results")
+    write(folder / "nvidia-h200" / "gru.csv", results.COLUMNS, ROWS)
+    write(folder / "cpu" / "gru.csv", results.COLUMNS, [{**r, "device": "Xeon", "driver": "", "l2": ""} for r in ROWS])
+    write(folder / "nvidia-h200" / command.CEILINGS, command.CEILINGS_COLUMNS, CEILING_ROWS)
+    write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
+    return command.Facts.read(folder)
+
+
+@pytest.mark.parametrize("name", command.ENTRIES)
+def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: command.Facts) -> None:
+    """No text beyond the edge, none of the header, the panels' titles and the axes' labels on another."""
+    found = list(command.draw(command.ENTRIES[name], facts))
+    source = command.ENTRIES[name].source
+    assert [file for file, _ in found] == [name + "-nvidia-h200" * (source in (command.QUICK, command.FULL))]
+    figure = found[0][1]
+    with style.settings():
+        figure.canvas.draw()
+    drawn, slack = figure.get_tightbbox(), 0.02  # inches
+    assert drawn.x0 >= -slack and drawn.y0 >= -slack, drawn
+    assert drawn.x1 <= figure.get_figwidth() + slack and drawn.y1 <= figure.get_figheight() + slack, drawn
+    lines = [*figure.texts, *(axes.title for axes in figure.axes), *(axes._left_title for axes in figure.axes)]
+    lines += [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
+    for one, other in combinations([line for line in lines if line.get_visible() and line.get_text()], 2):
+        assert not one.get_window_extent().overlaps(other.get_window_extent()), (one.get_text(), other.get_text())
+    header = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
+    kinds = {command.SIZES: "Counted from sizes; no GPU", command.COMPILED: "Compiled with Triton"}
+    assert kinds.get(source, "Measured on NVIDIA H200, driver") in header
+
+
+@pytest.mark.parametrize("providers", [measured.COMPARED, measured.NETWORKS], ids=["compared", "networks"])
+def test_colour_is_never_the_only_cue(providers: tuple[str, ...]) -> None:
+    for cue in ("marker", "color"):
+        assert len({measured.LINES[name][cue] for name in providers}) == len(providers)
+
+
+def test_residency_is_what_the_readme_says_and_needs_no_batch() -> None:
+    last = {}
+    for device in DEVICES.values():
+        for dtype, precision in (("bf16", "tf32"), ("fp32", "tf32")):
+            runs = dict(counted.residency(device, dtype, precision))
+            last[device.name, dtype] = max(runs.get(counted.RESIDENT, 0), runs.get(counted.EXCHANGING, 0))
+    expected = {"H200": (2048, 1056), "A100": (1536, 864), "L4": (768, 464), "MI300X": (128, 64), "T4": (0, 0)}
+    for name, sizes in expected.items():
+        assert (last[name, "bf16"], last[name, "fp32"]) == sizes, name
+    for device in ("h200", "l4", "mi300x"):
+        for H in (64, 128, 464, 1024, 2048, 2064):
+            fits = {off_chip(B, H, 1, "bf16", "tf32", True, describe(device)) is None for B in (1, 16, 32, 64, 512)}
+            assert len(fits) == 1, (device, H)
+
+
+def test_losing_wrong_and_missing_cells_show() -> None:
+    """One of each: faster, slower, wrong, out of memory, not measured."""
+    rows = [
+        row(128, 1, 64, "default"),
+        row(128, 1, 512, "default", ratio=1.25),
+        row(128, 32, 64, "default", status="wrong", ratio="", p50_us=""),
+        row(128, 32, 512, "default", status="out of memory", ratio="", p50_us=""),
+        row(128, 64, 64, "default"),
+    ]
+    figure = measured.draw_speedup(rows, {})
+    axes = figure.axes[0]
+    assert {t.get_position(): t.get_text() for t in axes.texts} == {
+        (0, 0): "2.0", (1, 0): "0.80", (0, 1): "wrong", (1, 1): "out of\nmem.", (0, 2): "2.0", (1, 2): "–",
+    }  # fmt: skip
+    hatched = {(patch.get_x(), patch.get_y()) for patch in axes.patches
+               if isinstance(patch, Rectangle) and patch.get_hatch() == "////"}  # fmt: skip
+    assert hatched == {(0.5, -0.5)}
+    assert "slower in 1 of 3 cases" in figure.texts[0].get_text()
+
+
+def test_times_are_per_step_and_only_of_rows_that_are_right() -> None:
+    rows = [row(100, 8, H, p) for H in (64, 256) for p in ("nn.GRU", "default")]
+    rows += [row(100, 8, 512, "default", status="wrong", p50_us="", us_per_step="")]
+    axes = measured.draw_step_time(rows, {}).axes[0]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
+    theirs, ours = ([[H, (2 + H / 500) * speed] for H in (64, 256)] for speed in (1.0, 0.5))
+    assert lines["nn.GRU"] == [pytest.approx(point) for point in theirs]
+    assert lines["tritongru (default)"] == [pytest.approx(point) for point in ours]
+    assert lines["limit by the card's ceilings"] == [pytest.approx([H, 0.2 * v]) for H, v in ours]
+
+
+def test_nothing_is_drawn_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "results").mkdir()
+    arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--only", "speedup"]) == 1
+    assert "`python -m benchmarks --suite quick` on a CUDA machine" in capsys.readouterr().out
+    assert command.main([*arguments, "--only", "resources"]) == 1
+    assert "`python -m benchmarks compiled`" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_names_and_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in ((["--only", "roof"], command.ENTRIES), (["--results", str(tmp_path / "no")], ["folder"])):
+        with pytest.raises(SystemExit) as exit:
+            command.main(arguments)
+        assert exit.value.code == 2
+        said = capsys.readouterr().err
+        assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [("gru.csv", results.COLUMNS), (command.CEILINGS, command.CEILINGS_COLUMNS), (compiled.FILE, compiled.COLUMNS)],
+    ids=["rows", "ceilings", "compiled"],
+)
+def test_results_of_another_schema_are_refused(
+    name: str, columns: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "results" / name, columns, [dict.fromkeys(columns, "") | {"schema": "1"}])
+    arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
+    assert command.main(arguments) == 2
+    assert "another schema" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
+    files = []
+    for folder in ("one", "two"):
+        arguments = ["--results", str(results.RESULTS), "--out", str(tmp_path / folder), "--only", "launches"]
+        assert command.main(arguments) == 0
+        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
+    assert files[0] == files[1]
+    assert set(files[0]) == {"launches.png", "launches.svg"}
+    assert b"<dc:date>" not in files[0]["launches.svg"]
+
+
+# benchmarks/compiled.py
+
+needs_triton = pytest.mark.skipif(not has_triton(), reason="needs Triton")
+KEY = ("device", "backend", "kind", "dtype", "B", "H")
+
+
+def test_what_the_figure_of_instructions_says_holds() -> None:
+    """Neither products nor memory accesses: that is all but these three groups."""
+    loops = [row for row in committed() if row["device"] == "h200" and row["backend"] == "sequence"]
+    named = [
+        name
+        for group in ("matrix products", "shared memory", "global memory")
+        for name in compiled_figures.MIX[group][0]
+    ]
+    assert loops
+    for row in loops:
+        assert sum(int(row[name]) for name in named) < 0.5 * int(row["loop_instructions"]), row["H"]
+
+
+@needs_triton
+def test_compiled_rows_are_those_of_the_plans() -> None:
+    """Another tile, size or device: generate benchmarks/results/compiled.csv again."""
+    found = {tuple(row[name] for name in KEY): row["form"] for row in committed()}
+    expected = {
+        (f.device, f.backend, f.kind, f.problem.dtype, str(f.problem.batch), str(f.problem.hidden_size)): f.words
+        for f in compiled.forms(*compiled.DEVICES)
+    }
+    assert found == expected
+
+
+def committed() -> list[dict[str, str]]:
+    return results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS)
+
+
+def recompile(form: compiled.Form) -> None:
+    import triton
+
+    rows = committed()
+    if {row["triton"] for row in rows} != {triton.__version__}:
+        pytest.skip(f"the rows are of Triton {rows[0]['triton']}, this is {triton.__version__}")
+    assert compiled.compiled(form) in rows
+
+
+def forms_of(*names: str) -> list[compiled.Form]:
+    return [form for form in compiled.forms(*compiled.DEVICES) if not names or str(form) in names]
+
+
+SAMPLE = (
+    "h200-step-forward-bf16-B32-H1024", "a100-sequence-backward-bf16-B32-H256", "mi300x-step-backward-fp32-B32-H64"
+)  # fmt: skip
+
+
+@needs_triton
+@pytest.mark.compiled
+@pytest.mark.parametrize("name", SAMPLE)
+def test_sample_of_compiled_rows_is_what_the_code_compiles_to(name: str) -> None:
+    (form,) = forms_of(name)
+    recompile(form)
+
+
+@needs_triton
+@pytest.mark.compiled
+@pytest.mark.long
+@pytest.mark.parametrize("form", forms_of() if has_triton() else [], ids=str)
+def test_compiled_row_is_what_the_code_compiles_to(form: compiled.Form) -> None:
+    recompile(form)
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    two = forms_of(*SAMPLE[:2])
+    monkeypatch.setattr(compiled, "forms", lambda *_: two)
+
+
+@needs_triton
+@pytest.mark.compiled
+@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1), (None, 0)])
+def test_a_run_that_does_not_end_leaves_the_file(
+    error: type[BaseException] | None, code: int, tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = iter(committed())
+
+    def fake(form: compiled.Form) -> dict[str, str]:
+        if error is not None and str(form) == SAMPLE[1]:
+            raise error
+        return next(rows)
+
+    monkeypatch.setattr(compiled, "compiled", fake)
+    path = tmp_path / compiled.FILE
+    path.write_text("as it was\n", encoding="utf-8")
+    assert compiled.main(tmp_path) == code
+    if code:
+        assert path.read_text(encoding="utf-8") == "as it was\n"
+    else:
+        assert len(results.read(path, compiled.COLUMNS)) == 2
+    assert [file.name for file in tmp_path.iterdir()] == [compiled.FILE]
