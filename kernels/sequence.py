@@ -33,6 +33,7 @@ tensors of the layer are read and written in small tiles, whose alignment matter
 import triton
 import triton.language as tl
 
+from . import metadata
 from .exchange import publish, receive
 from .gates import gru_gate_gradients, gru_gates
 from .rows import of_direction, running, visited
@@ -155,7 +156,11 @@ def load_three(ptrs, mask, H):
     return r, z, n
 
 
-@triton.jit(do_not_specialize=FORWARD_SCALARS, do_not_specialize_on_alignment=ANY_ALIGNMENT)
+@triton.jit(
+    do_not_specialize=FORWARD_SCALARS,
+    do_not_specialize_on_alignment=ANY_ALIGNMENT,
+    launch_metadata=metadata.sequence_forward,
+)
 def sequence_forward(
     T,
     B,
@@ -361,7 +366,11 @@ def load_own(
     return dy, r, z, n, q, tl.where(carries[:, None], h, h_0)
 
 
-@triton.jit(do_not_specialize=BACKWARD_SCALARS, do_not_specialize_on_alignment=ANY_ALIGNMENT)
+@triton.jit(
+    do_not_specialize=BACKWARD_SCALARS,
+    do_not_specialize_on_alignment=ANY_ALIGNMENT,
+    launch_metadata=metadata.sequence_backward,
+)
 def sequence_backward(
     T,
     B,

@@ -27,6 +27,7 @@ DY_UNIT, and D * 3H of rzn), which tells the compiler their alignment without sp
 import triton
 import triton.language as tl
 
+from . import metadata
 from .gates import gru_gate_gradients, gru_gates
 from .rows import of_direction, running
 
@@ -125,7 +126,7 @@ def store_dgates(dgates_ptr, row, cols, mask, dn, dr, dz, dq, H: tl.constexpr):
     tl.store(ptrs + 3 * H, dq.to(dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=[*FORWARD_SCALARS, *SIZES])
+@triton.jit(do_not_specialize=[*FORWARD_SCALARS, *SIZES], launch_metadata=metadata.step_forward)
 def step_forward(
     slot,  # which half of `h` is read: the other one is written
     at,  # where this visit lies, how many rows run at it, at the one before and the one after: forward direction ...
@@ -265,7 +266,7 @@ def step_forward(
         tl.store(q_ptr + ((row * D + direction) * H)[:, None] + offs_h[None, :], q.to(dtype), mask=mask)
 
 
-@triton.jit(do_not_specialize=[*BACKWARD_SCALARS, *SIZES])
+@triton.jit(do_not_specialize=[*BACKWARD_SCALARS, *SIZES], launch_metadata=metadata.step_backward)
 def step_backward(
     src,  # where the gradient comes from, where it goes to, and the visit before that, forward direction ...
     dst,

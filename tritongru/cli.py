@@ -1,4 +1,4 @@
-"""`python -m tritongru demo | check | plan`."""
+"""`python -m tritongru demo | check | plan | profile`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,9 +41,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan.add_argument("--compile", action="store_true", help="compile its kernels for the device and report on them")
     plan.add_argument("--json", action="store_true", help="print JSON")
 
+    profile = commands.add_parser("profile", help="where the time of a layer or a model goes, and a Chrome trace")
+    profile.add_argument(
+        "--module", metavar="FILE.py:FUNCTION",
+        help="a model: the function returns a module and its inputs, or a GRU alone",
+    )  # fmt: skip
+    profile.add_argument("--batch", type=_size, help="B")
+    profile.add_argument("--hidden", type=_size, help="H")
+    profile.add_argument("--time", type=_size, help="T")
+    profile.add_argument("--input", type=_size, help="I (default: H)")
+    profile.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "fp64"), help="default: fp32")
+    profile.add_argument("--layers", type=_size)
+    profile.add_argument("--bidirectional", action="store_true")
+    profile.add_argument("--inference", action="store_true", help="no gradient")
+    profile.add_argument("--backend", choices=BACKENDS, help="this one, instead of the choice")
+    profile.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
+    profile.add_argument(
+        "--out", type=Path, default=Path("out/profile"), metavar="DIR", help="of trace.json (default: ./out/profile)"
+    )
+    profile.add_argument("--json", action="store_true", help="print JSON")
+
     arguments = parser.parse_args(argv)
     if arguments.command == "plan":
         return _plan(arguments)
+    if arguments.command == "profile":
+        return _profile(arguments, profile)
     _interpret_without_gpu()
     if arguments.command == "check":
         from .inspection.check import main as check
@@ -53,12 +76,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     return demo(arguments)
 
 
-def _interpret_without_gpu() -> None:
-    """Where there is no GPU, kernels run in Triton's interpreter, which must be said before Triton is imported."""
+def _size(text: str) -> int:
+    size = int(text)
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
+    return size
+
+
+def _interpret_without_gpu(on_cpu: bool = False) -> None:
+    """Where there is no GPU, or none is to be used, kernels run in Triton's interpreter, which must be said before
+    Triton is imported."""
     import torch
 
-    if not torch.cuda.is_available() and "triton" not in sys.modules:
+    if (on_cpu or not torch.cuda.is_available()) and "triton" not in sys.modules:
         os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def _profile(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    shape = ("hidden", "input", "dtype", "layers", "bidirectional")
+    if arguments.module is None:
+        missing = [f"--{name}" for name in ("batch", "hidden", "time") if getattr(arguments, name) is None]
+        if missing:
+            parser.error(f"expected --module, or a shape: {', '.join(missing)} is missing")
+    elif of_model := [f"--{name}" for name in shape if getattr(arguments, name)]:
+        parser.error(f"{', '.join(of_model)}: the module has its own")
+    arguments.layers = arguments.layers or 1
+    _interpret_without_gpu(arguments.device == "cpu")
+    from .inspection.profile import main as profile
+
+    return profile(arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

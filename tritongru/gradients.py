@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
+from .launch.parts import part
 from .planning import cost
 from .visits import Visits
 
@@ -46,6 +47,7 @@ class BackwardPass:
     wanted: Wanted
 
 
+@part("gradient products")
 def whole(p: BackwardPass) -> Gradients:
     """All T at once."""
     visits, D, H = p.call.visits, p.call.directions, p.call.hidden_size
@@ -70,6 +72,7 @@ def whole(p: BackwardPass) -> Gradients:
     return dx, dh_0, d_weights
 
 
+@part("gradient products")
 def in_chunks(p: BackwardPass, steps: int) -> Gradients:
     """`whole` of a dense batch whose gates are computed again, `steps` timesteps at a time, the last visited first.
 
@@ -140,6 +143,7 @@ def _plus(total: Tensor | None, part: Tensor | None, dtype: torch.dtype) -> Tens
     return total.add_(part)
 
 
+@part("recompute")
 def recompute_gates(
     x: Tensor,
     h_prev: Sequence[Sequence[tuple[slice, Tensor]]],

@@ -18,6 +18,8 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
+from .parts import part
+
 
 def rnn_precision(nvidia: bool) -> str:
     """How float32 products run: "tf32" or "ieee", by the switch of PyTorch's RNNs (not matmul's), as in nn.GRU.
@@ -68,6 +70,7 @@ def _matmul_precision(precision: str) -> Iterator[None]:
                     matmul.fp32_precision = _before
 
 
+@part("projection")
 def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor:
     """x_proj of every direction side by side: x [..., I] to [..., D * 3H], one product, laid out in memory as x is."""
     if x.dim() == 3 and not x.is_contiguous() and x.transpose(0, 1).is_contiguous():

@@ -7,9 +7,11 @@ from torch import Tensor
 
 from ..reference import Step, direction_backward, direction_forward, rows_of
 from .layer import LayerCall, LayerWeights, SavedGates
+from .parts import part
 from .products import project
 
 
+@part("recurrence")
 def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As launch/step.py's forward."""
     x_proj = project(x, weights.w_ih, weights.b_ih).chunk(call.directions, -1)
@@ -29,6 +31,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     return torch.cat(ys, -1), torch.stack(h_ns), gates
 
 
+@part("recurrence")
 def backward(
     call: LayerCall,
     dy: Tensor,

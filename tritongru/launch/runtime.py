@@ -16,13 +16,26 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-Observer = Callable[[str, tuple[int, int, int]], None]
-_observers: list[Observer] = []
+Grid = tuple[int, int, int]
+_observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
 
 
 @contextmanager
-def observe(observer: Observer) -> Iterator[None]:
+def observe(observer: Callable[[str, Grid], None]) -> Iterator[None]:
     """Call `observer(kernel name, grid)` at every kernel launch inside the block."""
+    with _observing(lambda launch, grid, scalars: observer(launch.name, grid)):
+        yield
+
+
+@contextmanager
+def observe_counts(observer: Callable[[str, Mapping[str, Any]], None]) -> Iterator[None]:
+    """Call `observer(kernel name, {"flops": .., "bytes": ..})` at every kernel launch; see kernels/metadata.py."""
+    with _observing(lambda launch, grid, scalars: observer(launch.name, launch.counts(grid, scalars))):
+        yield
+
+
+@contextmanager
+def _observing(observer: Callable[[Launch, Grid, Sequence[int]], None]) -> Iterator[None]:
     _observers.append(observer)
     try:
         yield
@@ -91,15 +104,22 @@ class Launch:
             self.options["maxnreg"] = max_registers
         self.again: Callable[..., None] | None = None
 
-    def __call__(self, grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
+    def __call__(self, grid: Grid, scalars: Sequence[int]) -> None:
         for observer in _observers:
-            observer(self.name, grid)
+            observer(self, grid, scalars)
         if self.again is not None:
             self.again(grid, scalars)
             return
         compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
         if compiled is not None:  # None always under the interpreter
             self.again = self._bound(compiled)
+
+    def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
+        """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
+        kernel = self.kernel
+        told = kernel.kwargs["launch_metadata"] if interpreted(kernel) else kernel.launch_metadata
+        found: dict[str, Any] = told(grid, None, dict(zip(kernel.arg_names, (*scalars, *self.rest), strict=True)))
+        return found
 
     def _bound(self, compiled: Any) -> Callable[..., None]:
         driver, hooks = triton.runtime.driver.active, triton.knobs.runtime
@@ -108,7 +128,7 @@ class Launch:
         if getattr(hooks.launch_enter_hook, "calls", True) or getattr(hooks.launch_exit_hook, "calls", True):
             rest = tuple(self.rest)
 
-            def watched(grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
+            def watched(grid: Grid, scalars: Sequence[int]) -> None:
                 metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
                 enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
                 run(*grid, stream, function, packed, metadata, enter, leave, *scalars, *rest)
@@ -116,7 +136,7 @@ class Launch:
             return watched
         addresses = tuple(a.data_ptr() if isinstance(a, Tensor) else a for a in self.rest)
 
-        def bare(grid: tuple[int, int, int], scalars: Sequence[int]) -> None:
+        def bare(grid: Grid, scalars: Sequence[int]) -> None:
             run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
 
         return bare

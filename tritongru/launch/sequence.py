@@ -24,6 +24,7 @@ from . import step
 from .concurrent import running_concurrently
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
+from .parts import part
 from .products import project
 from .runtime import Launch, Specimen, empty, interpreted
 
@@ -92,6 +93,7 @@ def wait_seconds() -> float:
     return seconds
 
 
+@part("recurrence")
 def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As launch/step.py's forward."""
     tiles = _tiles("forward", call)
@@ -125,6 +127,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     return y, h_n, None if q is None else SavedGates(rzn, q)
 
 
+@part("recurrence")
 def backward(
     call: LayerCall,
     dy: Tensor,
@@ -188,6 +191,7 @@ def _tiles(kind: str, call: LayerCall) -> SequenceTiles | None:
     return None if call.device.name in _refused else tiles
 
 
+@part("fill")
 def _bits(buffer: Tensor, fill: bool) -> Tensor:
     """The buffer as integers, full of sentinels if asked for."""
     bits = buffer.view(torch.int32 if buffer.dtype == torch.float32 else torch.int16)
@@ -205,6 +209,7 @@ def _padded_rows(h_0: Tensor, P: int) -> Tensor:
     return _aligned(h_0.contiguous())
 
 
+@part("weights")
 def _weights(tiles: SequenceTiles, weights: LayerWeights, transpose: bool) -> dict[str, Tensor]:
     """W_hh of both directions as [3, units, K], each gate's transposed if asked for, padded with zeros and aligned."""
     U, K = tiles.programs * tiles.block_h, tiles.num_k * tiles.block_k

@@ -20,6 +20,7 @@ from ..planning.problem import Problem
 from ..planning.step import StepTiles, step_tiles
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
+from .parts import part
 from .products import project
 from .runtime import Launch, Specimen, empty, interpreted
 
@@ -34,6 +35,7 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
+@part("recurrence")
 def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
     """One layer forward.
 
@@ -95,6 +97,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
+@part("recurrence")
 def backward(
     call: LayerCall,
     dy: Tensor,
