@@ -5,13 +5,13 @@ optimised away. The best of several runs counts: a ceiling is what the card can 
 figure that cannot be measured (a wrong result; inline PTX on AMD) is the described one of tritongru/planning/limit.py,
 and its row says so.
 
-    clock_ghz               %clock64 over %globaltimer while one program runs
+    clock_ghz               %clock64 over %globaltimer while one program runs: the highest, other loads may lower it
     l2_read_tb_s            all SMs read a buffer of a quarter of L2 again and again, past L1
     l2_bytes_per_clock      one program does
     l2_round_trip_ns        a chain of loads, each from where the one before says, over more than one half of L2, which
                             has two partitions
-    dram_tb_s               all SMs read eight times the size of L2, once
-    half_, tf32_, fma_tflops  torch.matmul of large square matrices
+    dram_tb_s               all SMs read eight times the size of L2, in turn
+    half_, tf32_, fma_tflops  torch.matmul of large square matrices of ones, which takes less power than other values do
     mma_share               tl.dot of tiles of 16 rows, operands on chip, over half_tflops
     shared_bytes_per_clock  all warps of one program read shared memory, 16 bytes a thread
     graph_us, stream_us     from one small kernel to the next, which needs its result: in a CUDA graph, and launched one
@@ -21,6 +21,7 @@ and its row says so.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ except ImportError as error:
     raise ImportError("the card's ceilings are measured by Triton kernels: pip install 'tritongru[triton]'") from error
 
 FILE = "ceilings.csv"
+DESCRIBED = "described, not measured"
 COLUMNS = (*FIXED, "name", "value", "unit", "note")
 UNITS = {
     "sms": "", "clock_ghz": "GHz", "l2_read_tb_s": "TB/s", "l2_bytes_per_clock": "bytes", "l2_round_trip_ns": "ns",
@@ -162,7 +164,7 @@ class Card:
     def seconds(self, call: Callable[[], object], times: int = TIMES) -> float:
         """The shortest of several runs by events on the stream, after one that is not counted."""
         found = []
-        for _ in range(times + 1):
+        for _ in range(times + 1):  # the first also compiles, and wakes the clock
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize(self.where)
             begin.record()
@@ -195,7 +197,13 @@ class Card:
         links[lines] = lines.roll(-1).to(torch.int32)
         return links.to(self.where), count, int(lines[-1])
 
+    def _needs_ptx(self) -> None:
+        """Raises where inline PTX cannot be compiled, before LLVM ends the process for it."""
+        if self.device.vendor != "nvidia":
+            raise NotImplementedError(f"it takes inline PTX, which {self.device.vendor}'s compiler does not know")
+
     def clock_ghz(self) -> float:
+        self._needs_ptx()
         links, lines, last = self._chain(1 << 18)
         out = torch.zeros(3, dtype=torch.int64, device=self.where)
         for _ in range(TIMES):  # the first ones wake the clock
@@ -259,6 +267,7 @@ class Card:
         return 2 * M * N * K * programs * products / (long - short) / 1e12 / half_tflops
 
     def shared_bytes_per_clock(self, clock_ghz: float) -> float:
+        self._needs_ptx()
         threads, repeats = 1024, 20000
         counts = torch.zeros(threads, dtype=torch.int32, device=self.where)
 
@@ -312,7 +321,9 @@ def of_card(index: int, out: Path, environment: Environment, reuse: bool = False
 def _there(path: Path, environment: Environment) -> Ceilings | None:
     same = {name: str(value) for name, value in dataclasses.asdict(environment).items() if name != "date"}
     rows = [row for row in read(path, COLUMNS) if all(row[name] == value for name, value in same.items())]
-    values = {row["name"]: float(row["value"]) for row in rows if row["value"]}
+    values = {
+        row["name"]: float(row["value"]) for row in rows if row["value"] and not row["note"].startswith(DESCRIBED)
+    }
     if set(values) != set(UNITS):
         return None
     return Ceilings(**{name: round(value) if name == "sms" else value for name, value in values.items()})  # type: ignore[arg-type]
@@ -330,12 +341,14 @@ def measure(card: Any, described: Ceilings | None, results: ResultsFile) -> Ceil
         value: float | None
         try:
             value = found[name] if name in found else getattr(card, name)(*(found[n] for n in needs.get(name, ())))
+            if not (math.isfinite(value) and value > 0):
+                raise WrongResultError(f"{value:.3g} is no figure: the longer run did not take longer")
             if known and not ODD[0] * known <= value <= ODD[1] * known:
                 note += f"; the described device has {known:.4g}"
         except torch.AcceleratorError:
             raise
         except Exception as error:  # whatever it is, the other figures are still of interest
-            value, note = known, f"described, not measured: {type(error).__name__}: {str(error)[:150]}"
+            value, note = known, f"{DESCRIBED}: {type(error).__name__}: {str(error)[:150]}"
         if value is not None:
             found[name] = value
         results.append({"name": name, "value": "" if value is None else f"{value:.6g}", "unit": unit, "note": note})

@@ -151,6 +151,84 @@ def test_what_is_measured_is_kept_and_takes_effect(tmp_path) -> None:
     assert rows["dram_tb_s"]["unit"] == "TB/s" and rows["sms"]["note"] == "reported by the driver"
 
 
+@pytest.mark.parametrize("value", [-5.0, 0.0, float("inf"), float("nan")])
+def test_what_no_card_can_have_is_not_believed(tmp_path, value) -> None:
+    found, rows = measured(tmp_path, Fake(l2_read_tb_s=value))
+    assert found.l2_read_tb_s == 10 and "no figure" in rows["l2_read_tb_s"]["note"]
+
+
+def test_inline_ptx_does_not_reach_amd_s_compiler(tmp_path, monkeypatch) -> None:
+    """LLVM would end the process."""
+
+    class Kernel:
+        def __getitem__(self, grid):
+            pytest.fail("reached the compiler")
+
+    monkeypatch.setattr(micro, "clock", Kernel())
+    monkeypatch.setattr(micro, "read_shared", Kernel())
+    card = Card(describe("mi300x"), 0)
+    for figure in (card.clock_ghz, lambda: card.shared_bytes_per_clock(2.1)):
+        with pytest.raises(NotImplementedError, match="inline PTX"):
+            figure()
+
+
+def test_matmul_s_switch_is_put_back(monkeypatch) -> None:
+    card = Card(H200, 0)
+    card.where = torch.device("cpu")
+    seen = []
+    card.seconds = lambda call: seen.append(torch.backends.cuda.matmul.fp32_precision) or 2e-3
+    before = torch.backends.cuda.matmul.fp32_precision
+    for precision in ("tf32", "ieee", None):
+        rate = card._matmul_tflops(torch.float32, 64, precision)
+        assert rate == pytest.approx(2 * 64**3 / 2e-3 / 1e12)
+    assert seen == ["tf32", "ieee", before] and torch.backends.cuda.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize(
+    ("figure", "kernel", "needs", "work"),
+    [
+        # per round: all warps of a program four times 16 bytes a thread
+        ("shared_bytes_per_clock", "read_shared", (2.0,), 1024 * 4 * 16 / 2e9),
+        # per round: PER_ROUND products of each program
+        ("mma_share", "multiply_repeatedly", (100.0,), 16 * 4 * 132 * 2 * 16 * 128 * 64 / 1e12 / 100.0),
+    ],
+    ids=["shared", "mma"],
+)
+def test_a_figure_is_work_over_time(monkeypatch, figure, kernel, needs, work) -> None:
+    card = Card(H200, 0)
+    state = timed(card, seconds_of_a_round=1e-6)
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def launch(*args, **options):
+                result = args[0] if figure.startswith("shared") else args[2]
+                state.rounds = args[-1]
+                result.fill_(args[-1] * (4 if figure.startswith("shared") else 16 * 64))
+
+            return launch
+
+    monkeypatch.setattr(micro, kernel, Kernel())
+    assert getattr(card, figure)(*needs) == pytest.approx(work / 1e-6)
+
+
+def test_a_round_trip_is_the_chain_s_time_over_its_loads(monkeypatch) -> None:
+    card = Card(dataclasses.replace(H200, l2_bytes=128 * 1000), 0)
+    timed(card, 0.0, launch=599 * 200e-9)
+
+    class Kernel:
+        def __getitem__(self, grid):
+            def launch(links, end, steps, **options):
+                at = 0
+                for _ in range(steps):
+                    at = int(links[at])
+                end.fill_(at)
+
+            return launch
+
+    monkeypatch.setattr(micro, "chase", Kernel())
+    assert card.l2_round_trip_ns() == pytest.approx(200)
+
+
 @pytest.mark.parametrize(
     "error", [micro.WrongResultError("the product"), RuntimeError("PTX")], ids=["wrong", "failing"]
 )
@@ -186,6 +264,15 @@ def test_figures_are_taken_again_from_the_same_commit_only(tmp_path, monkeypatch
     of_card(0, tmp_path, dataclasses.replace(later, commit="f00d"), reuse=True)
     of_card(0, tmp_path, later)
     assert made == [0, 0, 0]
+
+
+def test_a_figure_that_was_not_measured_is_tried_again(tmp_path, monkeypatch) -> None:
+    made = []
+    monkeypatch.setattr(micro, "of_cuda", lambda index: H200)
+    monkeypatch.setattr(micro, "Card", lambda device, index: made.append(index) or Fake(dram_tb_s=RuntimeError("busy")))
+    for _ in range(2):
+        of_card(0, tmp_path, HERE, reuse=True)
+    assert made == [0, 0]
 
 
 def timed(card: Card, seconds_of_a_round: float, launch: float = 1e-5):
