@@ -80,18 +80,18 @@ class Entry:
 ALL_PASSES = ("inference", "forward", "forward+backward")
 GRAPHS = ("nn.GRU", "nn.GRU-graph", "default", "step", "step-graph", "sequence")
 CPU = ("nn.GRU", "default", "reference", "cell-loop", "nn.LSTM", "nn.RNN")
-LOOPS = ("aten", "reference", "cell-loop", "torchrl")  # far slower than the others, or PyTorch's own once more
+LOOPS = ("aten", "reference", "cell-loop", "torchrl")  # PyTorch's own once more, and what is far slower
 
 TARGET = Case(50, 8, 128, 128)  # where tritongru.GRU on the CPU is to stay within 2 % of nn.GRU
 EMPTY = Case(1, 1, 1, 1)  # nothing to compute: what is left is the call itself
 CPU_CASES = (TARGET, EMPTY)
 
-# A cross-section; H in few sizes, since `step` compiles its kernels for each.
+# A cross-section; H in few sizes, since `step` compiles its kernels for each. CUDA graphs come last: a capture that
+# fails ends the process.
 QUICK = (
-    Entry(Case(512, 32, 512, 512, "bf16"), ALL_PASSES, (*GRAPHS, *LOOPS)),
+    Entry(Case(512, 32, 512, 512, "bf16"), ALL_PASSES),
     Entry(Case(512, 16, 1024, 1024, "bf16"), ALL_PASSES),
-    Entry(Case(1, 1, 512, 512, "bf16"), ("streaming",), GRAPHS),
-    Entry(Case(512, 32, 256, 256, "fp32"), ALL_PASSES, (*GRAPHS, "torchrl")),
+    Entry(Case(512, 32, 256, 256, "fp32"), ALL_PASSES),
     Entry(Case(512, 1, 512, 512, "bf16")),
     Entry(Case(512, 128, 512, 512, "bf16")),
     Entry(Case(512, 64, 1024, 1024, "bf16")),
@@ -100,6 +100,9 @@ QUICK = (
     Entry(Case(512, 32, 512, 512, "bf16", bidirectional=True)),
     Entry(Case(375, 32, 2048, 2048, "bf16")),
     Entry(Case(1, 64, 256, 256, "fp32", cell=True), ("inference", "forward+backward"), ("nn.GRU", "default")),
+    Entry(Case(128, 32, 256, 256, "fp32"), providers=("nn.GRU", "default", *LOOPS)),
+    Entry(Case(1, 1, 512, 512, "bf16"), ("streaming",), GRAPHS),
+    Entry(Case(256, 32, 512, 512, "bf16"), providers=GRAPHS),
 )
 
 _SIZES = (2048, 1536, 2560, 2816)  # H, with B 32 in training

@@ -6,11 +6,12 @@ figure that cannot be measured (a wrong result; inline PTX on AMD) is the descri
 and its row says so.
 
     clock_ghz               %clock64 over %globaltimer while one program runs: the highest, other loads may lower it
-    l2_read_tb_s            all SMs read a buffer of a quarter of L2 again and again, past L1
+    l2_read_tb_s            all SMs read the same few megabytes of L2 again and again, past L1
     l2_bytes_per_clock      one program does
     l2_round_trip_ns        a chain of loads, each from where the one before says, over more than one half of L2, which
                             has two partitions
-    dram_tb_s               all SMs read eight times the size of L2, in turn
+    dram_tb_s               all SMs read eight times the size of L2, in turn; what of it L2 keeps makes it too high, by
+                            an eighth at most
     half_, tf32_, fma_tflops  torch.matmul of large square matrices of ones, which takes less power than other values do
     mma_share               tl.dot of tiles of 16 rows, operands on chip, over half_tflops
     shared_bytes_per_clock  all warps of one program read shared memory, 16 bytes a thread
@@ -32,7 +33,7 @@ from torch import Tensor
 from tritongru.planning.devices import Device, of_cuda
 from tritongru.planning.limit import Ceilings, ceilings
 
-from .results import FIXED, Environment, ResultsFile, read
+from .results import CEILINGS, CEILINGS_COLUMNS, UNKNOWN, Environment, ResultsFile, read
 from .timing import captured
 
 try:
@@ -41,9 +42,7 @@ try:
 except ImportError as error:
     raise ImportError("the card's ceilings are measured by Triton kernels: pip install 'tritongru[triton]'") from error
 
-FILE = "ceilings.csv"
 DESCRIBED = "described, not measured"
-COLUMNS = (*FIXED, "name", "value", "unit", "note")
 UNITS = {
     "sms": "", "clock_ghz": "GHz", "l2_read_tb_s": "TB/s", "l2_bytes_per_clock": "bytes", "l2_round_trip_ns": "ns",
     "dram_tb_s": "TB/s", "half_tflops": "Tflop/s", "tf32_tflops": "Tflop/s", "fma_tflops": "Tflop/s", "mma_share": "",
@@ -303,27 +302,28 @@ class Card:
 
 
 def of_card(index: int, out: Path, environment: Environment, reuse: bool = False) -> Ceilings | None:
-    """Ceilings of a CUDA device, measured, printed and appended to OUT/ceilings.csv; None for one that nothing is
-    known of, where a figure cannot be measured.
+    """Ceilings of the current CUDA device, measured, printed and appended to OUT/ceilings.csv; None for one of which
+    nothing is known, where a figure cannot be measured.
 
     reuse: take what the file has from the same code, versions and device.
 
     Raises:
         OtherSchemaError: the file is of another schema.
     """
-    if reuse and (before := _there(out / FILE, environment)) is not None:
+    if reuse and (before := _there(out / CEILINGS, environment)) is not None:
         return before
     device = of_cuda(index)
-    with ResultsFile(out / FILE, environment, COLUMNS) as results:
+    with ResultsFile(out / CEILINGS, environment, CEILINGS_COLUMNS) as results:
         return measure(Card(device, index), ceilings(device), results)
 
 
 def _there(path: Path, environment: Environment) -> Ceilings | None:
+    if environment.dirty == "yes" or environment.commit == UNKNOWN:
+        return None
     same = {name: str(value) for name, value in dataclasses.asdict(environment).items() if name != "date"}
-    rows = [row for row in read(path, COLUMNS) if all(row[name] == value for name, value in same.items())]
-    values = {
-        row["name"]: float(row["value"]) for row in rows if row["value"] and not row["note"].startswith(DESCRIBED)
-    }
+    rows = [row for row in read(path, CEILINGS_COLUMNS) if all(row[name] == value for name, value in same.items())]
+    measured = [row for row in rows if row["value"] and not row["note"].startswith(DESCRIBED)]
+    values = {row["name"]: float(row["value"]) for row in measured}
     if set(values) != set(UNITS):
         return None
     return Ceilings(**{name: round(value) if name == "sms" else value for name, value in values.items()})  # type: ignore[arg-type]

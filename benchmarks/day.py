@@ -3,7 +3,7 @@
     tests      python -m pytest -m gpu                            tests.log
     memcheck   compute-sanitizer over python -m benchmarks.memcheck   memcheck.log
     check      python -m tritongru check                          check.log
-    quick      python -m benchmarks --suite quick                 gru.csv, ceilings.csv
+    quick      python -m benchmarks --suite quick --resume        gru.csv, ceilings.csv
     full       python -m benchmarks --suite full --resume         gru.csv: as much of it as the budget allows
     summary    python -m benchmarks summary                       summary.log
 
@@ -27,9 +27,10 @@ from pathlib import Path
 import torch
 
 from .results import ROOT, Environment, folder_of
-from .run import no_gpu
+from .run import DEVICE_LOST, no_gpu
 
 PYTHON = sys.executable
+AGAIN = 10  # times that a suite is begun again after the device was lost
 GRACE_MINUTES = 1.0  # for a suite to finish the case that the budget ends in
 
 
@@ -60,11 +61,11 @@ def _memcheck(out: Path, minutes: float) -> Sequence[str] | None:
     return tool and (tool, *options, PYTHON, "-m", "benchmarks.memcheck")
 
 
-def _suite(name: str, *options: str) -> Callable[[Path, float], Sequence[str]]:
+def _suite(name: str) -> Callable[[Path, float], Sequence[str]]:
     def command(out: Path, minutes: float) -> Sequence[str]:
         budget = max(0.0, minutes - GRACE_MINUTES)
         here = ("--out", str(out), "--budget-minutes", f"{budget:.1f}")
-        return PYTHON, "-m", "benchmarks", "--suite", name, *options, *here
+        return PYTHON, "-m", "benchmarks", "--suite", name, "--resume", *here
 
     return command
 
@@ -80,7 +81,7 @@ PARTS = (
     ),
     Part("check", lambda out, minutes: (PYTHON, "-m", "tritongru", "check"), 0.4),
     Part("quick", _suite("quick"), 1.0, log=False),
-    Part("full", _suite("full", "--resume"), 1.0, log=False, optional=True),
+    Part("full", _suite("full"), 1.0, log=False, optional=True),
     Part("summary", lambda out, minutes: (PYTHON, "-m", "benchmarks", "summary", "--out", str(out)), 1.0, least=1.0),
 )  # fmt: skip
 
@@ -106,13 +107,19 @@ def run(parts: Sequence[Part], out: Path, budget_minutes: float, environment: En
     lines, failed = [head], 0
     print(head, flush=True)
     for part in parts:
-        minutes = max(part.least, part.share * (ends - time.monotonic()) / 60)
-        start = time.monotonic()
+        start, lost = time.monotonic(), 0
         try:
-            outcome, bad = _run_part(part, out, minutes)
+            while True:
+                minutes = max(part.least, part.share * (ends - time.monotonic()) / 60)
+                outcome, bad, code = _run_part(part, out, minutes)
+                if code != DEVICE_LOST or lost == AGAIN:
+                    break
+                lost += 1  # a suite goes on behind the entry that the device was lost in
         except KeyboardInterrupt:
             print(f"interrupted in {part.name}; what came before is in {out}", flush=True)
             return 130
+        if lost:
+            outcome, bad = f"FAILED: the device was lost {lost} time(s), at last {outcome}", True
         failed += bad
         log = f" ({part.name}.log)" if part.log and (out / f"{part.name}.log").exists() else ""
         lines.append(f"{part.name:<9} {outcome}, {time.monotonic() - start:.0f} s{log}")
@@ -121,15 +128,15 @@ def run(parts: Sequence[Part], out: Path, budget_minutes: float, environment: En
     return 1 if failed else 0
 
 
-def _run_part(part: Part, out: Path, minutes: float) -> tuple[str, bool]:
-    """What became of a part, and whether that is a failure."""
+def _run_part(part: Part, out: Path, minutes: float) -> tuple[str, bool, int | None]:
+    """What became of a part, whether that is a failure, and the exit code if there is one."""
     log = out / f"{part.name}.log"
     log.unlink(missing_ok=True)
     command = part.command(out, minutes)
     if command is None:
-        return "not run: compute-sanitizer was not found", False
+        return "not run: compute-sanitizer was not found", False, None
     if minutes <= (GRACE_MINUTES if part.optional else 0):
-        return ("not run" if part.optional else "FAILED: not run") + ", the budget was spent", not part.optional
+        return ("not run" if part.optional else "FAILED: not run") + ", the budget was spent", not part.optional, None
     print(f"{part.name}: up to {minutes:.0f} min", flush=True)
     code = _process(command, log if part.log else None, dict(part.environment), 60 * minutes)
     if part.log:
@@ -138,8 +145,9 @@ def _run_part(part: Part, out: Path, minutes: float) -> tuple[str, bool]:
         if code:
             print("\n".join(text.splitlines()[-15:]), flush=True)
     if code is None:
-        return f"FAILED: stopped after {minutes:.1f} min", True
-    return (f"FAILED: {dict(part.meanings).get(code, f'exit code {code}')}", True) if code else ("passed", False)
+        return f"FAILED: stopped after {minutes:.1f} min", True, None
+    meaning = dict(part.meanings).get(code, f"exit code {code}")
+    return (f"FAILED: {meaning}" if code else "passed"), bool(code), code
 
 
 def _process(command: Sequence[str], log: Path | None, environment: dict[str, str], seconds: float) -> int | None:

@@ -73,7 +73,7 @@ class Row:
     note: str = ""
     products: str = ""  # of float32: tf32 or ieee
     l2: str = ""  # warm: as the call before left it; cold: overwritten before every call
-    first_call_s: float | None = None  # compilation included
+    first_call_s: float | None = None  # with the compilation of kernels that no earlier call had compiled
     rounds: int | None = None
     calls: int | None = None  # per sample
     p50_us: float | None = None
@@ -82,8 +82,8 @@ class Row:
     p99_us: float | None = None  # streaming
     ratio: float | None = None  # p50 to nn.GRU's in the same rounds; below 1 is faster
     host_us: float | None = None  # p50 until the host has issued the call
-    device_us: float | None = None  # p50 on the device with all launches queued beforehand
-    limit_us: float | None = None  # the least time of the call by the card's measured ceilings
+    device_us: float | None = None  # p50 on the device with all launches queued beforehand, where that is possible
+    limit_us: float | None = None  # the least time of the call by the card's measured ceilings, for tritongru's kernels
     peak_mib: float | None = None  # of forward and backward, above what lay there before
     saved_mib: float | None = None  # between them, without the results
     errors: dict[str, float] | None = None  # ||found - truth|| / ||truth|| against float64, by tensor
@@ -100,7 +100,7 @@ class Row:
         }  # fmt: skip
         derived = {
             "us_per_step": None if us is None else us / (case.T * case.layers),
-            "of_limit": None if limit_us is None or not device_us else limit_us / device_us,
+            "of_limit": None if limit_us is None or us is None else limit_us / (device_us or us),
         }
         figures = {name: _figure(derived[name] if name in derived else getattr(self, name)) for name in _FIGURES}
         errors = {f"error_{name}": _figure((self.errors or {}).get(name)) for name in ERRORS}
@@ -114,6 +114,8 @@ _FIGURES = (
 FIXED = ("schema", *(field.name for field in dataclasses.fields(Environment)))  # the columns of every results file
 COLUMNS = (*FIXED, *Row(Case(1, 1, 1, 1), "", "").cells())
 ROWS = "gru.csv"  # the name of a file of such rows
+CEILINGS = "ceilings.csv"  # and of one of what benchmarks/ceilings.py measures
+CEILINGS_COLUMNS = (*FIXED, "name", "value", "unit", "note")
 KEY = ("device", "case", "provider", "pass", "l2")  # what tells measurements apart
 
 

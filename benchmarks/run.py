@@ -1,14 +1,15 @@
 """A suite: providers side by side on each of its shapes. Right first, then timed.
 
 Per shape: one draw of weights, inputs and cotangents, the truth by nn.GRU (of an LSTM or RNN: by itself) in float64 on
-the device. A provider makes each pass once (`first_call_s`, with an empty Triton cache), then has every tensor held
-against the truth (work.verdict); what is wrong gets rows that say so, and is not timed. Then, pass by pass, the
-providers' calls are sampled in turn.
+the device. A provider makes each pass once (`first_call_s`: its kernels are compiled, unless an earlier row's were the
+same), then has every tensor held against the truth (work.verdict); what is wrong gets rows that say so, and is not
+timed. Then, pass by pass, the providers' calls are sampled in turn.
 
-`p50_us` counts from an idle device to the end of the work, the host's share included, as in a call one waits for;
-`device_us` has all launches queued beforehand, which a launch queue of 1024 allows up to about as many; beyond that the
-host shows again. The same tensors are used over and over: with `l2` warm, what fits in L2 is found there. `limit_us` is
-the least time of the call (tritongru/planning/limit.py) by ceilings that benchmarks/ceilings.py measured before.
+`p50_us` is per call, of `calls` calls in a row from an idle device to the end of the work, the host's share included:
+of long calls one, as one waits for it; short ones overlap, as in a loop. `device_us` has all launches of one call
+queued beforehand; it is left out where the device began before the host had queued them all, as beyond a thousand. The
+same tensors are used over and over: with `l2` warm, what fits in L2 is found there. `limit_us` is the least time of the
+call for tritongru's kernels (tritongru/planning/limit.py) by ceilings that benchmarks/ceilings.py measured before.
 """
 
 from __future__ import annotations
@@ -34,13 +35,14 @@ from tritongru.planning.limit import Ceilings, call_limit_us
 from . import work
 from .cases import SUITES, Case, Entry
 from .providers import BASELINE, Provider, find
-from .results import ROWS, Environment, ResultsFile, Row, folder_of, read
+from .results import ROWS, UNKNOWN, Environment, ResultsFile, Row, folder_of, read
 from .timing import Call, CudaMeter, HostMeter, Timed, captured, interleave, p99, quantiles
 
 SECONDS = 1.0  # per case and pass, over all providers
 SAMPLE_US = 1000.0  # calls that are shorter are sampled several in a row ...
 LAUNCHES = 256  # ... as long as the launch queue does not fill
 FAILED = ("wrong", "error")
+DEVICE_LOST = 3  # exit code
 
 
 def no_gpu() -> str | None:
@@ -72,6 +74,7 @@ def main(
         return 1
     ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
     torch.cuda.set_device(device)
+    os.environ.setdefault("TRITONGRU_WAIT_SECONDS", "1")  # a wait that runs out is waited for again and again
     meter = CudaMeter(cold)
     environment = Environment.here(meter.device)
     entries = chosen(suite, only, extra)
@@ -108,7 +111,12 @@ def chosen(suite: str, only: Sequence[str] = (), extra: Sequence[str] = ()) -> l
 
 
 def unmeasured(entries: Sequence[Entry], results: ResultsFile, l2: str) -> list[Entry]:
-    """The entries of which the file lacks a row that was taken by the same code, versions and device."""
+    """The entries of which the file lacks a row that was taken by the same code, versions and device.
+
+    Of a changed tree, or one whose commit is not known, nothing counts as the same code.
+    """
+    if results.fixed["dirty"] == "yes" or results.fixed["commit"] == UNKNOWN:
+        return list(entries)
     same = [name for name in results.fixed if name != "date"]
     there = {
         (row["case"], row["provider"], row["pass"], row["l2"])
@@ -129,7 +137,8 @@ def run(
     ends: float = math.inf,
     ceilings: Ceilings | None = None,
 ) -> int:
-    """Measure the entries, each row appended and printed as it comes; 130 where it was interrupted.
+    """Measure the entries, each row appended and printed as it comes; 130 where it was interrupted, DEVICE_LOST where a
+    CUDA error ended it: after one of a capture, too, the process is no place for another measurement.
 
     ends: of time.monotonic(); no entry begins after it.
     """
@@ -168,17 +177,24 @@ def run(
                     )
                     break
                 progress.update(task, completed=done, description=entry.case.name)
-                for row in measure(entry, meter, ceilings):
-                    results.append(row)
-                    console.print(line(row), soft_wrap=True)
-                    failed += row.status in FAILED
+                left_over = [(provider, pass_) for provider in entry.providers for pass_ in entry.passes]
+                try:
+                    for row in measure(entry, meter, ceilings):
+                        results.append(row)
+                        console.print(line(row), soft_wrap=True)
+                        failed += row.status in FAILED
+                        left_over.remove((row.provider, row.pass_))
+                except torch.AcceleratorError as error:
+                    for provider, pass_ in left_over:  # so that a run that is resumed begins with the next entry
+                        results.append(Row(entry.case, provider, pass_, "error", _brief(error), l2=meter.l2))
+                    raise
                 meter.release()
     except KeyboardInterrupt:
         console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
         return 130
-    except torch.AcceleratorError as error:  # the device's context is lost: nothing more can run in this process
+    except torch.AcceleratorError as error:
         console.print(f"the device failed: {_brief(error)}; the {results.count} rows so far are in {results.path}")
-        return 1
+        return DEVICE_LOST
     said = f"{results.count} rows in {results.path}" + (f", {failed} wrong or failed" if failed else "")
     console.print(said, soft_wrap=True)
     return 1 if failed or (entries and not results.count) else 0
@@ -230,34 +246,39 @@ def measure(entry: Entry, meter: HostMeter, ceilings: Ceilings | None = None) ->
             for pass_ in passes:
                 yield Row(case, provider, pass_, products=products, l2=meter.l2, **{"note": threads, **figures})
 
-        inputs, failure = _attempt(lambda: work.Inputs.draw(case, meter.device))
+        inputs, no_inputs = _attempt(lambda: work.Inputs.draw(case, meter.device))
         trains = any(work.PASSES[name].trains for name in entry.passes)
         truths: dict[str, Any] = {}  # of each kind of network: weights, and the outcome in float64
+        yardsticks: dict[str, dict[str, float]] = {}  # errors of the networks themselves, in the case's dtype
         ready: dict[Provider, _Ready] = {}
         for provider in map(find, entry.providers):
             why_not = provider.unserved(case)
             if why_not:
                 yield from rows(provider.name, status="unserved", note=why_not)
                 continue
-            if inputs is not None and provider.truth not in truths:
-                truths[provider.truth], failure = _attempt(lambda: _truth(case, provider.truth, meter, trains))  # noqa: B023
-            known = truths.get(provider.truth)
+            if inputs is None:
+                yield from rows(provider.name, **no_inputs)
+                continue
+            if provider.truth not in truths:
+                truths[provider.truth] = _attempt(lambda: _truth(case, provider.truth, inputs, trains))  # noqa: B023
+            known, no_truth = truths[provider.truth]
             if known is None:
-                note = f"float64: {failure.get('note', 'failed')}"
-                yield from rows(provider.name, status=failure.get("status", "error"), note=note)
+                yield from rows(provider.name, **{**no_truth, "note": f"float64: {no_truth['note']}"})
                 continue
             made, why_wrong = _attempt(lambda: _prepare(provider, entry, *known, inputs, meter))  # noqa: B023
             if made is None:
                 yield from rows(provider.name, **why_wrong)
                 continue
-            of_baseline = next((r.errors for p, r in ready.items() if p.name == provider.truth), {})
-            own = provider.name == provider.truth
-            wrong = work.verdict(case, made.errors, None if own else of_baseline, precision == "tf32")
+            if provider.name == provider.truth:
+                yardsticks[provider.name] = made.errors
+            yardstick = yardsticks.get(provider.truth, {}) if provider.ours else None
+            wrong = work.verdict(case, made.errors, yardstick, precision == "tf32")
             if wrong:
                 yield from rows(provider.name, status="wrong", note=wrong, errors=made.errors)
             else:
                 ready[provider] = made
         truths.clear()
+        known = made = None  # they held the last ones
         for name in entry.passes:
             yield from _timed(entry, name, ready, inputs, meter, ceilings, rows)
 
@@ -282,11 +303,10 @@ def _timed(
             yield from rows(provider.name, [name], **failure)
         else:
             timed[provider.name] = timing
-    samples, failure = _attempt(lambda: interleave(timed, meter, rounds=pass_.rounds, seconds=SECONDS))
-    if samples is None:  # a call that went well before: whose it was is not known
-        for provider_name in timed:
-            yield from rows(provider_name, [name], **failure)
-        return
+    failures: dict[str, Exception] = {}
+    samples = interleave(timed, meter, rounds=pass_.rounds, seconds=SECONDS, failures=failures)
+    for provider_name, error in failures.items():
+        yield from rows(provider_name, [name], **_failure(error))
     baseline = quantiles([s.time_us for s in samples[BASELINE]])[1] if BASELINE in samples else None
     for provider, made in ready.items():
         if provider.name not in samples:
@@ -319,12 +339,12 @@ def _precision(case: Case) -> Iterator[None]:
         rnn.fp32_precision = before
 
 
-def _truth(case: Case, name: str, meter: HostMeter, trains: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _truth(case: Case, name: str, inputs: work.Inputs, trains: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Weights in the case's dtype, and the outcome in float64."""
     state = work.weights(case, name)
-    module = find(name).make(case, device=meter.device, dtype=torch.float64)
+    module = find(name).make(case, device=inputs.x.device, dtype=torch.float64)
     module.load_state_dict(state)
-    return state, work.outcome(module, work.Inputs.draw(case, meter.device, torch.float64), trains)
+    return state, work.outcome(module, inputs.double(), trains)
 
 
 def _prepare(
@@ -347,10 +367,12 @@ def _prepare(
             if provider.graphed:
                 replays[name] = captured(call)
 
-        def outcome() -> dict[str, Tensor]:
-            return work.outcome(module, inputs, trains)
+        found: dict[str, Tensor] = {}
 
-        found = captured(outcome)() if provider.graphed else outcome()
+        def outcome() -> None:
+            found.update(work.outcome(module, inputs, trains))
+
+        (captured(outcome) if provider.graphed else outcome)()
         meter.synchronize()
         return _Ready(module, replays, first, work.errors(found, truth))
 
@@ -358,8 +380,8 @@ def _prepare(
 def _limit_us(
     case: Case, pass_: work.Pass, provider: Provider, meter: HostMeter, ceilings: Ceilings | None
 ) -> float | None:
-    """The least time of the call by measured ceilings; of GRUs only."""
-    if ceilings is None or meter.device.type != "cuda" or provider.truth != BASELINE:
+    """The least time of the call by measured ceilings, for tritongru's kernels: a limit of their tilings."""
+    if ceilings is None or meter.device.type != "cuda" or not provider.ours:
         return None
     rows = sum(case.lengths) if case.packed else None
     found = call_limit_us(work.problem(case, pass_.trains), of_cuda(meter.device.index), ceilings, rows)
@@ -372,11 +394,16 @@ def _attempt(do: Callable[[], Any]) -> tuple[Any, dict[str, str]]:
         return do(), {}
     except torch.AcceleratorError:
         raise
-    except torch.OutOfMemoryError as error:
-        return None, {"status": "out of memory", "note": _brief(error)}
     except Exception as error:
-        refused = str(error).startswith("backend ") and "cannot run here" in str(error)  # registry.refuse
-        return None, {"status": "unserved" if refused else "error", "note": _brief(error)}
+        return None, _failure(error)
+
+
+def _failure(error: Exception) -> dict[str, str]:
+    """What a row says of it."""
+    refused = str(error).startswith("backend ") and "cannot run here" in str(error)  # registry.refuse
+    out_of_memory = isinstance(error, torch.OutOfMemoryError)
+    status = "out of memory" if out_of_memory else "unserved" if refused else "error"
+    return {"status": status, "note": _brief(error)}
 
 
 def _brief(error: BaseException) -> str:
@@ -401,9 +428,13 @@ def _warm(timed: Timed, case: Case, alone: bool, meter: HostMeter) -> Timed:
 
 
 def _device_us(timed: Timed, host_us: float, meter: HostMeter) -> float | None:
-    found = [meter.on_device_alone(timed, host_us) for _ in range(10)]
-    known = [us for us in found if us is not None]
-    return quantiles(known)[1] if known else None
+    found = []
+    for _ in range(10):
+        us = meter.on_device_alone(timed, host_us)
+        if us is None:
+            return None
+        found.append(us)
+    return quantiles(found)[1]
 
 
 def _memory(

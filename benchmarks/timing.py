@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import tritongru
 from tritongru.planning.devices import of_cuda
 
 Call = Callable[[], Any]
@@ -96,7 +97,8 @@ class CudaMeter(HostMeter):
         self.synchronize()
 
     def synchronize(self) -> None:
-        torch.cuda.synchronize(self.device)
+        """Wait for the device; raises what its programs had to report."""
+        tritongru.synchronize(self.device)
 
     def sample(self, timed: Timed) -> Sample:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -108,7 +110,7 @@ class CudaMeter(HostMeter):
                 timed.call()
             end.record()
             host = self.clock() - start
-            end.synchronize()
+            self.synchronize()
         return Sample(begin.elapsed_time(end) * 1e3 / timed.calls, host * 1e6 / timed.calls)
 
     def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
@@ -120,8 +122,9 @@ class CudaMeter(HostMeter):
             begin.record()
             timed.call()
             end.record()
-            end.synchronize()
-        return begin.elapsed_time(end) * 1e3
+            late = begin.query()  # the device no longer spun when the last launch was queued
+            self.synchronize()
+        return None if late else begin.elapsed_time(end) * 1e3
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated(self.device)
@@ -137,8 +140,9 @@ class CudaMeter(HostMeter):
         torch.cuda.empty_cache()
 
 
-def captured(call: Call) -> Call:
-    """`call` as a CUDA graph that is replayed: what it returns is the same tensors, filled again by each replay."""
+def captured(call: Call) -> Callable[[], None]:
+    """`call` as a CUDA graph that is replayed. What it returns is let go, and with it the autograd graph, which would
+    tie later calls to the capture's stream."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -147,20 +151,25 @@ def captured(call: Call) -> Call:
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        results = call()
-
-    def replay() -> Any:
-        graph.replay()
-        return results
-
-    return replay
+        call()
+    return graph.replay
 
 
 def interleave(
-    timed: Mapping[str, Timed], meter: HostMeter, *, rounds: int, seconds: float, fewest: int = 10, seed: int = 0
+    timed: Mapping[str, Timed],
+    meter: HostMeter,
+    *,
+    rounds: int,
+    seconds: float,
+    fewest: int = 10,
+    seed: int = 0,
+    failures: dict[str, Exception] | None = None,
 ) -> dict[str, list[Sample]]:
-    """Samples of every call: each once per round, in a random order, until `rounds` or (after `fewest`) `seconds`."""
-    order = random.Random(seed)
+    """Samples of every call: each once per round, in a random order, until `rounds` or (after `fewest`) `seconds`.
+
+    failures: takes the errors of calls that fail, which are then left out; without it the first one is raised.
+    """
+    order, timed = random.Random(seed), dict(timed)
     samples: dict[str, list[Sample]] = {name: [] for name in timed}
     collecting = gc.isenabled()
     gc.collect()
@@ -171,7 +180,15 @@ def interleave(
             if done >= fewest and meter.clock() - start > seconds:
                 break
             for name in order.sample(list(timed), len(timed)):
-                samples[name].append(meter.sample(timed[name]))
+                try:
+                    samples[name].append(meter.sample(timed[name]))
+                except torch.AcceleratorError:
+                    raise
+                except Exception as error:
+                    if failures is None:
+                        raise
+                    failures[name] = error
+                    del timed[name], samples[name]
     finally:
         if collecting:
             gc.enable()

@@ -51,8 +51,6 @@ ENTRIES = {
         Entry("streaming", QUICK, measured.draw_streaming),
     )
 }
-CEILINGS = "ceilings.csv"
-CEILINGS_COLUMNS = (*results.FIXED, "name", "value", "unit", "note")
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,8 @@ class Facts:
             if row["driver"]:  # empty: a CPU, where the layer runs PyTorch's own path
                 rows.setdefault(row["device"], []).append(row)
         ceilings: dict[str, dict[str, float]] = {}
-        for path in sorted(folder.rglob(CEILINGS)):
-            for row in sorted(results.read(path, CEILINGS_COLUMNS), key=lambda row: row["date"]):
+        for path in sorted(folder.rglob(results.CEILINGS)):
+            for row in sorted(results.read(path, results.CEILINGS_COLUMNS), key=lambda row: row["date"]):
                 if row["value"]:
                     ceilings.setdefault(row["device"], {})[row["name"]] = float(row["value"])
         return cls(results.read(folder / compiling.FILE, compiling.COLUMNS), rows, ceilings)

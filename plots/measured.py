@@ -15,6 +15,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
+from benchmarks.providers import BASELINE
+from benchmarks.summary import OURS
+from benchmarks.work import RULE
 from tritongru.planning import Problem, choose
 from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
 from tritongru.planning.devices import _described
@@ -38,7 +41,6 @@ from .style import (
 
 Row = dict[str, str]
 Ceilings = dict[str, float]
-BASELINE, OURS = "nn.GRU", "default"
 PASSES = ("inference", "forward", "forward+backward")
 DTYPES = ("bf16", "fp16", "fp32 (TF32)", "fp32 (IEEE)")  # as `dtype_of` has them
 LINES: dict[str, Look] = {
@@ -379,7 +381,6 @@ TENSORS = {
     "output": (BLACK, "o"), "h_n": (GREY, "v"), "x": (ORANGE, "s"), "h_0": (SKY, "^"), "w_ih": (GREEN, "D"),
     "w_hh": (BLUE, "P"), "b_ih": (VERMILION, "X"), "b_hh": (PURPLE, "*"),
 }  # fmt: skip
-RULE = 1.5  # tritongru/inspection/check.py: at most so many times nn.GRU's error, or a floor
 
 
 def draw_accuracy(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
@@ -401,7 +402,7 @@ def draw_accuracy(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     found, axes = figure(
         f"Errors against float64: ours over {BASELINE}'s",
         ["RMS error over the tensor's RMS, a point for each tensor of a case: output, h_n, and the gradients of the "
-         f"others; step and sequence. Solid line: as large as {BASELINE}'s. Dashed: the rule, {RULE} times that or a "
+         f"others; step and sequence. Solid line: as large as {BASELINE}'s. Dashed: the rule, {RULE:g} times that or a "
          "floor of rounding.", hardware(chosen)],
         (10, 1.9 + 4.3 * rows_of_panes), rows_of_panes, min(2, len(dtypes)),
     )  # fmt: skip
@@ -420,7 +421,7 @@ def draw_accuracy(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
         smallest, largest = (math.log10(of(map(of, every))) for of in (min, max))
         ends = 10.0 ** np.array([math.floor(smallest), math.ceil(largest)])
         pane.plot(ends, ends, color=GREY, lw=1, label="as large")
-        pane.plot(ends, RULE * ends, color=BLACK, lw=1.2, ls="--", label=f"rule: {RULE} times")
+        pane.plot(ends, RULE * ends, color=BLACK, lw=1.2, ls="--", label=f"rule: {RULE:g} times")
         pane.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         pane.set(xlabel=f"error of {BASELINE}", ylabel="error of tritongru")
         for axis in (pane.xaxis, pane.yaxis):

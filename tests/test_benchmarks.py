@@ -2,10 +2,12 @@
 
 import csv
 import dataclasses
+import gc
 import importlib.machinery
 import re
 import sys
 import types
+import weakref
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -125,9 +127,28 @@ def test_streaming_is_sampled_call_by_call_and_has_a_tail(measured):
     assert all(r["error_output"] and not r["error_x"] for r in rows)  # nothing trains: no gradient is looked at
 
 
+def test_a_baseline_beyond_all_measure_is_said_and_still_a_yardstick(measured, monkeypatch):
+    bad = dataclasses.replace(PROVIDERS[BASELINE], make=lambda case, **place: Wrong(case.I, case.H, **place))
+    truth = run._truth
+
+    def right(case, name, inputs, trains):
+        with monkeypatch.context() as patch:
+            patch.setitem(PROVIDERS, BASELINE, baseline)
+            return truth(case, name, inputs, trains)
+
+    baseline = PROVIDERS[BASELINE]
+    monkeypatch.setattr(run, "_truth", right)
+    monkeypatch.setattr(work, "SANE", 0.01)
+    monkeypatch.setitem(PROVIDERS, BASELINE, bad)
+    code, rows = measured([DENSE], [PROVIDERS["default"]], passes=("forward",))
+    assert code == 1 and [(r["provider"], r["status"], r["ratio"]) for r in rows] == [
+        (BASELINE, "wrong", ""), ("default", "ok", "")
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("kind", [Wrong, partial(Raising, ValueError("not today"))], ids=["wrong", "raising"])
 def test_what_is_wrong_or_fails_is_said_and_not_timed(measured, kind):
-    code, rows = measured([DENSE], [made(kind), PROVIDERS["default"]])
+    code, rows = measured([DENSE], [made(kind, ours=True), PROVIDERS["default"]])
     assert code == 1
     theirs = [r for r in rows if r["provider"] == "theirs"]
     assert [r["pass"] for r in theirs] == list(ALL_PASSES) and not any(r["p50_us"] or r["ratio"] for r in theirs)
@@ -145,7 +166,7 @@ def test_a_wrong_gradient_alone_is_wrong(measured):
             output, h_n = super().forward(input, hx)
             return output, 2 * h_n - h_n.detach()
 
-    code, rows = measured([DENSE], [made(Twice)])
+    code, rows = measured([DENSE], [made(Twice, ours=True)])
     assert code == 1 and {r["status"] for r in rows if r["provider"] == "theirs"} == {"wrong"}
     assert not any(text in rows[0]["note"] for text in ("output", "h_n"))
 
@@ -205,7 +226,7 @@ def test_torchrl_is_called_as_it_documents(measured, monkeypatch):
     assert code == 0 and [r["status"] for r in rows if r["provider"] == "torchrl"] == ["ok"] * 3
 
 
-def test_the_limit_is_of_the_card_and_of_grus_only(measured, monkeypatch):
+def test_the_limit_is_of_the_card_and_of_tritongru_only(measured, monkeypatch):
     """What is passed on, as on a CUDA device, and what becomes of it."""
 
     class Meter(FakeMeter):
@@ -228,12 +249,11 @@ def test_the_limit_is_of_the_card_and_of_grus_only(measured, monkeypatch):
     )
     CUDA = SimpleNamespace(device=torch.device("cuda", 0))
     packed = Case(4, 3, 5, 6, packed=True)
-    code, rows = measured([packed], [PROVIDERS["nn.RNN"]], Meter(), ceilings=object())
+    code, rows = measured([packed], [PROVIDERS["default"], PROVIDERS["nn.RNN"]], Meter(), ceilings=object())
     assert code == 0 and {r["l2"] for r in rows} == {"warm"}
     assert {(r["provider"], r["limit_us"], r["of_limit"]) for r in rows} == {
-        (BASELINE, "20", "0.25"),
-        ("nn.RNN", "", ""),
-    }
+        (BASELINE, "", ""), ("default", "20", "0.25"), ("nn.RNN", "", "")
+    }  # fmt: skip
     assert sorted(asked) == [(False, sum(packed.lengths))] * 2 + [(True, sum(packed.lengths))]
 
 
@@ -249,6 +269,8 @@ def test_nan_is_wrong():
 def test_the_rule_allows_what_nn_gru_itself_gets_wrong():
     assert not work.verdict(DENSE, {"output": 0.019}, {"output": 0.01}, False)
     assert work.verdict(DENSE, {"output": 0.021}, {"output": 0.01}, False)
+    assert work.verdict(DENSE, {"output": 0.021}, {"output": float("nan")}, False)  # the floor is left
+    assert not work.verdict(DENSE, {"output": 0.4}, None, False) and work.verdict(DENSE, {"output": 0.6}, None, False)
 
 
 def test_out_of_memory_is_a_row_and_no_failure(measured):
@@ -265,11 +287,83 @@ def test_an_interrupted_run_keeps_its_rows(measured, capsys):
     assert "interrupted; the 6 rows so far" in capsys.readouterr().out.replace("\n", " ")
 
 
-def test_a_lost_device_ends_the_run_and_keeps_its_rows(measured, capsys):
+def test_a_lost_device_ends_the_run_and_a_resumed_one_begins_behind_it(measured, tmp_path, capsys):
+    """Any CUDA error, one of a capture among them. What was not reached of the entry is a row that says so."""
     lost = made(lambda *a, **k: Raising(torch.AcceleratorError("illegal memory access"), *a, **k))
-    code, rows = measured([DENSE], [lost])
-    assert code == 1 and not rows
+    code, rows = measured([DENSE, Case(4, 3, 5, 7)], [lost, PROVIDERS["default"]])
+    assert code == run.DEVICE_LOST and {r["case"] for r in rows} == {DENSE.name} and len(rows) == 9
+    assert {(r["status"], r["note"]) for r in rows} == {("error", "AcceleratorError: illegal memory access")}
     assert "the device failed" in capsys.readouterr().out
+    entries = [Entry(case, ALL_PASSES, (BASELINE, "theirs", "default")) for case in (DENSE, Case(4, 3, 5, 7))]
+    with ResultsFile(tmp_path / ROWS, HERE) as file:
+        assert run.unmeasured(entries, file, "") == entries[1:]
+
+
+def test_a_call_that_fails_while_it_is_timed_fails_alone(measured):
+    class Later(torch.nn.GRU):
+        calls = 0
+
+        def forward(self, input, hx=None):
+            Later.calls += 1
+            if Later.calls > 5:
+                raise RuntimeError("a wait ran out")
+            return super().forward(input, hx)
+
+    class Meter(FakeMeter):
+        def sample(self, timed):
+            timed.call()
+            return super().sample(timed)
+
+    code, rows = measured([DENSE], [made(Later), PROVIDERS["default"]], Meter(), ("forward",))
+    assert code == 1 and [(r["provider"], r["status"]) for r in rows] == [
+        ("theirs", "error"), (BASELINE, "ok"), ("default", "ok")
+    ]  # fmt: skip
+
+
+def test_one_that_fails_in_a_later_round_is_left_out_of_the_next():
+    def failing(_calls=[]):  # noqa: B006
+        _calls.append(1)
+        if len(_calls) == 3:
+            raise RuntimeError("no more")
+
+    timed = {"good": Timed(lambda: None), "bad": Timed(failing)}
+    failures = {}
+    samples = interleave(timed, HostMeter(), rounds=5, seconds=9.0, failures=failures)
+    assert list(samples) == ["good"] and len(samples["good"]) == 5 and str(failures["bad"]) == "no more"
+    with pytest.raises(ZeroDivisionError):
+        interleave({"bad": Timed(lambda: 1 / 0)}, HostMeter(), rounds=5, seconds=9.0)
+
+
+def test_nothing_large_is_held_while_the_calls_are_timed(measured, monkeypatch):
+    """The float64 outcome, and a module that was wrong."""
+    alive = []
+    truth, prepare, timed = run._truth, run._prepare, run._timed
+
+    def watch(made):
+        alive.extend(map(weakref.ref, made))
+        return made
+
+    monkeypatch.setattr(run, "_truth", lambda *args: (lambda found: (found[0], watch_all(found[1])))(truth(*args)))
+
+    def watch_all(found):
+        watch(found.values())
+        return found
+
+    def prepared(*args):
+        found = prepare(*args)
+        if args[0].name == "theirs":
+            watch([found.module])
+        return found
+
+    def then(*args):
+        gc.collect()
+        assert alive and not any(ref() is not None for ref in alive)
+        return timed(*args)
+
+    monkeypatch.setattr(run, "_prepare", prepared)
+    monkeypatch.setattr(run, "_timed", then)
+    code, rows = measured([DENSE], [PROVIDERS["default"], made(Wrong, ours=True)])
+    assert code == 1 and {r["status"] for r in rows} == {"ok", "wrong"}
 
 
 def test_a_spent_budget_says_what_was_not_measured(measured, capsys):
@@ -421,6 +515,21 @@ def test_what_the_budget_leaves_out_is_said(tmp_path):
     assert day.run(parts[1:], tmp_path, 0.0, HERE) == 0
 
 
+def test_a_suite_goes_on_after_the_device_was_lost(tmp_path):
+    code = f"""
+import pathlib
+seen = pathlib.Path({str(tmp_path / "seen")!r})
+runs = len(seen.read_text()) if seen.exists() else 0
+seen.write_text("x" * (runs + 1))
+raise SystemExit(3 if runs < 2 else 0)
+"""
+    assert (
+        day.run([day.Part("suite", lambda out, minutes: (sys.executable, "-c", code), 1.0)], tmp_path, 1.0, HERE) == 1
+    )
+    assert (tmp_path / "seen").read_text() == "xxx"
+    assert "the device was lost 2 time(s), at last passed" in (tmp_path / "day.txt").read_text()
+
+
 def test_the_commands_of_the_day_exist(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     commands = {part.name: part.command(Path("out"), 10.0) for part in day.PARTS}
@@ -428,7 +537,7 @@ def test_the_commands_of_the_day_exist(monkeypatch, capsys):
     for name in ("quick", "full"):
         assert commands[name][-4:] == ("--out", "out", "--budget-minutes", "9.0") and "--suite" in commands[name]
         assert main(commands[name][3:]) == 1 and "no CUDA device" in capsys.readouterr().err
-    assert "--resume" in commands["full"]
+        assert "--resume" in commands[name]
     assert main([*commands["summary"][3:-1], "nowhere"]) == 1
 
 
@@ -590,7 +699,8 @@ def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(t
 
 
 def test_a_cuda_sample_lies_between_its_events(monkeypatch):
-    log = []
+    log, late = [], False
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     class Event:
         def __init__(self, enable_timing):
@@ -599,8 +709,8 @@ def test_a_cuda_sample_lies_between_its_events(monkeypatch):
         def record(self):
             log.append("record")
 
-        def synchronize(self):
-            log.append("wait")
+        def query(self):
+            return log.append("asked") or late
 
         def elapsed_time(self, end):
             return 0.3  # ms
@@ -615,10 +725,12 @@ def test_a_cuda_sample_lies_between_its_events(monkeypatch):
     meter = CudaMeter()
     timed = Timed(lambda: log.append("call"), 2)
     assert meter.sample(timed).time_us == pytest.approx(150)
-    assert log == ["idle", "record", "call", "call", "record", "wait"]
+    assert log == ["idle", "record", "call", "call", "record", "idle"]
     log.clear()
     assert meter.on_device_alone(timed, host_us=10.0) == pytest.approx(300)
-    assert log == ["idle", 40000, "record", "call", "record", "wait"]
+    assert log == ["idle", 40000, "record", "call", "record", "asked", "idle"]
+    late = True  # the device had begun before all was queued: its time would be the host's
+    assert meter.on_device_alone(timed, host_us=10.0) is None
 
     monkeypatch.setattr(timing, "of_cuda", lambda index: SimpleNamespace(l2_bytes=0))
     flushed = SimpleNamespace(zero_=lambda: log.append("flush"))
@@ -627,6 +739,38 @@ def test_a_cuda_sample_lies_between_its_events(monkeypatch):
     cold = CudaMeter(cold=True)
     cold.sample(timed)
     assert (meter.l2, cold.l2) == ("warm", "cold") and log[:3] == ["flush", "idle", "record"]
+
+
+def test_a_graph_is_captured_warm_and_holds_nothing_that_was_made(monkeypatch):
+    log = []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("wait")
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    class Made:
+        pass
+
+    made = []
+
+    def call():
+        result = Made()
+        made.append(weakref.ref(result))
+        log.append("call")
+        return result
+
+    for name, fake in {
+        "Stream": Stream, "current_stream": Stream, "stream": nullcontext, "CUDAGraph": Graph, "graph": nullcontext,
+    }.items():  # fmt: skip
+        monkeypatch.setattr(torch.cuda, name, fake)
+    replay = timing.captured(call)
+    assert log == ["wait", "call", "call", "call", "wait", "call"]
+    assert replay() is None and log[-1] == "replay"
+    assert not any(ref() for ref in made)
 
 
 @pytest.mark.compiled

@@ -12,7 +12,9 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks import ceilings as micro
-from benchmarks.ceilings import COLUMNS, FILE, UNITS, Card, measure, of_card
+from benchmarks.ceilings import UNITS, Card, measure, of_card
+from benchmarks.results import CEILINGS as FILE
+from benchmarks.results import CEILINGS_COLUMNS as COLUMNS
 from benchmarks.results import Environment, ResultsFile, read
 from tritongru.inspection.compile_report import compile_report, loop_opcodes
 from tritongru.launch.runtime import Specimen

@@ -258,6 +258,7 @@ def test_memory_is_given_back() -> None:
 def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
     """Graphs captured and replayed, times, memory, the limit: a row of each that says ok."""
     from benchmarks.cases import ALL_PASSES, Case, Entry
+    from benchmarks.providers import PROVIDERS
     from benchmarks.run import measure
     from benchmarks.timing import CudaMeter
     from tritongru.planning.limit import ceilings
@@ -278,7 +279,8 @@ def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
     assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
     assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"cold" if cold else "warm"}
     for row in rows:
-        assert row.p50_us and row.host_us and row.device_us and row.ratio and row.errors
-        assert (row.limit_us is None) == (row.provider in ("nn.LSTM", "nn.RNN"))
+        assert row.p50_us and row.host_us and row.ratio and row.errors
+        assert row.device_us or row.provider in ("reference", "cell-loop")  # more launches than a queue may hold
+        assert (row.limit_us is not None) == PROVIDERS[row.provider].ours
         if row.pass_ == "forward+backward" and not row.provider.endswith("-graph"):
             assert row.peak_mib and row.saved_mib

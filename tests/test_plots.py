@@ -74,7 +74,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
     folder = tmp_path_factory.mktemp("results")
     write(folder / "nvidia-h200" / "gru.csv", results.COLUMNS, ROWS)
     write(folder / "cpu" / "gru.csv", results.COLUMNS, [{**r, "device": "Xeon", "driver": "", "l2": ""} for r in ROWS])
-    write(folder / "nvidia-h200" / command.CEILINGS, command.CEILINGS_COLUMNS, CEILING_ROWS)
+    write(folder / "nvidia-h200" / results.CEILINGS, results.CEILINGS_COLUMNS, CEILING_ROWS)
     write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
     return command.Facts.read(folder)
 
@@ -173,7 +173,7 @@ def test_unknown_names_and_folders_are_refused(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("name", "columns"),
-    [("gru.csv", results.COLUMNS), (command.CEILINGS, command.CEILINGS_COLUMNS), (compiled.FILE, compiled.COLUMNS)],
+    [("gru.csv", results.COLUMNS), (results.CEILINGS, results.CEILINGS_COLUMNS), (compiled.FILE, compiled.COLUMNS)],
     ids=["rows", "ceilings", "compiled"],
 )
 def test_results_of_another_schema_are_refused(
