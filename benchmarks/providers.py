@@ -44,7 +44,7 @@ def _torch(case: Case, **place: Any) -> nn.Module:
     return nn.GRU(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
 
 
-def _ours(case: Case, backend: str | None, recompute: bool = False, separate: bool = False, **place: Any) -> nn.Module:
+def _layer(case: Case, backend: str | None, recompute: bool, separate: bool, **place: Any) -> nn.Module:
     module: nn.Module
     if case.cell:
         module = tritongru.GRUCell(case.I, case.H, backend=backend, **place)
@@ -56,6 +56,14 @@ def _ours(case: Case, backend: str | None, recompute: bool = False, separate: bo
         for parameter in module.parameters():
             parameter.data = parameter.data.clone()
     return module
+
+
+def _tritongru(
+    name: str, about: str, backend: str | None = None, recompute: bool = False, separate: bool = False, **options: Any
+) -> Provider:
+    """A tritongru layer; `separate`: its weights are no views of one buffer."""
+    make = partial(_layer, backend=backend, recompute=recompute, separate=separate)
+    return Provider(name, about, make, ours=True, **options)
 
 
 class CellLoop(nn.GRU):
@@ -95,16 +103,16 @@ def _network(kind: type[nn.RNNBase], case: Case, **place: Any) -> nn.Module:
     return kind(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
 
 
-def _not_packed(case: Case) -> str | None:
-    return "a batch that is packed" if case.packed else None
+def _dense(case: Case) -> str | None:
+    return "it takes no packed batch" if case.packed else None
 
 
-def _one_dense(case: Case) -> str | None:
-    return "packed, and cells" if case.packed or case.cell else None
+def _no_cell(case: Case) -> str | None:
+    return "it takes no cell" if case.cell else None
 
 
-def _not_cells(case: Case) -> str | None:
-    return "cells" if case.cell else None
+def _dense_no_cell(case: Case) -> str | None:
+    return _dense(case) or _no_cell(case)
 
 
 def _by_torchrl(case: Case) -> str | None:
@@ -119,36 +127,20 @@ PROVIDERS = {
     provider.name: provider
     for provider in (
         Provider(BASELINE, "PyTorch's own: cuDNN on NVIDIA", _torch),
-        Provider("nn.GRU-graph", "the same in a CUDA graph", _torch, unserved=_not_packed, graphed=True),
-        Provider("default", "tritongru as it comes", partial(_ours, backend=None), ours=True),
-        Provider("aten", "tritongru, PyTorch's own path", partial(_ours, backend="aten"), ours=True),
-        Provider("reference", "tritongru, the equations in PyTorch", partial(_ours, backend="reference"), ours=True),
-        Provider("step", "tritongru, one launch per timestep", partial(_ours, backend="step"), ours=True),
-        Provider(
-            "step-graph",
-            "step in a CUDA graph",
-            partial(_ours, backend="step"),
-            unserved=_not_packed,
-            graphed=True,
-            ours=True,
-        ),
-        Provider(
-            "step-recompute", "step, gates again in backward", partial(_ours, backend="step", recompute=True), ours=True
-        ),
-        Provider(
-            "step-separate",
-            "step, each weight allocated alone",
-            partial(_ours, backend="step", separate=True),
-            ours=True,
-        ),
-        Provider("sequence", "tritongru, one launch per sequence", partial(_ours, backend="sequence"), ours=True),
-        Provider(
-            "sequence-recompute", "the same, recomputing", partial(_ours, backend="sequence", recompute=True), ours=True
-        ),
-        Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_one_dense),
+        Provider("nn.GRU-graph", "the same in a CUDA graph", _torch, unserved=_dense, graphed=True),
+        _tritongru("default", "tritongru as it comes"),
+        _tritongru("aten", "tritongru, PyTorch's own path", "aten"),
+        _tritongru("reference", "tritongru, the equations in PyTorch", "reference"),
+        _tritongru("step", "tritongru, one launch per timestep", "step"),
+        _tritongru("step-graph", "step in a CUDA graph", "step", unserved=_dense, graphed=True),
+        _tritongru("step-recompute", "step, gates again in backward", "step", recompute=True),
+        _tritongru("step-separate", "step, each weight allocated alone", "step", separate=True),
+        _tritongru("sequence", "tritongru, one launch per sequence", "sequence"),
+        _tritongru("sequence-recompute", "the same, recomputing", "sequence", recompute=True),
+        Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_dense_no_cell),
         Provider("torchrl", "TorchRL's Triton GRU", partial(_network, TorchRL), unserved=_by_torchrl),
-        Provider("nn.LSTM", "an LSTM", partial(_network, nn.LSTM), unserved=_not_cells, truth="nn.LSTM"),
-        Provider("nn.RNN", "a plain RNN (tanh)", partial(_network, nn.RNN), unserved=_not_cells, truth="nn.RNN"),
+        Provider("nn.LSTM", "an LSTM", partial(_network, nn.LSTM), unserved=_no_cell, truth="nn.LSTM"),
+        Provider("nn.RNN", "a plain RNN (tanh)", partial(_network, nn.RNN), unserved=_no_cell, truth="nn.RNN"),
     )
 }
 
