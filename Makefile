@@ -4,7 +4,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n 2 -q
 
-.PHONY: demo test long compile-all lint bench plots gpu clean
+.PHONY: demo test long compile-all lint bench study plots gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +33,10 @@ lint: $(VENV)/installed
 
 bench: $(VENV)/installed  ## suite quick on a CUDA machine, elsewhere what the CPU can measure
 	$(PY) -m benchmarks
+
+study: $(VENV)/installed  ## compile the forms of kernels/README.md: its table, and the figures in plots/figures
+	$(PY) -m benchmarks study
+	$(PY) -m plots --out plots/figures
 
 plots: $(VENV)/installed  ## the figures in plots/figures, from committed data alone
 	$(PY) -m plots --out plots/figures

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [summary | compiled | day]`."""
+"""`python -m benchmarks [summary | compiled | study | day]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", default="run", choices=("run", "summary", "compiled", "day"))
+    parser.add_argument("command", nargs="?", default="run", choices=("run", "summary", "compiled", "study", "day"))
     parser.add_argument("--suite", choices=SUITES, help="default: quick where there is a CUDA device, else cpu")
     parser.add_argument("--out", type=Path, help="folder the rows go to, or (summary) come from")
     parser.add_argument(
@@ -58,6 +58,12 @@ def _run(arguments: argparse.Namespace) -> int:
         from .compiled import main as compiled
 
         return compiled(out or RESULTS)
+    if command == "study":
+        if out:
+            raise ValueError("--out is not of study, which also writes kernels/README.md")
+        from .study import main as study
+
+        return study(RESULTS)
     device = _device(arguments.device)
     if command == "day":
         from .day import main as day

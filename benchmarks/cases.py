@@ -162,6 +162,14 @@ VARIANTS = tuple(
     for T, H in ((512, 512), (2048, 512), (512, 1024))
 )  # fmt: skip
 
+# The forms of kernels/README.md, which have no backward; a T of their own, for entries of one shape become one.
+STUDY_T = 384
+FORMS = (
+    "unfused", "step", "step-input", "sequence-barrier", "sequence-repeated", "sequence-stacked", "sequence-split",
+    "sequence",
+)  # fmt: skip
+STUDY = tuple(Entry(Case(STUDY_T, 32, H, H, "bf16"), ("inference",), ("nn.GRU", *FORMS)) for H in (1024, 512, 256))
+
 
 def merged(*groups: Iterable[Entry]) -> tuple[Entry, ...]:
     """The groups' entries in turn, one of each, those of the same shape in one."""
@@ -174,7 +182,8 @@ def merged(*groups: Iterable[Entry]) -> tuple[Entry, ...]:
 SUITES: dict[str, tuple[Entry, ...]] = {
     "quick": QUICK,
     "full": merged(
-        QUICK, GRID, DEEPBENCH_TRAINING, DEEPBENCH_INFERENCE, DEEP, PACKED, TIME, STREAMING, NETWORKS, VARIANTS
+        QUICK, GRID, DEEPBENCH_TRAINING, DEEPBENCH_INFERENCE, DEEP, PACKED, TIME, STREAMING, NETWORKS, VARIANTS,
+        STUDY,
     ),
     # PyTorch's paths on a CPU; the layer's own cost beside nn.GRU is cpu.py
     "cpu": tuple(

@@ -18,6 +18,7 @@ import tritongru
 from tritongru.planning.sequence import SequenceTiles
 from tritongru.planning.step import StepTiles
 
+from . import forms
 from .cases import Case
 
 TILES: dict[str, type] = {"step": StepTiles, "sequence": SequenceTiles}
@@ -123,6 +124,11 @@ def _by_torchrl(case: Case) -> str | None:
     return None
 
 
+def _study(name: str, about: str) -> Provider:
+    """A form of the kernel study."""
+    return Provider(name, about, partial(forms.module, name), unserved=forms.unserved, ours=True)
+
+
 PROVIDERS = {
     provider.name: provider
     for provider in (
@@ -137,6 +143,7 @@ PROVIDERS = {
         _tritongru("step-separate", "step, each weight allocated alone", "step", separate=True),
         _tritongru("sequence", "tritongru, one launch per sequence", "sequence"),
         _tritongru("sequence-recompute", "the same, recomputing", "sequence", recompute=True),
+        *(_study(name, about) for name, about in forms.ABOUT.items()),
         Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_dense_no_cell),
         Provider("torchrl", "TorchRL's Triton GRU", partial(_network, TorchRL), unserved=_by_torchrl),
         Provider("nn.LSTM", "an LSTM", partial(_network, nn.LSTM), unserved=_no_cell, truth="nn.LSTM"),

@@ -15,12 +15,14 @@ def mutant(folder: Path, file: str, old: str, new: str, module: str = "step") ->
     name = f"mutant_{folder.name.replace('-', '_')}"
     package = folder / name
     package.mkdir()
-    for source in KERNELS.glob("*.py"):
+    for source in KERNELS.rglob("*.py"):
         text = source.read_text()
-        if source.name == file:
+        if source == KERNELS / file:
             assert text.count(old) >= 1, f"{file} no longer holds {old!r}: this mutant tests nothing"
             text = text.replace(old, new)
-        (package / source.name).write_text(text)
+        copy = package / source.relative_to(KERNELS)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(text)
     sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(f"{name}.{module}")

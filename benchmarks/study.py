@@ -1,0 +1,221 @@
+"""Command `study`: the forms of kernels/README.md, one after the other, by what the compiler makes of each.
+
+Every form is compiled for one call: forward without gates saved, one layer, I = H. `text` makes the generated part of
+kernels/README.md of the rows; a time is there once a GPU has measured it (results/<gpu>/gru.csv).
+
+    launches           of the recurrence, in a call of T timesteps
+    read_bytes         that all programs of a timestep load, most of which L2 delivers: h_{t-1} once in each program
+                       that needs it, W_h where it is not kept, x_proj; of a library product each factor once, its least
+    flops              of a timestep's products
+    counted            what the instructions are counted in: "time loop", or "launch" where each timestep is one
+    shared_bytes ...   as in compiled.csv (compiled.py)
+    signature          types of the arguments and constants, from which the same compiler makes the same kernel
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tritongru.demo.output import replacing, write_rows
+from tritongru.inspection.compile_report import SASS_CLASSES, compile_report
+from tritongru.planning import Problem, choose, describe
+from tritongru.planning.problem import BYTES
+from tritongru.registry import find
+
+from . import forms
+from .cases import STUDY_T, Case
+from .results import RESULTS, SCHEMA, read, read_rows
+
+if TYPE_CHECKING:
+    from tritongru.launch.runtime import Specimen
+
+FILE = "study.csv"  # in benchmarks/results
+README = Path(__file__).parents[1] / "kernels" / "README.md"
+BEGIN, END = "<!-- begin: python -m benchmarks study -->", "<!-- end: python -m benchmarks study -->"
+DEVICE, B, H, DTYPE, PRECISION = "h200", 32, 512, "bf16", "tf32"
+COLUMNS = (
+    "schema", "triton", "target", "form", "kernel", "dtype", "B", "H", "launches", "read_bytes", "flops", "warps",
+    "registers", "spill_bytes", "shared_bytes", "instructions", "loop_instructions", "counted", *SASS_CLASSES,
+    "signature",
+)  # fmt: skip
+# The columns of the table: instruction classes by what they do.
+MIX = {
+    "matrix": ("HMMA", "HGMMA", "UTCMMA"),
+    "shared memory": ("LDS", "LDSM", "STS", "STSM", "LDTM", "STTM"),
+    "global memory": ("LDG", "LDGSTS", "STG", "UTMALDG", "UTMASTG"),
+    "MUFU": ("MUFU",),
+    "barriers": ("BAR", "WARPGROUP"),
+    "fences, atomics": ("MEMBAR", "ATOM", "RED"),
+}
+
+
+@dataclass(frozen=True)
+class Made:
+    """One form as it is compiled: its launch, launches of a call, and what a step of all programs reads."""
+
+    specimen: Specimen
+    launches: str
+    read_bytes: int
+    flops: int = 2 * B * 3 * H * H
+    in_time_loop: bool = False
+
+
+def _problem(T: int) -> Problem:
+    return Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=DTYPE, training=False, precision=PRECISION)
+
+
+def _unfused() -> Made:
+    size = BYTES[DTYPE]
+    product, pointwise = size * (3 * H * H + B * H), size * 2 * B * 3 * H + 4 * B * H
+    return Made(forms.unfused_specimen(H, DTYPE), "2 T", product + pointwise)
+
+
+def _planned(backend: str, T: int) -> Made:
+    plan = choose(_problem(T), describe(DEVICE), backend)
+    specimen, *_ = find(backend).load().specimens(_problem(T), describe(DEVICE))
+    launches = "1" if backend == "sequence" else "T"
+    # a step that takes x_t itself reads no x_proj, which the plan's figure counts
+    read_bytes = plan.cost.step_bytes - (BYTES[DTYPE] * B * 3 * H if T == 1 else 0)
+    return Made(specimen, launches, read_bytes, plan.cost.step_flops, backend == "sequence")
+
+
+def _sequence(form: forms.SequenceForm) -> Made:
+    tiles = form.tiles(B, H, DTYPE, PRECISION, describe(DEVICE))
+    if isinstance(tiles, str):
+        raise ValueError(f"{form} does not serve the study's sizes: {tiles}")
+    read_bytes = forms.read_by_a_step(tiles, B, H, DTYPE)
+    return Made(form.specimen(tiles, DTYPE, PRECISION), "1", read_bytes, in_time_loop=True)
+
+
+FORMS: dict[str, Callable[[], Made]] = {
+    "unfused": _unfused,
+    "step": lambda: _planned("step", STUDY_T),
+    "step-input": lambda: _planned("step", 1),
+    **{name: lambda form=form: _sequence(form) for name, form in forms.SEQUENCE.items()},  # type: ignore[misc]
+    "sequence": lambda: _planned("sequence", STUDY_T),
+}
+
+
+def signature(specimen: Specimen) -> str:
+    """Types, constants and options of a launch: "i32: T, B; *bf16: x, y; H=512; num_warps=4, num_stages=1"."""
+    by_type: dict[str, list[str]] = {}
+    for name, kind in specimen.arguments.items():
+        by_type.setdefault(kind, []).append(name.removesuffix("_ptr"))
+    constants = ", ".join(f"{name}={value}" for name, value in specimen.constants.items())
+    options = f"num_warps={specimen.num_warps}, num_stages={specimen.num_stages}"
+    if specimen.max_registers:
+        options += f", maxnreg={specimen.max_registers}"
+    return "; ".join([*(f"{kind}: {', '.join(names)}" for kind, names in by_type.items()), constants, options])
+
+
+def row(name: str) -> dict[str, str]:
+    """Compile a form: its row."""
+    import triton
+
+    made = FORMS[name]()
+    report = compile_report(made.specimen, describe(DEVICE))
+    loop = report.loops[0] if report.loops else None
+    counts = loop.counts if loop and made.in_time_loop else report.counts
+    cells = {
+        "schema": SCHEMA, "triton": triton.__version__, "target": report.target, "form": name, "kernel": report.kernel,
+        "dtype": DTYPE, "B": B, "H": H, "launches": made.launches, "read_bytes": made.read_bytes, "flops": made.flops,
+        "warps": report.num_warps, "registers": report.registers, "spill_bytes": report.spill_bytes,
+        "shared_bytes": report.shared_bytes, "instructions": report.instructions,
+        "loop_instructions": loop.instructions if loop else "",
+        "counted": "time loop" if made.in_time_loop else "launch", "signature": signature(made.specimen),
+        **{name: counts.get(name, 0) for name in SASS_CLASSES},
+    }  # fmt: skip
+    return {name: str(cells[name]) for name in COLUMNS}
+
+
+def of_a_step(row: Mapping[str, str]) -> int:
+    """The instructions that the classes of a row are a part of."""
+    return int(row["loop_instructions" if row["counted"] == "time loop" else "instructions"])
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
+
+
+def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:
+    """The generated part of kernels/README.md.
+
+    Args:
+        rows: of study.csv.
+        measured: rows of gru.csv, by GPUs; those of other shapes, passes and providers are left out.
+    """
+    cells = [
+        [
+            f"`{r['form']}`", r["launches"], f"{int(r['read_bytes']) / 1e6:.2f}", f"{int(r['flops']) / 1e6:.0f}",
+            r["warps"], r["registers"], r["spill_bytes"], f"{int(r['shared_bytes']) / 1024:.0f}", of_a_step(r),
+            *(sum(int(r[name]) for name in classes) for classes in MIX.values()),
+        ]
+        for r in rows
+    ]  # fmt: skip
+    header = (
+        "form", "launches", "MB read", "Mflop", "warps", "registers", "bytes spilled", "shared, KiB", "instructions",
+        *MIX,
+    )  # fmt: skip
+    first = rows[0]
+    told = (
+        f"Compiled with Triton {first['triton']} for {first['target']}, {first['dtype']}, B {first['B']}, "
+        f"H {first['H']}, I = H; no GPU, nothing timed. MB (all programs' loads) and Mflop are those of a timestep. "
+        "Instructions are the text of the time loop, as one warp runs it, or of a launch where each timestep is one; "
+        "of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least."
+    )
+    signatures = "\n".join(f"- `{r['form']}`: `{r['kernel']}`, {r['signature']}" for r in rows)
+    details = f"<details><summary>What was compiled, exactly</summary>\n\n{signatures}\n\n</details>"
+    return "\n\n".join([told, _table(header, cells), _times(rows, measured), details])
+
+
+def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:
+    case = Case(STUDY_T, int(rows[0]["B"]), int(rows[0]["H"]), int(rows[0]["H"]), rows[0]["dtype"])
+    found = {
+        (r["device"], r["provider"]): r["us_per_step"]
+        for r in measured
+        if (r["case"], r["pass"], r["l2"], r["status"]) == (case.name, "inference", "warm", "ok")
+    }
+    gpus = sorted({gpu for gpu, _ in found})
+    if not gpus:
+        return f"Time: no GPU has measured these forms yet. Suite full does, as case {case.name}."
+    times = [[f"`{r['form']}`", *(found.get((gpu, r["form"]), "") for gpu in gpus)] for r in rows]
+    return f"us a timestep, case {case.name} in benchmarks/results/:\n\n" + _table(("form", *gpus), times)
+
+
+def committed(folder: Path = RESULTS) -> list[dict[str, str]]:
+    """The rows of study.csv."""
+    return read(folder / FILE, COLUMNS)
+
+
+def generated(folder: Path = RESULTS) -> str:
+    """The generated part as the committed rows make it."""
+    return text(committed(folder), [r for r in read_rows(folder) if r["driver"]])
+
+
+def main(out: Path, readme: Path = README) -> int:
+    """Compile all forms into `out`/study.csv, and write the generated part of the README.
+
+    Returns:
+        0; 1 if a kernel cannot be compiled here.
+    """
+    from rich.progress import track
+
+    from tritongru.registry import has_triton, interpreting
+
+    if not has_triton() or interpreting():
+        need = "a process without TRITON_INTERPRET" if has_triton() else "Triton (pip install 'tritongru[triton]')"
+        print(f"python -m benchmarks study: compiling needs {need}", file=sys.stderr)
+        return 1
+    rows = [row(name) for name in track(FORMS, description="compiling")]
+    write_rows(out / FILE, COLUMNS, ([r[name] for name in COLUMNS] for r in rows))
+    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
+    _, after = rest.split(END)
+    with replacing(readme) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{generated(out)}\n{END}{after}", encoding="utf-8")
+    print(f"{len(rows)} forms in {out / FILE} and {readme}")
+    return 0
