@@ -13,13 +13,15 @@ from matplotlib.figure import Figure
 
 from benchmarks import compiled as compiling
 from benchmarks import results
+from benchmarks import study as studying
 
 from . import __doc__ as about
-from . import compiled, counted, measured
+from . import compiled, counted, measured, study
 from .style import save, settings
 
 SIZES = ""  # nothing has to be made
 COMPILED = "`python -m benchmarks compiled`"
+STUDY = "`python -m benchmarks study`"
 QUICK = "`python -m benchmarks --suite quick` on a CUDA machine"
 FULL = "`python -m benchmarks --suite full` on a CUDA machine"
 
@@ -41,6 +43,8 @@ ENTRIES = {
         Entry("memory", SIZES, counted.draw_memory),
         Entry("resources", COMPILED, compiled.draw_resources),
         Entry("instructions", COMPILED, compiled.draw_instructions),
+        Entry("forms", SIZES, study.draw_forms),
+        Entry("study", STUDY, study.draw_study),
         Entry("step-time", FULL, measured.draw_step_time),
         Entry("speedup", QUICK, measured.draw_speedup),
         Entry("time-scaling", FULL, measured.draw_time_scaling),
@@ -58,6 +62,7 @@ class Facts:
     """What the results folder holds; measured rows and ceilings by GPU."""
 
     compiled: list[dict[str, str]]
+    study: list[dict[str, str]]
     measured: dict[str, list[dict[str, str]]]
     ceilings: dict[str, dict[str, float]]
 
@@ -73,7 +78,8 @@ class Facts:
             for row in sorted(results.read(path, results.CEILINGS_COLUMNS), key=lambda row: row["date"]):
                 if row["value"]:
                     ceilings.setdefault(row["device"], {})[row["name"]] = float(row["value"])
-        return cls(results.read(folder / compiling.FILE, compiling.COLUMNS), rows, ceilings)
+        compiled = results.read(folder / compiling.FILE, compiling.COLUMNS)
+        return cls(compiled, results.read(folder / studying.FILE, studying.COLUMNS), rows, ceilings)
 
 
 def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
@@ -85,7 +91,8 @@ def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
             for device, rows in facts.measured.items()
         ]
     else:
-        calls = [(entry.name, (facts.compiled,) if entry.source == COMPILED else ())]
+        rows_of = {COMPILED: (facts.compiled,), STUDY: (facts.study,)}
+        calls = [(entry.name, rows_of.get(entry.source, ()))]
     for name, arguments in calls:
         with settings():
             found = entry.draw(*arguments)

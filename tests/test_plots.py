@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
 
-from benchmarks import compiled, results
+from benchmarks import compiled, results, study
 from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured, style
@@ -76,6 +76,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
     write(folder / "cpu" / "gru.csv", results.COLUMNS, [{**r, "device": "Xeon", "driver": "", "l2": ""} for r in ROWS])
     write(folder / "nvidia-h200" / results.CEILINGS, results.CEILINGS_COLUMNS, CEILING_ROWS)
     write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
+    write(folder / study.FILE, study.COLUMNS, study.committed())
     return command.Facts.read(folder)
 
 
@@ -97,6 +98,7 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
         assert not one.get_window_extent().overlaps(other.get_window_extent()), (one.get_text(), other.get_text())
     header = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     kinds = {command.SIZES: "Counted from sizes; no GPU", command.COMPILED: "Compiled with Triton"}
+    kinds[command.STUDY] = kinds[command.COMPILED]
     assert kinds.get(source, "Measured on NVIDIA H200, driver") in header
 
 

@@ -166,6 +166,17 @@ def test_the_readme_is_what_the_rows_make() -> None:
     assert found == f"\n{study.generated(RESULTS)}\n"
 
 
+def test_what_the_figure_and_the_readme_say_holds() -> None:
+    rows = {row["form"]: row for row in study.committed()}
+    repeated, split, barrier = (rows[name] for name in (REPEATED, "sequence-split", BARRIER))
+    assert study.of_a_step(repeated) > 2 * study.of_a_step(split)
+    for name in ("HMMA", "MUFU"):
+        assert int(repeated[name]) == 8 * int(split[name])
+    assert int(rows[STACKED]["registers"]) > int(split["registers"])
+    assert study.of_a_step(rows[STACKED]) > study.of_a_step(split)
+    assert study.of_a_step(barrier) == min(study.of_a_step(row) for name, row in rows.items() if name != "unfused")
+
+
 def test_a_measured_time_is_shown_beside_the_form() -> None:
     rows = study.committed()
     assert "no GPU has measured" in study.text(rows, [])
