@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,14 +160,14 @@ class Card:
         self.where = torch.device("cuda", index)
         self.l2_bytes = device.l2_bytes or 32 << 20
 
-    def seconds(self, call: Callable[[], object], times: int = TIMES) -> float:
+    def seconds(self, call: Callable[..., object], *arguments: int) -> float:
         """The shortest of several runs by events on the stream, after one that is not counted."""
         found = []
-        for _ in range(times + 1):  # the first also compiles, and wakes the clock
+        for _ in range(TIMES + 1):  # the first also compiles, and wakes the clock
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             torch.cuda.synchronize(self.where)
             begin.record()
-            call()
+            call(*arguments)
             end.record()
             end.synchronize()
             found.append(begin.elapsed_time(end) / 1e3)
@@ -182,7 +182,7 @@ class Card:
         def call(rounds: int) -> None:
             read_repeatedly[(programs,)](x, sums, rounds, chunks, BLOCK=READ_BLOCK, num_warps=READ_WARPS, num_stages=1)
 
-        short, long = (self.seconds(lambda: call(rounds)) for rounds in (repeats, 3 * repeats))  # noqa: B023
+        short, long = (self.seconds(call, rounds) for rounds in (repeats, 3 * repeats))
         expected = 3 * repeats * chunks // programs * READ_BLOCK
         _expect(sums.to(torch.int64) & 0xFFFFFFFF, expected & 0xFFFFFFFF, "the sum of what was read")
         return 4 * READ_BLOCK * chunks * 2 * repeats / (long - short)  # what the launch takes is in both
@@ -199,7 +199,7 @@ class Card:
     def _needs_ptx(self) -> None:
         """Raises where inline PTX cannot be compiled, before LLVM ends the process for it."""
         if self.device.vendor != "nvidia":
-            raise NotImplementedError(f"it takes inline PTX, which {self.device.vendor}'s compiler does not know")
+            raise RuntimeError(f"it takes inline PTX, which {self.device.vendor}'s compiler does not know")
 
     def clock_ghz(self) -> float:
         self._needs_ptx()
@@ -260,7 +260,7 @@ class Card:
         def call(rounds: int) -> None:
             multiply_repeatedly[(programs,)](a, b, c, rounds, M=M, N=N, K=K, num_warps=4)
 
-        short, long = (self.seconds(lambda: call(rounds)) for rounds in (repeats, 3 * repeats))  # noqa: B023
+        short, long = (self.seconds(call, rounds) for rounds in (repeats, 3 * repeats))
         products = 2 * repeats * PER_ROUND.value
         _expect(c, 3 * products // 2 * K, "the product")
         return 2 * M * N * K * programs * products / (long - short) / 1e12 / half_tflops
@@ -273,7 +273,7 @@ class Card:
         def call(rounds: int) -> None:
             read_shared[(1,)](counts, rounds, THREADS=threads, num_warps=threads // 32)
 
-        short, long = (self.seconds(lambda: call(rounds)) for rounds in (repeats, 3 * repeats))  # noqa: B023
+        short, long = (self.seconds(call, rounds) for rounds in (repeats, 3 * repeats))
         _expect(counts, 4 * 3 * repeats, "the number of reads")
         return 16 * 4 * threads * 2 * repeats / (long - short) / (1e9 * clock_ghz)
 
@@ -326,7 +326,11 @@ def _there(path: Path, environment: Environment) -> Ceilings | None:
     values = {row["name"]: float(row["value"]) for row in measured}
     if set(values) != set(UNITS):
         return None
-    return Ceilings(**{name: round(value) if name == "sms" else value for name, value in values.items()})  # type: ignore[arg-type]
+    return _ceilings(values)
+
+
+def _ceilings(values: Mapping[str, float]) -> Ceilings:
+    return Ceilings(**{name: round(value) if name == "sms" else value for name, value in values.items()})
 
 
 def measure(card: Any, described: Ceilings | None, results: ResultsFile) -> Ceilings | None:
@@ -355,4 +359,4 @@ def measure(card: Any, described: Ceilings | None, results: ResultsFile) -> Ceil
         print(f"ceiling {name:<22} {'unknown' if value is None else f'{value:.4g} {unit}'}  {note}", flush=True)
     if set(found) != set(UNITS):
         return None
-    return Ceilings(**{**found, "sms": int(found["sms"])})  # type: ignore[arg-type]
+    return _ceilings(found)

@@ -114,7 +114,7 @@ class StudyForm(nn.GRU):
         super().__init__(*sizes, **options)
         self.name = name
 
-    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
         """input [T, B, I], hx [1, B, H]: output [T, B, H] and h_n [1, B, H].
 
         Raises:
@@ -207,7 +207,7 @@ def _sequence(
 class StepWithInput(nn.GRU):
     """A launch of kernels/step.py for each timestep with x_t W_i^T in it: a loop over cells."""
 
-    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
         h, hs = hx[0], []
         for x in input:
             h = tritongru.gru_cell(x, h, *self.all_weights[0], backend="step")

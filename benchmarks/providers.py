@@ -70,7 +70,7 @@ def _tritongru(
 class CellLoop(nn.GRU):
     """A GRU as one writes it by hand: nn.functional's cell at every step, in Python."""
 
-    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
         directions, h_n = 2 if self.bidirectional else 1, []
         for layer in range(self.num_layers):
             outputs = []
@@ -89,7 +89,7 @@ class CellLoop(nn.GRU):
 class TorchRL(nn.GRU):
     """TorchRL's Triton GRU (a private function): batch-first, with a mask of the steps that start from `hidden`."""
 
-    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
         from torchrl.modules.tensordict_module._rnn_triton import gru_triton
 
         x = input.transpose(0, 1).contiguous()

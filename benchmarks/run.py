@@ -246,7 +246,7 @@ def measure(entry: Entry, meter: HostMeter, ceilings: Ceilings | None = None) ->
             for pass_ in passes:
                 yield Row(case, provider, pass_, products=products, l2=meter.l2, **{"note": threads, **figures})
 
-        inputs, no_inputs = _attempt(lambda: work.Inputs.draw(case, meter.device))
+        inputs, no_inputs = _attempt(work.Inputs.draw, case, meter.device)
         trains = any(work.PASSES[name].trains for name in entry.passes)
         truths: dict[str, Any] = {}  # of each kind of network: weights, and the outcome in float64
         yardsticks: dict[str, dict[str, float]] = {}  # errors of the networks themselves, in the case's dtype
@@ -260,12 +260,12 @@ def measure(entry: Entry, meter: HostMeter, ceilings: Ceilings | None = None) ->
                 yield from rows(provider.name, **no_inputs)
                 continue
             if provider.truth not in truths:
-                truths[provider.truth] = _attempt(lambda: _truth(case, provider.truth, inputs, trains))  # noqa: B023
+                truths[provider.truth] = _attempt(_truth, case, provider.truth, inputs, trains)
             known, no_truth = truths[provider.truth]
             if known is None:
                 yield from rows(provider.name, **{**no_truth, "note": f"float64: {no_truth['note']}"})
                 continue
-            made, why_wrong = _attempt(lambda: _prepare(provider, entry, *known, inputs, meter))  # noqa: B023
+            made, why_wrong = _attempt(_prepare, provider, entry, *known, inputs, meter)
             if made is None:
                 yield from rows(provider.name, **why_wrong)
                 continue
@@ -298,7 +298,7 @@ def _timed(
     for provider, made in ready.items():
         alone = pass_.one_by_one or meter.l2 == "cold"
         call = made.replays.get(name) or pass_.make(made.module, inputs)
-        timing, failure = _attempt(lambda: _warm(Timed(call, 1, provider.around), case, alone, meter))  # noqa: B023
+        timing, failure = _attempt(_warm, Timed(call, 1, provider.around), case, alone, meter)
         if timing is None:
             yield from rows(provider.name, [name], **failure)
         else:
@@ -315,8 +315,8 @@ def _timed(
         times = [s.time_us for s in taken]
         p20, p50, p80 = quantiles(times)
         host = quantiles([s.host_us for s in taken])[1]
-        device_us, _ = _attempt(lambda: _device_us(timed[provider.name], host, meter))  # noqa: B023
-        memory, _ = _attempt(lambda: _memory(made.module, inputs, provider, meter) if pass_.trains else None)  # noqa: B023
+        device_us, _ = _attempt(_device_us, timed[provider.name], host, meter)
+        memory, _ = _attempt(_memory, made.module, inputs, provider, meter) if pass_.trains else (None, None)
         peak, saved = memory or (None, None)
         yield from rows(
             provider.name, [name], first_call_s=made.first[name], rounds=len(taken),
@@ -388,10 +388,10 @@ def _limit_us(
     return None if found is None else found.us
 
 
-def _attempt(do: Callable[[], Any]) -> tuple[Any, dict[str, str]]:
+def _attempt(do: Callable[..., Any], *arguments: Any) -> tuple[Any, dict[str, str]]:
     """What `do` returns, or None and what a row says of its failure."""
     try:
-        return do(), {}
+        return do(*arguments), {}
     except torch.AcceleratorError:
         raise
     except Exception as error:

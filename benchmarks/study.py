@@ -95,7 +95,7 @@ FORMS: dict[str, Callable[[], Made]] = {
     "unfused": _unfused,
     "step": lambda: _planned("step", STUDY_T),
     "step-input": lambda: _planned("step", 1),
-    **{name: lambda form=form: _sequence(form) for name, form in forms.SEQUENCE.items()},  # type: ignore[misc]
+    **{name: lambda form=form: _sequence(form) for name, form in forms.SEQUENCE.items()},
     "sequence": lambda: _planned("sequence", STUDY_T),
 }
 

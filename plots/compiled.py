@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -136,6 +136,16 @@ def draw_instructions(rows: Sequence[Row]) -> Figure | None:
     return found
 
 
+def shares(row: Row, total: int) -> Iterator[tuple[int, int, Look]]:
+    """A row's `total` instructions by MIX and the rest: how many come before, how many there are, and their look."""
+    before = 0
+    for classes, look in MIX.values():
+        count = sum(int(row[name]) for name in classes)
+        yield before, count, {"edgecolor": "white", "linewidth": 0.4, **look}
+        before += count
+    yield before, total - before, {"color": PALE}
+
+
 def _stack(axes: Axes, of_size: dict[int, Row], too_large: Sequence[int]) -> None:
     for x, H in enumerate(HIDDEN):
         if H not in of_size:
@@ -144,12 +154,9 @@ def _stack(axes: Axes, of_size: dict[int, Row], too_large: Sequence[int]) -> Non
             )
             continue
         row = of_size[H]
-        below, total = 0, int(row["loop_instructions"])
-        for classes, look in MIX.values():
-            count = sum(int(row[name]) for name in classes)
-            axes.bar(x, count, 0.7, bottom=below, edgecolor="white", linewidth=0.4, **look)
-            below += count
-        axes.bar(x, total - below, 0.7, bottom=below, color=PALE)
+        total = int(row["loop_instructions"])
+        for before, count, look in shares(row, total):
+            axes.bar(x, count, 0.7, bottom=before, **look)
         axes.annotate(str(total), (x, total), xytext=(0, 2), textcoords="offset points", ha="center")
     axes.set_xlim(-0.6, len(HIDDEN) - 0.4)
     axes.set_xticks(range(len(HIDDEN)), [str(H) for H in HIDDEN])

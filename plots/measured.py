@@ -205,24 +205,31 @@ def _same_shape(row: Row) -> object:
     return row["T"], row["B"], input_of(row)
 
 
+def _per_step(
+    chosen: Sequence[Row], x: str, what: str, held: str, message: str, providers: Sequence[str], limit: bool
+) -> Figure:
+    """us per step over the sizes of column `x`; `held`: what is the same in all rows."""
+    sizes, columns = sorted({int(row[x]) for row in chosen}), len(_grid(chosen)[1])
+
+    def draw(axes: Axes, some: list[Row]) -> None:
+        _times(axes, some, x, providers, limit)
+        sizes_axis(axes, _apart(sizes, columns), f"{x}, {what}")
+
+    conditions = [
+        f"Microseconds per timestep, a whole call's over T; median, band p20 to p80. {held}, one layer, one direction, "
+        "L2 warm.",
+        hardware(chosen),
+    ]
+    return _panes(chosen, message, conditions, draw)
+
+
 def _step_time(rows: Sequence[Row], providers: Sequence[str], message: str, limit: bool) -> Figure | None:
     usable = [r for r in ok(plain(rows)) if r["provider"] in providers and r["pass"] in PASSES and int(r["T"]) > 1]
     chosen = _curves(richest(usable, _same_shape, lambda row: (dtype_of(row), row["H"])), "H")
     if not chosen:
         return None
-    sizes, columns = sorted({int(row["H"]) for row in chosen}), len(_grid(chosen)[1])
-
-    def draw(axes: Axes, some: list[Row]) -> None:
-        _times(axes, some, "H", providers, limit)
-        sizes_axis(axes, _apart(sizes, columns), "H, hidden units")
-
-    first = chosen[0]
-    conditions = [
-        f"Microseconds per timestep, a whole call's over T; median, band p20 to p80. T {first['T']}, B {first['B']}, "
-        f"{input_of(first)}, one layer, one direction, L2 warm.",
-        hardware(chosen),
-    ]
-    return _panes(chosen, message or _against_baseline(chosen), conditions, draw)
+    held = f"T {chosen[0]['T']}, B {chosen[0]['B']}, {input_of(chosen[0])}"
+    return _per_step(chosen, "H", "hidden units", held, message or _against_baseline(chosen), providers, limit)
 
 
 def draw_step_time(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
@@ -244,19 +251,9 @@ def draw_time_scaling(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     chosen = _curves(chosen, "T")
     if not chosen:
         return None
-    sizes, columns = sorted({int(row["T"]) for row in chosen}), len(_grid(chosen)[1])
-
-    def draw(axes: Axes, some: list[Row]) -> None:
-        _times(axes, some, "T", COMPARED, limit=True)
-        sizes_axis(axes, _apart(sizes, columns), "T, timesteps")
-
-    first = chosen[0]
-    conditions = [
-        f"Microseconds per timestep, a whole call's over T; median, band p20 to p80. B {first['B']}, H {first['H']}, "
-        f"I {first['I']}, one layer, one direction, L2 warm.",
-        hardware(chosen),
-    ]
-    return _panes(chosen, "What a call costs once, and what it costs per timestep", conditions, draw)
+    held = f"B {chosen[0]['B']}, H {chosen[0]['H']}, I {chosen[0]['I']}"
+    message = "What a call costs once, and what it costs per timestep"
+    return _per_step(chosen, "T", "timesteps", held, message, COMPARED, limit=True)
 
 
 MARKS = {"wrong": "wrong", "out of memory": "out of\nmem.", "unserved": "not\nserved", "error": "error"}

@@ -10,7 +10,7 @@ from matplotlib.patches import Patch, Rectangle
 
 from benchmarks.study import of_a_step
 
-from .compiled import MIX, REST, Row
+from .compiled import MIX, REST, Row, shares
 from .counted import KIND
 from .style import BLUE, GREY, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
@@ -118,12 +118,9 @@ def draw_study(rows: Sequence[Row]) -> Figure | None:
     )  # fmt: skip
     pane = axes[0, 0]
     for y, row in enumerate(rows):
-        left, total = 0, of_a_step(row)
-        for classes, look in MIX.values():
-            count = sum(int(row[name]) for name in classes)
-            pane.barh(y, count, 0.7, left=left, edgecolor="white", linewidth=0.4, **look)
-            left += count
-        pane.barh(y, total - left, 0.7, left=left, color=PALE)
+        total = of_a_step(row)
+        for before, count, look in shares(row, total):
+            pane.barh(y, count, 0.7, left=before, **look)
         pane.annotate(str(total), (total, y), xytext=(3, 0), textcoords="offset points", va="center")
     pane.set_yticks(range(len(rows)), [f"{row['form']}, {row['warps']} warps" for row in rows])
     pane.invert_yaxis()

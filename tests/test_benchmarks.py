@@ -321,9 +321,11 @@ def test_a_call_that_fails_while_it_is_timed_fails_alone(measured):
 
 
 def test_one_that_fails_in_a_later_round_is_left_out_of_the_next():
-    def failing(_calls=[]):  # noqa: B006
-        _calls.append(1)
-        if len(_calls) == 3:
+    calls = []
+
+    def failing():
+        calls.append(1)
+        if len(calls) == 3:
             raise RuntimeError("no more")
 
     timed = {"good": Timed(lambda: None), "bad": Timed(failing)}

@@ -170,7 +170,7 @@ def test_inline_ptx_does_not_reach_amd_s_compiler(tmp_path, monkeypatch) -> None
     monkeypatch.setattr(micro, "read_shared", Kernel())
     card = Card(describe("mi300x"), 0)
     for figure in (card.clock_ghz, lambda: card.shared_bytes_per_clock(2.1)):
-        with pytest.raises(NotImplementedError, match="inline PTX"):
+        with pytest.raises(RuntimeError, match="inline PTX"):
             figure()
 
 
@@ -282,8 +282,8 @@ def timed(card: Card, seconds_of_a_round: float, launch: float = 1e-5):
     card.where = torch.device("cpu")
     state = SimpleNamespace(rounds=0)
 
-    def seconds(call):
-        call()
+    def seconds(call, *arguments):
+        call(*arguments)
         return launch + state.rounds * seconds_of_a_round
 
     card.seconds = seconds

@@ -360,7 +360,7 @@ def test_a_call_takes_longer_with_more_of_anything_and_never_more_than_predicted
                 tiles = {kind: tiles_for(kind, *key) for kind in KINDS}
                 if any(isinstance(t, str) for t in tiles.values()):
                     continue
-                expected = predicted(problem, backend, tiles, device)  # type: ignore[arg-type]
+                expected = predicted(problem, backend, tiles, device)
                 assert expected is not None and call(device, **same).recurrence_us <= expected
 
 

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru.cli import main
-from tritongru.inspection.profile import ATEN, ELSEWHERE, enclosed, own_times, read
+from tritongru.inspection.trace import ATEN, ELSEWHERE, enclosed, own_times, read
 from tritongru.launch import parts
 
 # ---- what a launch tells

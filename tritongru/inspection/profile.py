@@ -10,12 +10,10 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import torch
@@ -25,231 +23,16 @@ from torch.profiler import ProfilerActivity, record_function
 
 from .. import registry
 from ..demo.output import replacing
-from ..launch.parts import PREFIX, profiling
+from ..launch.parts import profiling
 from ..module import GRU, GRUCell
+from .trace import ATEN, ELSEWHERE, PASS, PASSES, Counted, Row, Split, read
 
-PASSES = ("forward", "backward")
-PASS = "tritongru profile: "  # and the pass: ranges around the calls
-ATEN, ELSEWHERE = "PyTorch's own GRU", "elsewhere"
-ON_DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a trace's events
 WARM_UP, CALLS = 3, 5
 OPS = 20  # of the CPU that are printed; the JSON has all
-
-Event = Mapping[str, Any]  # of a Chrome trace, times in microseconds
-Counted = tuple[str, Mapping[str, Any]]  # a Triton launch: kernel name, what kernels/metadata.py tells of it
 
 
 class UsageError(ValueError):
     """What the command was given cannot be profiled; said in one line."""
-
-
-# ---- reading a trace
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part in one pass, per call; launches are those of the device, None where the trace has none."""
-
-    pass_: str
-    name: str
-    us: float
-    launches: float | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """Launches of one name (or ops of the CPU), per call; bytes and flops of all of them, None where not counted."""
-
-    name: str
-    count: float
-    each_us: float | None  # median over all
-    us: float | None  # of all in a call
-    bytes: int | None = None
-    flops: int | None = None
-
-
-@dataclass(frozen=True)
-class Split:
-    """What a trace says, as medians over the calls."""
-
-    parts: tuple[Part, ...]
-    rows: tuple[Row, ...]
-    wall_us: Mapping[str, float]  # of each pass, on the host's clock
-    notes: tuple[str, ...] = ()
-
-
-def enclosed(events: Iterable[Event]) -> Iterator[tuple[Event, Event | None]]:
-    """Each event with the one that encloses it most closely on its thread."""
-    open_: dict[Any, list[Event]] = {}
-    for event in sorted(events, key=lambda e: (e["ts"], -e.get("dur", 0))):
-        stack = open_.setdefault((event.get("pid"), event.get("tid")), [])
-        while stack and _end(stack[-1]) <= event["ts"]:
-            stack.pop()
-        yield event, stack[-1] if stack else None
-        stack.append(event)
-
-
-def _end(event: Event) -> float:
-    return float(event["ts"] + event.get("dur", 0))
-
-
-def own_times(events: Iterable[Event]) -> Iterator[tuple[Event, float]]:
-    """Each event with its microseconds outside those that it encloses."""
-    inside: dict[int, float] = {}
-    listed = list(enclosed(events))
-    for event, around in listed:
-        if around is not None:
-            inside[id(around)] = inside.get(id(around), 0.0) + event.get("dur", 0)
-    for event, _ in listed:
-        yield event, event.get("dur", 0) - inside.get(id(event), 0.0)
-
-
-def _labels(events: Sequence[Event]) -> dict[int, str]:
-    """The part of each range that has one, by the event's id.
-
-    A range `tritongru: <part>` says its own. PyTorch's GRU has none: its forward is an op, and a node of its backward
-    has the sequence number of the op that made it, which of those with this number began last.
-    """
-    found = {id(e): e["name"][len(PREFIX) :] for e in _of(events, "user_annotation") if e["name"].startswith(PREFIX)}
-    ops = sorted(_of(events, "cpu_op"), key=lambda e: (e["ts"], -e.get("dur", 0)))
-    aten = [e for e in ops if e["name"] in ("aten::gru", "aten::gru_cell")]
-    found |= {id(e): ATEN for e in aten}
-    makers: dict[Any, Event] = {}
-    nodes = []
-    for e in ops:
-        number = e.get("args", {}).get("Sequence number")
-        if number is None:
-            continue
-        if e["name"].startswith("autograd::engine::evaluate_function"):
-            nodes.append((e, number))
-        elif not e["args"].get("Fwd thread id"):
-            makers[number] = e
-    theirs = set()
-    for event, around in enclosed([*aten, *makers.values()]):
-        if id(event) in found or (around is not None and (id(around) in found or id(around) in theirs)):
-            theirs.add(id(event))
-    found |= {id(e): ATEN for e, number in nodes if number in makers and id(makers[number]) in theirs}
-    return found
-
-
-def _of(events: Sequence[Event], *categories: str) -> list[Event]:
-    return [e for e in events if e.get("ph") == "X" and e.get("cat") in categories]
-
-
-def read(trace: Mapping[str, Any], calls: int, counted: Mapping[str, Sequence[Counted]], kind: str) -> Split:
-    """The split of a Chrome trace of torch.profiler over `calls` calls.
-
-    Args:
-        trace: the parsed file. Ranges `tritongru profile: forward` and `backward` are around the passes of a call.
-        counted: per pass, the Triton launches of one call in their order.
-        kind: "cuda" (the times are those of kernels), "cpu" (of ranges and ops) or "interpreter" (as on the CPU; the
-            launches are the counted ones, and have no times).
-    """
-    events = trace["traceEvents"]
-    windows: list[tuple[str, int, float, float]] = []
-    wall: dict[str, list[float]] = {}
-    for e in sorted(_of(events, "user_annotation"), key=lambda e: e["ts"]):
-        if e["name"] in (PASS + p for p in PASSES):
-            of_pass = wall.setdefault(e["name"][len(PASS) :], [])
-            windows.append((e["name"][len(PASS) :], len(of_pass), e["ts"], _end(e)))
-            of_pass.append(e.get("dur", 0))
-
-    def when(event: Event) -> tuple[str, int] | None:
-        """The pass that an event began in, and the number of the call."""
-        return next(((p, call) for p, call, begin, end in windows if begin <= event["ts"] <= end), None)
-
-    labels = _labels(events)
-    ranges = [e for e in events if id(e) in labels]
-    times: dict[tuple[str, str], list[float]] = {}
-    launches: Counter[tuple[str, str]] = Counter()
-    notes: list[str] = []
-
-    def add(at: tuple[str, int], name: str, us: float) -> None:
-        times.setdefault((at[0], name), [0.0] * calls)[at[1]] += us
-
-    if kind == "cuda":
-        launched = {
-            e["args"]["correlation"]: e
-            for e in _of(events, "cuda_runtime", "cuda_driver")
-            if "correlation" in e.get("args", {})
-        }
-        part_of: dict[int, str] = {}
-        for e, outer in enclosed([*ranges, *launched.values()]):
-            if outer is not None:
-                part_of[id(e)] = labels.get(id(outer)) or part_of.get(id(outer), ELSEWHERE)
-        of_calls = []
-        for kernel in _of(events, *ON_DEVICE):
-            launch = launched.get(kernel.get("args", {}).get("correlation"))
-            at = when(launch or kernel)  # passes wait for the device: a kernel runs in the one that launched it
-            if at is not None:
-                name = ELSEWHERE if launch is None else part_of.get(id(launch), ELSEWHERE)
-                add(at, name, kernel.get("dur", 0))
-                launches[at[0], name] += 1
-                of_calls.append((kernel["name"], at[1], kernel.get("dur", 0)))
-        if not of_calls:
-            notes.append("no kernel in the trace: the profiler saw nothing of the GPU (does CUPTI work here?)")
-        rows = _with_counts(_timed_rows(of_calls, calls), counted, notes)
-    else:
-        for e, us in own_times(ranges):
-            at = when(e)
-            if at is not None:
-                add(at, labels[id(e)], us)
-        for p, call, begin, end in windows:
-            inside = sum(us[call] for (of, name), us in times.items() if of == p and name != ELSEWHERE)
-            add((p, call), ELSEWHERE, end - begin - inside)
-        for p in wall:
-            launches[p, "recurrence"] = calls * len(counted.get(p, ()))
-        if kind == "cpu":
-            own = [(e, us, when(e)) for e, us in own_times(_of(events, "cpu_op"))]
-            rows = _timed_rows([(e["name"], at[1], us) for e, us, at in own if at is not None], calls)
-        else:
-            rows = _counted_rows(counted)
-    keys = sorted(times, key=lambda key: (PASSES.index(key[0]), key[1] == ELSEWHERE))
-    parts = [
-        Part(*key, median(times[key]), launches[key] / calls if kind == "cuda" or launches[key] else None)
-        for key in keys
-    ]
-    return Split(tuple(parts), tuple(rows), {p: median(us) for p, us in wall.items()}, tuple(notes))
-
-
-def _timed_rows(of_calls: Iterable[tuple[str, int, float]], calls: int) -> list[Row]:
-    """By name, the longest first, from (name, number of the call, microseconds)."""
-    by_name: dict[str, list[tuple[int, float]]] = {}
-    for name, call, us in of_calls:
-        by_name.setdefault(name, []).append((call, us))
-    found = []
-    for name, each in by_name.items():
-        sums = [sum(us for of, us in each if of == call) for call in range(calls)]
-        found.append(Row(name, len(each) / calls, median(us for _, us in each), median(sums)))
-    return sorted(found, key=lambda row: -(row.us or 0))
-
-
-def _with_counts(rows: list[Row], counted: Mapping[str, Sequence[Counted]], notes: list[str]) -> list[Row]:
-    """The rows with bytes and flops where every launch of the name was counted; in notes, what does not fit."""
-    sums = {row.name: row for row in _counted_rows(counted)}
-    found = []
-    for row in rows:
-        counts = sums.pop(row.name, None)
-        if counts is not None and counts.count == row.count:
-            row = replace(row, bytes=counts.bytes, flops=counts.flops)
-        elif counts is not None:
-            notes.append(f"{row.name}: {row.count:g} kernels of a call in the trace, {counts.count:g} launched")
-        found.append(row)
-    notes += [f"{name}: launched, and not in the trace" for name in sums]
-    return found
-
-
-def _counted_rows(counted: Mapping[str, Sequence[Counted]]) -> list[Row]:
-    found: dict[str, Row] = {}
-    for p in PASSES:
-        for name, told in counted.get(p, ()):
-            row = found.get(name, Row(name, 0, None, None, 0, 0))
-            count, moved, flops = row.count + 1, (row.bytes or 0) + told["bytes"], (row.flops or 0) + told["flops"]
-            found[name] = replace(row, count=count, bytes=moved, flops=flops)
-    return list(found.values())
-
-
-# ---- what is profiled
 
 
 @dataclass
@@ -387,9 +170,6 @@ def _said(what: str) -> Iterator[None]:
     except (Exception, SystemExit) as error:
         message = str(error).strip().splitlines()
         raise UsageError(f"{what} raised {type(error).__name__}" + (f": {message[0]}" if message else "")) from error
-
-
-# ---- the command
 
 
 def main(arguments: Any) -> int:
