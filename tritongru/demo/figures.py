@@ -167,13 +167,13 @@ def draw_gaps(rows: Rows) -> Figure | None:
     within, far = max(gap for gap in gaps if gap <= LONGEST), gaps[-1]
 
     def said(gap: int) -> str:
-        return ", ".join(f"{m} {100 * accuracy(rows, m, 'gap', gap).mean:.0f} %" for m in EQUAL_HIDDEN)
+        return ", ".join(f"{m} {accuracy(rows, m, 'gap', gap).short} %" for m in EQUAL_HIDDEN)
 
     found, axes = figure(
         f"Who still knows the cuisine {within} words after the dish: {said(within)}; {far} words after: {said(far)}",
         ["Share of texts whose cuisine is the likeliest of all words; texts of the story's kind, none of them trained "
          f"on. {_conditions(rows)}"],
-        (11, 5.6), 1, 3, sharey=True, width_ratios=(1, 1, 0.7),
+        (11, 6.2), 1, 3, sharey=True, width_ratios=(1, 1, 0.7),
     )  # fmt: skip
     sides = (("equal hidden size", EQUAL_HIDDEN), ("equal number of parameters", EQUAL_PARAMETERS))
     for pane, (title, models) in zip(axes[0], sides, strict=False):
@@ -193,7 +193,7 @@ def draw_gaps(rows: Rows) -> Figure | None:
     axes[0, 0].set_ylim(-3, 105)
     for pane in axes[0]:
         pane.axhline(100 / len(DISHES), label="chance", **CHANCE)
-        pane.legend(loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        pane.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19))
     return found
 
 
@@ -214,7 +214,7 @@ def draw_gates(words: Rows) -> Figure | None:
     kept = {dish: by_word(f"like {dish}") for dish in ("samosa", "pasta")}
 
     def part(dish: str, question: int) -> str:
-        return f"{round(100 * kept[dish][asked[question]].mean)} %"
+        return f"{kept[dish][asked[question]].short} %"
 
     found, axes = figure(
         f"What the GRU's state holds of samosa: {part('samosa', 0)} when the first cuisine is asked for, "
@@ -289,7 +289,7 @@ def draw_networks(rows: Rows) -> Figure | None:
     found, axes = figure(
         f"The GRU is {'lighter' if lighter else 'not lighter'} than the LSTM by one gate and one state; what each "
         f"remembers after {far} words of a trained {LONGEST}: "
-        + ", ".join(f"{cell} {100 * accuracy(rows, cell, 'gap', far).mean:.0f} %" for cell in cells),
+        + ", ".join(f"{cell} {accuracy(rows, cell, 'gap', far).short} %" for cell in cells),
         [f"I {I}, H {H} for all. Gates to bytes are counted, of one step of one sequence (least bytes: weights, x, "
          f"states). Time: {_all_of_device(rows)}one thread, T 64, B 16, forward and backward, PyTorch's own code "
          "of each (of an LSTM one oneDNN layer where there is one, of the others a loop of small operations).",
@@ -340,7 +340,7 @@ def draw_worth(rows: Rows) -> Figure | None:
     places = [("gap", within), ("gap", middle), ("gap", far), ("switches", most)]
 
     def says(model: str) -> str:
-        return f"{100 * accuracy(rows, model, 'gap', within).mean:.0f} %"
+        return f"{accuracy(rows, model, 'gap', within).short} %"
 
     found, axes = figure(
         f"What a gate is worth at {within} words: the GRU {says(GRU.name)}; trained without the reset gate "
