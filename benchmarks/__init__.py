@@ -1,4 +1,4 @@
-"""Measurements, run from a clone as `python -m benchmarks [run | summary | compiled | study | day]`.
+"""Measurements, run from a clone as `python -m benchmarks [run | summary | compiled | study | story | day]`.
 
     run       (default) a suite: every provider right first, then timed beside nn.GRU; a CSV row for each
                   --suite quick   a cross-section, for a few minutes on a data-centre GPU (estimate)
@@ -7,6 +7,7 @@
     summary   what the rows say: losses first, then wins, then means over whole suites
     compiled  what the compiler makes of the kernels, for GPUs that need not be present
     study     the forms of kernels/README.md, compiled: its table
+    story     `python -m tritongru demo --story` over five seeds, on the CPU
     day       all that a GPU is wanted for, into one folder: tests, memcheck, check, quick, full
 
 Rows are appended to OUT/gru.csv as they come (default benchmarks/results/<gpu>; without a GPU ./out), each with device,

@@ -1,4 +1,4 @@
-"""`python -m benchmarks [summary | compiled | study | day]`."""
+"""`python -m benchmarks [summary | compiled | study | story | day]`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", nargs="?", default="run", choices=("run", "summary", "compiled", "study", "day"))
+    parser.add_argument(
+        "command", nargs="?", default="run", choices=("run", "summary", "compiled", "study", "story", "day")
+    )
     parser.add_argument("--suite", choices=SUITES, help="default: quick where there is a CUDA device, else cpu")
     parser.add_argument("--out", type=Path, help="folder the rows go to, or (summary) come from")
     parser.add_argument(
@@ -36,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         return _run(arguments)
-    except OtherSchemaError as error:
+    except (OtherSchemaError, FileExistsError) as error:
         print(f"python -m benchmarks: {error}", file=sys.stderr)
         return 2
     except ValueError as error:
@@ -64,6 +66,10 @@ def _run(arguments: argparse.Namespace) -> int:
         from .study import main as study
 
         return study(RESULTS)
+    if command == "story":
+        from .story import main as story
+
+        return story(out)
     device = _device(arguments.device)
     if command == "day":
         from .day import main as day

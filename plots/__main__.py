@@ -13,15 +13,18 @@ from matplotlib.figure import Figure
 
 from benchmarks import compiled as compiling
 from benchmarks import results
+from benchmarks import story as telling
 from benchmarks import study as studying
+from tritongru.demo import figures
+from tritongru.demo.style import save, settings
 
 from . import __doc__ as about
 from . import compiled, counted, measured, study
-from .style import save, settings
 
 SIZES = ""  # nothing has to be made
 COMPILED = "`python -m benchmarks compiled`"
 STUDY = "`python -m benchmarks study`"
+STORY = "`python -m benchmarks story`"
 QUICK = "`python -m benchmarks --suite quick` on a CUDA machine"
 FULL = "`python -m benchmarks --suite full` on a CUDA machine"
 
@@ -45,6 +48,7 @@ ENTRIES = {
         Entry("instructions", COMPILED, compiled.draw_instructions),
         Entry("forms", SIZES, study.draw_forms),
         Entry("study", STUDY, study.draw_study),
+        *(Entry(name, STORY, draw) for name, draw in figures.STORY.items()),
         Entry("step-time", FULL, measured.draw_step_time),
         Entry("speedup", QUICK, measured.draw_speedup),
         Entry("time-scaling", FULL, measured.draw_time_scaling),
@@ -63,6 +67,8 @@ class Facts:
 
     compiled: list[dict[str, str]]
     study: list[dict[str, str]]
+    story: list[dict[str, str]]
+    words: list[dict[str, str]]
     measured: dict[str, list[dict[str, str]]]
     ceilings: dict[str, dict[str, float]]
 
@@ -79,7 +85,10 @@ class Facts:
                 if row["value"]:
                     ceilings.setdefault(row["device"], {})[row["name"]] = float(row["value"])
         compiled = results.read(folder / compiling.FILE, compiling.COLUMNS)
-        return cls(compiled, results.read(folder / studying.FILE, studying.COLUMNS), rows, ceilings)
+        study = results.read(folder / studying.FILE, studying.COLUMNS)
+        story = results.read(folder / telling.FOLDER / telling.ANSWERS, telling.COLUMNS)
+        words = results.read(folder / telling.FOLDER / telling.WORDS, telling.WORD_COLUMNS)
+        return cls(compiled, study, story, words, rows, ceilings)
 
 
 def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
@@ -91,7 +100,11 @@ def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
             for device, rows in facts.measured.items()
         ]
     else:
-        rows_of = {COMPILED: (facts.compiled,), STUDY: (facts.study,)}
+        rows_of = {
+            COMPILED: (facts.compiled,),
+            STUDY: (facts.study,),
+            STORY: (facts.words if entry.name == figures.WORDS else facts.story,),
+        }
         calls = [(entry.name, rows_of.get(entry.source, ()))]
     for name, arguments in calls:
         with settings():

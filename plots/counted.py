@@ -10,14 +10,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from tritongru.demo.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved
 from tritongru.planning.cost import steps_at_once
 from tritongru.planning.devices import DEVICES
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
-
-from .style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 
 KIND = "Counted from sizes; no GPU, nothing timed."
 B, T, H, DTYPE, DEVICE = 32, 512, 512, "bf16", "h200"

@@ -18,11 +18,7 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 from benchmarks.providers import BASELINE
 from benchmarks.summary import OURS
 from benchmarks.work import RULE
-from tritongru.planning import Problem, choose
-from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
-from tritongru.planning.devices import _described
-
-from .style import (
+from tritongru.demo.style import (
     BLACK,
     BLUE,
     GREEN,
@@ -38,6 +34,9 @@ from .style import (
     log_y,
     sizes_axis,
 )
+from tritongru.planning import Problem, choose
+from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
+from tritongru.planning.devices import _described
 
 Row = dict[str, str]
 Ceilings = dict[str, float]

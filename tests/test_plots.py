@@ -13,10 +13,11 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
 
-from benchmarks import compiled, results, study
+from benchmarks import compiled, results, story, study
 from plots import __main__ as command
 from plots import compiled as compiled_figures
-from plots import counted, measured, style
+from plots import counted, measured
+from tritongru.demo import style
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import DEVICES
@@ -77,6 +78,9 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
     write(folder / "nvidia-h200" / results.CEILINGS, results.CEILINGS_COLUMNS, CEILING_ROWS)
     write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
     write(folder / study.FILE, study.COLUMNS, study.committed())
+    for name, columns in ((story.ANSWERS, story.COLUMNS), (story.WORDS, story.WORD_COLUMNS)):
+        path = Path(story.FOLDER, name)
+        write(folder / path, columns, results.read(results.RESULTS / path, columns))
     return command.Facts.read(folder)
 
 
@@ -99,6 +103,7 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
     header = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     kinds = {command.SIZES: "Counted from sizes; no GPU", command.COMPILED: "Compiled with Triton"}
     kinds[command.STUDY] = kinds[command.COMPILED]
+    kinds[command.STORY] = "5 seeds; bands and bars: mean ± standard deviation over them; torch "
     assert kinds.get(source, "Measured on NVIDIA H200, driver") in header
 
 
@@ -175,8 +180,13 @@ def test_unknown_names_and_folders_are_refused(tmp_path: Path, capsys: pytest.Ca
 
 @pytest.mark.parametrize(
     ("name", "columns"),
-    [("gru.csv", results.COLUMNS), (results.CEILINGS, results.CEILINGS_COLUMNS), (compiled.FILE, compiled.COLUMNS)],
-    ids=["rows", "ceilings", "compiled"],
+    [
+        ("gru.csv", results.COLUMNS),
+        (results.CEILINGS, results.CEILINGS_COLUMNS),
+        (compiled.FILE, compiled.COLUMNS),
+        (f"{story.FOLDER}/{story.ANSWERS}", story.COLUMNS),
+    ],
+    ids=["rows", "ceilings", "compiled", "story"],
 )
 def test_results_of_another_schema_are_refused(
     name: str, columns: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]

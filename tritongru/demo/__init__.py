@@ -1,5 +1,7 @@
 """`python -m tritongru demo`: a word autocomplete, the kernels beside nn.GRU, and the story of samosa and pasta.
 
+With `--story` the story alone, in full: RNN, LSTM, GRU and a trigram, and which claims about them hold.
+
 Imports nothing heavy: the command line asks for the options of this command before it knows which one will run.
 """
 
@@ -19,6 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--prompt", action="append", metavar="TEXT", help="the beginning of a sentence to complete; may be repeated"
     )
+    parser.add_argument(
+        "--story", action="store_true",
+        help="instead: RNN, LSTM and GRU learn the story of samosa and pasta; which of its claims hold",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, metavar="N", help="of --story: so many trainings of each (default: 1)")
     parser.add_argument("--interactive", action="store_true", help="afterwards, complete what you type")
     parser.add_argument(
         "--out", type=Path, default=Path("out"), metavar="DIR", help="where figures and rows go (default: ./out)"
@@ -34,9 +41,9 @@ def main(args: argparse.Namespace) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a word of the user's text that the terminal cannot show is no error
     try:
-        from .run import run
+        from .run import run, run_story
 
-        return run(args)
+        return run_story(args) if args.story else run(args)
     except DemoError as error:
         print(f"demo: {error}", file=sys.stderr)
     except OSError as error:

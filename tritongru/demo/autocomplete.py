@@ -10,21 +10,20 @@ from torch import nn
 
 import tritongru
 
-from . import figures
 from .completion import complete
 from .data import Corpus, DemoError
 from .ngram import Trigram, unigram_perplexity
-from .output import write_rows
+from .output import can_draw, write_rows
 from .screen import Advance, Screen
 from .training import Curve, Sizes, WordModel, build_model, largest_difference, same_parameters, train
 
 PROMPTS = ("return the number of", "if the file does not", "this method is called when the", "the name of the direc")
 
 
-def backend_of(gru: nn.GRU, device: torch.device) -> str:
+def backend_of(layer: nn.RNNBase, device: torch.device) -> str:
     """What runs this layer on this device, by the layer's own word."""
-    if isinstance(gru, tritongru.GRU):
-        return tritongru.plan(gru, torch.empty(4, 4, gru.input_size, device=device)).backend
+    if isinstance(layer, tritongru.GRU):
+        return tritongru.plan(layer, torch.empty(4, 4, layer.input_size, device=device)).backend
     if device.type == "cuda" and torch.backends.cudnn.enabled:
         return "MIOpen" if torch.version.hip else "cuDNN"
     return "aten"
@@ -63,7 +62,7 @@ def train_pair(screen: Screen, corpus: Corpus, sizes: Sizes, device: torch.devic
     curves: list[Curve] = []
     for label, model in (("tritongru.GRU", ours), ("torch.nn.GRU", theirs)):
         model.to(device)
-        names.append(f"{label} (backend {backend_of(model.gru, device)})")
+        names.append(f"{label} (backend {backend_of(model.layer, device)})")
         with screen.progress(f"training {names[-1]}", sizes.steps) as advance:
 
             def report(step: int, loss: float, advance: Advance = advance) -> None:
@@ -103,7 +102,9 @@ def show_pair(screen: Screen, pair: Pair, corpus: Corpus, out: Path) -> None:
     if final > 1.1 * best:
         screen.say(f"It was {best:.1f} earlier: the text is so short that the model has begun to learn it by heart.")
     _write_losses(out / "losses.csv", pair)
-    if figures.available():
+    if can_draw():
+        from . import figures
+
         named = list(zip(pair.names, pair.curves, strict=True))
         baselines = {"unigram": unigram, "trigram": trigram}
         figures.draw_losses(out / "losses.png", named[0], named[1], baselines, pair.difference)

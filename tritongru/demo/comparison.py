@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Corpus, lanes, windows
-from .training import MakeGRU, Sizes, WordModel
+from .training import MakeLayer, Sizes, WordModel
 
 # Plain gradient descent: Adam divides by the gradient's own size, which makes 1e-7 of a tiny gradient a large step.
 LEARNING_RATE = 0.1
@@ -82,14 +82,14 @@ def compare_steps(
     trained: WordModel,
     corpus: Corpus,
     sizes: Sizes,
-    make_gru: MakeGRU,
+    make_layer: MakeLayer,
     device: torch.device,
     report: Callable[[StepDifference], None] | None = None,
 ) -> list[StepDifference]:
-    """Train two copies of `trained` a few steps, one on `make_gru`'s layer and one on `torch.nn.GRU`."""
+    """Train two copies of `trained` a few steps, one on `make_layer`'s layer and one on `torch.nn.GRU`."""
     from ..launch.runtime import observe
 
-    ours, theirs = (_copy(trained, make, device) for make in (make_gru, nn.GRU))
+    ours, theirs = (_copy(trained, make, device) for make in (make_layer, nn.GRU))
     batches = windows(lanes(corpus.train, sizes.check_batch).to(device), sizes.check_window)
     rows: list[StepDifference] = []
     with float32_products():
@@ -106,9 +106,9 @@ def compare_steps(
     return rows
 
 
-def _copy(trained: WordModel, make_gru: MakeGRU, device: torch.device) -> WordModel:
+def _copy(trained: WordModel, make_layer: MakeLayer, device: torch.device) -> WordModel:
     vocabulary, embedding = trained.embedding.weight.shape
-    copy = WordModel(vocabulary, embedding, trained.gru.hidden_size, make_gru)
+    copy = WordModel(vocabulary, embedding, trained.layer.hidden_size, make_layer)
     copy.load_state_dict(trained.state_dict())
     return copy.to(device)
 

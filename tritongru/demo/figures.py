@@ -1,4 +1,4 @@
-"""The demo's two figures. matplotlib is optional: without it nothing is drawn, and the demo says so."""
+"""The demo's figures. matplotlib is optional: this module needs it, and is imported where it is there."""
 
 from __future__ import annotations
 
@@ -7,29 +7,40 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from . import claims, networks
+from .claims import LONGEST, Rows, Spread, accuracy, gaps_of, size_of, spread
+from .networks import (
+    AVERAGED,
+    CLAMPED,
+    GRU,
+    LSTM,
+    LSTM_EQUAL,
+    NO_RESET,
+    NO_UPDATE,
+    RNN,
+    RNN_EQUAL,
+    RNN_SHORT,
+    STATES,
+    TRIGRAM,
+    flops,
+    gates_of,
+    step_bytes,
+)
 from .output import replacing
+from .story import DISHES, EXPECTED
 from .storytelling import Told
+from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILION, Look, figure, log_x
 from .training import Curve
 
-# Okabe and Ito's palette: apart for every common kind of colour blindness, and in grey.
-BLUE, ORANGE, GREY = "#0072B2", "#E69F00", "#767676"
 _SIZE = 130  # dots per inch
-
-
-def available() -> bool:
-    """Whether matplotlib is here."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 def _axes(width: float, height: float) -> tuple[Any, Any]:
     # Not pyplot: that would pick a window system and keep global state.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -103,3 +114,263 @@ def draw_story(path: Path, told: Told, backend: str) -> None:
     axes.set_title(f"What the GRU remembers of the story as it reads (tritongru.GRU, {backend})", fontsize=11)
     axes.legend(frameon=False, fontsize=9, loc="center left", bbox_to_anchor=(1.0, 0.5))
     _save(figure, path)
+
+
+# The story in full: drawn from the rows of networks.py alone
+
+LINES: dict[str, Look] = {
+    GRU.name: {"color": GREEN, "marker": "X", "lw": 2.2},
+    LSTM.name: {"color": VERMILION, "marker": "D"},
+    RNN.name: {"color": PURPLE, "marker": "^"},
+    LSTM_EQUAL.name: {"color": VERMILION, "marker": "D"},
+    RNN_EQUAL.name: {"color": PURPLE, "marker": "^"},
+    RNN_SHORT.name: {"color": PURPLE, "marker": "v", "ls": "none", "ms": 9, "mfc": "none", "mew": 2},
+    TRIGRAM: {"color": BLACK, "marker": ".", "ls": ":"},
+}
+CHANCE: Look = {"color": GREY, "lw": 0.9, "ls": (0, (1, 3))}
+EQUAL_HIDDEN = (GRU.name, LSTM.name, RNN.name, TRIGRAM)
+EQUAL_PARAMETERS = (GRU.name, LSTM_EQUAL.name, RNN_EQUAL.name, RNN_SHORT.name)
+
+
+def _conditions(rows: Rows) -> str:
+    """Seeds and, where the rows have them, versions and commit."""
+    seeds = len({str(row["seed"]) for row in rows})
+    shown = (
+        f"{seeds} seeds; bands and bars: mean ± standard deviation over them" if seeds > 1 else "One seed: no spread"
+    )
+    found = [f"{name} {text}" for name in ("torch", "commit") if (text := _all_of(rows, name))]
+    return "; ".join([shown, *found]) + "."
+
+
+def _all_of(rows: Rows, name: str) -> str:
+    return " / ".join(sorted({str(row[name])[:10] for row in rows if row.get(name)}))
+
+
+def _curve(axes: Axes, rows: Rows, model: str, measure: str) -> None:
+    places = list(networks.SHORT) if model == RNN_SHORT.name else gaps_of(rows, measure)
+    found = [accuracy(rows, model, measure, place) for place in places]
+    size = "" if model == TRIGRAM else f" (H {size_of(rows, model)['hidden']})"
+    axes.plot(places, [100 * s.mean for s in found], label=_short(model) + size, **LINES[model])
+    low, high = ([100 * min(1, max(0, s.mean + sign * s.deviation)) for s in found] for sign in (-1, 1))
+    axes.fill_between(places, low, high, color=LINES[model]["color"], alpha=0.16, lw=0)
+
+
+def _short(model: str) -> str:
+    return model.replace(", equal parameters", "").replace("trained on gaps of", "trained on")
+
+
+def draw_gaps(rows: Rows) -> Figure | None:
+    """Accuracy by gap and by number of switches; None without rows."""
+    if not rows:
+        return None
+    gaps = gaps_of(rows)
+    within, far = max(gap for gap in gaps if gap <= LONGEST), gaps[-1]
+
+    def said(gap: int) -> str:
+        return ", ".join(f"{m} {accuracy(rows, m, 'gap', gap).short} %" for m in EQUAL_HIDDEN)
+
+    found, axes = figure(
+        f"Who still knows the cuisine {within} words after the dish: {said(within)}; {far} words after: {said(far)}",
+        ["Share of texts whose cuisine is the likeliest of all words; texts of the story's kind, none of them trained "
+         f"on. {_conditions(rows)}"],
+        (11, 6.2), 1, 3, sharey=True, width_ratios=(1, 1, 0.7),
+    )  # fmt: skip
+    sides = (("equal hidden size", EQUAL_HIDDEN), ("equal number of parameters", EQUAL_PARAMETERS))
+    for pane, (title, models) in zip(axes[0], sides, strict=False):
+        pane.axvspan(gaps[0], LONGEST, color=PALE, alpha=0.45, lw=0, zorder=0)
+        for model in models:
+            _curve(pane, rows, model, "gap")
+        log_x(pane, "gap, words between dish and cuisine\n(grey: gaps that were trained on)")
+        pane.set_xticks([10, 30, 100, 200], ["10", "30", "100", "200"])
+        pane.minorticks_off()
+        pane.set_title(f"By gap, {title}")
+    for model in EQUAL_HIDDEN:
+        _curve(axes[0, 2], rows, model, "switches")
+    axes[0, 2].set_xticks(gaps_of(rows, "switches"))
+    axes[0, 2].set_xlabel("switches to a dish of another cuisine,\ngaps as trained")
+    axes[0, 2].set_title("By number of switches")
+    axes[0, 0].set_ylabel("right, %")
+    axes[0, 0].set_ylim(-3, 105)
+    for pane in axes[0]:
+        pane.axhline(100 / len(DISHES), label="chance", **CHANCE)
+        pane.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19))
+    return found
+
+
+def draw_gates(words: Rows) -> Figure | None:
+    """The story word by word: what is answered, what the dishes left in the state, and the gates; None without rows."""
+    if not words:
+        return None
+    first = [row for row in words if row["seed"] == words[0]["seed"]]
+    told = [str(row["word"]) for row in first]
+    asked = [place for place, word in enumerate(told) if word == "is"]
+
+    def by_word(name: str) -> list[Spread]:
+        return [
+            spread(float(str(row[name])) for row in words if int(str(row["place"])) == place)
+            for place in range(len(told))
+        ]
+
+    kept = {dish: by_word(f"like {dish}") for dish in ("samosa", "pasta")}
+
+    def part(dish: str, question: int) -> str:
+        return f"{kept[dish][asked[question]].short} %"
+
+    found, axes = figure(
+        f"What the GRU's state holds of samosa: {part('samosa', 0)} when the first cuisine is asked for, "
+        f"{part('samosa', 1)} at the second; of pasta, then: {part('pasta', 1)}",
+        [f"tritongru.GRU, H {_all_of(words, 'hidden')}, reads the story, whose own sentences it was never trained "
+         f"on. {_conditions(words)}",
+         "A word's mark: by how much the state differs from its mean over the story told with each other dish; the "
+         "part of it that is still there. Gates: mean over ALL hidden units."],
+        (11, 9.4), 3, 1, sharex=True, height_ratios=(1, 1, 1),
+    )  # fmt: skip
+    panes = axes[:, 0]
+    looks: dict[str, Look] = {"samosa": {"color": ORANGE, "marker": "s"}, "pasta": {"color": BLUE, "marker": "o"}}
+    for (dish, look), cuisine in zip(looks.items(), EXPECTED, strict=True):
+        at = told.index(dish)
+        _by_word(panes[0], kept[dish], look | {"label": f"of {dish}'s mark"}, at)
+        _by_word(panes[1], by_word(f"P({cuisine})"), look | {"label": f"P({cuisine.title()})"}, probability=True)
+    _by_word(panes[2], by_word("z"), {"color": GREEN, "marker": "X", "label": "z: part of the past that is retained"})
+    r_look: Look = {"color": PURPLE, "marker": "^", "ls": "--", "label": "r: part of the past that the candidate sees"}
+    _by_word(panes[2], by_word("r"), r_look)
+    titles = (
+        "In the state: what each dish left, and how much of it is still there",
+        'The answer: the next word if the text broke off here with "; his favourite cuisine is"',
+        "The gates: how much of the past is let through, mean over all units",
+    )
+    for pane, title, label in zip(panes, titles, ("part of the mark", "probability", "mean gate"), strict=True):
+        pane.set_title(title)
+        pane.set_ylabel(label)
+        pane.axhline(0, color=GREY, lw=0.6, zorder=0)
+        for dish, look in looks.items():
+            pane.axvline(told.index(dish), color=look["color"], lw=9, alpha=0.13, zorder=0)
+        pane.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    panes[1].set_ylim(-0.05, 1.08)
+    panes[2].set_ylim(0, 1)
+    panes[2].set_xticks(range(len(told)), told, rotation=60, ha="right", rotation_mode="anchor")
+    for place, tick in enumerate(panes[2].get_xticklabels()):
+        if told[place] in (*looks, *EXPECTED):
+            tick.set_fontweight("bold")
+    panes[2].set_xlim(-0.6, len(told) - 0.4)
+    panes[2].set_xlabel("word just read (bold: the dishes and the cuisines)")
+    return found
+
+
+def _by_word(axes: Axes, found: Sequence[Spread], look: Look, start: int = 0, probability: bool = False) -> None:
+    places = range(start, len(found))
+    axes.plot(places, [found[i].mean for i in places], lw=1.8, ms=5, **look)
+    low, high = ([found[i].mean + sign * found[i].deviation for i in places] for sign in (-1, 1))
+    if probability:
+        low, high = [max(0, value) for value in low], [min(1, value) for value in high]
+    axes.fill_between(places, low, high, color=look["color"], alpha=0.2, lw=0)
+
+
+def draw_networks(rows: Rows) -> Figure | None:
+    """RNN, LSTM and GRU of equal hidden size side by side, counted and measured; None without rows."""
+    if not rows:
+        return None
+    cells = (RNN.name, LSTM.name, GRU.name)
+    sizes = {cell: size_of(rows, cell) for cell in cells}
+    I, H = sizes[GRU.name]["input"], sizes[GRU.name]["hidden"]
+    far = gaps_of(rows)[-1]
+    within = max(gap for gap in gaps_of(rows) if gap <= LONGEST)
+    panels: dict[str, list[tuple[float, float]]] = {
+        "gates": [(gates_of(cell), 0) for cell in cells],
+        "states": [(STATES[cell], 0) for cell in cells],
+        "parameters of the model": [(sizes[cell]["parameters"], 0) for cell in cells],
+        "flops of a step": [(flops(cell, I, H), 0) for cell in cells],
+        "bytes of a step (float32)": [(step_bytes(cell, I, H), 0) for cell in cells],
+        "CPU time of a step, µs": [(s.mean, s.deviation) for s in (claims.measured_time(rows, cell) for cell in cells)],
+        f"right at {within} words, %": [_percent(accuracy(rows, cell, "gap", within)) for cell in cells],
+        f"right at {far} words, %": [_percent(accuracy(rows, cell, "gap", far)) for cell in cells],
+    }
+    lighter = sizes[GRU.name]["parameters"] < sizes[LSTM.name]["parameters"]
+    found, axes = figure(
+        f"The GRU is {'lighter' if lighter else 'not lighter'} than the LSTM by one gate and one state; what each "
+        f"remembers after {far} words of a trained {LONGEST}: "
+        + ", ".join(f"{cell} {accuracy(rows, cell, 'gap', far).short} %" for cell in cells),
+        [f"I {I}, H {H} for all. Gates to bytes are counted, of one step of one sequence (least bytes: weights, x, "
+         f"states). Time: {_all_of_device(rows)}one thread, T 64, B 16, forward and backward, PyTorch's own code "
+         "of each (of an LSTM one oneDNN layer where there is one, of the others a loop of small operations).",
+         _conditions(rows)],
+        (11, 5.2), 2, 4, sharey=True,
+    )  # fmt: skip
+    for pane, (title, values) in zip(axes.flat, panels.items(), strict=True):
+        for y, (cell, (value, deviation)) in enumerate(zip(cells, values, strict=True)):
+            hatch = {RNN.name: "///", LSTM.name: "...", GRU.name: None}[cell]
+            pane.barh(y, value, 0.7, xerr=deviation or None, color=LINES[cell]["color"], hatch=hatch, edgecolor="white",
+                      error_kw={"capsize": 3})  # fmt: skip
+            error = f" ± {deviation:.0f}" if deviation else ""
+            pane.annotate(f"{value:,.0f}{error}", (value + deviation, y), xytext=(4, 0), textcoords="offset points",
+                          va="center")  # fmt: skip
+        pane.set_xlim(0, 1.45 * max(1e-9, *(value + deviation for value, deviation in values)))
+        pane.set_xticks([])
+        pane.spines["bottom"].set_visible(False)
+        pane.set_yticks(range(len(cells)), cells)
+        pane.set_title(title)
+    axes[0, 0].invert_yaxis()
+    return found
+
+
+def _percent(found: Spread) -> tuple[float, float]:
+    return 100 * found.mean, 100 * found.deviation
+
+
+def _all_of_device(rows: Rows) -> str:
+    names = sorted({str(row["device"]) for row in rows if row.get("device")})
+    return f"{' / '.join(names)}, " if names else ""
+
+
+def draw_worth(rows: Rows) -> Figure | None:
+    """What each gate is worth: the GRU without it, trained so and afterwards; None without rows."""
+    if not rows:
+        return None
+    models: dict[str, Look] = {
+        GRU.name: {"color": GREEN},
+        NO_RESET.name: {"color": SKY, "hatch": "///"},
+        CLAMPED: {"color": BLUE, "hatch": "\\\\\\"},
+        NO_UPDATE.name: {"color": ORANGE, "hatch": "..."},
+        AVERAGED: {"color": VERMILION, "hatch": "xx"},
+    }
+    gaps = gaps_of(rows)
+    within, far = max(gap for gap in gaps if gap <= LONGEST), gaps[-1]
+    middle = gaps[-3]
+    most = gaps_of(rows, "switches")[-1]
+    places = [("gap", within), ("gap", middle), ("gap", far), ("switches", most)]
+
+    def says(model: str) -> str:
+        return f"{accuracy(rows, model, 'gap', within).short} %"
+
+    found, axes = figure(
+        f"What a gate is worth at {within} words: the GRU {says(GRU.name)}; trained without the reset gate "
+        f"{says(NO_RESET.name)}, without the update gate {says(NO_UPDATE.name)}; robbed of them once trained "
+        f"{says(CLAMPED)} and {says(AVERAGED)}",
+        ["Without the reset gate: r = 1. Without the update gate: z constant per unit, learned, or (afterwards) its "
+         f"mean over held-out texts. {_conditions(rows)}"],
+        (11, 5.2),
+    )  # fmt: skip
+    pane = axes[0, 0]
+    for i, (model, look) in enumerate(models.items()):
+        values = [_percent(accuracy(rows, model, *place)) for place in places]
+        at = [x + 0.17 * (i - 2) for x in range(len(places))]
+        bars = [[min(v, d) for v, d in values], [min(100 - v, d) for v, d in values]]  # within 0 and 100
+        pane.bar(at, [v for v, _ in values], 0.155, yerr=bars, label=model, edgecolor="white",
+                 error_kw={"capsize": 2, "lw": 1}, **look)  # fmt: skip
+        for x, (value, deviation) in zip(at, values, strict=True):
+            pane.annotate(
+                f"{value:.0f}", (x, min(100, value + deviation)), xytext=(0, 2), textcoords="offset points", ha="center"
+            )
+    pane.axhline(100 / len(DISHES), label="chance", **CHANCE)
+    names = [f"gap of {at} words" if kind == "gap" else f"{at} switches" for kind, at in places]
+    pane.set_xticks(range(len(places)), names)
+    pane.set_ylabel("right, %")
+    pane.set_ylim(0, 108)
+    pane.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return found
+
+
+WORDS = "story-gates"  # of the story's words; the others are of the answers
+STORY = {
+    "story-gaps": draw_gaps, WORDS: draw_gates, "story-networks": draw_networks, "story-worth": draw_worth,
+}  # fmt: skip

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is here."""
+    return importlib.util.find_spec("matplotlib") is not None
 
 
 @contextmanager

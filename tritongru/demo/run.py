@@ -15,13 +15,14 @@ from torch import nn
 
 import tritongru
 
-from . import figures
+from . import claims, networks
 from .autocomplete import PROMPTS, backend_of, interact, show_completion, show_pair, train_pair
 from .comparison import COLUMNS, StepDifference, bound, compare_steps
 from .completion import check_prompt
 from .data import Corpus, DemoError, build_corpus, file_passages, standard_library_passages
-from .output import write_rows
+from .output import can_draw, write_rows
 from .screen import Screen
+from .story import DISHES
 from .storytelling import StorySizes, Told, tell_the_story
 from .training import Sizes, WordModel
 
@@ -31,9 +32,6 @@ def run(args: argparse.Namespace, sizes: Sizes | None = None, story_sizes: Story
     sizes, story_sizes = sizes or Sizes(), story_sizes or StorySizes()
     start = time.perf_counter()
     _check(args)
-    args.out.mkdir(parents=True, exist_ok=True)
-    if not os.access(args.out, os.W_OK):
-        raise DemoError(f"cannot write to {args.out}")
     screen = Screen()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
@@ -63,6 +61,18 @@ def _check(args: argparse.Namespace) -> None:
         check_prompt(prompt)
     if args.out.exists() and not args.out.is_dir():
         raise DemoError(f"--out must be a folder, {args.out} is a file")
+    given = [name for name in ("text", "prompt", "interactive") if getattr(args, name)]
+    if args.story and given:
+        raise DemoError(f"--{given[0]} is of the autocomplete, which --story leaves out")
+    if args.seeds is not None and not args.story:
+        raise DemoError("--seeds is of --story: give both")
+    if args.seeds is not None and not 1 <= args.seeds <= 100:
+        raise DemoError(f"--seeds must lie between 1 and 100, got {args.seeds}")
+    if args.story and args.seed >= 10**9:  # texts are drawn with 1000 times the seed
+        raise DemoError(f"--seed must lie below 10**9 with --story, got {args.seed}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(args.out, os.W_OK):
+        raise DemoError(f"cannot write to {args.out}")
 
 
 @contextmanager
@@ -167,7 +177,104 @@ def _write_story(screen: Screen, told: Told, backend: str, out: Path) -> None:
         ["place", "word", *(f"P({cuisine})" for cuisine in cuisines)],
         ([i, word, *(told.probabilities[c][i] for c in cuisines)] for i, word in enumerate(told.words)),
     )
-    if figures.available():
+    if can_draw():
+        from . import figures
+
         figures.draw_story(out / "story.png", told, f"backend {backend}")
     else:
-        screen.say("The figures were not drawn: matplotlib is not installed (pip install 'tritongru[plots]').")
+        _say_not_drawn(screen)
+
+
+def _say_not_drawn(screen: Screen) -> None:
+    screen.say("The figures were not drawn: matplotlib is not installed (pip install 'tritongru[plots]').")
+
+
+def run_story(args: argparse.Namespace, sizes: networks.Sizes | None = None, processes: int | None = None) -> int:
+    """`--story`: every network of every seed, its rows and figures, and which claims held; returns the exit code."""
+    sizes = sizes or networks.Sizes()
+    start = time.perf_counter()
+    _check(args)
+    screen = Screen()
+    seeds = range(args.seed, args.seed + (args.seeds or 1))
+    screen.title("What a GRU remembers: RNN, LSTM, GRU and a trigram learn the story and are asked about it")
+    screen.say(
+        f"{sizes.story.texts:,} texts of its kind, gaps of {networks.TRAINED[0]} to {networks.TRAINED[-1]} words, none "
+        f"of the story's own sentences; {sizes.story.steps} steps for each network, at the learning rate of "
+        f"{', '.join(map(str, sizes.rates))} with the least held-out loss; gradients clipped at norm 1. On the CPU."
+    )
+    rows: list[networks.Row] = []
+    words: list[networks.Row] = []
+    ended = 0
+    with screen.progress("trained and asked", len(seeds) * (len(networks.NETWORKS) + 1)) as advance:
+
+        def done(name: str, found: list[networks.Row], of_words: list[networks.Row]) -> None:
+            nonlocal ended
+            ended += 1
+            rows.extend(found)
+            words.extend(of_words)
+            for file, columns, every in (
+                ("answers", networks.COLUMNS, rows), ("words", networks.WORD_COLUMNS, words),
+            ):  # fmt: skip
+                write_rows(args.out / f"story-{file}.csv", columns, ([row[c] for c in columns] for row in every))
+            advance(ended, name)
+
+        networks.results(sizes, seeds, done, processes)
+    show_claims(screen, rows)
+    if can_draw():
+        from . import figures
+        from .style import save, settings
+
+        for name, draw in figures.STORY.items():
+            with settings():
+                drawn = draw(words if name == figures.WORDS else rows)
+            if drawn is not None:
+                save(drawn, args.out, name)
+    else:
+        _say_not_drawn(screen)
+    screen.say()
+    screen.say(f"Rows and figures are in {args.out}. {time.perf_counter() - start:.0f} s in all.")
+    return 0
+
+
+SHOWN = (7, 60, 100)  # of the gaps, beside the longest trained one and the longest
+
+
+def show_claims(screen: Screen, rows: claims.Rows) -> None:
+    """The networks side by side, their accuracy, and every claim with its numbers."""
+    cells = (networks.RNN, networks.LSTM, networks.GRU)
+    far, within = max(claims.gaps_of(rows)), max(gap for gap in claims.gaps_of(rows) if gap <= claims.LONGEST)
+    table = []
+    for name in (cell.name for cell in cells):
+        size = claims.size_of(rows, name)
+        I, H = size["input"], size["hidden"]
+        counted = (
+            networks.gates_of(name), networks.STATES[name], size["parameters"], networks.flops(name, I, H),
+            networks.step_bytes(name, I, H),
+        )  # fmt: skip
+        table.append([name, *(f"{n:,}" for n in counted), f"{claims.measured_time(rows, name).mean:.0f}"])
+    screen.say()
+    screen.table(["network", "gates", "states", "parameters", "flops", "bytes", "CPU µs here"], table)
+    screen.say("Flops and bytes of one step of one sequence; time forward and backward, 16 sequences at once.")
+    screen.say()
+    models = dict.fromkeys(str(row["model"]) for row in rows)
+    order = [*(n.name for n in networks.NETWORKS), networks.CLAMPED, networks.AVERAGED, networks.TRIGRAM]
+    gaps = [gap for gap in claims.gaps_of(rows) if gap in (within, far) or gap in SHOWN]
+    most = max(claims.gaps_of(rows, "switches"))
+    screen.table(
+        ["right, %", *(f"gap {gap}" for gap in gaps), f"{most} switches"],
+        [
+            [
+                model,
+                *(claims.accuracy(rows, model, "gap", gap).short for gap in gaps),
+                claims.accuracy(rows, model, "switches", most).short,
+            ]
+            for model in sorted(models, key=order.index)
+            if model != networks.RNN_SHORT.name
+        ],
+    )
+    screen.say(f"By chance: one in {len(DISHES)}.")
+    screen.title("Which claims of the story held")
+    screen.say(claims.RULE + ("" if len({row["seed"] for row in rows}) > 1 else " One seed has no spread."))
+    for claim in claims.judge(rows):
+        screen.say(f"{'held  ' if claim.held else 'FAILED'} {claim.text}.", style=None if claim.held else "bold")
+        screen.say(f"       {claim.numbers}.")

@@ -8,6 +8,7 @@ the story's own two sentences are never among them, nor anything that pairs Dhav
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .data import tokenise
@@ -61,11 +62,33 @@ LINKS = (
     "; it shouldn't be hard to guess that", "; so it is easy to guess that", "; nobody doubts that",
     "; you may well think that", "; and so we say that", ";", ";", ";",
 )  # fmt: skip
+_PHRASES = tuple(tuple(tokenise(phrase)) for phrase in (*TIMES, *ASIDES))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Texts of controlled length: each gap and each number of switches as often as the others.
+
+    `gaps` are words between the last dish and the cuisine that it decides, at least 7 (a question and a side dish take
+    as many); `switches` says how often a dish of another cuisine comes, each in a sentence of its own. With `again`,
+    sentences about the same food follow where the largest gap allows: the end of a sentence is then no reason to drop
+    a dish, only another dish is.
+    """
+
+    gaps: Sequence[int]
+    switches: Sequence[int]
+    again: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.gaps or min(self.gaps) < 7:
+            raise ValueError(f"gaps must be 7 words or more, got {list(self.gaps)}")
+        if not self.switches or min(self.switches) < 0:
+            raise ValueError(f"switches must be 0 or more, got {list(self.switches)}")
 
 
 @dataclass(frozen=True)
 class Text:
-    """One or two sentences. `answers` holds the positions of the cuisine words, `kinds` what each asks for."""
+    """One sentence or several. `answers` holds the positions of the cuisine words, `kinds` what each asks for."""
 
     words: tuple[str, ...]
     answers: tuple[int, ...]
@@ -81,13 +104,18 @@ def tells_the_story(words: tuple[str, ...]) -> bool:
     )
 
 
-def generate(count: int, seed: int, exclude: frozenset[tuple[str, ...]] = frozenset()) -> list[Text]:
-    """`count` different texts, none of them in `exclude`, none with a pair of the story."""
+def generate(
+    count: int, seed: int, exclude: frozenset[tuple[str, ...]] = frozenset(), recipe: Recipe | None = None
+) -> list[Text]:
+    """`count` different texts, none of them in `exclude`, none with a pair of the story.
+
+    Without a recipe: one sentence or two, their lengths as the phrases fall, some with the same food again.
+    """
     rng = random.Random(seed)
     seen = set(exclude)
     texts: list[Text] = []
     while len(texts) < count:
-        text = _text(rng)
+        text = _by_recipe(rng, recipe) if recipe else _text(rng)
         if text.words not in seen and not tells_the_story(text.words):
             seen.add(text.words)
             texts.append(text)
@@ -104,8 +132,7 @@ def _text(rng: random.Random) -> Text:
     cuisine, dish_at = "", 0
     for number in range(rng.choice((1, 2, 2))):
         if number:
-            teller, whose = whose, rng.choice(("his", "her"))
-            subject = f"{teller} {rng.choice(RELATIVES[whose].split())}"
+            subject, whose = _relative(rng, whose)
         if number and rng.random() < 0.3:
             kind = "same food"
             words += tokenise(f"{subject} {rng.choice(VERBS)} {rng.choice(AGAIN)}")
@@ -119,12 +146,52 @@ def _text(rng: random.Random) -> Text:
             words += tokenise(rng.choice(TIMES))
         for aside in rng.sample(ASIDES, rng.choice((0, 0, 0, 1, 2))):
             words += tokenise(aside)
-        words += tokenise(f"{rng.choice(LINKS)} {whose} favourite cuisine is")
+        words += _question(rng, whose)
         answers.append(len(words))
         kinds.append(kind)
         gaps.append(len(words) - dish_at - 1)
         words += [cuisine, "."]
     return Text(tuple(words), tuple(answers), tuple(kinds), tuple(gaps))
+
+
+def _by_recipe(rng: random.Random, recipe: Recipe) -> Text:
+    words: list[str] = []
+    answers: list[int] = []
+    kinds: list[str] = []
+    gaps: list[int] = []
+    whose = rng.choice(("his", "her"))
+    subject = rng.choice(NAMES[whose].split())
+    cuisine, dish_at = "", 0
+
+    def end(rest: list[str], kind: str) -> None:
+        words.extend(rest)
+        answers.append(len(words))
+        kinds.append(kind)
+        gaps.append(len(words) - dish_at - 1)
+        words.extend((cuisine, "."))
+
+    for number in range(1 + rng.choice(recipe.switches)):
+        if number:
+            subject, whose = _relative(rng, whose)
+        cuisine = rng.choice([other for other in sorted(DISHES) if other != cuisine])
+        words += tokenise(f"{subject} {rng.choice(VERBS)}")
+        meal, rest = _measured(rng, cuisine, whose, rng.choice(recipe.gaps))
+        dish_at = len(words) + max(place for place, word in enumerate(meal) if word in DISHES[cuisine].split())
+        end(meal + rest, "new dish" if number else "first")
+        if recipe.again and rng.random() < 0.7:
+            subject, whose = _relative(rng, whose)
+            opening = tokenise(f"{subject} {rng.choice(VERBS)} {rng.choice(AGAIN)}")
+            question = _question(rng, whose)
+            left = max(recipe.gaps) - (len(words) - dish_at - 1) - len(opening) - len(question)
+            if left >= 0:
+                end(opening + _filler(rng, rng.choice([0, *range(3, left + 1)])) + question, "same food")
+    return Text(tuple(words), tuple(answers), tuple(kinds), tuple(gaps))
+
+
+def _relative(rng: random.Random, teller: str) -> tuple[str, str]:
+    """Somebody near to the last one, and whose cuisine it then is."""
+    whose = rng.choice(("his", "her"))
+    return f"{teller} {rng.choice(RELATIVES[whose].split())}", whose
 
 
 def _meal(rng: random.Random, cuisine: str) -> str:
@@ -133,3 +200,28 @@ def _meal(rng: random.Random, cuisine: str) -> str:
         return dish
     sides = SIDES[cuisine].split() if rng.random() < 0.3 else COMMON_SIDES
     return f"{dish} and {rng.choice(sides)}"
+
+
+def _question(rng: random.Random, whose: str) -> list[str]:
+    return tokenise(f"{rng.choice(LINKS)} {whose} favourite cuisine is")
+
+
+def _measured(rng: random.Random, cuisine: str, whose: str, gap: int) -> tuple[list[str], list[str]]:
+    """A meal, and what follows it up to the cuisine, with `gap` words after the last dish of the cuisine."""
+    dishes = DISHES[cuisine].split()
+    while True:
+        meal = tokenise(_meal(rng, cuisine))
+        if len(meal) == 1 and rng.random() < 0.5:
+            meal = [*meal, "and", rng.choice([dish for dish in dishes if dish != meal[0]])]
+        question = _question(rng, whose)
+        left = gap - len(question) - (meal[-1] not in dishes) * 2
+        if left == 0 or left > 2:
+            return meal, _filler(rng, left) + question
+
+
+def _filler(rng: random.Random, length: int) -> list[str]:
+    """Exactly so many words of times and asides: 0, or 3 and more, the shortest having 3, 4 and 5."""
+    words: list[str] = []
+    while left := length - len(words):
+        words += rng.choice([phrase for phrase in _PHRASES if len(phrase) == left or len(phrase) <= left - 3])
+    return words

@@ -1,6 +1,7 @@
 """The word model and its training: the same code for `tritongru.GRU` and `torch.nn.GRU`, which is the point.
 
-Nothing here knows which GRU it trains. A model gets it from `make_gru`, and from one seed both get the same parameters.
+Nothing here knows which GRU it trains. A model gets it from `make_layer`, and from one seed both
+get the same parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .data import Corpus, lanes, windows
 
-MakeGRU = Callable[[int, int], nn.GRU]  # (input size, hidden size) -> the layer under comparison
+MakeLayer = Callable[[int, int], nn.RNNBase]  # (input size, hidden size) -> the layer under comparison
 Report = Callable[[int, float], None]  # (steps done, loss of the last)
 
 
@@ -37,12 +38,12 @@ class Sizes:
 
 
 class WordModel(nn.Module):
-    """Next-word model: embedding, one GRU layer, and the embedding again as output weights."""
+    """Next-word model: embedding, one recurrent layer, and the embedding again as output weights."""
 
-    def __init__(self, vocabulary: int, embedding: int, hidden: int, make_gru: MakeGRU) -> None:
+    def __init__(self, vocabulary: int, embedding: int, hidden: int, make_layer: MakeLayer) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding)
-        self.gru = make_gru(embedding, hidden)
+        self.layer = make_layer(embedding, hidden)
         self.project = nn.Linear(hidden, embedding)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
         # As output weights the rows want length 1; as input the layer wants unit variance. One table serves both.
@@ -50,12 +51,15 @@ class WordModel(nn.Module):
         self.input_scale = embedding**0.5
 
     def embed(self, words: Tensor) -> Tensor:
-        """What the GRU gets.  words [T, B] -> [T, B, I]"""
+        """What the layer gets.  words [T, B] -> [T, B, I]"""
         return self.embedding(words) * self.input_scale
 
     def forward(self, words: Tensor, h: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Logits of the next word after each word, and the state.  words [T, B] -> [T, B, V], [1, B, H]"""
-        y, h_n = self.gru(self.embed(words), h)
+        """Logits of the next word after each word, and the state (an LSTM's are two).
+
+        words [T, B] -> [T, B, V], [1, B, H]
+        """
+        y, h_n = self.layer(self.embed(words), h)
         return F.linear(self.project(y), self.embedding.weight, self.bias), h_n
 
 
@@ -67,10 +71,10 @@ class Curve:
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, perplexity)
 
 
-def build_model(vocabulary: int, embedding: int, hidden: int, make_gru: MakeGRU, seed: int) -> WordModel:
+def build_model(vocabulary: int, embedding: int, hidden: int, make_layer: MakeLayer, seed: int) -> WordModel:
     """A model whose parameters the seed alone decides: drawn on the CPU, whatever device it goes to later."""
     torch.manual_seed(seed)
-    return WordModel(vocabulary, embedding, hidden, make_gru)
+    return WordModel(vocabulary, embedding, hidden, make_layer)
 
 
 def same_parameters(a: nn.Module, b: nn.Module) -> bool:
