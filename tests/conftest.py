@@ -66,6 +66,25 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
 
 
 @pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the backends whose layers ran, in order; PyTorch's own path leaves no trace."""
+    names: list[str] = []
+
+    def watch(name, forward):
+        def watched(*args, **kwargs):
+            names.append(name)
+            return forward(*args, **kwargs)
+
+        return watched
+
+    for found in registry.BACKENDS.values():
+        if found.module is not None and (not found.triton or registry.has_triton()):
+            module = found.load()
+            monkeypatch.setattr(module, "forward", watch(found.name, module.forward))
+    return names
+
+
+@pytest.fixture
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
     """A function of how many rows backward with recompute takes at once."""
     from tritongru.planning import choose, cost

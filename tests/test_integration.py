@@ -18,9 +18,9 @@ import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
-from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tritongru import functional, registry
@@ -37,25 +37,6 @@ ours_only = pytest.mark.parametrize("backend", OURS)
 @pytest.fixture(params=BACKENDS)
 def backend(request):
     return request.param
-
-
-@pytest.fixture
-def ran(monkeypatch):
-    """The names of the backends whose layers ran, in order; PyTorch's own path leaves no trace."""
-    names = []
-
-    def watch(name, forward):
-        def watched(*args, **kwargs):
-            names.append(name)
-            return forward(*args, **kwargs)
-
-        return watched
-
-    for found in registry.BACKENDS.values():
-        if found.module is not None and (not found.triton or registry.has_triton()):
-            module = found.load()
-            monkeypatch.setattr(module, "forward", watch(found.name, module.forward))
-    return names
 
 
 @pytest.fixture
@@ -579,76 +560,181 @@ def test_first_order_gradients_with_create_graph_are_right(backend, options, cal
     assert all(f.requires_grad for f in found)
 
 
+# Of a second derivative, relative to the largest element: as many roundings as in a first one (32 * sqrt(16) in this
+# file), and as many again of the first one, on which it rests.
+SECOND = 2 * 32 * 4 * EPS
+
+
+def assert_second(found, expected):
+    """Second derivatives: those of PyTorch's own path on the CPU, which autograd differentiates to any order."""
+    assert [f is None for f in found] == [e is None for e in expected]
+    for index, (f, e) in enumerate(zip(found, expected, strict=True)):
+        if f is not None:
+            scale = max(1.0, e.abs().max().item())
+            torch.testing.assert_close(f, e, rtol=0, atol=SECOND * scale, msg=lambda m, i=index: f"tensor {i}: {m}")
+
+
+def twice(backend, call, **options):
+    """Second derivatives of `call(layer)`'s loss, by input, h_0 and every parameter."""
+    layer, leaves = differentiable(backend, **options)
+    gradients = torch.autograd.grad(loss_of(*call(layer)), list(leaves.values()), create_graph=True)
+    penalty = sum((g * randn(*g.shape, seed=i)).sum() + g.square().sum() for i, g in enumerate(gradients))
+    return torch.autograd.grad(penalty, list(leaves.values()))
+
+
 @ours_only
 @pytest.mark.parametrize(("options", "call"), DOUBLE.values(), ids=DOUBLE)
-def test_double_backward_is_refused_in_words(backend, options, call):
-    layer, leaves = differentiable(backend, **options)
-    (gradient,) = torch.autograd.grad(loss_of(*call(layer)), layer.x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward") as caught:
-        gradient.square().sum().backward()
-    assert repr(backend) in str(caught.value)
-    assert all(leaf.grad is None for leaf in leaves.values())
+def test_double_backward(backend, options, call):
+    expected = twice("aten", call, **{name: value for name, value in options.items() if name != "recompute"})
+    assert_second(twice(backend, call, **options), expected)
 
 
 @ours_only
 @pytest.mark.parametrize("of", ["input", "h_0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
 @pytest.mark.parametrize("on", ["output", "h_n"])
-def test_double_backward_is_never_silently_none(backend, of, on):
-    """The gradient of one leaf, differentiated by each leaf in turn, by the cotangent, and by what made the input."""
-    layer, leaves = differentiable(backend)
-    upstream = torch.ones(3, requires_grad=True)
-    output, h_n = layer(layer.x * upstream, layer.hx)
-    result = output if on == "output" else h_n
-    cotangent = randn(*result.shape, seed=8).requires_grad_()
-    (gradient,) = torch.autograd.grad(result, leaves[of], cotangent, create_graph=True)
-    for by in (*leaves.values(), cotangent, upstream):
-        with pytest.raises(RuntimeError, match="double backward"):
-            torch.autograd.grad(gradient.sum(), by, retain_graph=True, allow_unused=True)
+def test_double_backward_of_one_gradient(backend, of, on):
+    """The gradient of one leaf, differentiated by each leaf, by the cotangent, and by what made the input."""
+
+    def second(backend):
+        layer, leaves = differentiable(backend)
+        upstream = torch.ones(3, requires_grad=True)
+        output, h_n = layer(layer.x * upstream, layer.hx)
+        result = output if on == "output" else h_n
+        cotangent = randn(*result.shape, seed=8).requires_grad_()
+        (gradient,) = torch.autograd.grad(result, leaves[of], cotangent, create_graph=True)
+        by = [*leaves.values(), cotangent, upstream]
+        return torch.autograd.grad((gradient * randn(*gradient.shape, seed=9)).sum(), by)
+
+    assert_second(second(backend), second("aten"))
 
 
 @ours_only
-def test_double_backward_through_packed_input_a_cell_and_a_frozen_layer_is_refused(backend):
-    layer, leaves = differentiable(backend)
-    sequence = packed(2, 1)
-    data = sequence.data.requires_grad_()
-    output, _ = layer(PackedSequence(data, *sequence[1:]))
-    (gradient,) = torch.autograd.grad(output.data.sum(), data, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
-        torch.autograd.grad(gradient.sum(), data, allow_unused=True)
+def test_double_backward_through_packed_input_a_cell_and_a_frozen_layer(backend):
+    def second(backend):
+        layer, leaves = differentiable(backend, bidirectional=True)
+        sequence = packed(3, 1, 2)
+        data = sequence.data.requires_grad_()
+        output, h_n = layer(PackedSequence(data, *sequence[1:]))
+        (gradient,) = torch.autograd.grad(loss_of(output, h_n), data, create_graph=True)
+        found = list(torch.autograd.grad(gradient.square().sum(), [data, *layer.parameters()]))
 
-    cell = tritongru.GRUCell(3, 4, backend=backend)
-    x = randn(2, 3).requires_grad_()
-    (gradient,) = torch.autograd.grad(cell(x).sum(), x, create_graph=True)
-    for by in (x, cell.weight_hh, cell.bias_ih):
-        with pytest.raises(RuntimeError, match="double backward"):
-            torch.autograd.grad(gradient.sum(), by, retain_graph=True, allow_unused=True)
+        torch.manual_seed(1)
+        cell = tritongru.GRUCell(3, 4, backend=backend)
+        x, h = randn(2, 3).requires_grad_(), randn(2, 4, seed=4).requires_grad_()
+        (gradient,) = torch.autograd.grad(cell(x, h).square().sum(), x, create_graph=True)
+        found += torch.autograd.grad(gradient.square().sum(), [x, h, *cell.parameters()])
 
-    layer.requires_grad_(False)
-    (gradient,) = torch.autograd.grad(layer(leaves["input"])[0].sum(), leaves["input"], create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
-        gradient.norm().backward()
+        layer.requires_grad_(False)
+        (gradient,) = torch.autograd.grad(layer(leaves["input"])[0].square().sum(), leaves["input"], create_graph=True)
+        gradient.square().sum().backward()
+        assert all(p.grad is None for p in layer.parameters())
+        return [*found, leaves["input"].grad]
+
+    assert_second(second(backend), second("aten"))
 
 
 @ours_only
-def test_hessian_and_gradient_penalty_are_refused(backend):
-    layer, _ = differentiable(backend)
-    with pytest.raises(RuntimeError, match="double backward"):
-        torch.autograd.functional.hessian(lambda x: layer(x)[0].square().sum(), layer.x.detach())
-    output, _ = layer(layer.x)
-    (gradient,) = torch.autograd.grad(output.sum(), layer.x, create_graph=True)
-    with pytest.raises(RuntimeError, match="double backward"):
+def test_double_backward_with_recompute_in_chunks_of_time(backend, few_rows_at_once):
+    few_rows_at_once(4)
+    call = DOUBLE["plain"][1]
+    assert_second(twice(backend, call, recompute=True), twice("aten", call))
+
+
+@ours_only
+def test_hessian_gradient_penalty_and_third_order(backend):
+    def derivatives(backend):
+        layer, _ = differentiable(backend)
+        hessian = torch.autograd.functional.hessian(lambda x: layer(x)[0].square().sum(), layer.x.detach())
+        output, _ = layer(layer.x)
+        (gradient,) = torch.autograd.grad(output.sum(), layer.x, create_graph=True)
         (output.mean() + (gradient.norm() - 1).square()).backward()
+        found = [hessian, layer.x.grad, *(p.grad for p in layer.parameters())]
+        value = layer(layer.x)[0].square().sum()
+        for _ in range(3):
+            (value,) = torch.autograd.grad(value.square().sum(), layer.x, create_graph=True)
+        return [*found, value.detach()]
+
+    assert_second(derivatives(backend), derivatives("aten"))
 
 
-def test_aten_on_the_cpu_can_be_differentiated_twice():
-    theirs, ours = pair("aten", 3, 4)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@ours_only
+def test_double_backward_in_half_precision(backend, dtype):
+    """Computed in float32: off by the roundings of weights, input and first gradient and of its own result."""
 
-    def call(module):
-        x = randn(2, 2, 3).requires_grad_()
-        (gradient,) = torch.autograd.grad(loss_of(*module(x)), x, create_graph=True)
-        return torch.autograd.grad(gradient.square().sum(), [x, *module.parameters()], allow_unused=True)
+    def second(backend, of):
+        layer, _ = differentiable(backend)
+        layer.load_state_dict({name: p.to(dtype) for name, p in layer.state_dict().items()})
+        layer.to(of)
+        x = layer.x.detach().to(dtype).to(of).requires_grad_()
+        (gradient,) = torch.autograd.grad(layer(x)[0].sum(), x, create_graph=True)
+        return torch.autograd.grad((gradient * randn(*gradient.shape, seed=9).to(of)).sum(), [x, *layer.parameters()])
 
-    both(theirs, ours, call)
+    for found, expected in zip(second(backend, dtype), second("aten", torch.float32), strict=True):
+        assert found.dtype == dtype
+        scale = max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(found.float(), expected, rtol=0, atol=4 * torch.finfo(dtype).eps * scale)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "options", [{}, {"bidirectional": True, "batch_first": True}, {"num_layers": 2, "bias": False}]
+)
+def test_gradgradcheck_in_float64(options, recompute):
+    torch.manual_seed(0)
+    layer = tritongru.GRU(2, 2, **options, dtype=torch.float64, backend="reference", recompute=recompute)
+    x = torch.randn(2, 2, 2, dtype=torch.float64, requires_grad=True)
+    h_0 = torch.randn(states(layer), 2, 2, dtype=torch.float64, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x, h_0, *weights):
+        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x, h_0))
+
+    assert torch.autograd.gradgradcheck(call, (x, h_0, *layer.parameters()))
+
+
+@pytest.mark.parametrize("backend", OURS)
+def test_gradgradcheck_in_float32(backend):
+    """Through the kernels, which know no float64. A central difference of width h of gradients with error u is off by
+    u / h and by h^2 / 6 of a third derivative (of order 1 here): with h = 2e-2 and u = 32 eps by 2e-4 and 7e-5.
+    Along random directions (fast_mode), for the interpreter is slow; element by element above."""
+    torch.manual_seed(0)
+    layer = tritongru.GRU(2, 3, backend=backend)
+    x, h_0 = torch.randn(2, 2, 2, requires_grad=True), torch.randn(1, 2, 3, requires_grad=True)
+    names = [name for name, _ in layer.named_parameters()]
+
+    def call(x, h_0, *weights):
+        return torch.func.functional_call(layer, dict(zip(names, weights, strict=True)), (x, h_0))
+
+    cotangents = [torch.randn(2, 2, 3, requires_grad=True), torch.randn(1, 2, 3, requires_grad=True)]
+    with pytest.warns(UserWarning, match="double precision"):
+        assert torch.autograd.gradgradcheck(
+            call, (x, h_0, *layer.parameters()), cotangents, eps=2e-2, atol=1e-3, rtol=1e-3, fast_mode=True
+        )
+
+
+@ours_only
+def test_first_order_gradients_do_without_the_operators(backend):
+    """An eager call pays no dispatch to an operator of its own."""
+    layer, _ = differentiable(backend)
+    with Called() as called:
+        loss_of(*layer(layer.x, layer.hx)).backward()
+    assert called.names and not [name for name in called.names if "tritongru" in name]
+    with Called() as called:
+        torch.autograd.grad(loss_of(*layer(layer.x, layer.hx)), layer.x, create_graph=True)
+    assert "tritongru.layer_backward.default" in called.names
+
+
+class Called(TorchDispatchMode):
+    """The operators that are called inside."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
 
 
 # Autocast.
@@ -813,7 +899,7 @@ def test_saved_tensors_may_be_packed_away(backend):
     assert_all_close(found, torch.autograd.grad(loss_of(*theirs(randn(3, 2, 3))), list(theirs.parameters())))
 
 
-# Tracers, exporters and transforms take PyTorch's own path.
+# Exporters and torch.func's derivatives take PyTorch's own path; compilers and vmap: test_operators.py.
 
 
 def calls(graph):
@@ -883,78 +969,6 @@ def test_jit_trace(backend, ran):
     assert set(ran) <= {backend}  # by the tracer's check of its trace against a plain call
 
 
-@pytest.mark.parametrize("tracing_mode", ["real", "fake"])
-def test_make_fx(backend, ran, tracing_mode):
-    theirs, ours = pair(backend, 3, 5)
-
-    def traced(module):
-        def call(x, weights):
-            return torch.func.functional_call(module, weights, (x,))
-
-        return make_fx(call, tracing_mode=tracing_mode)(randn(3, 2, 3), dict(module.named_parameters()))
-
-    graph, expected = traced(ours), traced(theirs)
-    assert calls(graph.graph) == calls(expected.graph)
-    x, weights = randn(3, 2, 3, seed=9), {n: p * 0.5 for n, p in ours.named_parameters()}
-    assert all(torch.equal(a, e) for a, e in zip(graph(x, weights), expected(x, weights), strict=True))
-    assert ran == []
-
-
-def test_fake_tensors(backend, ran):
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    with FakeTensorMode():
-        output, h_n = tritongru.GRU(3, 5, 2, backend=backend)(torch.empty(3, 2, 3))
-    assert output.shape == (3, 2, 5) and h_n.shape == (2, 2, 5)
-    assert ran == []
-
-
-@pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    yield torch._dynamo
-    torch._dynamo.reset()
-
-
-@pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-@pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
-def test_gru_compiles_as_a_full_graph(backend, dynamo, ran, compiler):
-    theirs, _ = pair(None, 3, 5, num_layers=2)
-    weights = list(theirs.parameters())
-
-    @torch.compile(backend=compiler, fullgraph=True)
-    def call(x, hx):
-        return tritongru.gru(x, hx, weights, True, 2, 0.0, True, False, False, backend=backend)
-
-    x, hx = randn(3, 2, 3), torch.zeros(2, 2, 5)
-    found = call(x, hx)
-    assert_all_close(found, theirs(x))
-    assert_all_close(torch.autograd.grad(loss_of(*found), weights), torch.autograd.grad(loss_of(*theirs(x)), weights))
-    assert ran == []
-
-
-@pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
-def test_with_allow_rnn_a_module_compiles_as_a_full_graph(backend, dynamo, ran):
-    theirs, ours = pair(backend, 3, 5)
-    with dynamo.config.patch(allow_rnn=True):
-        compiled = torch.compile(ours, backend="eager", fullgraph=True)
-        both(theirs, compiled, lambda module: trained(module, randn(3, 2, 3)))
-    assert ran == []
-
-
-def test_without_a_setting_a_module_breaks_the_graph_and_computes_the_same(backend, dynamo):
-    theirs, ours = pair(backend, 3, 5)
-    head = nn.Linear(5, 2)
-
-    @torch.compile(backend="eager")
-    def call(module, x):
-        output, h_n = module(x * 2)
-        return head(output), h_n
-
-    output, h_n = theirs(randn(3, 2, 3) * 2)
-    assert_all_close(call(ours, randn(3, 2, 3)), [head(output), h_n])
-
-
 @pytest.mark.parametrize(
     "transform", [torch.func.jacrev, torch.func.jacfwd, torch.func.hessian], ids=lambda t: t.__name__
 )
@@ -991,43 +1005,6 @@ def test_forward_mode_derivatives(backend, ran):
     assert ran == []
     ours(x)
     assert ran == ([] if backend == "aten" else [backend])  # and the level is left behind
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap_of_a_cell(backend, ran):
-    torch.manual_seed(0)
-    theirs, ours = nn.GRUCell(3, 5), tritongru.GRUCell(3, 5, backend=backend)
-    ours.load_state_dict(theirs.state_dict())
-    both(theirs, ours, lambda cell: [torch.vmap(cell)(randn(4, 2, 3))])
-
-    def gradients(cell):
-        each = torch.func.grad(lambda x, h: cell(x, h).square().sum())
-        return [torch.vmap(each)(randn(4, 2, 3), randn(4, 2, 5, seed=3))]
-
-    both(theirs, ours, gradients)
-
-    def ensemble(cell):
-        weights = {n: torch.stack([p, p * 0.5]).detach() for n, p in cell.named_parameters()}
-        x, h = randn(2, 4, 3), randn(2, 4, 5, seed=3)
-        return [torch.vmap(lambda *given: torch.func.functional_call(cell, given[0], given[1:]))(weights, x, h)]
-
-    both(theirs, ours, ensemble)
-    assert ran == []
-
-
-def test_vmap_of_a_layer_ends_as_nn_gru_s_does(backend, ran):
-    """torch 2.13 has no batching rule for aten::gru: the same error then, the same values once it has one."""
-    theirs, ours = pair(backend, 3, 5)
-    ends = []
-    for module in (theirs, ours):
-        try:
-            ends.append(torch.vmap(lambda x, m=module: m(x)[0])(randn(4, 3, 2, 3)))
-        except RuntimeError as error:
-            ends.append(str(error))
-    expected, found = ends
-    assert type(found) is type(expected)
-    assert found == expected if isinstance(found, str) else torch.equal(found, expected)
-    assert ran == []
 
 
 # TF32 follows the switch of PyTorch's RNNs.

@@ -1,7 +1,11 @@
-"""One layer of a GRU as a `torch.autograd.Function`, whichever backend runs its recurrence."""
+"""One layer of a GRU as a `torch.autograd.Function`, whichever backend runs its recurrence.
+
+What eager calls run; under torch.compile and other tracers the same two passes are the operators of ops.py.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -20,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """What `GRULayer` is told besides tensors."""
+    """What a layer's passes are told besides tensors."""
 
     backend: Backend
     call: LayerCall
@@ -29,29 +33,8 @@ class Layer:
     recompute: bool = False
 
 
-def _device_guard(x: Tensor) -> AbstractContextManager[Any]:
+def device_guard(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.device.type == "cuda" else nullcontext()
-
-
-class _RefuseTwice(torch.autograd.Function):
-    """First-order gradients on their way out of `backward`, tied to all that they depend on.
-
-    Differentiating them once more must end here, with a clear error, and not in silence for want of a path to x.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, name: str, gradients: list[Tensor | None], *depends_on: Tensor | None) -> Any:
-        ctx.backend_name = name
-        ctx.set_materialize_grads(False)
-        return tuple(gradients)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> Any:
-        raise RuntimeError(
-            f"double backward through tritongru's backend {ctx.backend_name!r} is not supported (nor is it through "
-            "cuDNN's GRU): expected first-order gradients only. backend='aten' on the CPU and "
-            "tritongru.reference.gru_layer can be differentiated twice."
-        )
 
 
 class GRULayer(torch.autograd.Function):
@@ -63,17 +46,8 @@ class GRULayer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, layer: Layer, x: Tensor, h_0: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
-        call = layer.call
-        x_major = x.transpose(0, 1) if layer.batch_first else x
-        with _device_guard(x), products.products(x, call.precision):
-            inner = replace(call, save_gates=call.save_gates and not layer.recompute)
-            weights = LayerWeights.of(flat, call.directions)
-            y, h_n, gates = layer.backend.load().forward(inner, x_major, h_0, weights)
-        if layer.batch_first:
-            y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
-        if layer.cell:
-            h_n = h_n.squeeze_(0)
-        if call.save_gates:
+        y, h_n, gates = forward_pass(layer, x, h_0, flat)
+        if layer.call.save_gates:
             ctx.layer = layer
             ctx.save_for_backward(x, h_0, y, *(gates or (None, None)), *flat)
             ctx.set_materialize_grads(False)
@@ -84,24 +58,40 @@ class GRULayer(torch.autograd.Function):
         layer: Layer = ctx.layer
         x, h_0, y, rzn, q, *flat = ctx.saved_tensors
         gates = None if rzn is None else SavedGates(rzn, q)
-        wanted = ctx.needs_input_grad[1:]
-        with torch.no_grad(), _device_guard(x), products.products(x, layer.call.precision):
-            gradients = _backward(layer, x, h_0, y, gates, tuple(flat), dy, dh_n, wanted)
-        if torch.is_grad_enabled():  # create_graph=True: whoever differentiates these again must hear of it
-            gradients = list(_RefuseTwice.apply(layer.backend.name, gradients, x, h_0, *flat, dy, dh_n))
-        return None, *gradients
+        dh_n = None if dh_n is None else dh_n.view(h_0.shape)  # a cell's has one dimension less
+        run = backward_pass
+        if torch.is_grad_enabled():  # create_graph=True: the gradients may be differentiated again
+            from .ops import differentiable_gradients as run
+        return None, *run(layer, x, h_0, y, gates, flat, dy, dh_n, ctx.needs_input_grad[1:])
 
 
-def _backward(
+def forward_pass(
+    layer: Layer, x: Tensor, h_0: Tensor, flat: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, SavedGates | None]:
+    """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute."""
+    call = layer.call
+    x_major = x.transpose(0, 1) if layer.batch_first else x
+    with device_guard(x), products.products(x, call.precision):
+        inner = replace(call, save_gates=call.save_gates and not layer.recompute)
+        weights = LayerWeights.of(tuple(flat), call.directions)
+        y, h_n, gates = layer.backend.load().forward(inner, x_major, h_0, weights)
+    if layer.batch_first:
+        y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
+    if layer.cell:
+        h_n = h_n.squeeze_(0)
+    return y, h_n, gates
+
+
+def backward_pass(
     layer: Layer,
     x: Tensor,
     h_0: Tensor,
     y: Tensor,
     gates: SavedGates | None,
-    flat: tuple[Tensor, ...],
+    flat: Sequence[Tensor],
     dy: Tensor | None,
     dh_n: Tensor | None,
-    wanted: tuple[bool, ...],
+    wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Gradients of (x, h_0, *flat), None where not wanted."""
     call = layer.call
@@ -110,15 +100,16 @@ def _backward(
         dy = dy.transpose(0, 1) if dy is not None else None
     if dy is None:
         dy = y.new_zeros(()).expand_as(y)
-    dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n.view(h_0.shape)
+    dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n
     want_x, want_h_0, *want = wanted
     each = len(flat) // call.directions
     by_direction = tuple(tuple(want[at : at + each]) for at in range(0, len(flat), each))
-    given = BackwardPass(
-        layer.backend.load(), call, LayerWeights.of(flat, call.directions), x, h_0, y, gates, dy, dh_n,
-        Wanted(want_x, h_0.dtype if want_h_0 else None, by_direction),
-    )  # fmt: skip
-    steps = cost.steps_at_once(call.visits.time, call.visits.batch)
-    chunks = layer.recompute and call.visits.batch_sizes is None and steps < call.visits.time
-    dx, dh_0, d_weights = in_chunks(given, steps) if chunks else whole(given)
+    with torch.no_grad(), device_guard(x), products.products(x, call.precision):
+        given = BackwardPass(
+            layer.backend.load(), call, LayerWeights.of(tuple(flat), call.directions), x, h_0, y, gates, dy, dh_n,
+            Wanted(want_x, h_0.dtype if want_h_0 else None, by_direction),
+        )  # fmt: skip
+        steps = cost.steps_at_once(call.visits.time, call.visits.batch)
+        chunks = layer.recompute and call.visits.batch_sizes is None and steps < call.visits.time
+        dx, dh_0, d_weights = in_chunks(given, steps) if chunks else whole(given)
     return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]

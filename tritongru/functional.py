@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import Parameter
 
-from . import registry
+from . import ops, registry
 from .autograd import GRULayer, Layer
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
@@ -26,6 +29,7 @@ _PACKED = (
 )  # fmt: skip
 
 
+_TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
@@ -104,7 +108,7 @@ def gru_cell(
         As `gru`, with torch.gru_cell's errors.
     """
     with_aten = (input, hx, w_ih, w_hh, b_ih, b_hh)
-    if uses_aten(backend, input):
+    if uses_aten(backend, input) or (into_a_graph() and _stands_in(backend, input)):  # a cell is traced as it stands
         return torch.gru_cell(*with_aten)
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
     reason: str | None = "the arguments do not fit a GRU cell"
@@ -114,9 +118,8 @@ def gru_cell(
     if isinstance(chosen, str):
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
-    x, h_0, params = _autocast(input, hx, params)
-    _, h = _layer(chosen, x[None], None, h_0[None], params, 1, cell=True)
-    return h
+    x, h_0, params = _autocast(chosen, input, hx, params)
+    return _layer(chosen, x[None], None, h_0[None], params, 1, cell=True)[1]
 
 
 def _gru(
@@ -142,7 +145,7 @@ def _gru(
         return aten()
     D = 2 if bidirectional else 1
     reason = _unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first)
-    chosen: Backend | str
+    chosen: Backend | InGraph | str
     if reason is not None:
         chosen = reason
     else:
@@ -151,8 +154,8 @@ def _gru(
     if isinstance(chosen, str):  # aten raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, aten())
 
-    x, hx, params = _autocast(input, hx, params)
-    sizes = None if batch_sizes is None else tuple(batch_sizes.tolist())
+    x, hx, params = _autocast(chosen, input, hx, params)
+    sizes = batch_sizes if batch_sizes is None or isinstance(chosen, InGraph) else tuple(batch_sizes.tolist())
     each = len(params) // num_layers
     h_ns = []
     for layer in range(num_layers):
@@ -166,42 +169,105 @@ def _gru(
 
 
 def uses_aten(backend: str | None, input: Tensor) -> bool:
-    """Whether PyTorch's own path is meant, before any look at shapes: asked for, on the CPU by default, or traced.
+    """Whether PyTorch's own path is meant, before any look at shapes: asked for, on the CPU by default, or exported.
 
     Raises:
         ValueError: unknown backend.
     """
-    if torch.compiler.is_compiling() or not isinstance(input, Tensor):
-        return True  # before anything that Dynamo cannot trace; PyTorch says what is wrong with what is no tensor
-    found = registry.asked_for(backend)
-    if found is None:
-        if not input.is_cuda:
-            registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
-            return True
-    elif found.name == "aten":
+    if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
         return True
+    if torch.compiler.is_compiling():  # before anything that Dynamo cannot trace
+        return torch.compiler.is_exporting() or _traced_backend(backend, input) == "aten"
+    found = registry.asked_for(backend)
     if tracing():
         registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
         return True
-    return False
+    if into_a_graph():
+        return _traced_backend(backend, input) == "aten"
+    if found is None and not input.is_cuda:
+        registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
+        return True
+    return found is not None and found.name == "aten"
 
 
 def tracing() -> bool:
-    """Under export, ONNX, jit tracing, make_fx, functorch transforms or forward-mode differentiation."""
+    """Under export, ONNX, jit tracing, torch.func's derivatives or forward-mode differentiation: PyTorch's own path."""
     return bool(
         torch.jit.is_tracing()
         or torch.onnx.is_in_onnx_export()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or (torch._C._functorch.peek_interpreter_stack() is not None and not _mapping())
         or torch.autograd.forward_ad._current_level >= 0
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
-        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
     )
+
+
+def _mapping() -> bool:
+    """Under torch.vmap, and under no other of torch.func's transforms."""
+    stack = torch._C._functorch.get_interpreter_stack()
+    return stack is not None and all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+
+
+def into_a_graph() -> bool:
+    """Under torch.compile, AOTAutograd, make_fx, fake tensors or vmap: a layer is an operator, see ops.py."""
+    if torch.compiler.is_compiling() or _mapping():
+        return True
+    mode = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
+
+
+def _traced_backend(backend: str | None, input: Tensor) -> str:
+    return backend_of_graph(backend, input.device, registry.computing_dtype(input))
+
+
+def _stands_in(backend: str | None, input: Tensor) -> bool:
+    """Whether `reference` runs in a graph in place of aten."""
+    return input.device.type == "cpu" and backend_asked_for(backend) is None
+
+
+@torch.compiler.assume_constant_result
+def backend_asked_for(backend: str | None) -> str | None:
+    """Its name, or None where nobody asks for one; read when the graph is made."""
+    found = registry.asked_for(backend)
+    return None if found is None else found.name
+
+
+@torch.compiler.assume_constant_result
+def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """What a graph that is being made calls: "aten", a backend's name, or "" where the plan decides at each run.
+
+    On the CPU `reference` stands in for aten, which would be traced as T times a dozen operations.
+
+    Raises:
+        ValueError: unknown backend. RuntimeError: a backend that cannot run.
+    """
+    found = registry.asked_for(backend)
+    if found is None:
+        stand_in = registry.BACKENDS["reference" if device.type == "cpu" else "step"]
+        if stand_in.why_not(device, dtype) is not None:
+            return "aten"
+        return stand_in.name if device.type == "cpu" else ""
+    if found.module is not None and (why_not := found.why_not(device, dtype)) is not None:
+        raise registry.refuse(found, why_not, device, dtype)
+    return found.name
+
+
+@dataclass(frozen=True)
+class InGraph:
+    """The operator of ops.py, told this backend."""
+
+    name: str
+    autocast: bool  # not where it stands in for aten on the CPU, which autocast leaves alone
 
 
 def _settle(
     backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor]
-) -> Backend | str:
+) -> Backend | InGraph | str:
     """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
+    if into_a_graph():
+        name = _traced_backend(backend, input)
+        stands_in = _stands_in(backend, input)
+        if stands_in and any(t.dtype != input.dtype for t in others):
+            return "the arguments have several dtypes"
+        return InGraph(name, autocast=not stands_in)
     dtype, device = registry.computing_dtype(input), registry.device_of(input.device)
     found = registry.asked_for(backend)
     why_not = (found or registry.BACKENDS["step"]).why_not(input.device, dtype)
@@ -222,8 +288,12 @@ def _settle(
 
 def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
+    if into_a_graph():
+        if backend is None or reason == EMPTY:
+            return result
+        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
     found = registry.asked_for(backend)
-    if reason is EMPTY:
+    if reason == EMPTY:
         return result
     if found is not None:
         raise registry.refuse(found, reason, input.device, registry.computing_dtype(input))
@@ -231,8 +301,12 @@ def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> 
     return result
 
 
-def _autocast(x: Tensor, hx: Tensor, params: list[Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
+def _autocast(
+    chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: list[Tensor]
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """All of them in autocast's dtype, if it is on for their device: what autocast does to cuDNN's GRU."""
+    if isinstance(chosen, InGraph) and not chosen.autocast:
+        return x, hx, params
     dtype = registry.computing_dtype(x)
     return x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
 
@@ -258,6 +332,9 @@ def _unfit_call(
     else:
         if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu" or not len(batch_sizes):
             return "data is not 2-D or batch_sizes not 1-D on the CPU"
+        if into_a_graph():  # their values are there when the graph runs: the operator looks at them
+            B = hx.shape[1] if hx.dim() == 3 else 0
+            return _unfit(input, len(batch_sizes), B, hx, params, has_biases, num_layers, D)
         sizes = batch_sizes.tolist()
         T, B = len(sizes), sizes[0]
         if sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
@@ -271,7 +348,7 @@ def _unfit(
     if min(T, B, input.shape[-1], hx.shape[-1]) == 0:
         return EMPTY
     every = [input, hx, *params]
-    if any(type(t) not in (Tensor, Parameter) for t in every):
+    if any(type(t) not in (Tensor, Parameter, *_TRACED) for t in every):
         return "an argument is a tensor subclass"
     if any(t.device != input.device for t in every):
         return "the arguments lie on several devices"
@@ -295,9 +372,9 @@ def _unfit(
 
 
 def _layer(
-    backend: Backend,
+    backend: Backend | InGraph,
     x: Tensor,
-    sizes: tuple[int, ...] | None,
+    sizes: Any,
     h_0: Tensor,
     weights: Sequence[Tensor],
     D: int,
@@ -306,16 +383,23 @@ def _layer(
     recompute: bool = False,
     cell: bool = False,
 ) -> tuple[Tensor, Tensor]:
+    """One layer; `sizes` of a packed batch are a tensor for the operator, else a tuple of integers."""
     batch_first = batch_first and sizes is None
-    needs_grad = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
+    if isinstance(backend, InGraph):
+        y, h_n, _, _ = ops.layer_forward(
+            x, h_0, list(weights), sizes, backend.name, batch_first, training, training and recompute
+        )
+        return y, h_n[0] if cell else h_n
+    device = registry.device_of(x.device)
     call = LayerCall(
         visits=Visits.of(x.transpose(0, 1) if batch_first else x, sizes),
         directions=D,
         hidden_size=h_0.shape[-1],
         dtype=DTYPES[x.dtype],
-        precision=rnn_precision(registry.device_of(x.device).vendor == "nvidia"),
-        device=registry.device_of(x.device),
-        save_gates=needs_grad,
+        precision=rnn_precision(device.vendor == "nvidia"),
+        device=device,
+        save_gates=training,
     )
     y, h_n = GRULayer.apply(Layer(backend, call, batch_first, cell, recompute), x, h_0, *weights)
     return y, h_n

@@ -1,7 +1,7 @@
 """The gradients of one layer: gates again where they were not kept, a backend's backward, the library products.
 
 `whole` takes all T at once. With recompute and many rows `in_chunks` takes one chunk of time after the other, so that
-gates and gate gradients are there for a chunk alone, however long the sequence.
+gates and gate gradients are there for a chunk alone, however long the sequence. `second_gradients` differentiates them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
 from .launch.parts import part
 from .planning import cost
+from .reference import gru_layer
 from .visits import Visits
 
 Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None]]  # of x, of h_0, of the weights in PyTorch's order
@@ -168,3 +169,59 @@ def recompute_gates(
                 n.addcmul_(r_z[:, :H], out_q).tanh_()
                 del a_h  # before there is another
     return SavedGates(x_proj.view(*shape, D, 3 * H), q.view(*shape, D, H))
+
+
+def second_gradients(
+    tensors: Sequence[Any],
+    batch_sizes: tuple[int, ...] | None,
+    batch_first: bool,
+    wanted: Sequence[bool],
+    cotangents: Sequence[Tensor | None],
+    needed: Sequence[bool],
+) -> list[Tensor | None]:
+    """Double backward: the derivative of a layer's gradients, by autograd through the reference equations.
+
+    These are computed again, in float32 at least, for y and the gates are functions of x, h_0 and the weights and so
+    have no gradient of their own. Under create_graph the result is differentiable in turn, to any order.
+
+    Args:
+        tensors: dy, dh_n (None: zero), x, h_0 and the weights, as the layer got them.
+        wanted: which of the gradients of x, h_0 and the weights the first backward gave.
+        cotangents: of each of those that it gave; None: zero.
+        needed: of which of `tensors` a gradient is wanted now.
+
+    Returns:
+        The gradients of `tensors`, None where not needed.
+    """
+    further = torch.is_grad_enabled()
+    # Inputs of a graph of this call's own. For a further derivative it hangs on the tensors given.
+    own: list[Any] = [
+        None if t is None else t.view_as(t) if further and t.requires_grad else t.detach().requires_grad_()
+        for t in tensors
+    ]
+    with torch.enable_grad(), products.products(tensors[2], "ieee"):
+        wide: list[Any] = [None if t is None else t.to(products.at_least_float32(t.dtype)) for t in own]
+        dy, dh_n, x, h_0, *weights = wide
+        D = len(h_0)
+        x = x.transpose(0, 1) if batch_first else x
+        y, h_n = gru_layer(x, h_0, weights, len(weights) == 4 * D, Visits.of(x, batch_sizes), D)
+        results = y.transpose(0, 1) if batch_first else y, h_n
+        of = [t for t, want in zip(own[2:], wanted, strict=True) if want]
+        first = _pulled_back(results, (dy, dh_n), of, create_graph=True)
+        asked = [t for t, need in zip(own, needed, strict=True) if need and t is not None]
+        second = iter(_pulled_back(first, cotangents, asked, create_graph=further))
+    return [next(second) if need and t is not None else None for t, need in zip(own, needed, strict=True)]
+
+
+def _pulled_back(
+    outputs: Sequence[Tensor | None], cotangents: Sequence[Tensor | None], inputs: Sequence[Any], create_graph: bool
+) -> Sequence[Tensor | None]:
+    """torch.autograd.grad, without those of the outputs that have no cotangent; None for what depends on nothing."""
+    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None]
+    if not pairs or not inputs:
+        return [None] * len(inputs)
+    given, by = zip(*pairs, strict=True)
+    found: Sequence[Tensor | None] = torch.autograd.grad(
+        given, inputs, by, create_graph=create_graph, allow_unused=True
+    )
+    return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import registry
-from .functional import gru, gru_cell, uses_aten
+from .functional import gru, gru_cell, into_a_graph, uses_aten
 
 
 class GRU(nn.GRU):
@@ -94,8 +94,16 @@ class GRU(nn.GRU):
 
     def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
-        hx = self._zeros(data, int(batch_sizes[0])) if hx is None else self.permute_hidden(hx, sorted_indices)
-        self.check_forward_args(data, hx, batch_sizes)
+        if hx is None:
+            # The indices' length is known while a graph is made, what batch_sizes holds is not.
+            B = int(batch_sizes[0]) if sorted_indices is None else len(sorted_indices)
+            hx = self._zeros(data, B)
+        else:
+            hx = self.permute_hidden(hx, sorted_indices)
+        if into_a_graph():
+            self.check_input(data, batch_sizes)  # the operator looks at the rest
+        else:
+            self.check_forward_args(data, hx, batch_sizes)
         output, h_n = gru(
             data, batch_sizes, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training,
             self.bidirectional, backend=self.backend, recompute=self.recompute,
