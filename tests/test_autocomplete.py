@@ -283,6 +283,14 @@ def test_training_keeps_the_best_of_validation_and_ends(corpus: data.Corpus, mon
     assert not model.training
 
 
+def test_a_short_text_is_not_read_too_often(corpus: data.Corpus) -> None:
+    one_pass = len(corpus.train) // (TINY.batch * TINY.window)
+    assert one_pass > 20
+    for steps, passes, expected in ((10**6, 3, 3 * one_pass), (20, 3, 20), (10**6, None, 10**6)):
+        sizes = dataclasses.replace(TINY, steps=steps, passes=passes)
+        assert training.within_passes(sizes, corpus) == dataclasses.replace(sizes, steps=expected)
+
+
 @given(st.text())
 def test_a_token_is_a_token(text: str) -> None:
     words = [token for token in tokenise(text) if token not in SPECIAL]
@@ -567,7 +575,7 @@ SLOW = """
 import argparse, sys
 from tritongru import demo
 from tritongru.demo import run, training
-run.ALONE = training.Sizes(vocabulary=300, embedding=16, hidden=24, batch=4, window=8, steps=10**6, evaluations=1)
+run.ALONE = training.Sizes(vocabulary=300, embedding=16, hidden=24, batch=4, window=8, steps=10**6, passes=None, evaluations=1)
 parser = argparse.ArgumentParser()
 demo.add_arguments(parser)
 sys.exit(demo.main(parser.parse_args(sys.argv[1:])))
@@ -702,10 +710,10 @@ def test_on_a_terminal(tmp_path: Path, saved: model_file.Saved) -> None:
     os.close(theirs)
     seen = b""
 
-    def until(expected: bytes) -> None:
+    def until(*expected: bytes) -> None:
         nonlocal seen
         end = time.monotonic() + 60
-        while expected not in seen:
+        while not all(text in seen for text in expected):
             ready, _, _ = select.select([ours], [], [], max(0.0, end - time.monotonic()))
             assert ready, seen[-2000:]
             try:
@@ -715,12 +723,11 @@ def test_on_a_terminal(tmp_path: Path, saved: model_file.Saved) -> None:
             if b"\x1b[6n" in seen:  # where is the cursor?
                 seen = seen.replace(b"\x1b[6n", b"")
                 os.write(ours, b"\x1b[1;1R")
-        seen = seen[seen.index(expected) + len(expected) :]  # what is awaited next has to come after it
+        seen = seen[max(seen.index(text) + len(text) for text in expected) :]  # what is awaited next comes after
 
     until(b"ctrl-d: end")
     os.write(ours, b"qqq keli")
-    until(b"kelidaru")  # nobody has typed that
-    until(b"<unk>: qqq")
+    until(b"kelidaru", b"<unk>: qqq")  # nobody has typed that
     os.write(ours, b"\r")
     until(b"going on with the likeliest")
     until(b"ctrl-d: end")

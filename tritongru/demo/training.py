@@ -6,6 +6,7 @@ get the same parameters.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,12 +33,21 @@ class Sizes:
     batch: int = 16
     window: int = 32  # words between which gradients flow; h is carried from window to window
     steps: int = 700
+    passes: int | None = None  # over the text, at most; then there are fewer steps
     learning_rate: float = 6e-3
     evaluations: int = 7
     dropout: float = 0.0  # of what goes into the layer and of what comes out
     check_batch: int = 4  # the interpreter runs a kernel's programs one by one in numpy: few rows, few steps
     check_window: int = 16
     check_steps: int = 3
+
+
+def within_passes(sizes: Sizes, corpus: Corpus) -> Sizes:
+    """The sizes with no more steps than the passes allow: over a short text the learning rate has to fall sooner."""
+    if sizes.passes is None:
+        return sizes
+    one_pass = max(1, len(corpus.train) // (sizes.batch * sizes.window))
+    return dataclasses.replace(sizes, steps=min(sizes.steps, sizes.passes * one_pass))
 
 
 class WordModel(nn.Module):
