@@ -238,6 +238,34 @@ def test_keystrokes_by_hand() -> None:
     assert counted.saved(9) == pytest.approx(0.5)
 
 
+def test_figures_are_of_the_same_words_and_all_that_was_seen(
+    corpus: data.Corpus, model: training.WordModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = autocomplete.held_out_figures(model, corpus, 12.5)
+    counted = Keystrokes(corpus.held_out_spellings, corpus.vocabulary)
+    trigram = ngram.Trigram([*corpus.train, *corpus.validation], len(corpus.vocabulary))
+    rows = {
+        "saved": keystrokes.model_scores(model, corpus.vocabulary, corpus.held_out),
+        "trigram_saved": keystrokes.trigram_scores(trigram, corpus.vocabulary, corpus.held_out),
+    }
+    for name, scores in rows.items():
+        assert getattr(found, name) == counted.saved(counted.using(scores))
+    assert (found.words, found.perplexity) == (len(corpus.held_out), 12.5)
+    assert found.trigram_perplexity == trigram.perplexity(corpus.held_out)
+    assert max(found.saved, found.trigram_saved, found.unigram_saved) < found.perfect_saved < 1
+    for perplexity, saved, said in (
+        (99.0, 0.2, "NOT better than the trigram in perplexity and NOT better in keystrokes"),
+        (11.0, 0.4, "is better than the trigram in perplexity and better in keystrokes"),
+        (11.0, 0.3, "is better than the trigram in perplexity and NOT better in keystrokes"),
+    ):
+        figures = dataclasses.replace(
+            found, perplexity=perplexity, trigram_perplexity=12.0, saved=saved, trigram_saved=0.3
+        )
+        autocomplete.show_held_out(Screen(), figures)
+        shown = " ".join(capsys.readouterr().out.split())
+        assert said in shown and f"{saved:.1%}" in shown and "12.0 30.0%" in shown
+
+
 def test_trigram_of_all_words_at_once(corpus: data.Corpus) -> None:
     size = len(corpus.vocabulary)
     trigram = ngram.Trigram(corpus.train, size)
@@ -439,6 +467,9 @@ def test_other_files_are_refused(tmp_path: Path, saved: model_file.Saved, capsys
         error = capsys.readouterr().err
         assert error.startswith(f"demo: {path}: expected") and "got" in error and error.count("\n") == 1
     assert not mark.exists()
+    if os.path.exists("/dev/zero"):  # has no end
+        assert demo.main(options("--load", "/dev/zero")) == 2
+        assert "another kind" in capsys.readouterr().err
     for missing in (tmp_path / "missing", tmp_path):
         assert demo.main(options("--load", missing)) == 2
         error = capsys.readouterr().err
@@ -575,7 +606,7 @@ SLOW = """
 import argparse, sys
 from tritongru import demo
 from tritongru.demo import run, training
-run.ALONE = training.Sizes(vocabulary=300, embedding=16, hidden=24, batch=4, window=8, steps=10**6, passes=None, evaluations=1)
+run.ALONE = training.Sizes(vocabulary=300, embedding=16, hidden=24, batch=4, window=8, steps=10**6, evaluations=1)
 parser = argparse.ArgumentParser()
 demo.add_arguments(parser)
 sys.exit(demo.main(parser.parse_args(sys.argv[1:])))
@@ -683,19 +714,6 @@ def test_without_the_library_lines_are_read(
     assert text.count("prompt_toolkit") == 1 and '"ba" ->' in text
 
 
-TYPING = """
-import sys
-from torch import nn
-from pathlib import Path
-from tritongru import demo
-from tritongru.demo import run
-import argparse
-parser = argparse.ArgumentParser()
-demo.add_arguments(parser)
-sys.exit(demo.main(parser.parse_args(sys.argv[1:])))
-"""
-
-
 def test_on_a_terminal(tmp_path: Path, saved: model_file.Saved) -> None:
     pytest.importorskip("prompt_toolkit")
     pty = pytest.importorskip("pty")
@@ -704,7 +722,7 @@ def test_on_a_terminal(tmp_path: Path, saved: model_file.Saved) -> None:
     ours, theirs = pty.openpty()
     environment = dict(os.environ, TERM="xterm", COLUMNS="100", LINES="30")
     process = subprocess.Popen(
-        [sys.executable, "-c", TYPING, "--load", str(path), "--interactive"],
+        [sys.executable, "-m", "tritongru", "demo", "--load", str(path), "--interactive"],
         stdin=theirs, stdout=theirs, stderr=theirs, env=environment, start_new_session=True,
     )  # fmt: skip
     os.close(theirs)

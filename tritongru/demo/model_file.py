@@ -23,6 +23,7 @@ from .training import MakeLayer, WordModel
 
 FORMAT = "tritongru demo autocomplete"
 VERSION = 1
+_ARCHIVE = b"PK\3\4"  # how what torch.save writes begins
 _EXPECTED = "expected a model written by `python -m tritongru demo --save`"
 
 
@@ -76,18 +77,23 @@ def read(path: Path, make_layer: MakeLayer) -> Saved:
     Raises: DemoError that names the file, what was expected and what came.
     """
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(len(_ARCHIVE))
+            if raw == _ARCHIVE:  # anything else, of any length, need not be read
+                raw += file.read()
     except OSError as error:
         raise DemoError(f"cannot read {path}: {error.strerror or error}") from error
     if not raw:
         raise DemoError(f"{path}: {_EXPECTED}, got an empty file")
+    if not raw.startswith(_ARCHIVE):
+        raise DemoError(f"{path}: {_EXPECTED}, got a file of another kind")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what torch thinks of a foreign pickle
             content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
     except Exception as error:  # there is no end to what a damaged or foreign file makes of a reader
-        kind = "a damaged or cut-off archive" if raw.startswith(b"PK") else "a file of another kind"
-        raise DemoError(f"{path}: {_EXPECTED}, got {kind}: torch.load(weights_only=True) refuses it") from error
+        what = "a damaged, cut-off or foreign archive: torch.load(weights_only=True) refuses it"
+        raise DemoError(f"{path}: {_EXPECTED}, got {what}") from error
     try:
         return _checked(content, make_layer)
     except _NotAsExpectedError as error:
