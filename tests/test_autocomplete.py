@@ -164,6 +164,13 @@ def test_typed_so_far(text: str, words: list[str], partial: str) -> None:
     assert data.typed_so_far(text) == (words, partial)
 
 
+@pytest.mark.parametrize("text", ["_" * 60 + "!", "a_" * 60 + "!", "a" * 50_000 + "!", "word " * 20_000 + "!"])
+def test_no_text_takes_long(text: str) -> None:
+    start = time.perf_counter()
+    assert data.typed_so_far(text)[1] == ""
+    assert time.perf_counter() - start < 10  # in vain, "_" * 60 would have 2**59 ways to be read
+
+
 def test_completing_uses_the_session_and_leaves_it_at_the_prompt(session: Session) -> None:
     found = completion.complete(session, "Ba kel")
     assert found.partial == "kel" and session.words == ["ba"]

@@ -26,8 +26,9 @@ SPECIAL = (UNKNOWN, END, NUMBER)
 
 # A dotted or underscored name is one token (mostly <unk>): cut up, its pieces would pass for English words.
 _TOKEN = re.compile(r"\w+(?:['’\-_.]\w+)*|[.,;:?!()]")
-# What a text ends with while a word is typed: "don'" is the beginning of "don't", but a dot ends a sentence.
-_UNFINISHED = re.compile(r"\w+(?:['’\-_.]\w+)*['’\-_]?\Z")
+# What a text ends with while a word is typed: "don'" is the beginning of "don't", but a dot ends a sentence. A letter
+# can be matched in one way only (_ is in \w), so that no text takes long to be refused.
+_UNFINISHED = re.compile(r"(?<!\w)\w+(?:['\-.]\w+)*['\-]?\Z")
 _PROSE_CHARS = re.compile(r"[A-Za-z ,.;:'’\-]")
 _SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "_vendor"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -43,7 +44,11 @@ class DemoError(Exception):
 
 def spellings(text: str) -> list[str]:
     """Lower-case words, numbers and basic punctuation as they are typed; everything else is dropped."""
-    return _TOKEN.findall(text.lower().replace("’", "'"))
+    return _TOKEN.findall(_lower(text))
+
+
+def _lower(text: str) -> str:
+    return text.lower().replace("’", "'")
 
 
 def token_of(spelling: str) -> str:
@@ -58,10 +63,9 @@ def tokenise(text: str) -> list[str]:
 
 def typed_so_far(text: str) -> tuple[list[str], str]:
     """The tokens of the finished words, and the letters of the word at the end that is still being typed, or ""."""
+    text = _lower(text)
     found = _UNFINISHED.search(text)
-    if found is None:
-        return tokenise(text), ""
-    return tokenise(text[: found.start()]), found[0].lower().replace("’", "'")
+    return (tokenise(text), "") if found is None else (tokenise(text[: found.start()]), found[0])
 
 
 def paragraphs(text: str) -> Iterator[str]:

@@ -37,8 +37,8 @@ from .storytelling import StorySizes, Told, tell_the_story
 from .training import Sizes, WordModel, build_model, perplexity, train, within_passes
 
 # The autocomplete alone has the time that the comparison takes for its twin, the kernels and the story: under two
-# minutes on one CPU core, after which 400 steps more saved no more keystrokes. Short texts are bounded by passes: of 4, 8,
-# 12, 21 and 133 over the GPL (5,400 words) 8 left the least perplexity on its validation part.
+# minutes on one CPU core, after which 400 steps more saved no more keystrokes. Passes bound short texts: of 4, 8, 12,
+# 21 and 133 over the GPL (5,400 words) 8 left the least perplexity on its validation part.
 ALONE = Sizes(vocabulary=5000, steps=1400, passes=8, evaluations=14, dropout=0.1)
 
 
