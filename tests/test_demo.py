@@ -22,6 +22,7 @@ import tritongru
 from tritongru import demo
 from tritongru.demo import comparison, completion, data, ngram, output, story, training
 from tritongru.demo.data import DemoError
+from tritongru.demo.session import Session
 from tritongru.demo.storytelling import StoryModel, StorySizes, tell_the_story
 
 CPU = torch.device("cpu")
@@ -165,28 +166,29 @@ def test_same_seed_same_losses_as_nn_gru(corpus):
 def test_training_learns(corpus):
     sizes = dataclasses.replace(TINY, steps=80)
     model = training.build_model(len(corpus.vocabulary), 16, 24, tritongru.GRU, seed=0)
-    before = training.perplexity(model, corpus, CPU)
+    before = training.perplexity(model, corpus.held_out, CPU)
     curve = training.train(model, corpus, sizes, CPU)
     unigram = ngram.unigram_perplexity(corpus.train, corpus.held_out, len(corpus.vocabulary))
     assert curve.held_out[-1][0] == 80
-    assert curve.held_out[-1][1] == pytest.approx(training.perplexity(model, corpus, CPU))
+    assert curve.held_out[-1][1] == pytest.approx(training.perplexity(model, corpus.held_out, CPU))
     assert curve.held_out[-1][1] < min(before, unigram)
 
 
 def test_completion(corpus):
     model = training.build_model(len(corpus.vocabulary), 16, 24, nn.GRU, seed=0)
     known = corpus.vocabulary.words[5]
-    found = completion.complete(model, corpus.vocabulary, f"{known} ", count=3)
+    session = Session(model, corpus.vocabulary)
+    found = completion.complete(session, f"{known} ", count=3)
     assert len(found.words) == 3 and found.unknown == [] and found.partial is None
     assert not {data.UNKNOWN, data.END} & {word for word, _ in found.words}
     values = [p for _, p in found.words]
     assert values == sorted(values, reverse=True) and 0 < sum(values) < 1
 
-    found = completion.complete(model, corpus.vocabulary, f"{known} {known[:1]}")
+    found = completion.complete(session, f"{known} {known[:1]}")
     assert found.partial == known[:1]
     assert all(word.startswith(known[:1]) for word, _ in found.words)
 
-    found = completion.complete(model, corpus.vocabulary, "xyzzy plugh ")
+    found = completion.complete(session, "xyzzy plugh ")
     assert found.unknown == ["xyzzy", "plugh"] and found.words and found.continuation
 
 
@@ -390,11 +392,11 @@ sys.exit(run.run(parser.parse_args(sys.argv[2:]), training.Sizes(**sizes), story
 
 def test_end_to_end(tmp_path, text_file):
     sizes = json.dumps([dataclasses.asdict(TINY), dataclasses.asdict(TINY_STORY)])
-    arguments = ["--text", text_file, "--out", tmp_path / "out", "--prompt", "bano [/b]", "--interactive"]
+    arguments = ["--text", text_file, "--out", tmp_path / "out", "--prompt", "bano [/b]", "--prompt", "keli "]
     environment = dict(os.environ) | ({} if torch.cuda.is_available() else {"TRITON_INTERPRET": "1"})
     done = subprocess.run(
         [sys.executable, "-c", END_TO_END, sizes, *arguments],
-        input="keli \n%\n", capture_output=True, text=True, env=environment,
+        capture_output=True, text=True, env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -402,7 +404,8 @@ def test_end_to_end(tmp_path, text_file):
     if not torch.cuda.is_available():
         assert "tritongru.GRU (backend aten)" in shown
         assert "the difference has to be exactly 0, and it is." in shown
-    assert '"bano [/b]" ->' in shown and '"keli" ->' in shown and "no words" in shown
+    assert '"bano [/b]" ->' in shown and '"keli " ->' in shown
+    assert "keystrokes saved" in shown and "Kneser-Ney" in shown
     assert "dhaval eats samosa" in shown.lower()
     rows = list(csv.DictReader((tmp_path / "out" / "losses.csv").open()))
     assert [int(row["step"]) for row in rows] == list(range(1, TINY.steps + 1))

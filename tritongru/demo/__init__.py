@@ -1,6 +1,7 @@
 """`python -m tritongru demo`: a word autocomplete, the kernels beside nn.GRU, and the story of samosa and pasta.
 
-With `--story` the story alone, in full: RNN, LSTM, GRU and a trigram, and which claims about them hold.
+With `--interactive`, `--save` or `--load` the autocomplete alone. With `--story` the story alone, in full: RNN, LSTM,
+GRU and a trigram, and which claims about them hold.
 
 Imports nothing heavy: the command line asks for the options of this command before it knows which one will run.
 """
@@ -26,11 +27,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: RNN, LSTM and GRU learn the story of samosa and pasta; which of its claims hold",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, metavar="N", help="of --story: so many trainings of each (default: 1)")
-    parser.add_argument("--interactive", action="store_true", help="afterwards, complete what you type")
+    alone = "the autocomplete alone, without the comparison with nn.GRU, the kernels and the story"
     parser.add_argument(
-        "--out", type=Path, default=Path("out"), metavar="DIR", help="where figures and rows go (default: ./out)"
+        "--interactive", action="store_true", default=None, help=f"complete what you type; {alone}, better trained"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of parameters and generated sentences (default: 0)")
+    parser.add_argument("--save", type=Path, metavar="FILE", help=f"keep the trained model in a file; {alone}")
+    parser.add_argument("--load", type=Path, metavar="FILE", help=f"take the model of --save, train nothing; {alone}")
+    # No defaults: what was given and would have no effect is refused, which run.py can only tell from None.
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where figures and rows go (default: ./out)")
+    parser.add_argument("--seed", type=int, help="of parameters and generated sentences (default: 0)")
 
 
 def main(args: argparse.Namespace) -> int:

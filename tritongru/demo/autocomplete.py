@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,9 +15,12 @@ import tritongru
 
 from .completion import complete
 from .data import Corpus, DemoError
+from .keystrokes import SHOWN, Keystrokes, model_scores, trigram_scores
+from .model_file import HeldOut
 from .ngram import Trigram, unigram_perplexity
 from .output import can_draw, write_rows
 from .screen import Advance, Screen
+from .session import Session
 from .training import Curve, Sizes, WordModel, build_model, largest_difference, same_parameters, train
 
 PROMPTS = ("return the number of", "if the file does not", "this method is called when the", "the name of the direc")
@@ -91,14 +97,9 @@ def show_pair(screen: Screen, pair: Pair, corpus: Corpus, out: Path) -> None:
             "Both ran PyTorch's own code (aten), which is what tritongru.GRU takes on a CPU: the difference has to be "
             f"exactly 0, and it is{'' if pair.good else ' NOT: this is a fault'}."
         )
-    unigram = unigram_perplexity(corpus.train, corpus.held_out, len(corpus.vocabulary))
-    trigram = Trigram(corpus.train, len(corpus.vocabulary)).perplexity(corpus.held_out)
+    found = held_out_figures(pair.model, corpus, first.held_out[-1][1])
+    show_held_out(screen, found)
     final, best = first.held_out[-1][1], min(value for _, value in first.held_out)
-    screen.say(
-        f"Held-out perplexity (lower is better): {final:.1f}; counting words alone (unigram): {unigram:.1f}; counting "
-        f"words after the two before (Kneser-Ney trigram): {trigram:.1f}. The GRU is "
-        f"{'better' if final < trigram else 'not better'} than the trigram."
-    )
     if final > 1.1 * best:
         screen.say(f"It was {best:.1f} earlier: the text is so short that the model has begun to learn it by heart.")
     _write_losses(out / "losses.csv", pair)
@@ -106,7 +107,7 @@ def show_pair(screen: Screen, pair: Pair, corpus: Corpus, out: Path) -> None:
         from . import figures
 
         named = list(zip(pair.names, pair.curves, strict=True))
-        baselines = {"unigram": unigram, "trigram": trigram}
+        baselines = {"unigram": found.unigram_perplexity, "trigram": found.trigram_perplexity}
         figures.draw_losses(out / "losses.png", named[0], named[1], baselines, pair.difference)
 
 
@@ -122,9 +123,54 @@ def _write_losses(path: Path, pair: Pair) -> None:
     )
 
 
-def show_completion(screen: Screen, model: WordModel, corpus: Corpus, prompt: str) -> None:
+def held_out_figures(model: WordModel, corpus: Corpus, perplexity: float) -> HeldOut:
+    """Perplexity and keystrokes saved on the held-out words: of the model, and of counting all the other words."""
+    vocabulary, numbers = corpus.vocabulary, corpus.held_out
+    seen = [*corpus.train, *corpus.validation]
+    trigram = Trigram(seen, len(vocabulary))
+    frequency = torch.bincount(torch.tensor(seen), minlength=len(vocabulary)).expand(len(numbers), -1)
+    keystrokes = Keystrokes(corpus.held_out_spellings, vocabulary)
+    scores = {
+        "saved": model_scores(model, vocabulary, numbers),
+        "trigram_saved": trigram_scores(trigram, vocabulary, numbers),
+        "unigram_saved": [frequency],
+    }
+    return HeldOut(
+        words=len(numbers),
+        known_fraction=corpus.known_fraction,
+        perplexity=perplexity,
+        trigram_perplexity=trigram.perplexity(numbers),
+        unigram_perplexity=unigram_perplexity(seen, numbers, len(vocabulary)),
+        perfect_saved=keystrokes.saved(keystrokes.perfect()),
+        **{name: keystrokes.saved(keystrokes.using(of)) for name, of in scores.items()},
+    )
+
+
+def show_held_out(screen: Screen, found: HeldOut) -> None:
+    """The model beside counting, and where it is not better."""
+    rows = (
+        ("GRU", f"{found.perplexity:.1f}", found.saved),
+        ("words after the two before (Kneser-Ney trigram)", f"{found.trigram_perplexity:.1f}", found.trigram_saved),
+        ("frequent words (unigram)", f"{found.unigram_perplexity:.1f}", found.unigram_saved),
+        ("the right word always shown", "", found.perfect_saved),
+    )
+    screen.table(
+        [f"on {found.words:,} held-out words", "perplexity", "keystrokes saved"],
+        [[name, perplexity, f"{saved:.1%}"] for name, perplexity, saved in rows],
+    )
+    in_perplexity, in_keystrokes = (
+        "better" if better else "NOT better"
+        for better in (found.perplexity < found.trigram_perplexity, found.saved > found.trigram_saved)
+    )
+    screen.say(
+        f"Lower perplexity is better. Keystrokes: {SHOWN} words shown, the right one taken as soon as it is there. "
+        f"The GRU is {in_perplexity} than the trigram in perplexity and {in_keystrokes} in keystrokes."
+    )
+
+
+def show_completion(screen: Screen, session: Session, prompt: str) -> None:
     """Suggestions with their probability, the continuation, and what the model could not read."""
-    completion = complete(model, corpus.vocabulary, prompt)
+    completion = complete(session, prompt)
     words = "  ".join(f"{word} {probability:.2f}" for word, probability in completion.words)
     about = f" (words that begin with '{completion.partial}')" if completion.partial else ""
     screen.say(f'  "{prompt}" ->{about} {words}')
@@ -133,12 +179,22 @@ def show_completion(screen: Screen, model: WordModel, corpus: Corpus, prompt: st
         screen.say(f"      not in the vocabulary, read as <unk>: {', '.join(completion.unknown)}")
 
 
-def interact(screen: Screen, model: WordModel, corpus: Corpus) -> None:
-    """Complete lines from stdin until it ends or a line is empty."""
+def interact(screen: Screen, session: Session) -> None:
+    """Complete what is typed until it ends or a line is empty: as one types on a terminal, else line by line."""
+    read: Callable[[], str] = partial(input, "> ")
+    if sys.stdin.isatty() and sys.stdout.isatty():
+        try:
+            from . import typing_aid
+        except ModuleNotFoundError as error:
+            if error.name != "prompt_toolkit":
+                raise
+            screen.say("Line by line: suggestions as you type need prompt_toolkit (pip install 'tritongru[demo]').")
+        else:
+            read = partial(typing_aid.read_line, typing_aid.prompt_session(session))
     screen.say("Type the beginning of a sentence; an empty line ends.")
     while True:
         try:
-            line = input("> ")
+            line = read()
         except EOFError:
             return
         except UnicodeDecodeError as error:
@@ -146,6 +202,6 @@ def interact(screen: Screen, model: WordModel, corpus: Corpus) -> None:
         if not line.strip():
             return
         try:
-            show_completion(screen, model, corpus, line.strip())
+            show_completion(screen, session, line.strip())
         except DemoError as error:
             screen.say(f"  {error}")

@@ -14,16 +14,21 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
     import torch
+
+_Passage = TypeVar("_Passage")
 
 UNKNOWN, END, NUMBER = "<unk>", "<end>", "<num>"
 SPECIAL = (UNKNOWN, END, NUMBER)
 
 # A dotted or underscored name is one token (mostly <unk>): cut up, its pieces would pass for English words.
 _TOKEN = re.compile(r"\w+(?:['’\-_.]\w+)*|[.,;:?!()]")
+# What a text ends with while a word is typed: "don'" is the beginning of "don't", but a dot ends a sentence. A letter
+# can be matched in one way only (_ is in \w), so that no text takes long to be refused.
+_UNFINISHED = re.compile(r"(?<!\w)\w+(?:['\-.]\w+)*['\-]?\Z")
 _PROSE_CHARS = re.compile(r"[A-Za-z ,.;:'’\-]")
 _SKIPPED_FOLDERS = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "_vendor"}
 _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -37,10 +42,30 @@ class DemoError(Exception):
     """Something the user can put right: shown as one line, without a traceback."""
 
 
+def spellings(text: str) -> list[str]:
+    """Lower-case words, numbers and basic punctuation as they are typed; everything else is dropped."""
+    return _TOKEN.findall(_lower(text))
+
+
+def _lower(text: str) -> str:
+    return text.lower().replace("’", "'")
+
+
+def token_of(spelling: str) -> str:
+    """The spelling itself, or for every number the one token that stands for all of them."""
+    return NUMBER if spelling.replace(".", "").isdigit() else spelling
+
+
 def tokenise(text: str) -> list[str]:
     """Lower-case words, numbers as one token, and basic punctuation; everything else is dropped."""
-    tokens = _TOKEN.findall(text.lower().replace("’", "'"))
-    return [NUMBER if token.replace(".", "").isdigit() else token for token in tokens]
+    return [token_of(spelling) for spelling in spellings(text)]
+
+
+def typed_so_far(text: str) -> tuple[list[str], str]:
+    """The tokens of the finished words, and the letters of the word at the end that is still being typed, or ""."""
+    text = _lower(text)
+    found = _UNFINISHED.search(text)
+    return (tokenise(text), "") if found is None else (tokenise(text[: found.start()]), found[0])
 
 
 def paragraphs(text: str) -> Iterator[str]:
@@ -119,8 +144,35 @@ class Vocabulary:
             counts.pop(word, None)
         # Ties in frequency are broken by spelling, so that the same text always gives the same numbers.
         ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-        self.words: list[str] = [*SPECIAL, *(word for word, _ in ranked[: max(0, size - len(SPECIAL))])]
+        self._set([*SPECIAL, *(word for word, _ in ranked[: max(0, size - len(SPECIAL))])])
+
+    @classmethod
+    def of(cls, words: Sequence[str]) -> Vocabulary:
+        """The vocabulary of these words, in this order.
+
+        Raises: ValueError where they do not begin with `SPECIAL`, repeat, or are no words that `tokenise` gives.
+        """
+        if tuple(words[: len(SPECIAL)]) != SPECIAL:
+            raise ValueError(f"expected a vocabulary that begins with {', '.join(SPECIAL)}")
+        if len(set(words)) < len(words):
+            twice = next(word for word, count in Counter(words).items() if count > 1)
+            raise ValueError(f"expected every word once, got {twice!r} again")
+        for word in words[len(SPECIAL) :]:
+            if tokenise(word) != [word]:  # nothing that could steer a terminal either
+                raise ValueError(f"expected words, got {word!r}")
+        vocabulary = cls((), 0)
+        vocabulary._set(words)
+        return vocabulary
+
+    def _set(self, words: Sequence[str]) -> None:
+        self.words: list[str] = list(words)
         self.index: dict[str, int] = {word: number for number, word in enumerate(self.words)}
+        # What is worth suggesting: not punctuation, which is one key anyway, nor a token that nobody types.
+        self.suggested: list[int] = [
+            number
+            for number, word in enumerate(self.words)
+            if word not in SPECIAL and any(letter.isalpha() for letter in word)
+        ]
 
     def __len__(self) -> int:
         return len(self.words)
@@ -141,49 +193,67 @@ class Corpus:
     vocabulary: Vocabulary
     train: list[int]
     held_out: list[int]
-    known_fraction: float  # of the held-out words, how many are in the vocabulary
+    held_out_spellings: list[str]  # the same words as they are typed, END where a paragraph ends
+    validation: list[int]  # neither trained on nor held out: by which a training chooses, empty where none does
+
+    @property
+    def known_fraction(self) -> float:
+        """Of the held-out words, how many are in the vocabulary."""
+        return 1 - self.held_out.count(self.vocabulary.index[UNKNOWN]) / len(self.held_out)
 
 
-def split_passages(passages: Sequence[str], block: int = 8, every: int = 12) -> tuple[list[str], list[str]]:
+def split_passages(
+    passages: Sequence[_Passage], block: int = 8, every: int = 12
+) -> tuple[list[_Passage], list[_Passage]]:
     """Keep every `every`-th run of `block` neighbouring passages for the held-out part.
 
     Neighbours go together: a paragraph's continuation says much about it, so single paragraphs would leak.
     """
     # A short text still gets several runs to choose from.
     block = max(1, min(block, len(passages) // (2 * every)))
-    train: list[str] = []
-    held_out: list[str] = []
+    train: list[_Passage] = []
+    held_out: list[_Passage] = []
     for number, passage in enumerate(passages):
         (held_out if (number // block) % every == every // 2 else train).append(passage)
     return train, held_out
 
 
 def _with_ends(passages: Iterable[str]) -> list[list[str]]:
-    return [[*tokenise(passage), END] for passage in passages]
+    return [[*spellings(passage), END] for passage in passages]
 
 
-def build_corpus(passages: Sequence[str], name: str, vocabulary_size: int) -> Corpus:
-    """Split, number by the training part's frequencies, and refuse a text that is too short to train on."""
+def _tokens(passages: Iterable[Sequence[str]]) -> list[str]:
+    return [token_of(spelling) for passage in passages for spelling in passage]
+
+
+def build_corpus(passages: Sequence[str], name: str, vocabulary_size: int, with_validation: bool = False) -> Corpus:
+    """Split, number by the training part's frequencies, and refuse a text that is too short to train on.
+
+    The held-out part does not depend on `with_validation`, which takes its part from what is trained on.
+    """
     if len(passages) < 24:  # few blank lines (or none): cut by length instead, so that there is something to hold out
         words = " ".join(passages).split()
         passages = [" ".join(words[i : i + 50]) for i in range(0, len(words), 50)]
     train, held_out = (_with_ends(part) for part in split_passages(passages))
     # Two paragraphs can differ in case or symbols alone and be the same words: those would not be held out at all.
-    known = {tuple(tokens) for tokens in train}
-    held_out = [tokens for tokens in held_out if tuple(tokens) not in known]
-    train_words = [token for tokens in train for token in tokens]
-    held_out_words = [token for tokens in held_out for token in tokens]
-    total = len(train_words) + len(held_out_words)
+    known = {tuple(_tokens([passage])) for passage in train}
+    held_out = [passage for passage in held_out if tuple(_tokens([passage])) not in known]
+    held_out_words, words_of_all = _tokens(held_out), _tokens(train)
+    total = len(words_of_all) + len(held_out_words)
     if total < MIN_WORDS or len(held_out_words) < MIN_HELD_OUT:
         raise DemoError(f"{name} is too short: {total} words without repeats, at least {MIN_WORDS} are needed")
-    vocabulary = Vocabulary(train_words, vocabulary_size)
-    known_count = sum(word in vocabulary for word in held_out_words)
+    vocabulary = Vocabulary(words_of_all, vocabulary_size)
+    validation: list[str] = []
+    if with_validation:
+        kept, put_aside = split_passages(train, block=4, every=16)
+        words_of_all, validation = _tokens(kept), _tokens(put_aside)
     return Corpus(
         name,
         vocabulary,
-        vocabulary.encode(train_words),
+        vocabulary.encode(words_of_all),
         vocabulary.encode(held_out_words),
-        known_count / len(held_out_words),
+        [spelling for passage in held_out for spelling in passage],
+        vocabulary.encode(validation),
     )
 
 

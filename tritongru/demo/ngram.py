@@ -9,7 +9,11 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
 
 _DISCOUNT = 0.75  # the customary value; Kneser-Ney is flat around it
 
@@ -53,6 +57,31 @@ class Trigram:
             total, different = self.after_two[u, v]
             p = (max(self.trigrams[u, v, w] - _DISCOUNT, 0.0) + _DISCOUNT * different * p) / total
         return p
+
+    def probabilities(self, u: int, v: int) -> NDArray[np.float64]:
+        """P(w | u v) of every word w: what `probability` gives, all at once.  -> [V]"""
+        words, counts = self._following[()]
+        p = np.full(self.vocabulary_size, _DISCOUNT * len(words) / self.pair_count / self.vocabulary_size)
+        p[words] += np.maximum(counts - _DISCOUNT, 0.0) / self.pair_count
+        for context in ((v,), (u, v)):
+            if context in self._following:
+                words, counts = self._following[context]
+                p *= _DISCOUNT * len(words) / counts.sum()
+                p[words] += np.maximum(counts - _DISCOUNT, 0.0) / counts.sum()
+        return p
+
+    @cached_property
+    def _following(self) -> dict[tuple[int, ...], tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """The words that were seen after each context of none, one or two words, and the count of each."""
+        found: dict[tuple[int, ...], dict[int, int]] = defaultdict(dict)
+        found[()] = dict(self.unigrams)
+        for counts in (self.bigrams, self.trigrams):
+            for (*context, w), count in counts.items():
+                found[tuple(context)][w] = count
+        return {
+            context: (np.array(list(counts), dtype=np.int64), np.array(list(counts.values()), dtype=np.int64))
+            for context, counts in found.items()
+        }
 
     def perplexity(self, held_out: Sequence[int]) -> float:
         """Of every word that has two words before it."""

@@ -6,8 +6,9 @@ get the same parameters.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,8 @@ from .data import Corpus, lanes, windows
 
 MakeLayer = Callable[[int, int], nn.RNNBase]  # (input size, hidden size) -> the layer under comparison
 Report = Callable[[int, float], None]  # (steps done, loss of the last)
+
+PATIENCE = 3  # looks at the validation part
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,35 @@ class Sizes:
     batch: int = 16
     window: int = 32  # words between which gradients flow; h is carried from window to window
     steps: int = 700
+    passes: int | None = None  # over the text, at most; then there are fewer steps
     learning_rate: float = 6e-3
     evaluations: int = 7
+    dropout: float = 0.0  # of what goes into the layer and of what comes out
     check_batch: int = 4  # the interpreter runs a kernel's programs one by one in numpy: few rows, few steps
     check_window: int = 16
     check_steps: int = 3
 
 
+def within_passes(sizes: Sizes, corpus: Corpus) -> Sizes:
+    """The sizes with no more steps than the passes allow: over a short text the learning rate has to fall sooner."""
+    if sizes.passes is None:
+        return sizes
+    one_pass = max(1, len(corpus.train) // (sizes.batch * sizes.window))
+    return dataclasses.replace(sizes, steps=min(sizes.steps, sizes.passes * one_pass))
+
+
 class WordModel(nn.Module):
     """Next-word model: embedding, one recurrent layer, and the embedding again as output weights."""
 
-    def __init__(self, vocabulary: int, embedding: int, hidden: int, make_layer: MakeLayer) -> None:
+    def __init__(
+        self, vocabulary: int, embedding: int, hidden: int, make_layer: MakeLayer, dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary, embedding)
         self.layer = make_layer(embedding, hidden)
         self.project = nn.Linear(hidden, embedding)
         self.bias = nn.Parameter(torch.zeros(vocabulary))
+        self.drop: nn.Module = nn.Dropout(dropout) if dropout else nn.Identity()
         # As output weights the rows want length 1; as input the layer wants unit variance. One table serves both.
         nn.init.normal_(self.embedding.weight, std=embedding**-0.5)
         self.input_scale = embedding**0.5
@@ -59,8 +75,8 @@ class WordModel(nn.Module):
 
         words [T, B] -> [T, B, V], [1, B, H]
         """
-        y, h_n = self.layer(self.embed(words), h)
-        return F.linear(self.project(y), self.embedding.weight, self.bias), h_n
+        y, h_n = self.layer(self.drop(self.embed(words)), h)
+        return F.linear(self.project(self.drop(y)), self.embedding.weight, self.bias), h_n
 
 
 @dataclass
@@ -69,12 +85,16 @@ class Curve:
 
     losses: list[float] = field(default_factory=list)  # of every step, nats per word
     held_out: list[tuple[int, float]] = field(default_factory=list)  # (step, perplexity)
+    validation: list[tuple[int, float]] = field(default_factory=list)  # instead, where the corpus has such a part
+    kept: int = 0  # the step whose parameters the model has at the end
 
 
-def build_model(vocabulary: int, embedding: int, hidden: int, make_layer: MakeLayer, seed: int) -> WordModel:
+def build_model(
+    vocabulary: int, embedding: int, hidden: int, make_layer: MakeLayer, seed: int, dropout: float = 0.0
+) -> WordModel:
     """A model whose parameters the seed alone decides: drawn on the CPU, whatever device it goes to later."""
     torch.manual_seed(seed)
-    return WordModel(vocabulary, embedding, hidden, make_layer)
+    return WordModel(vocabulary, embedding, hidden, make_layer, dropout)
 
 
 def same_parameters(a: nn.Module, b: nn.Module) -> bool:
@@ -90,13 +110,18 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
 
 
 def train(model: WordModel, corpus: Corpus, sizes: Sizes, device: torch.device, report: Report | None = None) -> Curve:
-    """Train in reading order, carrying h along; the batches depend on the corpus and the sizes alone."""
+    """Train in reading order, carrying h along; the batches depend on the corpus and the sizes alone.
+
+    Where the corpus has a validation part, the model is left with the parameters that did best on it, and the training
+    ends when it has not done better `PATIENCE` times: a short text is soon learned by heart.
+    """
     optimiser = torch.optim.Adam(model.parameters(), lr=sizes.learning_rate)
     stream = lanes(corpus.train, sizes.batch).to(device)
     pause = max(1, sizes.steps // sizes.evaluations)
     losses: list[Tensor] = []
-    curve = Curve()
-    while len(losses) < sizes.steps:
+    curve, best = Curve(), _Best()
+    model.train()
+    while len(losses) < sizes.steps and best.waited < PATIENCE:
         h = None
         for words, following in windows(stream, sizes.window):
             for group in optimiser.param_groups:
@@ -112,22 +137,50 @@ def train(model: WordModel, corpus: Corpus, sizes: Sizes, device: torch.device, 
             if report is not None and len(losses) % 10 == 0:
                 report(len(losses), loss.item())
             if len(losses) % pause == 0 or len(losses) == sizes.steps:
-                curve.held_out.append((len(losses), perplexity(model, corpus, device)))
-            if len(losses) == sizes.steps:
+                if corpus.validation:
+                    curve.validation.append((len(losses), perplexity(model, corpus.validation, device)))
+                    best.look_at(model, *curve.validation[-1])
+                else:
+                    curve.held_out.append((len(losses), perplexity(model, corpus.held_out, device)))
+            if len(losses) == sizes.steps or best.waited == PATIENCE:
                 break
+    if best.parameters is not None:
+        model.load_state_dict(best.parameters)
+    model.eval()
     curve.losses = torch.stack(losses).tolist()
+    curve.kept = best.step or len(losses)
     return curve
 
 
+@dataclass
+class _Best:
+    """The parameters that did best so far, and how many looks ago that was."""
+
+    step: int = 0
+    perplexity: float = math.inf
+    parameters: dict[str, Tensor] | None = None
+    waited: int = 0
+
+    def look_at(self, model: nn.Module, step: int, perplexity: float) -> None:
+        if perplexity < self.perplexity:
+            self.step, self.perplexity, self.waited = step, perplexity, 0
+            self.parameters = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+        else:
+            self.waited += 1
+
+
 @torch.no_grad()
-def perplexity(model: WordModel, corpus: Corpus, device: torch.device) -> float:
-    """exp of the mean loss over the held-out words, read in a few lanes with h carried along."""
-    stream = lanes(corpus.held_out, max(1, min(16, len(corpus.held_out) // 16))).to(device)
+def perplexity(model: WordModel, numbers: Sequence[int], device: torch.device) -> float:
+    """exp of the mean loss over these words, read in a few lanes with h carried along."""
+    training = model.training
+    model.eval()
+    stream = lanes(numbers, max(1, min(16, len(numbers) // 16))).to(device)
     total, count, h = 0.0, 0, None
     for words, following in windows(stream, 64):
         logits, h = model(words, h)
         total += float(F.cross_entropy(logits.flatten(0, 1), following.flatten(), reduction="sum"))
         count += following.numel()
+    model.train(training)
     return math.exp(total / count)
 
 
