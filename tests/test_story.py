@@ -93,6 +93,22 @@ def test_training_begins_with_small_gaps_and_never_reads_what_is_asked() -> None
     assert len(asked) == TINY.asked * (len(TINY.gaps) + len(TINY.switches))
 
 
+def test_the_control_is_not_asked_what_it_has_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """RNN_SHORT reads other texts than those that nobody is asked."""
+    sizes = dataclasses.replace(TINY, story=dataclasses.replace(TINY.story, texts=4000, steps=1), asked=1500)
+    read, asked = set(), set()
+    answered = StoryModel.answered
+
+    def spy(model: StoryModel, texts: list[story.Text]) -> Iterator[tuple[story.Text, list[bool]]]:
+        read.update(model.trained_on)
+        asked.update(text.words for text in texts)
+        return answered(model, texts)
+
+    monkeypatch.setattr(StoryModel, "answered", spy)
+    train_and_ask(sizes, networks.RNN_SHORT, 10)
+    assert len(asked) >= sizes.asked and asked.isdisjoint(read)
+
+
 # The networks
 
 
