@@ -479,7 +479,7 @@ def test_packed_lengths(backend, lengths, enforce_sorted, with_h_0):
 @pytest.mark.parametrize("with_h_0", [False, True], ids=["zeros", "h_0"])
 @pytest.mark.parametrize("form", ["dense", "packed"])
 def test_the_gates_shown_are_those_that_a_backend_saves(backend, options, form, with_h_0):
-    """`tritongru.gates` has its own equations: r, z, n and q of every layer, direction and step, and h in the output."""
+    """`tritongru.gates` has its own equations: r, z, n, q of every layer, direction and step, and h in the output."""
     theirs, ours = pair(backend, 3, 5, **options)
     D, H = (2 if ours.bidirectional else 1), ours.hidden_size
     x = packed() if form == "packed" else randn(3, 4, 3)

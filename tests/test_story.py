@@ -6,6 +6,7 @@ import argparse
 import csv
 import dataclasses
 import math
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,11 +147,53 @@ def test_a_removed_gate_stays_removed(gate: str) -> None:
         assert lost[0, 0, 0, 0].std() > 0  # each unit has learned its own constant
 
 
-def test_a_gate_taken_away_is_the_mean_it_had() -> None:
+def test_a_gate_taken_away_is_one_or_the_mean_it_had() -> None:
     model = StoryModel(TINY.story, tritongru.GRU, CPU, 0)
-    mean = networks.mean_update(model)
-    networks.remove_gate(model.model.layer, "update", mean.logit())
-    torch.testing.assert_close(networks.mean_update(model), mean)
+    text = model.held_out[0].words
+    before, mean = networks._states(model, text), networks.mean_update(model)
+    without_z, without_r = networks.robbed(model, "update"), networks.robbed(model, "reset")
+    torch.testing.assert_close(networks._states(without_z, text).z, mean.expand_as(before.z))
+    assert networks._states(without_z, text).r.std(2).min() > 0
+    assert (networks._states(without_r, text).r == 1).all() and networks._states(without_r, text).z.std(2).min() > 0
+    for found, had in zip(networks._states(model, text), before, strict=True):
+        assert torch.equal(found, had)  # the model itself keeps both
+
+
+def test_the_rate_of_the_least_held_out_loss_is_taken() -> None:
+    rows, _ = train_and_ask(dataclasses.replace(TINY, rates=(0.01, 1e-6)), networks.RNN_SHORT, 0)
+    losses = {row["at"]: row["value"] for row in rows if row["measure"] == "validation"}
+    assert losses[0.01] < losses[1e-6] and {row["rate"] for row in rows} == {0.01}
+
+
+def test_the_last_cuisine_is_what_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StoryModel(TINY.story, nn.RNN, CPU, 0)
+
+    def only_the_last(model: StoryModel, texts: list[story.Text]) -> Iterator[tuple[story.Text, list[bool]]]:
+        for text in texts:
+            yield text, [False] * (len(text.answers) - 1) + [True]
+
+    monkeypatch.setattr(StoryModel, "answered", only_the_last)
+    rows = list(networks._asked(dataclasses.replace(TINY, switches=(0, 2)), 0, model))
+    assert len(rows) == 5 and all(row["right"] == row["asked"] == TINY.asked for row in rows)
+
+
+def test_both_sentences_are_one_running_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = StoryModel(TINY.story, nn.RNN, CPU, 0)
+    read: list[list[str]] = []
+
+    def indian(model: StoryModel, words: list[str]) -> torch.Tensor:
+        read.append(list(words))
+        return torch.eye(len(model.vocabulary))[model.vocabulary.index["indian"]]
+
+    monkeypatch.setattr(StoryModel, "next_word", indian)
+    assert [row["right"] for row in networks._story(model)] == [1, 0]
+    assert read == [tokenise(story.FIRST), [*tokenise(story.FIRST), "indian", ".", *tokenise(story.SECOND)]]
+
+
+def test_cpu_time_is_microseconds_of_a_step() -> None:
+    start = time.process_time()
+    found = networks.cpu_time("RNN", 8, 8, T=50)
+    assert 0.2 * found < (time.process_time() - start) / (20 * 50) * 1e6 < 50 * found
 
 
 @pytest.mark.parametrize("network", [networks.RNN_EQUAL, networks.LSTM_EQUAL], ids=lambda network: network.cell)
@@ -219,7 +262,7 @@ def test_a_trigram_knows_two_words() -> None:
         assert row["at"] == gap and row["right"] in counts
 
 
-def test_words_show_what_the_kernels_would_compute() -> None:
+def test_words_show_what_the_layer_computes() -> None:
     model = StoryModel(TINY.story, tritongru.GRU, CPU, 0)
     words = list(networks.story_words(model))
     told = [str(row["word"]) for row in words]
@@ -229,7 +272,7 @@ def test_words_show_what_the_kernels_would_compute() -> None:
         values = [float(str(row[f"like {dish}"])) for row in words]
         assert values[:at] == pytest.approx([0] * at, abs=1e-5)
         assert values[at] == pytest.approx(1)
-        assert abs(values[at + 1] - 1) > 0
+        assert values == pytest.approx(likeness_by_hand(model, told, dish), abs=1e-5)
     numbers = torch.tensor(model.vocabulary.encode(["<end>", *told])).view(-1, 1)
     x = model.model.embed(numbers)
     found = tritongru.gates(model.model.layer, x)
@@ -238,6 +281,21 @@ def test_words_show_what_the_kernels_would_compute() -> None:
     torch.testing.assert_close(found.h[0, 0], model.model.layer(x)[0], atol=1e-5, rtol=1e-5)
     asked = model.next_word([*told[:3], *tokenise(story.QUESTION)])
     assert words[2]["P(indian)"] == pytest.approx(float(asked[model.vocabulary.index["indian"]]))
+
+
+def likeness_by_hand(model: StoryModel, told: list[str], dish: str) -> list[float]:
+    """From the states of the story with each dish and the cuisine that goes with it, one word of which differs."""
+    place, answer = told.index(dish), story.EXPECTED[("samosa", "pasta").index(dish)]
+    states = {}
+    for cuisine, dishes in story.DISHES.items():
+        for other in dishes.split():
+            words = [other if i == place else cuisine if word == answer else word for i, word in enumerate(told)]
+            numbers = torch.tensor(model.vocabulary.encode(["<end>", *words])).view(-1, 1)
+            with torch.no_grad():
+                states[other] = model.model.layer(model.model.embed(numbers))[0][1:, 0].double()
+    others = torch.stack([state for other, state in states.items() if other != dish]).mean(0)
+    left = states[dish] - others  # that the dish is not among the others changes no ratio
+    return [float(here @ left[place] / (left[place] @ left[place])) for here in left]
 
 
 # The verdicts
@@ -438,6 +496,23 @@ def committed() -> tuple[list[dict[str, str]], list[dict[str, str]]]:
         results_files.read(folder / command.ANSWERS, command.COLUMNS),
         results_files.read(folder / command.WORDS, command.WORD_COLUMNS),
     )
+
+
+def test_of_an_interrupted_run_whole_seeds_alone_are_drawn() -> None:
+    """Else a figure would say "5 seeds" of a network that has two."""
+    figures = pytest.importorskip("tritongru.demo.figures")
+    rows, words = committed()
+    partly = [row for row in rows if (row["seed"], row["model"]) < ("12", networks.LSTM.name)]
+    assert {row["seed"] for row in partly} == {"10", "11", "12"}
+    assert {row["seed"] for row in claims.whole(partly)} == {"10", "11"}
+    trigrams = [row for row in rows if row["model"] == networks.TRIGRAM]
+    for name, draw in figures.STORY.items():
+        if name != figures.WORDS:
+            assert "2 seeds" in " ".join(text.get_text() for text in draw(partly).texts)
+            assert draw(trigrams) is None
+    drawn = figures.draw_gates(words[: 33 + 10])
+    assert "One seed" in " ".join(text.get_text() for text in drawn.texts)
+    assert figures.draw_gates([]) is None
 
 
 def test_committed_rows_are_a_whole_run_of_these_sizes() -> None:
