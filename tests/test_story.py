@@ -154,6 +154,7 @@ def test_a_gate_taken_away_is_one_or_the_mean_it_had() -> None:
     without_z, without_r = networks.robbed(model, "update"), networks.robbed(model, "reset")
     torch.testing.assert_close(networks._states(without_z, text).z, mean.expand_as(before.z))
     assert networks._states(without_z, text).r.std(2).min() > 0
+    torch.testing.assert_close(networks.mean_update(without_z), mean)  # of z: r was another then
     assert (networks._states(without_r, text).r == 1).all() and networks._states(without_r, text).z.std(2).min() > 0
     for found, had in zip(networks._states(model, text), before, strict=True):
         assert torch.equal(found, had)  # the model itself keeps both
@@ -234,6 +235,15 @@ def test_parameters_that_change_are_those_counted(network: networks.Network) -> 
     expected = {("gap", gap) for gap in TINY.gaps} | {("switches", 0), ("switches", 1), ("story", 1), ("story", 2)}
     assert asked == ({("gap", 7)} if network == networks.RNN_SHORT else expected)
     assert all(0 <= int(str(row["right"])) <= int(str(row["asked"])) for row in rows if row["asked"])
+
+
+def test_a_training_takes_its_steps_and_learns() -> None:
+    model = StoryModel(dataclasses.replace(TINY.story, steps=60, learning_rate=0.02), nn.GRU, CPU, 0)
+    reported: list[int] = []
+    before = model.cuisine_loss(model.held_out)
+    losses = model.train(lambda step, loss: reported.append(step))
+    assert len(losses) == 60 and reported == [10, 20, 30, 40, 50, 60]
+    assert model.cuisine_loss(model.held_out) < before - 0.5
 
 
 def test_answers_are_the_likeliest_word() -> None:
@@ -347,29 +357,64 @@ def test_claims_hold_by_numbers_alone() -> None:
         ([0.9, 0.9], [0.8, 0.8], True),
         ([0.9, 0.9], [0.89, 0.89], False),  # nobody would care
         ([0.7, 1.0], [0.6, 0.8], False),  # within the spread
+        ([0.8, 1.0], [0.6, 0.8], False),  # beyond each, within both together
         ([0.9], [0.8], True),
         ([0.8], [0.9], False),
     ],
-    ids=["clear", "tiny", "overlapping", "one-seed", "worse"],
+    ids=["clear", "tiny", "overlapping", "touching", "one-seed", "worse"],
 )
 def test_better_means_beyond_the_spread(mine: list[float], theirs: list[float], beats: bool) -> None:
     assert claims.spread(mine).beats(claims.spread(theirs)) == beats
 
 
+def claim(rows: list[networks.Row], text: str) -> claims.Claim:
+    """The one that has these words in it."""
+    (found,) = (claim for claim in claims.judge(rows) if text in claim.text)
+    return found
+
+
+def only(rows: list[networks.Row], model: str, measure: str, at: object, **cells: object) -> list[networks.Row]:
+    """The rows with other cells where a model was asked this."""
+    return [row | cells if (row["model"], row["measure"], row["at"]) == (model, measure, at) else row for row in rows]
+
+
+def test_each_part_of_a_claim_counts() -> None:
+    good, bad = [0.95, 0.96], [0.2, 0.21]
+    rows = made_up({networks.GRU.name: good, networks.RNN.name: bad, networks.RNN_EQUAL.name: good})
+    assert not claim(rows, "basic RNN").held  # at equal parameters no worse
+    rows = made_up({networks.GRU.name: good, networks.TRIGRAM: bad})
+    assert claim(rows, "lets go as often").held
+    assert not claim(only(rows, networks.GRU.name, "switches", 3, right=600), "lets go as often").held
+    rows = made_up({networks.GRU.name: good, networks.NO_RESET.name: good, networks.NO_UPDATE.name: good})
+    assert not claim(rows, "reset gate").held and not claim(rows, "update gate").held
+    for measure, at in (("gap", 30), ("gap", 200), ("switches", 3)):
+        assert claim(only(rows, networks.NO_RESET.name, measure, at, right=200), "reset gate").held
+        assert claim(only(rows, networks.NO_UPDATE.name, measure, at, right=200), "update gate").held
+    wrong_once = [row | {"right": 0} if (row["measure"], row["seed"]) == ("story", 1) else row for row in rows]
+    assert not claim(wrong_once, "samosa is kept").held
+    assert "flops 12,288 to 16,384, bytes 25,728 to 34,432" in claim(rows, "lighter").numbers
+
+
+@pytest.mark.parametrize(("time_of_gru", "held"), [(8.0, True), (9.5, False), (12.0, False)])
+def test_quicker_is_by_a_tenth(time_of_gru: float, held: bool) -> None:
+    rows = only(made_up({networks.GRU.name: [0.5, 0.5]}), networks.GRU.name, "time", "", value=time_of_gru)
+    assert claim(rows, "less time").held == held
+
+
 def test_the_lstm_s_best_case_says_in_how_many_seeds() -> None:
     """Seeds differ so much far out that their spreads overlap even where every one of them says the same."""
     rows = made_up({networks.GRU.name: [0.1, 0.4, 0.9], networks.LSTM.name: [0.6, 0.9, 0.95]})
-    (claim,) = (claim for claim in claims.judge(rows) if "At times" in claim.text)
-    assert not claim.held and "LSTM 81.7 ± 18.9 %, GRU 46.7 ± 40.4 % at 200 words" in claim.numbers
-    assert claim.numbers.endswith("it has more right than the GRU in 3 of 3 seeds")
+    found = claim(rows, "At times")
+    assert not found.held and "LSTM 81.7 ± 18.9 %, GRU 46.7 ± 40.4 % at 200 words" in found.numbers
+    assert found.numbers.endswith("it has more right than the GRU in 3 of 3 seeds")
 
 
 @pytest.mark.parametrize("share", [0.2, 0.9], ids=["at chance", "learned"])
 def test_an_rnn_that_has_learned_nothing_is_said_to_have_learned_nothing(share: float) -> None:
     names = networks.RNN.name, networks.RNN_EQUAL.name, networks.TRIGRAM
     rows = made_up(dict(zip(names, ([share, share], [share, share], [0.2, 0.2]), strict=True)))
-    (claim,) = (claim for claim in claims.judge(rows) if "basic RNN" in claim.text)
-    assert ("no better than the trigram even there" in claim.numbers) == (share == 0.2)
+    numbers = claim(rows, "basic RNN").numbers
+    assert ("no better than the trigram even there" in numbers) == (share == 0.2)
 
 
 def test_missing_rows_are_an_error_not_a_verdict() -> None:
