@@ -354,10 +354,11 @@ def draw_worth(rows: Rows) -> Figure | None:
     places = [("gap", within), ("gap", middle), ("gap", far), ("switches", most)]
 
     def says(model: str) -> str:
-        return f"{accuracy(rows, model, 'gap', within).short} %"
+        near, distant = (accuracy(rows, model, "gap", gap).short for gap in (within, far))
+        return f"{near} ({distant}) %"
 
     found, axes = figure(
-        f"What a gate is worth at {within} words: the GRU {says(GRU.name)}; trained without the reset gate "
+        f"What a gate is worth at {within} ({far}) words: the GRU {says(GRU.name)}; trained without the reset gate "
         f"{says(NO_RESET.name)}, without the update gate {says(NO_UPDATE.name)}; robbed of them once trained "
         f"{says(CLAMPED)} and {says(AVERAGED)}",
         ["Without the reset gate: r = 1. Without the update gate: z constant per unit, learned, or (afterwards) its "
