@@ -475,6 +475,43 @@ def test_packed_lengths(backend, lengths, enforce_sorted, with_h_0):
     assert_same(theirs, ours, packed(lengths, enforce_sorted=enforce_sorted), hx)
 
 
+@pytest.mark.parametrize("backend", OURS)
+@pytest.mark.parametrize("with_h_0", [False, True], ids=["zeros", "h_0"])
+@pytest.mark.parametrize("form", ["dense", "packed"])
+def test_the_gates_shown_are_those_that_a_backend_saves(backend, options, form, with_h_0):
+    """`tritongru.gates` has its own equations: r, z, n, q of every layer, direction and step, and h in the output."""
+    theirs, ours = pair(backend, 3, 5, **options)
+    D, H = (2 if ours.bidirectional else 1), ours.hidden_size
+    x = packed() if form == "packed" else randn(3, 4, 3)
+    B = 3 if form == "packed" or ours.batch_first else 4
+    hx = randn(states(ours), B, H, seed=3) if with_h_0 else None
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        output, _ = ours(x, hx)
+
+    def in_time(rows):
+        """[T, B, ...] in the order of the user's batch, NaN where a packed row has no such step."""
+        if form == "packed":
+            return pad_packed_sequence(x._replace(data=rows), padding_value=math.nan)[0]
+        return rows
+
+    rzn = [in_time(t) for t in saved if t.shape[-2:] == (D, 3 * H) and t.dim() == (3 if form == "packed" else 4)]
+    q = [in_time(t) for t in saved if t.shape[-2:] == (D, H) and t.dim() == (3 if form == "packed" else 4)]
+    assert len(rzn) == len(q) == ours.num_layers
+    h = output.data if form == "packed" else output.transpose(0, 1) if ours.batch_first else output
+    for module in (theirs, ours):
+        found = tritongru.gates(module, x, hx)
+        for layer in range(ours.num_layers):
+            for direction in range(D):
+                kept = [*rzn[layer][:, :, direction].chunk(3, -1), q[layer][:, :, direction]]
+                for name, actual in zip("rznq", kept, strict=True):
+                    shown = getattr(found, name)[layer, direction]
+                    torch.testing.assert_close(shown.isnan(), actual.isnan())
+                    assert_close(actual.nan_to_num(), shown.nan_to_num(), 3 + D * H, f"{name} of layer {layer}")
+        last = torch.cat(list(found.h[-1]), -1)
+        assert_close(in_time(h.detach()).nan_to_num(), last.nan_to_num(), 3 + D * H, "h")
+
+
 def test_packed_indices_are_passed_on(backend):
     _, ours = pair(backend, 3, 4)
     given = packed()

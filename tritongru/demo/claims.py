@@ -7,7 +7,7 @@ deviations together, and than two points in a hundred. A completion is right whe
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from .networks import (
@@ -16,6 +16,7 @@ from .networks import (
     GRU,
     LSTM,
     LSTM_EQUAL,
+    NETWORKS,
     NO_RESET,
     NO_UPDATE,
     RNN,
@@ -73,19 +74,36 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else 0.0, len(found))
 
 
-def accuracy(rows: Rows, model: str, measure: str, at: int) -> Spread:
-    """Share of right answers of a model at a gap, at a number of switches, or to a sentence of the story.
+def shares(rows: Rows, model: str, measure: str, at: int) -> dict[str, float]:
+    """Share of right answers by seed of a model at a gap, at a number of switches, or to a sentence of the story.
 
     Raises: ValueError without such rows.
     """
-    found = [
-        int(str(row["right"])) / int(str(row["asked"]))
+    found = {
+        str(row["seed"]): int(str(row["right"])) / int(str(row["asked"]))
         for row in rows
         if (row["model"], row["measure"], str(row["at"])) == (model, measure, str(at))
-    ]
+    }
     if not found:
         raise ValueError(f"no rows of {model!r} for {measure} {at}")
-    return spread(found)
+    return found
+
+
+def accuracy(rows: Rows, model: str, measure: str, at: int) -> Spread:
+    """Those shares over the seeds.
+
+    Raises: ValueError without such rows.
+    """
+    return spread(shares(rows, model, measure, at).values())
+
+
+def whole(rows: Rows) -> Rows:
+    """The rows of seeds of which every network has ended: a run that was interrupted leaves others too."""
+    expected = {*(network.name for network in NETWORKS), CLAMPED, AVERAGED, TRIGRAM}
+    found: dict[object, set[object]] = {}
+    for row in rows:
+        found.setdefault(row["seed"], set()).add(row["model"])
+    return [row for row in rows if found[row["seed"]] >= expected]
 
 
 def gaps_of(rows: Rows, measure: str = "gap") -> list[int]:
@@ -123,6 +141,11 @@ def judge(rows: Rows) -> list[Claim]:
 
     gru, first, second = GRU.name, told(1), told(2)
     shorter, shorter_equal, control = at(RNN.name), at(RNN_EQUAL.name), at(RNN_SHORT.name, SHORT[0])
+    keeps = any(at(model, SHORT[0]).beats(at(TRIGRAM, SHORT[0])) for model in (RNN.name, RNN_EQUAL.name))
+    nothing = (
+        f", no better than the trigram even there: gaps of up to {LONGEST} words in its texts keep it from learning to "
+        "hold a dish at all, which says less about how long it could"
+    )
     claims = [
         Claim('"Dhaval eats samosa ... his favourite cuisine is": samosa is kept, Indian', *first),
         Claim('"His brother loves pasta and cheese; ...": samosa is let go, pasta is kept, Italian', *second),
@@ -135,8 +158,9 @@ def judge(rows: Rows) -> list[Claim]:
             "A basic RNN's memory is too short: the GRU is better, at equal hidden size and at equal parameters",
             at(gru).beats(shorter) and at(gru).beats(shorter_equal),
             f"at {within} words GRU {at(gru)}, RNN {shorter}, with the GRU's parameters {shorter_equal}, at "
-            f"{SHORT[0]} words {at(gru, SHORT[0])}, {at(RNN.name, SHORT[0])}, {at(RNN_EQUAL.name, SHORT[0])}; and as a "
-            f"check of the training, an RNN that is trained on {SHORT[0]} words alone, there: {control}",
+            f"{SHORT[0]} words {at(gru, SHORT[0])}, {at(RNN.name, SHORT[0])}, {at(RNN_EQUAL.name, SHORT[0])}"
+            f"{'' if keeps else nothing}; and as a check of the training, an RNN that is trained on {SHORT[0]} words "
+            f"alone, there: {control}",
         ),
         Claim(
             f"The GRU lets go as often as it must: {most} switches are no harder for it than none",
@@ -151,7 +175,7 @@ def judge(rows: Rows) -> list[Claim]:
         ),
         _lighter(rows),
         _quicker(rows),
-        _longer(at, beyond),
+        _longer(rows, beyond),
     ]
     for gate, trained, clamped, how in (
         ("reset", NO_RESET.name, CLAMPED, "r = 1"), ("update", NO_UPDATE.name, AVERAGED, "z constant per unit"),
@@ -200,16 +224,20 @@ def _quicker(rows: Rows) -> Claim:
     )
 
 
-def _longer(at: Callable[[str, int], Spread], beyond: Sequence[int]) -> Claim:
+def _longer(rows: Rows, beyond: Sequence[int]) -> Claim:
     found = [
-        (gap, model, at(model, gap), at(GRU.name, gap)) for gap in beyond for model in (LSTM.name, LSTM_EQUAL.name)
+        (gap, model, accuracy(rows, model, "gap", gap), accuracy(rows, GRU.name, "gap", gap))
+        for gap in beyond
+        for model in (LSTM.name, LSTM_EQUAL.name)
     ]
     won = [(gap, model) for gap, model, theirs, mine in found if theirs.beats(mine)]
     gap, model, theirs, mine = max(found, key=lambda entry: entry[2].mean - entry[3].mean)
     lost = sum(mine.beats(theirs) for _, _, theirs, mine in found)
+    of_gru, of_lstm = (shares(rows, name, "gap", gap) for name in (GRU.name, model))
+    more = sum(of_lstm[seed] > share for seed, share in of_gru.items())
     return Claim(
         f"At times the LSTM is more accurate on long sequences: at one gap at least beyond {LONGEST} words",
         bool(won),
         f"it is at {len(won)} of {len(found)} (gap, size), the GRU at {lost}; its best case: {model} {theirs}, "
-        f"GRU {mine} at {gap} words",
+        f"GRU {mine} at {gap} words, where it has more right than the GRU in {more} of {len(of_gru)} seeds",
     )

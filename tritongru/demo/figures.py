@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -12,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from . import claims, networks
-from .claims import LONGEST, Rows, Spread, accuracy, gaps_of, size_of, spread
+from .claims import LONGEST, Rows, Spread, accuracy, gaps_of, size_of, spread, whole
 from .networks import (
     AVERAGED,
     CLAMPED,
@@ -119,7 +121,7 @@ def draw_story(path: Path, told: Told, backend: str) -> None:
 # The story in full: drawn from the rows of networks.py alone
 
 LINES: dict[str, Look] = {
-    GRU.name: {"color": GREEN, "marker": "X", "lw": 2.2},
+    GRU.name: {"color": GREEN, "marker": "X", "ms": 9, "lw": 3},  # drawn first, and seen below what coincides with it
     LSTM.name: {"color": VERMILION, "marker": "D"},
     RNN.name: {"color": PURPLE, "marker": "^"},
     LSTM_EQUAL.name: {"color": VERMILION, "marker": "D"},
@@ -161,7 +163,7 @@ def _short(model: str) -> str:
 
 def draw_gaps(rows: Rows) -> Figure | None:
     """Accuracy by gap and by number of switches; None without rows."""
-    if not rows:
+    if not (rows := whole(rows)):
         return None
     gaps = gaps_of(rows)
     within, far = max(gap for gap in gaps if gap <= LONGEST), gaps[-1]
@@ -172,7 +174,7 @@ def draw_gaps(rows: Rows) -> Figure | None:
     found, axes = figure(
         f"Who still knows the cuisine {within} words after the dish: {said(within)}; {far} words after: {said(far)}",
         ["Share of texts whose cuisine is the likeliest of all words; texts of the story's kind, none of them trained "
-         f"on. {_conditions(rows)}"],
+         f"on. Bands end at 0 and 100 %. {_conditions(rows)}"],
         (11, 6.2), 1, 3, sharey=True, width_ratios=(1, 1, 0.7),
     )  # fmt: skip
     sides = (("equal hidden size", EQUAL_HIDDEN), ("equal number of parameters", EQUAL_PARAMETERS))
@@ -199,7 +201,7 @@ def draw_gaps(rows: Rows) -> Figure | None:
 
 def draw_gates(words: Rows) -> Figure | None:
     """The story word by word: what is answered, what the dishes left in the state, and the gates; None without rows."""
-    if not words:
+    if not (words := _ended(words)):
         return None
     first = [row for row in words if row["seed"] == words[0]["seed"]]
     told = [str(row["word"]) for row in first]
@@ -221,8 +223,8 @@ def draw_gates(words: Rows) -> Figure | None:
         f"{part('samosa', 1)} at the second; of pasta, then: {part('pasta', 1)}",
         [f"tritongru.GRU, H {_all_of(words, 'hidden')}, reads the story, whose own sentences it was never trained "
          f"on. {_conditions(words)}",
-         "A word's mark: by how much the state differs from its mean over the story told with each other dish; the "
-         "part of it that is still there. Gates: mean over ALL hidden units."],
+         "A dish's mark: by how much the state, right after it, differs from its mean over the story told with every "
+         "dish. Of it later: that difference projected on the mark; what has turned another way counts as gone."],
         (11, 9.4), 3, 1, sharex=True, height_ratios=(1, 1, 1),
     )  # fmt: skip
     panes = axes[:, 0]
@@ -232,12 +234,15 @@ def draw_gates(words: Rows) -> Figure | None:
         _by_word(panes[0], kept[dish], look | {"label": f"of {dish}'s mark"}, at)
         _by_word(panes[1], by_word(f"P({cuisine})"), look | {"label": f"P({cuisine.title()})"}, probability=True)
     _by_word(panes[2], by_word("z"), {"color": GREEN, "marker": "X", "label": "z: part of the past that is retained"})
-    r_look: Look = {"color": PURPLE, "marker": "^", "ls": "--", "label": "r: part of the past that the candidate sees"}
+    r_look: Look = {"color": PURPLE, "marker": "^", "ls": "--", "label": "r: part of the past that shapes what is new"}
     _by_word(panes[2], by_word("r"), r_look)
+    z = [found.mean for found in by_word("z")]
+    at_dishes, at_all = fmean(z[told.index(dish)] for dish in looks), fmean(z)
     titles = (
         "In the state: what each dish left, and how much of it is still there",
         'The answer: the next word if the text broke off here with "; his favourite cuisine is"',
-        "The gates: how much of the past is let through, mean over all units",
+        "The gates: how much of the past is let through, mean over ALL units "
+        f"(z {at_dishes:.2f} at the two dishes, {at_all:.2f} over all words)",
     )
     for pane, title, label in zip(panes, titles, ("part of the mark", "probability", "mean gate"), strict=True):
         pane.set_title(title)
@@ -257,6 +262,12 @@ def draw_gates(words: Rows) -> Figure | None:
     return found
 
 
+def _ended(words: Rows) -> Rows:
+    """The rows of seeds that have the story to its end: a run that was interrupted may leave others."""
+    found = Counter(row["seed"] for row in words)
+    return [row for row in words if found[row["seed"]] == max(found.values())]
+
+
 def _by_word(axes: Axes, found: Sequence[Spread], look: Look, start: int = 0, probability: bool = False) -> None:
     places = range(start, len(found))
     axes.plot(places, [found[i].mean for i in places], lw=1.8, ms=5, **look)
@@ -268,7 +279,7 @@ def _by_word(axes: Axes, found: Sequence[Spread], look: Look, start: int = 0, pr
 
 def draw_networks(rows: Rows) -> Figure | None:
     """RNN, LSTM and GRU of equal hidden size side by side, counted and measured; None without rows."""
-    if not rows:
+    if not (rows := whole(rows)):
         return None
     cells = (RNN.name, LSTM.name, GRU.name)
     sizes = {cell: size_of(rows, cell) for cell in cells}
@@ -288,21 +299,24 @@ def draw_networks(rows: Rows) -> Figure | None:
     lighter = sizes[GRU.name]["parameters"] < sizes[LSTM.name]["parameters"]
     found, axes = figure(
         f"The GRU is {'lighter' if lighter else 'not lighter'} than the LSTM by one gate and one state; what each "
-        f"remembers after {far} words of a trained {LONGEST}: "
+        f"remembers {far} words after a dish, trained to {LONGEST}: "
         + ", ".join(f"{cell} {accuracy(rows, cell, 'gap', far).short} %" for cell in cells),
         [f"I {I}, H {H} for all. Gates to bytes are counted, of one step of one sequence (least bytes: weights, x, "
          f"states). Time: {_all_of_device(rows)}one thread, T 64, B 16, forward and backward, PyTorch's own code "
          "of each (of an LSTM one oneDNN layer where there is one, of the others a loop of small operations).",
-         _conditions(rows)],
+         f"Bars of what was right end at 100 %. {_conditions(rows)}"],
         (11, 5.2), 2, 4, sharey=True,
     )  # fmt: skip
     for pane, (title, values) in zip(axes.flat, panels.items(), strict=True):
+        most = 100 if title.endswith("%") else math.inf  # no bar says that more than all was right
         for y, (cell, (value, deviation)) in enumerate(zip(cells, values, strict=True)):
             hatch = {RNN.name: "///", LSTM.name: "...", GRU.name: None}[cell]
-            pane.barh(y, value, 0.7, xerr=deviation or None, color=LINES[cell]["color"], hatch=hatch, edgecolor="white",
+            above = min(deviation, most - value)
+            bars = [[deviation], [above]] if deviation else None
+            pane.barh(y, value, 0.7, xerr=bars, color=LINES[cell]["color"], hatch=hatch, edgecolor="white",
                       error_kw={"capsize": 3})  # fmt: skip
             error = f" ± {deviation:.0f}" if deviation else ""
-            pane.annotate(f"{value:,.0f}{error}", (value + deviation, y), xytext=(4, 0), textcoords="offset points",
+            pane.annotate(f"{value:,.0f}{error}", (value + above, y), xytext=(4, 0), textcoords="offset points",
                           va="center")  # fmt: skip
         pane.set_xlim(0, 1.45 * max(1e-9, *(value + deviation for value, deviation in values)))
         pane.set_xticks([])
@@ -324,7 +338,7 @@ def _all_of_device(rows: Rows) -> str:
 
 def draw_worth(rows: Rows) -> Figure | None:
     """What each gate is worth: the GRU without it, trained so and afterwards; None without rows."""
-    if not rows:
+    if not (rows := whole(rows)):
         return None
     models: dict[str, Look] = {
         GRU.name: {"color": GREEN},
@@ -340,14 +354,15 @@ def draw_worth(rows: Rows) -> Figure | None:
     places = [("gap", within), ("gap", middle), ("gap", far), ("switches", most)]
 
     def says(model: str) -> str:
-        return f"{accuracy(rows, model, 'gap', within).short} %"
+        near, distant = (accuracy(rows, model, "gap", gap).short for gap in (within, far))
+        return f"{near} ({distant}) %"
 
     found, axes = figure(
-        f"What a gate is worth at {within} words: the GRU {says(GRU.name)}; trained without the reset gate "
+        f"What a gate is worth at {within} ({far}) words: the GRU {says(GRU.name)}; trained without the reset gate "
         f"{says(NO_RESET.name)}, without the update gate {says(NO_UPDATE.name)}; robbed of them once trained "
         f"{says(CLAMPED)} and {says(AVERAGED)}",
         ["Without the reset gate: r = 1. Without the update gate: z constant per unit, learned, or (afterwards) its "
-         f"mean over held-out texts. {_conditions(rows)}"],
+         f"mean over held-out texts. Bars end at 0 and 100 %. {_conditions(rows)}"],
         (11, 5.2),
     )  # fmt: skip
     pane = axes[0, 0]

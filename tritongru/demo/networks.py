@@ -179,13 +179,18 @@ def train_and_ask(sizes: Sizes, network: Network, seed: int) -> tuple[list[Row],
         rows.append(about | {"measure": "time", "at": "", "value": cpu_time(network.cell, story.embedding, H)})
     if network == GRU:
         for name, gate in ((CLAMPED, "reset"), (AVERAGED, "update")):
-            changed = copy.copy(model)
-            changed.model = copy.deepcopy(model.model)
-            bias: Tensor | float = _ONE if gate == "reset" else mean_update(model).logit()
-            remove_gate(changed.model.layer, gate, bias)
+            changed = robbed(model, gate)
             rows += [about | row | {"model": name} for row in (*_asked(sizes, seed, changed), *_story(changed))]
         words = [{"seed": seed, "hidden": H, **row} for row in story_words(model)]
     return [dict.fromkeys(COLUMNS, "") | row for row in rows], words
+
+
+def robbed(model: StoryModel, gate: str) -> StoryModel:
+    """A copy of a trained GRU whose reset gate is 1, or whose update gate is the mean that it had, unit by unit."""
+    changed = copy.copy(model)
+    changed.model = copy.deepcopy(model.model)
+    remove_gate(changed.model.layer, gate, _ONE if gate == "reset" else mean_update(model).logit())
+    return changed
 
 
 def ask_trigram(sizes: Sizes, seed: int) -> list[Row]:
@@ -225,10 +230,10 @@ def questions(sizes: Sizes, seed: int, trained_on: frozenset[tuple[str, ...]]) -
 
 
 def _asked(sizes: Sizes, seed: int, model: StoryModel) -> Iterator[Row]:
-    # RNN_SHORT has read other texts than the rest: everyone is asked what none of the others has read.
+    # RNN_SHORT has read other texts than the rest: it is asked the same, but for what it or they have read.
     story = sizes.story
     texts = training_texts(story.texts, 1000 * seed, story.recipe, story.batch)
-    trained_on = frozenset(text.words for text in texts)
+    trained_on = frozenset(text.words for text in texts) | model.trained_on
     for measure, at, asked in questions(sizes, seed, trained_on):
         right = sum(found[-1] for _, found in model.answered(asked))
         yield {"measure": measure, "at": at, "right": right, "asked": len(asked)}
@@ -275,8 +280,9 @@ def story_words(model: StoryModel) -> Iterator[Row]:
     """Gates, memory and answers after every word of the story told in full, its right answers included.
 
     r and z are means over all units. `like samosa` is what that word left in the state and is still there: the state
-    minus the mean state of the same story told with each other dish in its place (and its cuisine in the answer),
-    projected on what that was right after the word, in parts of it. 1: all of it; 0: none. All units count.
+    minus the mean state of the same story told with every dish in its place (and its cuisine in the answer), projected
+    on what that was right after the word, in parts of it. 1: all of it; 0: none, or none that points the same way. All
+    units count. (That the mean has the word's own telling in it scales both alike.)
 
     (The cosine of h with itself at the dish shows nothing: most of h follows the form of the sentence, word by word.)
     """

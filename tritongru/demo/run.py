@@ -370,7 +370,8 @@ def show_claims(screen: Screen, rows: claims.Rows) -> None:
     )
     screen.say(f"By chance: one in {len(DISHES)}.")
     screen.title("Which claims of the story held")
-    screen.say(claims.RULE + ("" if len({row["seed"] for row in rows}) > 1 else " One seed has no spread."))
+    luck = " One seed has no spread: what sets networks apart here may be luck, and --seeds 5 would tell."
+    screen.say(claims.RULE + ("" if len({row["seed"] for row in rows}) > 1 else luck))
     for claim in claims.judge(rows):
         screen.say(f"{'held  ' if claim.held else 'FAILED'} {claim.text}.", style=None if claim.held else "bold")
         screen.say(f"       {claim.numbers}.")
