@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import inspect
 import re
 from pathlib import Path
 
 import pytest
 
+import tritongru
 from benchmarks.results import read_rows
+from tests.kit import reference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -23,6 +26,25 @@ def test_docstring_examples(module: str) -> None:
 
 def test_examples_exist() -> None:
     assert sum("Example:" in path.read_text() for path in (ROOT / "tritongru").rglob("*.py")) >= 4
+
+
+def test_every_public_name_has_a_page() -> None:
+    """Arguments or none, errors and a runnable example, as committed: `python -m tests.kit.reference` writes it."""
+    assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
+    for name in reference.PUBLIC:
+        section = reference.section(name)
+        assert "**Example**" in section and ">>> " in section, name
+        takes = [p for p in inspect.signature(getattr(tritongru, name)).parameters.values() if p.name != "refused"]
+        assert not takes or ("**Args**" in section and "**Raises**" in section), name
+
+
+def test_differences_are_each_held_by_a_test() -> None:
+    table = [line for line in (ROOT / "docs" / "differences.md").read_text().splitlines() if line.startswith("| **")]
+    assert len(table) >= 20
+    for row in table:
+        found = re.fullmatch(r"\| \*\*.+\*\* \|.*\|.+\| `(tests/\w+\.py)::(\w+)` \|", row)
+        assert found, row
+        assert f"def {found[2]}(" in (ROOT / found[1]).read_text(), row
 
 
 def test_quoted_kernel_is_the_kernel() -> None:
@@ -39,7 +61,9 @@ def test_usage_runs() -> None:
     exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md", "kernels/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "kernels/README.md", "docs/differences.md", "docs/reference.md"]
+)
 def test_named_files_exist(document: str) -> None:
     folder = (ROOT / document).parent
     text = (ROOT / document).read_text()
@@ -66,7 +90,9 @@ def gpu_rows() -> list[dict[str, str]]:
     return [row for row in read_rows(ROOT / "benchmarks" / "results") if row["driver"]]
 
 
-@pytest.mark.parametrize("document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md"])
+@pytest.mark.parametrize(
+    "document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "docs/differences.md"]
+)
 def test_no_speed_is_claimed_without_the_row_that_shows_it(document: str) -> None:
     for paragraph in (ROOT / document).read_text().split("\n\n"):
         if CLAIM.search(paragraph):

@@ -764,6 +764,16 @@ def test_dropout_s_gradient_goes_through_the_kept_elements_alone(backend):
     assert torch.equal(x.grad != 0, output.abs() > 1e-6)
 
 
+def test_backward_in_eval_mode(backend):
+    """cuDNN's GRU refuses it; nothing in the equations does."""
+    theirs, ours = pair(backend, 3, 5)
+    theirs.eval(), ours.eval()
+    for module in (theirs, ours):
+        module(randn(3, 2, 3))[0].square().sum().backward()
+    for name, parameter in ours.named_parameters():
+        assert_close(parameter.grad, getattr(theirs, name).grad, terms=16)
+
+
 @pytest.mark.parametrize(("T", "gradients"), [(1, False), (2, True)], ids=["one-step-no-grad", "training"])
 def test_results_have_nn_gru_s_strides_and_ours_are_no_views(backend, options, T, gradients):
     theirs, ours = pair(backend, 3, 5, **options)

@@ -442,6 +442,14 @@ def test_status_words_are_host_memory_that_can_be_reset(mode: str) -> None:
     status.check()  # told once
 
 
+def test_a_capture_before_the_first_call_is_refused_in_words(monkeypatch) -> None:
+    """Status words made inside a capture would lie in the graph's memory and be zeroed at each replay."""
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(RuntimeError, match="call a layer once before the capture"):
+        sequence.Status(torch.device("cuda"))
+    sequence.Status(torch.device("cpu"))
+
+
 @pytest.mark.parametrize("given", ["", "0", "-1", "nan", "inf", "2000", "ten"])
 def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
     monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)

@@ -1007,6 +1007,20 @@ def test_forward_mode_derivatives(backend, ran):
     assert ran == ([] if backend == "aten" else [backend])  # and the level is left behind
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_what_does_not_know_the_subclass():
+    """By type and not by isinstance: a scripting compiler, a tracer's leaves, a table of what to quantise."""
+    theirs, ours = pair(None, 3, 5)
+    torch.jit.script(theirs)
+    with pytest.raises(Exception, match=r"(?i)compil|unknown|not supported|Unsupported|keyword"):
+        torch.jit.script(ours)
+    torch.fx.symbolic_trace(nn.Sequential(theirs))
+    with pytest.raises(Exception, match=r"Proxy|control flow|iterated|bool|trace"):
+        torch.fx.symbolic_trace(nn.Sequential(ours))
+    both = (torch.ao.quantization.quantize_dynamic(nn.Sequential(m), {nn.GRU})[0] for m in (theirs, ours))
+    assert [type(m) is not kind for m, kind in zip(both, (nn.GRU, tritongru.GRU), strict=True)] == [True, False]
+
+
 # TF32 follows the switch of PyTorch's RNNs.
 
 

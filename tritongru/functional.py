@@ -48,6 +48,9 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
             says.
         recompute: keep the output alone for backward and compute the gates again there.
 
+    Dtypes: the kernels take float32, float16 and bfloat16 (one for all arguments, or autocast's); `reference` float64
+    too; PyTorch's own path what torch.gru takes.
+
     Returns:
         output [T, B, D * H] (or [B, T, D * H], or [N, D * H]) and h_n [num_layers * D, B, H].
 
@@ -98,14 +101,22 @@ def gru_cell(
     """One step of a GRU as torch.gru_cell has it; on a Triton backend the whole cell is one launch.
 
     Args:
-        input: [B, I]. hx: [B, H]. w_ih: [3H, I], w_hh: [3H, H], b_ih, b_hh: [3H] or None, both or neither.
+        input: [B, I]. hx: [B, H]. w_ih: [3H, I], w_hh: [3H, H], b_ih, b_hh: [3H] or None, both or neither. All of one
+            dtype and on one device, as in `gru`.
         backend: as in `gru`.
 
     Returns:
         h [B, H].
 
     Raises:
-        As `gru`, with torch.gru_cell's errors.
+        What torch.gru_cell raises on the same input. ValueError: unknown backend. RuntimeError: a backend that cannot
+        run.
+
+    Example:
+        >>> import torch, tritongru
+        >>> w_ih, w_hh = torch.randn(12, 3), torch.randn(12, 4)
+        >>> tritongru.gru_cell(torch.randn(2, 3), torch.zeros(2, 4), w_ih, w_hh).shape
+        torch.Size([2, 4])
     """
     with_aten = (input, hx, w_ih, w_hh, b_ih, b_hh)
     if uses_aten(backend, input) or (into_a_graph() and _stands_in(backend, input)):  # a cell is traced as it stands

@@ -29,6 +29,9 @@ class GRU(nn.GRU):
         forward(input, hx=None) -> (output, h_n), as torch.nn.GRU: input [T, B, I], [B, T, I] with batch_first,
         [T, I] unbatched, or a PackedSequence; hx [num_layers * D, B, H]; output [T, B, D * H].
 
+    Dtypes: the kernels take float32, float16 and bfloat16, parameters and input alike, or autocast's; float64 and what
+    else torch.nn.GRU takes goes PyTorch's own path.
+
     Raises:
         What torch.nn.GRU raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot run.
 
@@ -130,8 +133,18 @@ class GRUCell(nn.GRUCell):
     Shapes:
         forward(input [B, I] or [I], hx=None) -> h [B, H] or [H].
 
+    Dtypes: as `GRU`.
+
     Raises:
-        What torch.nn.GRUCell raises, and as `GRU`.
+        What torch.nn.GRUCell raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot
+        run.
+
+    Example:
+        >>> import torch, tritongru
+        >>> cell = tritongru.GRUCell(8, 16)
+        >>> h = cell(torch.randn(4, 8))
+        >>> cell(torch.randn(4, 8), h).shape
+        torch.Size([4, 16])
     """
 
     def __init__(

@@ -119,7 +119,16 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """What exists, what can run here on float32 tensors, and why not: on CUDA where there is one, else on the CPU."""
+    """What exists, what can run here on float32 tensors, and why not: on CUDA where there is one, else on the CPU.
+
+    Returns:
+        A `BackendStatus` for each backend: name, about, device, and why_not, which is None where it can run.
+
+    Example:
+        >>> import tritongru
+        >>> [backend.name for backend in tritongru.backends()]
+        ['aten', 'reference', 'step', 'sequence']
+    """
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     return tuple(
         BackendStatus(b.name, b.about, str(device), b.why_not(device, torch.float32)) for b in BACKENDS.values()
@@ -133,10 +142,20 @@ _asked_for: ContextVar[str | None] = ContextVar("tritongru_backend", default=Non
 def use_backend(name: str | None) -> Iterator[None]:
     """Inside the block every tritongru layer without a backend of its own runs `name`; None lifts an outer choice.
 
-    The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this.
+    The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this. The choice is one of the
+    thread or task (a ContextVar). Backward runs the backend of its forward, a compiled graph that of when it was made.
+
+    Args:
+        name: "aten", "reference", "step", "sequence" or None.
 
     Raises:
-        ValueError: unknown backend.
+        ValueError: unknown backend. A backend that cannot run is a RuntimeError at the call of the layer.
+
+    Example:
+        >>> import torch, tritongru
+        >>> layer = tritongru.GRU(3, 4)
+        >>> with tritongru.use_backend("reference"):
+        ...     output, h_n = layer(torch.randn(5, 2, 3))
     """
     if name is not None:
         find(name)
@@ -207,6 +226,9 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
     Raises:
         TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, or a backend
         forced on the module that cannot serve the problem there.
+
+    Returns:
+        A `Plan`: backend and reason, tiles, launches of each way, saved and peak bytes; print it.
 
     Example:
         >>> import torch, tritongru

@@ -25,7 +25,10 @@ def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
     Args:
         module: the layer. Its own `forward` is not called.
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched (then B is 1), or a PackedSequence.
-        hx: as in module.forward; None is zeros.
+        hx: as in module.forward; None is zeros. Any floating dtype, that of the parameters.
+
+    Returns:
+        `Gates` (r, z, n, q, h), each [num_layers, D, T, B, H].
 
     Raises:
         What module.forward raises for a wrong input or hx; TypeError for a module that is no GRU.

@@ -39,6 +39,10 @@ class Status:
 
     def __init__(self, device: torch.device):
         cuda = device.type == "cuda"
+        if cuda and torch.cuda.is_current_stream_capturing():  # these words outlive the graph, and its memory pool
+            raise RuntimeError(
+                f"backend 'sequence' has not run on {device} yet: call a layer once before the capture of a CUDA graph"
+            )
         with torch.inference_mode(False):  # whatever mode the first call is in, these are written again
             self.word = torch.zeros(1, dtype=torch.int32, device=device)
             self.report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=cuda)
