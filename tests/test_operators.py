@@ -97,13 +97,17 @@ def backward_arguments(given, results):
 
 
 QUICK = {("step", "packed"), ("sequence", "batch-first-bidirectional"), *(("reference", name) for name in SHAPES)}
+
+
+def marks_of(backend, name):
+    return [pytest.mark.interpreted] * (backend != "reference") + [pytest.mark.long] * ((backend, name) not in QUICK)
+
+
 OPCHECKS = [
-    pytest.param(
-        backend, shape, id=f"{name}-{backend}",
-        marks=[pytest.mark.interpreted] * (backend != "reference") + [pytest.mark.long] * ((backend, name) not in QUICK),
-    )
-    for backend in ("reference", "step", "sequence") for name, shape in SHAPES.items()
-]  # fmt: skip
+    pytest.param(backend, shape, id=f"{name}-{backend}", marks=marks_of(backend, name))
+    for backend in ("reference", "step", "sequence")
+    for name, shape in SHAPES.items()
+]
 
 
 @pytest.mark.parametrize(("backend", "shape"), OPCHECKS)
