@@ -14,6 +14,7 @@ from .networks import (
     AVERAGED,
     CLAMPED,
     GRU,
+    GRU_SHORT,
     LSTM,
     LSTM_EQUAL,
     NETWORKS,
@@ -140,12 +141,14 @@ def judge(rows: Rows) -> list[Claim]:
         return found.mean == 1, f"right in {round(found.mean * found.seeds)} of {found.seeds} seeds"
 
     gru, first, second = GRU.name, told(1), told(2)
-    shorter, shorter_equal, control = at(RNN.name), at(RNN_EQUAL.name), at(RNN_SHORT.name, SHORT[0])
+    shorter, shorter_equal = at(RNN.name), at(RNN_EQUAL.name)
     keeps = any(at(model, SHORT[0]).beats(at(TRIGRAM, SHORT[0])) for model in (RNN.name, RNN_EQUAL.name))
-    nothing = (
-        f", no better than the trigram even there: gaps of up to {LONGEST} words in its texts keep it from learning to "
-        "hold a dish at all, which says less about how long it could"
-    )
+    nothing = f" (over gaps of up to {LONGEST} words it learns to hold no dish at all: {at(RNN.name, SHORT[0])} at {SHORT[0]})"
+    reach = sorted({SHORT[-1], *(gap for gap in gaps if SHORT[-1] < gap <= within)})
+
+    def reaches(model: str) -> str:
+        return ", ".join(str(at(model, gap)) for gap in reach)
+
     claims = [
         Claim('"Dhaval eats samosa ... his favourite cuisine is": samosa is kept, Indian', *first),
         Claim('"His brother loves pasta and cheese; ...": samosa is let go, pasta is kept, Italian', *second),
@@ -155,12 +158,15 @@ def judge(rows: Rows) -> list[Claim]:
             f"at a gap of {within} words GRU {at(gru)}, trigram {at(TRIGRAM)}",
         ),
         Claim(
-            "A basic RNN's memory is too short: the GRU is better, at equal hidden size and at equal parameters",
-            at(gru).beats(shorter) and at(gru).beats(shorter_equal),
-            f"at {within} words GRU {at(gru)}, RNN {shorter}, with the GRU's parameters {shorter_equal}, at "
-            f"{SHORT[0]} words {at(gru, SHORT[0])}, {at(RNN.name, SHORT[0])}, {at(RNN_EQUAL.name, SHORT[0])}"
-            f"{'' if keeps else nothing}; and as a check of the training, an RNN that is trained on {SHORT[0]} words "
-            f"alone, there: {control}",
+            "A basic RNN's memory is too short: the GRU is better, at equal hidden size and at equal parameters, and "
+            f"where both are trained on gaps of {SHORT[0]} to {SHORT[-1]} words, which the RNN does learn",
+            at(gru).beats(shorter)
+            and at(gru).beats(shorter_equal)
+            and at(RNN_SHORT.name, SHORT[-1]).beats(at(TRIGRAM, SHORT[-1]))
+            and at(GRU_SHORT.name).beats(at(RNN_SHORT.name)),
+            f"at {within} words GRU {at(gru)}, RNN {shorter}, with the GRU's parameters {shorter_equal}"
+            f"{'' if keeps else nothing}; trained on {SHORT[0]} to {SHORT[-1]}, at {', '.join(map(str, reach))} words: "
+            f"RNN {reaches(RNN_SHORT.name)}; GRU {reaches(GRU_SHORT.name)}",
         ),
         Claim(
             f"The GRU lets go as often as it must: {most} switches are no harder for it than none",

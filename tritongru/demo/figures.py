@@ -13,19 +13,22 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from . import claims, networks
+from . import claims
 from .claims import LONGEST, Rows, Spread, accuracy, gaps_of, size_of, spread, whole
 from .networks import (
     AVERAGED,
     CLAMPED,
     GRU,
+    GRU_SHORT,
     LSTM,
     LSTM_EQUAL,
     NO_RESET,
     NO_UPDATE,
+    ON_SHORT,
     RNN,
     RNN_EQUAL,
     RNN_SHORT,
+    SHORT,
     STATES,
     TRIGRAM,
     flops,
@@ -126,12 +129,13 @@ LINES: dict[str, Look] = {
     RNN.name: {"color": PURPLE, "marker": "^"},
     LSTM_EQUAL.name: {"color": VERMILION, "marker": "D"},
     RNN_EQUAL.name: {"color": PURPLE, "marker": "^"},
-    RNN_SHORT.name: {"color": PURPLE, "marker": "v", "ls": "none", "ms": 9, "mfc": "none", "mew": 2},
+    GRU_SHORT.name: {"color": GREEN, "marker": "X", "ms": 9, "lw": 3},
+    RNN_SHORT.name: {"color": PURPLE, "marker": "^"},
     TRIGRAM: {"color": BLACK, "marker": ".", "ls": ":"},
 }
 CHANCE: Look = {"color": GREY, "lw": 0.9, "ls": (0, (1, 3))}
 EQUAL_HIDDEN = (GRU.name, LSTM.name, RNN.name, TRIGRAM)
-EQUAL_PARAMETERS = (GRU.name, LSTM_EQUAL.name, RNN_EQUAL.name, RNN_SHORT.name)
+EQUAL_PARAMETERS = (GRU.name, LSTM_EQUAL.name, RNN_EQUAL.name)
 
 
 def _conditions(rows: Rows) -> str:
@@ -149,7 +153,7 @@ def _all_of(rows: Rows, name: str) -> str:
 
 
 def _curve(axes: Axes, rows: Rows, model: str, measure: str) -> None:
-    places = list(networks.SHORT) if model == RNN_SHORT.name else gaps_of(rows, measure)
+    places = gaps_of(rows, measure)
     found = [accuracy(rows, model, measure, place) for place in places]
     size = "" if model == TRIGRAM else f" (H {size_of(rows, model)['hidden']})"
     axes.plot(places, [100 * s.mean for s in found], label=_short(model) + size, **LINES[model])
@@ -158,7 +162,7 @@ def _curve(axes: Axes, rows: Rows, model: str, measure: str) -> None:
 
 
 def _short(model: str) -> str:
-    return model.replace(", equal parameters", "").replace("trained on gaps of", "trained on")
+    return model.split(",")[0]
 
 
 def draw_gaps(rows: Rows) -> Figure | None:
@@ -175,27 +179,33 @@ def draw_gaps(rows: Rows) -> Figure | None:
         f"Who still knows the cuisine {within} words after the dish: {said(within)}; {far} words after: {said(far)}",
         ["Share of texts whose cuisine is the likeliest of all words; texts of the story's kind, none of them trained "
          f"on. Bands end at 0 and 100 %. {_conditions(rows)}"],
-        (11, 6.2), 1, 3, sharey=True, width_ratios=(1, 1, 0.7),
+        (11, 9), 2, 2, sharey=True,
     )  # fmt: skip
-    sides = (("equal hidden size", EQUAL_HIDDEN), ("equal number of parameters", EQUAL_PARAMETERS))
-    for pane, (title, models) in zip(axes[0], sides, strict=False):
-        pane.axvspan(gaps[0], LONGEST, color=PALE, alpha=0.45, lw=0, zorder=0)
+    sides = (
+        (f"Trained on gaps of {gaps[0]} to {LONGEST} words, equal hidden size", EQUAL_HIDDEN, LONGEST),
+        ("The same, equal number of parameters", EQUAL_PARAMETERS, LONGEST),
+        (f"Trained on gaps of {SHORT[0]} to {SHORT[-1]} alone", [n.name for n in ON_SHORT[::-1]], SHORT[-1]),
+    )
+    for pane, (title, models, longest) in zip(axes.flat, sides, strict=False):
+        pane.axvspan(gaps[0], longest, color=PALE, alpha=0.45, lw=0, zorder=0)
         for model in models:
             _curve(pane, rows, model, "gap")
-        log_x(pane, "gap, words between dish and cuisine\n(grey: gaps that were trained on)")
+        log_x(pane, "gap: words between dish and cuisine (grey: trained on)")
         pane.set_xticks([10, 30, 100, 200], ["10", "30", "100", "200"])
         pane.minorticks_off()
-        pane.set_title(f"By gap, {title}")
+        pane.set_title(title)
+    last = axes[1, 1]
     for model in EQUAL_HIDDEN:
-        _curve(axes[0, 2], rows, model, "switches")
-    axes[0, 2].set_xticks(gaps_of(rows, "switches"))
-    axes[0, 2].set_xlabel("switches to a dish of another cuisine,\ngaps as trained")
-    axes[0, 2].set_title("By number of switches")
-    axes[0, 0].set_ylabel("right, %")
+        _curve(last, rows, model, "switches")
+    last.set_xticks(gaps_of(rows, "switches"))
+    last.set_xlabel("switches to a dish of another cuisine, gaps as trained")
+    last.set_title("By number of switches, equal hidden size")
     axes[0, 0].set_ylim(-3, 105)
-    for pane in axes[0]:
+    for pane in axes.flat:
         pane.axhline(100 / len(DISHES), label="chance", **CHANCE)
-        pane.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19))
+        pane.legend(loc="center left" if pane is not axes[1, 0] else "center right")
+    for pane in axes[:, 0]:
+        pane.set_ylabel("right, %")
     return found
 
 

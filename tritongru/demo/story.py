@@ -63,6 +63,7 @@ LINKS = (
     "; you may well think that", "; and so we say that", ";", ";", ";",
 )  # fmt: skip
 _PHRASES = tuple(tuple(tokenise(phrase)) for phrase in (*TIMES, *ASIDES))
+_SHORTEST_QUESTION = len(tokenise(QUESTION))
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,14 @@ class Recipe:
     `gaps` are words between the last dish and the cuisine that it decides, at least 7 (a question and a side dish take
     as many); `switches` says how often a dish of another cuisine comes, each in a sentence of its own. With `again`,
     sentences about the same food follow where the largest gap allows: the end of a sentence is then no reason to drop
-    a dish, only another dish is.
+    a dish, only another dish is. `words_of` makes gaps of any length out of the phrases that fit into one of so many
+    words: for a model that has read no others.
     """
 
     gaps: Sequence[int]
     switches: Sequence[int]
     again: bool = False
+    words_of: int | None = None
 
     def __post_init__(self) -> None:
         if not self.gaps or min(self.gaps) < 7:
@@ -175,7 +178,7 @@ def _by_recipe(rng: random.Random, recipe: Recipe) -> Text:
             subject, whose = _relative(rng, whose)
         cuisine = rng.choice([other for other in sorted(DISHES) if other != cuisine])
         words += tokenise(f"{subject} {rng.choice(VERBS)}")
-        meal, rest = _measured(rng, cuisine, whose, rng.choice(recipe.gaps))
+        meal, rest = _measured(rng, cuisine, whose, rng.choice(recipe.gaps), recipe.words_of)
         dish_at = len(words) + max(place for place, word in enumerate(meal) if word in DISHES[cuisine].split())
         end(meal + rest, "new dish" if number else "first")
         if recipe.again and rng.random() < 0.7:
@@ -206,7 +209,9 @@ def _question(rng: random.Random, whose: str) -> list[str]:
     return tokenise(f"{rng.choice(LINKS)} {whose} favourite cuisine is")
 
 
-def _measured(rng: random.Random, cuisine: str, whose: str, gap: int) -> tuple[list[str], list[str]]:
+def _measured(
+    rng: random.Random, cuisine: str, whose: str, gap: int, words_of: int | None = None
+) -> tuple[list[str], list[str]]:
     """A meal, and what follows it up to the cuisine, with `gap` words after the last dish of the cuisine."""
     dishes = DISHES[cuisine].split()
     while True:
@@ -215,13 +220,14 @@ def _measured(rng: random.Random, cuisine: str, whose: str, gap: int) -> tuple[l
             meal = [*meal, "and", rng.choice([dish for dish in dishes if dish != meal[0]])]
         question = _question(rng, whose)
         left = gap - len(question) - (meal[-1] not in dishes) * 2
-        if left == 0 or left > 2:
-            return meal, _filler(rng, left) + question
+        if (left == 0 or left > 2) and (words_of is None or len(question) <= words_of):
+            return meal, _filler(rng, left, None if words_of is None else words_of - _SHORTEST_QUESTION) + question
 
 
-def _filler(rng: random.Random, length: int) -> list[str]:
+def _filler(rng: random.Random, length: int, longest: int | None = None) -> list[str]:
     """Exactly so many words of times and asides: 0, or 3 and more, the shortest having 3, 4 and 5."""
     words: list[str] = []
     while left := length - len(words):
-        words += rng.choice([phrase for phrase in _PHRASES if len(phrase) == left or len(phrase) <= left - 3])
+        most = left if longest is None else min(left, longest)
+        words += rng.choice([p for p in _PHRASES if len(p) <= most and (len(p) == left or len(p) <= left - 3)])
     return words
