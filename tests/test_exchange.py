@@ -397,6 +397,39 @@ def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> N
         drawn.assert_right(drawn.of_ours(0))
 
 
+def test_how_a_user_hears_of_it(tmp_path, monkeypatch) -> None:
+    """A loss that is NaN, gradients that are; then the error, once: of `synchronize`, or of whichever layer is next."""
+    drawn = Drawn(CALLS["odd-H"])
+
+    def broken_loss(name: str) -> Tensor:
+        (folder := tmp_path / name).mkdir()
+        with broken(NEVER_PUBLISHES["forward"], folder, monkeypatch), concurrent(0, **SHORT):
+            output, _ = drawn.ours(x, drawn.h_0)
+        loss = output.float().square().mean()
+        assert loss.isnan()
+        return loss
+
+    x = drawn.x.clone().requires_grad_()
+    with exchanging(monkeypatch, drawn.call.plan):
+        loss = broken_loss("first")
+        with pytest.raises(RuntimeError, match=r"set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"):
+            tritongru.synchronize()
+        tritongru.synchronize()  # told once
+        with concurrent(0):
+            (dx,) = torch.autograd.grad(loss, x)
+        assert dx[1:].isnan().all()
+
+        loss = broken_loss("second")
+        with concurrent(0), pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+            loss.backward()  # the next call of any kernel: backward's own
+
+        broken_loss("third")
+        other = Drawn(CALLS["odd-H"])
+        with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+            forward_alone(other)
+        drawn.assert_right(drawn.of_ours(0))
+
+
 @pytest.mark.parametrize("seconds", [0.006, 0.024])
 def test_a_wait_is_as_long_as_asked_for(seconds: float, tmp_path, monkeypatch) -> None:
     """By the launch's virtual clock, from the first look at it; and the others give up with the first that does."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import pytest
 import torch
@@ -252,6 +253,142 @@ def test_memory_is_given_back() -> None:
 
     after()
     assert after() == after()
+
+
+GRAPHED = ("step", "sequence")
+
+
+@pytest.mark.parametrize("backend", GRAPHED)
+def test_make_graphed_callables(backend: str) -> None:
+    """Forward and backward replayed on new inputs: the bits of eager calls, gradients included."""
+    layer = tritongru.GRU(24, 256, device=CUDA, dtype=torch.float16, backend=backend)
+    generator = torch.Generator(CUDA).manual_seed(0)
+
+    def drawn() -> torch.Tensor:
+        return torch.randn(12, 8, 24, device=CUDA, dtype=torch.float16, generator=generator)
+
+    inputs = [drawn() for _ in range(3)]
+    expected = []
+    for x in inputs:
+        x = x.clone().requires_grad_()
+        layer.zero_grad()
+        output, h_n = layer(x)
+        (output.square().sum() + h_n.sum()).backward()
+        expected.append([output.detach(), h_n.detach(), x.grad, *(p.grad.clone() for p in layer.parameters())])
+    layer.zero_grad()
+    graphed = torch.cuda.make_graphed_callables(layer, (drawn().requires_grad_(),))
+    for x, wanted in zip(inputs, expected, strict=True):
+        x = x.clone().requires_grad_()
+        layer.zero_grad()
+        output, h_n = graphed(x)
+        (output.square().sum() + h_n.sum()).backward()
+        found = [output.detach(), h_n.detach(), x.grad, *(p.grad for p in layer.parameters())]
+        assert all(torch.equal(f, w) for f, w in zip(found, wanted, strict=True))
+    tritongru.synchronize()
+
+
+@pytest.mark.parametrize("backend", GRAPHED)
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+def test_a_user_s_capture(backend: str, packed: bool) -> None:
+    """torch.cuda.graph after one call; the exchange buffer is filled and the status word read inside the graph."""
+    layer = tritongru.GRU(24, 256, bidirectional=True, device=CUDA, dtype=torch.bfloat16, backend=backend)
+    static = torch.randn(14, 3, 24, device=CUDA, dtype=torch.bfloat16)
+
+    def call() -> torch.Tensor:
+        if not packed:
+            return layer(static)[0]
+        lengths = torch.tensor([14, 9, 2])
+        return layer(torch.nn.utils.rnn.pack_padded_sequence(static, lengths))[0].data
+
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        for seed in range(20):
+            static.copy_(torch.randn(14, 3, 24, generator=torch.Generator().manual_seed(seed)))
+            graph.replay()
+            assert torch.equal(captured, call())
+    tritongru.synchronize()
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_as_eager(mode: str) -> None:
+    """Inductor, with CUDA graphs of its own in the second mode: values and gradients of the eager call."""
+    head = torch.nn.Linear(64, 3, device=CUDA)
+    layer = tritongru.GRU(16, 64, num_layers=2, batch_first=True, device=CUDA)
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        output, h_n = layer(torch.tanh(x))
+        return head(output).square().mean() + h_n.square().mean()
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(loss, fullgraph=True, mode=mode)
+        for T in (20, 20, 20, 31):
+            x = torch.randn(5, T, 16, device=CUDA)
+            found = []
+            for call in (loss, compiled):
+                layer.zero_grad()
+                call(x).backward()
+                found.append([p.grad.clone() for p in layer.parameters()])
+            for eager, graph in zip(*found, strict=True):
+                assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
+    torch._dynamo.reset()
+
+
+def test_a_scaler_on_the_device_trains() -> None:
+    layer, head = tritongru.GRU(8, 32, device=CUDA), torch.nn.Linear(32, 4, device=CUDA)
+    optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
+    scaler = torch.amp.GradScaler("cuda", init_scale=2.0**16)
+    generator = torch.Generator(CUDA).manual_seed(0)
+    losses = []
+    for _ in range(150):
+        first = torch.randint(4, (64,), device=CUDA, generator=generator)
+        x = 0.3 * torch.randn(10, 64, 8, device=CUDA, generator=generator)
+        x[0, :, :4] += 2 * torch.nn.functional.one_hot(first, 4)
+        with torch.autocast("cuda", torch.float16):
+            output, _ = layer(x)
+            loss = torch.nn.functional.cross_entropy(head(output[-1]), first)
+        optimiser.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimiser)
+        scaler.update()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize("backend", GRAPHED)
+def test_threads_compute_what_one_does(backend: str) -> None:
+    """Each on a stream of its own: forward and backward at once, the bits of one thread."""
+    layer = tritongru.GRU(16, 128, device=CUDA, dtype=torch.float16, backend=backend)
+    inputs = [torch.randn(9, 4, 16, device=CUDA, dtype=torch.float16) for _ in range(4)]
+
+    def gradient(x: torch.Tensor) -> torch.Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(layer(x)[0].square().sum(), x)[0]
+
+    expected = [gradient(x) for x in inputs]
+    torch.cuda.synchronize()
+    wrong: list[int] = []
+
+    def work(index: int) -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(50):
+                if not torch.equal(gradient(inputs[index]), expected[index]):
+                    wrong.append(index)
+
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert wrong == [] and not any(thread.is_alive() for thread in threads)
+    tritongru.synchronize()
 
 
 @pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
