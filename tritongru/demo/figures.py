@@ -175,10 +175,13 @@ def draw_gaps(rows: Rows) -> Figure | None:
     def said(gap: int) -> str:
         return ", ".join(f"{m} {accuracy(rows, m, 'gap', gap).short} %" for m in EQUAL_HIDDEN)
 
+    a_little_on = min(gap for gap in gaps if gap > 1.4 * SHORT[-1])
+    apart = ", ".join(f"{n.cell} {accuracy(rows, n.name, 'gap', a_little_on).short} %" for n in ON_SHORT[::-1])
     found, axes = figure(
         f"Who still knows the cuisine {within} words after the dish: {said(within)}; {far} words after: {said(far)}",
         ["Share of texts whose cuisine is the likeliest of all words; texts of the story's kind, none of them trained "
-         f"on. Bands end at 0 and 100 %. {_conditions(rows)}"],
+         f"on. Bands end at 0 and 100 %. {_conditions(rows)}",
+         f"Memories that were trained alike and did learn (below, left), {a_little_on} words after: {apart}."],
         (11, 9), 2, 2, sharey=True,
     )  # fmt: skip
     sides = (
@@ -203,7 +206,7 @@ def draw_gaps(rows: Rows) -> Figure | None:
     axes[0, 0].set_ylim(-3, 105)
     for pane in axes.flat:
         pane.axhline(100 / len(DISHES), label="chance", **CHANCE)
-        pane.legend(loc="center left" if pane is not axes[1, 0] else "center right")
+        pane.legend(loc="center left" if pane is not axes[1, 0] else "center")
     for pane in axes[:, 0]:
         pane.set_ylabel("right, %")
     return found
