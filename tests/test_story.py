@@ -485,6 +485,21 @@ def test_a_single_seed_says_that_it_has_no_spread(capsys: pytest.CaptureFixture[
     assert "One seed has no spread" in shown and "--seeds 5" in shown and "±" not in shown
 
 
+@pytest.mark.parametrize(("given", "size"), [((), networks.ONE_SEED), (("--seeds", "1"), Sizes())], ids=["one", "many"])
+def test_who_asks_for_no_seeds_waits_less(
+    given: tuple[str, ...], size: Sizes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def stop(sizes: Sizes, *_: object) -> None:
+        asked.append(sizes)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(networks, "results", stop)
+    assert demo.main(options("--story", *given, "--out", str(tmp_path))) == 130
+    assert asked == [size] and networks.ONE_SEED.story.steps < Sizes().story.steps
+
+
 @pytest.mark.parametrize("which", ["demo", "benchmarks"])
 def test_an_interruption_keeps_what_had_ended(
     which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

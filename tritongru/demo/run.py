@@ -287,7 +287,7 @@ def _say_not_drawn(screen: Screen) -> None:
 
 def run_story(args: argparse.Namespace, sizes: networks.Sizes | None = None, processes: int | None = None) -> int:
     """`--story`: every network of every seed, its rows and figures, and which claims held; returns the exit code."""
-    sizes = sizes or networks.Sizes()
+    sizes = sizes or (networks.Sizes() if args.seeds else networks.ONE_SEED)
     start = time.perf_counter()
     _check(args)
     screen = Screen()
