@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tests.test_integration import loss_of, ours_only, pair, randn, states, trained
@@ -320,3 +321,38 @@ def test_a_whole_module_loads_with_weights_only() -> None:
     with torch.serialization.safe_globals([tritongru.GRU]):
         loaded = torch.load(file, weights_only=True)
     assert loaded.backend == "reference" and torch.equal(loaded(randn(3, 2, 3))[0], layer(randn(3, 2, 3))[0])
+
+
+# What a capture into a CUDA graph forbids, as far as it shows on the CPU.
+
+
+class ReadByTheHost(TorchDispatchMode):
+    """The tensors whose values the host asks for inside: on a GPU it would wait for each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tensors: list[Tensor] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            self.tensors.append(args[0])
+        return func(*args, **(kwargs or {}))
+
+
+@ours_only
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
+def test_the_host_reads_no_tensor_of_a_call(backend: str, options: dict, recompute: bool, few_rows_at_once) -> None:
+    """Forward and backward, after a first call: nothing but the report of a wait that ran out, which lies in the host's
+    own memory, as batch_sizes of packed input does. (It cannot see what Triton's launcher or the driver wait for.)"""
+    few_rows_at_once(4)
+    _, layer = pair(backend, 3, 5, recompute=recompute, **options)
+    x, sequence = randn(4, 2, 3), pack_sequence([randn(n, 3, seed=n) for n in (4, 2, 2)])
+    for _ in range(2):
+        with ReadByTheHost() as read:
+            trained(layer, x)
+            trained(layer, sequence)
+    launcher = sys.modules.get("tritongru.launch.sequence")
+    allowed = [sequence.batch_sizes, *(status.report for status in (launcher._statuses.values() if launcher else ()))]
+    memory = {tensor.untyped_storage().data_ptr() for tensor in allowed}
+    assert [tensor for tensor in read.tensors if tensor.untyped_storage().data_ptr() not in memory] == []
