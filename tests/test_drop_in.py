@@ -997,6 +997,13 @@ def test_initialisers_that_look_for_nn_gru_find_ours():
     assert torch.equal(copied[0].weight_hh_l0, model[0].weight_hh_l0)
 
 
+def test_importing_is_light():
+    """Neither Triton, which settles at its import whether kernels are interpreted, nor Dynamo, which imports it."""
+    code = "import sys, torch, tritongru; print([m for m in ('triton', 'torch._dynamo', 'sympy') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert done.stdout.strip() == "[]"
+
+
 def test_without_triton_everything_imports_and_aten_and_reference_run():
     code = """
 import sys

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ _PACKED = (
     "data", "batch_sizes", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
 )  # fmt: skip
 
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
@@ -225,6 +227,12 @@ def into_a_graph() -> bool:
     return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
 
 
+def _constant_in_graphs(function: F) -> F:
+    """torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, for all who import tritongru."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def _traced_backend(backend: str | None, input: Tensor) -> str:
     return backend_of_graph(backend, input.device, registry.computing_dtype(input))
 
@@ -234,14 +242,14 @@ def _stands_in(backend: str | None, input: Tensor) -> bool:
     return input.device.type == "cpu" and backend_asked_for(backend) is None
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def backend_asked_for(backend: str | None) -> str | None:
     """Its name, or None where nobody asks for one; read when the graph is made."""
     found = registry.asked_for(backend)
     return None if found is None else found.name
 
 
-@torch.compiler.assume_constant_result
+@_constant_in_graphs
 def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """What a graph that is being made calls: "aten", a backend's name, or "" where the plan decides at each run.
 
