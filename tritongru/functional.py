@@ -204,27 +204,30 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
 
 
 def tracing() -> bool:
-    """Under export, ONNX, jit tracing, torch.func's derivatives or forward-mode differentiation: PyTorch's own path."""
-    return bool(
+    """Under jit tracing (ONNX's too), torch.func's derivatives or forward-mode differentiation: PyTorch's own path."""
+    return (
         torch.jit.is_tracing()
-        or torch.onnx.is_in_onnx_export()
-        or (torch._C._functorch.peek_interpreter_stack() is not None and not _mapping())
         or torch.autograd.forward_ad._current_level >= 0
+        or (torch._C._functorch.peek_interpreter_stack() is not None and not _mapping())
     )
+
+
+def into_a_graph() -> bool:
+    """Under torch.compile, AOTAutograd, make_fx, fake tensors or vmap: a layer is an operator, see ops.py."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _mapping()
+    if torch._C._len_torch_dispatch_stack() == 0:  # as in every eager call: it costs a tenth of a microsecond to know
+        return False
+    mode = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
 
 
 def _mapping() -> bool:
     """Under torch.vmap, and under no other of torch.func's transforms."""
     stack = torch._C._functorch.get_interpreter_stack()
     return stack is not None and all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
-
-
-def into_a_graph() -> bool:
-    """Under torch.compile, AOTAutograd, make_fx, fake tensors or vmap: a layer is an operator, see ops.py."""
-    if torch.compiler.is_compiling() or _mapping():
-        return True
-    mode = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
 
 
 def _constant_in_graphs(function: F) -> F:
