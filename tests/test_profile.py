@@ -498,6 +498,13 @@ def one_input():
 def compiled():
     return torch.compile(nn.Sequential(gru()), backend="eager"), torch.randn(2, 1, 3)
 
+class Transformed(nn.Sequential):
+    def forward(self, x):
+        return torch.func.vjp(lambda x: self[0](x)[0], x)[0]
+
+def transformed():
+    return Transformed(gru()), torch.randn(2, 1, 3)
+
 def packed():
     return tritongru.GRU(3, 4), nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)])
 
@@ -541,9 +548,16 @@ def test_packed_inputs_and_inference(model_py, tmp_path, capsys):
 
 
 def test_a_backend_of_which_nothing_ran_is_said(model_py, tmp_path, capsys):
-    found = told(capsys, tmp_path, "--module", f"{model_py}:compiled", "--backend", "reference")
+    found = told(capsys, tmp_path, "--module", f"{model_py}:transformed", "--backend", "reference")
     assert "reference" in found["backends"][0] and "nothing of backend 'reference' ran" in found["notes"][0]
     assert found["by part"]["forward", ATEN]["us"] > 0
+
+
+def test_a_compiled_model_s_parts_are_told_apart(model_py, tmp_path, capsys):
+    """In an operator as in an eager call."""
+    found = told(capsys, tmp_path, "--module", f"{model_py}:compiled", "--backend", "reference")
+    assert found["notes"] == []
+    assert found["by part"]["forward", "recurrence"]["us"] > 0 and found["by part"]["backward", "recurrence"]["us"] > 0
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from .autograd import GRULayer, Layer
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
 from .planning.choose import off_chip, triton_backend
-from .registry import DTYPES, Backend
+from .registry import DTYPES, Backend, constant_in_graphs
 from .visits import Visits
 
 _DENSE = (
@@ -28,8 +28,6 @@ _PACKED = (
     "data", "batch_sizes", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
 )  # fmt: skip
 
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 _TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
@@ -190,7 +188,7 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
     if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
         return True
     if torch.compiler.is_compiling():  # before anything that Dynamo cannot trace
-        return torch.compiler.is_exporting() or _traced_backend(backend, input) == "aten"
+        return _traced_backend(backend, input) == "aten"
     found = registry.asked_for(backend)
     if tracing():
         registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
@@ -230,12 +228,6 @@ def _mapping() -> bool:
     return stack is not None and all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
 
 
-def _constant_in_graphs(function: F) -> F:
-    """torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, for all who import tritongru."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return function
-
-
 def _traced_backend(backend: str | None, input: Tensor) -> str:
     return backend_of_graph(backend, input.device, registry.computing_dtype(input))
 
@@ -245,14 +237,14 @@ def _stands_in(backend: str | None, input: Tensor) -> bool:
     return input.device.type == "cpu" and backend_asked_for(backend) is None
 
 
-@_constant_in_graphs
+@constant_in_graphs
 def backend_asked_for(backend: str | None) -> str | None:
     """Its name, or None where nobody asks for one; read when the graph is made."""
     found = registry.asked_for(backend)
     return None if found is None else found.name
 
 
-@_constant_in_graphs
+@constant_in_graphs
 def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
     """What a graph that is being made calls: "aten", a backend's name, or "" where the plan decides at each run.
 
@@ -261,6 +253,8 @@ def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dty
     Raises:
         ValueError: unknown backend. RuntimeError: a backend that cannot run.
     """
+    if torch.compiler.is_exporting():  # asked here, where Python runs: Dynamo of torch 2.11 takes it to be so always
+        return "aten"
     found = registry.asked_for(backend)
     if found is None:
         stand_in = registry.BACKENDS["reference" if device.type == "cpu" else "step"]

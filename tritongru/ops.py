@@ -26,7 +26,7 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
 
 
 @torch.library.custom_op(
-    "tritongru::layer_forward", mutates_args=(), tags=torch.Tag.flexible_layout,
+    "tritongru::layer_forward", mutates_args=(), tags=(torch.Tag.flexible_layout,),
     schema="(Tensor x, Tensor h_0, Tensor[] weights, Tensor? batch_sizes, str backend, bool batch_first, "
     "bool training, bool recompute) -> (Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
@@ -76,7 +76,7 @@ def _(
 
 
 @torch.library.custom_op(
-    "tritongru::layer_backward", mutates_args=(), tags=torch.Tag.flexible_layout,
+    "tritongru::layer_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,),
     schema="(Tensor? dy, Tensor? dh_n, Tensor x, Tensor h_0, Tensor y, Tensor rzn, Tensor q, Tensor[] weights, "
     "Tensor? batch_sizes, str backend, bool batch_first, bool[] wanted) -> Tensor[]",
 )  # fmt: skip

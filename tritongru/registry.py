@@ -7,12 +7,12 @@ import importlib.util
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -106,9 +106,23 @@ def device_of(device: torch.device) -> Device:
     return describe("concurrent" if scheduler and scheduler.running_concurrently() else "interpreter")
 
 
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def constant_in_graphs(function: F) -> F:
+    """torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, for all who import tritongru."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_in_graphs  # Dynamo of torch 2.11 cannot trace the question
+def _has_autocast(device_type: str) -> bool:
+    return torch.amp.is_autocast_available(device_type)
+
+
 def autocasting(device: torch.device) -> bool:
     """Whether autocast is on for a device; there are some, meta among them, that have none."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    return _has_autocast(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def computing_dtype(tensor: Tensor) -> torch.dtype:

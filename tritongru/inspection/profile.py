@@ -271,7 +271,7 @@ def not_run(backends: Iterable[str], counted: Mapping[str, Sequence[Counted]], s
         if launched and backend == "sequence":
             yield "nothing of backend 'sequence' ran: 'step' did, as where a driver refuses a cooperative launch"
         else:
-            yield f"nothing of backend {backend!r} ran: PyTorch's own path did, as under torch.compile"
+            yield f"nothing of backend {backend!r} ran: PyTorch's own path did, as under torch.func's derivatives"
 
 
 def profiled(subject: Subject, calls: int, device: torch.device) -> torch.profiler.profile:
