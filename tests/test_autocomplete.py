@@ -610,7 +610,8 @@ def test_a_link_stays_a_link(tmp_path: Path, saved: model_file.Saved) -> None:
 
 
 SLOW = """
-import argparse, sys
+import argparse, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin with it ignored
 from tritongru import demo
 from tritongru.demo import run, training
 run.ALONE = training.Sizes(vocabulary=300, embedding=16, hidden=24, batch=4, window=8, steps=10**6, evaluations=1)
@@ -629,13 +630,16 @@ def test_an_interrupted_training_leaves_nothing(tmp_path: Path, text_file: Path)
     )
     assert process.stdout is not None
     shown = ""
-    while "A word autocomplete" not in shown:  # what comes next is the training, which would take an hour
-        line = process.stdout.readline()
-        assert line, shown
-        shown += line
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    try:
+        while "A word autocomplete" not in shown:  # what comes next is the training, which would take an hour
+            line = process.stdout.readline()
+            assert line, shown
+            shown += line
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert error.strip() == "demo: interrupted"
     assert path.read_bytes() == b"the old one"

@@ -374,20 +374,20 @@ def test_threads_compute_what_one_does(backend: str) -> None:
 
     expected = [gradient(x) for x in inputs]
     torch.cuda.synchronize()
-    wrong: list[int] = []
+    right: list[int] = []
 
     def work(index: int) -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(50):
-                if not torch.equal(gradient(inputs[index]), expected[index]):
-                    wrong.append(index)
+                if torch.equal(gradient(inputs[index]), expected[index]):
+                    right.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
-    assert wrong == [] and not any(thread.is_alive() for thread in threads)
+    assert sorted(right) == sorted(50 * list(range(4)))  # a thread that has raised has fewer
     tritongru.synchronize()
 
 

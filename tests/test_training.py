@@ -273,19 +273,19 @@ def test_threads_compute_what_one_does(backend: str) -> None:
         return found
 
     expected = [gradient(index) for index in range(4)]
-    wrong: list[int] = []
+    right: list[int] = []
 
     def work(index: int) -> None:
         for _ in range(20):
-            if not torch.equal(gradient(index), expected[index]):
-                wrong.append(index)
+            if torch.equal(gradient(index), expected[index]):
+                right.append(index)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(timeout=120)
-    assert wrong == [] and not any(thread.is_alive() for thread in threads)
+    assert sorted(right) == sorted(20 * list(range(4)))  # a thread that has raised has fewer
 
 
 def test_use_backend_is_a_thread_s_own() -> None:
@@ -344,7 +344,8 @@ class ReadByTheHost(TorchDispatchMode):
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
 def test_the_host_reads_no_tensor_of_a_call(backend: str, options: dict, recompute: bool, few_rows_at_once) -> None:
     """Forward and backward, after a first call: nothing but the report of a wait that ran out, which lies in the host's
-    own memory, as batch_sizes of packed input does. (It cannot see what Triton's launcher or the driver wait for.)"""
+    own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist() nor cpu() of a host tensor,
+    nor what the driver waits for.)"""
     few_rows_at_once(4)
     _, layer = pair(backend, 3, 5, recompute=recompute, **options)
     x, sequence = randn(4, 2, 3), pack_sequence([randn(n, 3, seed=n) for n in (4, 2, 2)])
