@@ -344,8 +344,8 @@ class ReadByTheHost(TorchDispatchMode):
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
 def test_the_host_reads_no_tensor_of_a_call(backend: str, options: dict, recompute: bool, few_rows_at_once) -> None:
     """Forward and backward, after a first call: nothing but the report of a wait that ran out, which lies in the host's
-    own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist() nor cpu() of a host tensor,
-    nor what the driver waits for.)"""
+    own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist() nor cpu() of a host
+    tensor, nor what the driver waits for.)"""
     few_rows_at_once(4)
     _, layer = pair(backend, 3, 5, recompute=recompute, **options)
     x, sequence = randn(4, 2, 3), pack_sequence([randn(n, 3, seed=n) for n in (4, 2, 2)])
