@@ -7,6 +7,7 @@ TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -82,6 +83,15 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             module = found.load()
             monkeypatch.setattr(module, "forward", watch(found.name, module.forward))
     return names
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """As the demo itself: several threads only wait for each other on work this small."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

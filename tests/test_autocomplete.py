@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import builtins
 import dataclasses
@@ -16,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import tritongru
+from tests.kit.demo import options
 from tritongru import demo
 from tritongru.demo import autocomplete, completion, data, keystrokes, model_file, ngram, run, training
 from tritongru.demo.data import END, NUMBER, SPECIAL, UNKNOWN, DemoError, Vocabulary, tokenise
@@ -41,12 +41,7 @@ TINY = training.Sizes(
 NAMES = ["embedding.weight", "layer.weight_hh_l0", "bias"]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def passages(count: int = 300, seed: int = 0) -> list[str]:
@@ -83,12 +78,6 @@ def text_file(tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
     path.write_text("\n\n".join(passages()), encoding="utf-8")
     return path
-
-
-def options(*arguments: object) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    return parser.parse_args([str(argument) for argument in arguments])
 
 
 # A session

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import json
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 import tritongru
+from tests.kit.demo import HAS_MATPLOTLIB, options
 from tritongru import demo
 from tritongru.demo import comparison, completion, data, ngram, output, story, training
 from tritongru.demo.data import DemoError
@@ -33,13 +33,7 @@ TINY = training.Sizes(
 TINY_STORY = StorySizes(embedding=8, hidden=8, texts=40, held_out=10, batch=4, steps=6)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    """As the demo itself: several threads only wait for each other on work this small."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def sentences(count: int, seed: int = 0) -> list[str]:
@@ -59,12 +53,6 @@ def text_file(tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def corpus() -> data.Corpus:
     return data.build_corpus(sentences(200), "made up", TINY.vocabulary)
-
-
-def options(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    return parser.parse_args(arguments)
 
 
 # The text
@@ -417,10 +405,8 @@ def test_end_to_end(tmp_path, text_file):
         assert "All within it." in shown
     else:
         assert "Skipped: Triton is not installed" in shown
-    try:
-        import matplotlib  # noqa: F401
-
+    if HAS_MATPLOTLIB:
         expected |= {"losses.png", "story.png"}
-    except ImportError:
+    else:
         assert "matplotlib is not installed" in shown
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected

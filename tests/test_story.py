@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import dataclasses
 import math
@@ -17,6 +16,7 @@ from torch import nn
 import tritongru
 from benchmarks import results as results_files
 from benchmarks import story as command
+from tests.kit.demo import HAS_MATPLOTLIB, options
 from tritongru import demo
 from tritongru.demo import claims, networks, run, story
 from tritongru.demo.data import DemoError, tokenise
@@ -34,18 +34,7 @@ TINY = Sizes(
 )  # fmt: skip
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-def options(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    demo.add_arguments(parser)
-    return parser.parse_args(arguments)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 # The texts
@@ -460,12 +449,7 @@ FIGURES = {f"story-{name}.{suffix}" for name in ("gaps", "gates", "networks", "w
 def test_a_run_leaves_rows_figures_and_verdicts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = options("--story", "--seeds", "2", "--seed", "4", "--out", str(tmp_path / "out"))
     assert run.run_story(arguments, TINY, processes=1) == 0
-    try:
-        import matplotlib  # noqa: F401
-
-        expected = FILES | FIGURES
-    except ImportError:
-        expected = FILES
+    expected = FILES | FIGURES if HAS_MATPLOTLIB else FILES
     assert {path.name for path in (tmp_path / "out").iterdir()} == expected
     rows = list(csv.DictReader((tmp_path / "out" / "story-answers.csv").open(encoding="utf-8")))
     assert tuple(rows[0]) == networks.COLUMNS

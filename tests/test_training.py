@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -158,16 +159,14 @@ def digest(backend: str) -> str:
 
 @pytest.mark.interpreted
 def test_another_process_has_the_same_bits() -> None:
-    code = "from tests.test_training import digest; print(*map(digest, ('reference', 'step', 'sequence')))"
+    names = ("reference", "step", "sequence")
+    code = f"from tests.test_training import digest; print(*map(digest, {names}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, env=os.environ | {"PYTHONHASHSEED": "7"},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [digest(backend) for backend in OURS_NAMES]
-
-
-OURS_NAMES = ("reference", "step", "sequence")
+    assert done.stdout.split() == [digest(name) for name in names]
 
 
 def test_a_plan_depends_on_the_problem_alone() -> None:
@@ -203,32 +202,34 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 for backend in backends:
     for name in ("no_sync", "static_graph", "find_unused_parameters"):
         options = {name: True} if name != "no_sync" else {}
-        model = DistributedDataParallel(model_of(backend), **options)
+        model = DistributedDataParallel(model_of(backend, unused=name.startswith("find")), **options)
         x = randn(6, 4, 3)[:, 2 * rank : 2 * rank + 2]
         with model.no_sync() if not options else torch.enable_grad():
             model(x).square().sum().backward()
         if not options:  # gradients that were kept back are added by the next backward
             model(torch.zeros_like(x)[:1]).sum().mul(0).backward()
         if rank == 0:
-            torch.save([p.grad for p in model.module.parameters()], f"{store}.{backend}.{name}")
+            gradients = {n: p.grad for n, p in model.module.named_parameters()}
+            torch.save(gradients, f"{store}.{backend}.{name}")
 dist.destroy_process_group()
 """
 
 
 class Model(nn.Module):
-    """A layer inside a model, with a parameter that no loss reaches where that may be."""
+    """A layer inside a model; `unused`: with parameters that no loss reaches."""
 
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend: str, unused: bool) -> None:
         super().__init__()
         self.layer, self.head = tritongru.GRU(3, 5, 2, backend=backend), nn.Linear(5, 2)
+        self.unused = tritongru.GRU(2, 2, backend=backend) if unused else None
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.layer(x)[0][-1])
 
 
-def model_of(backend: str) -> Model:
+def model_of(backend: str, unused: bool = False) -> Model:
     torch.manual_seed(0)
-    return Model(backend)
+    return Model(backend, unused)
 
 
 @pytest.mark.interpreted
@@ -255,8 +256,11 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
         files = sorted(tmp_path.glob(f"store.{backend}.*"))
         assert len(files) == 3
         for file in files:
-            for found, parameter in zip(torch.load(file), model.parameters(), strict=True):
-                torch.testing.assert_close(found, parameter.grad / 2, rtol=0, atol=2e-6)
+            found = torch.load(file)
+            for name, parameter in model.named_parameters():
+                torch.testing.assert_close(found.pop(name), parameter.grad / 2, rtol=0, atol=2e-6)
+            assert bool(found) == file.name.endswith("find_unused_parameters")
+            assert all(gradient is None or not gradient.any() for gradient in found.values())
 
 
 @pytest.mark.parametrize("backend", ["aten", "reference"])
@@ -273,23 +277,15 @@ def test_threads_compute_what_one_does(backend: str) -> None:
         return found
 
     expected = [gradient(index) for index in range(4)]
-    right: list[int] = []
 
-    def work(index: int) -> None:
-        for _ in range(20):
-            if torch.equal(gradient(index), expected[index]):
-                right.append(index)
+    def work(index: int) -> list[bool]:
+        return [torch.equal(gradient(index), expected[index]) for _ in range(20)]
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    assert sorted(right) == sorted(20 * list(range(4)))  # a thread that has raised has fewer
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(found) for found in pool.map(work, range(4), timeout=120))
 
 
 def test_use_backend_is_a_thread_s_own() -> None:
-    """And backward, which autograd may run on a thread of its own, stays with its forward."""
     seen: dict[str, object] = {}
     inside, done = threading.Event(), threading.Event()
 
@@ -314,10 +310,8 @@ def test_a_whole_module_loads_with_weights_only() -> None:
     file = io.BytesIO()
     torch.save(layer, file)
     file.seek(0)
-    allowed = [tritongru.GRU, *torch.serialization.get_unsafe_globals_in_checkpoint(file)]
+    assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == ["tritongru.module.GRU"]  # to be trusted
     file.seek(0)
-    names = {name if isinstance(name, str) else f"{name.__module__}.{name.__qualname__}" for name in allowed}
-    assert names == {"tritongru.module.GRU"}  # nothing else of ours has to be trusted
     with torch.serialization.safe_globals([tritongru.GRU]):
         loaded = torch.load(file, weights_only=True)
     assert loaded.backend == "reference" and torch.equal(loaded(randn(3, 2, 3))[0], layer(randn(3, 2, 3))[0])

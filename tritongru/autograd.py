@@ -61,6 +61,7 @@ class GRULayer(torch.autograd.Function):
         dh_n = None if dh_n is None else dh_n.view(h_0.shape)  # a cell's has one dimension less
         run = backward_pass
         if torch.is_grad_enabled():  # create_graph=True: the gradients may be differentiated again
+            # Here, for ops.py is built on this file.
             from .ops import differentiable_gradients as run
         return None, *run(layer, x, h_0, y, gates, flat, dy, dh_n, ctx.needs_input_grad[1:])
 

@@ -111,7 +111,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def constant_in_graphs(function: F) -> F:
     """torch.compiler.assume_constant_result, which would import Dynamo, and so Triton, for all who import tritongru."""
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 
