@@ -148,15 +148,15 @@ def test_the_figures_are_those_of_ceilings() -> None:
 
 def test_what_is_measured_is_kept_and_takes_effect(tmp_path) -> None:
     found, rows = measured(tmp_path, Fake())
-    assert found.dram_tb_s == pytest.approx(1.1 * 3.9) and found.sms == 132
-    assert rows["dram_tb_s"]["value"] == "4.29" and rows["dram_tb_s"]["note"] == "measured"
+    assert found.dram_tb_s == pytest.approx(1.1 * CEILINGS["h200"].dram_tb_s) and found.sms == 132
+    assert float(rows["dram_tb_s"]["value"]) == pytest.approx(found.dram_tb_s) and rows["dram_tb_s"]["note"] == "measured"
     assert rows["dram_tb_s"]["unit"] == "TB/s" and rows["sms"]["note"] == "reported by the driver"
 
 
 @pytest.mark.parametrize("value", [-5.0, 0.0, float("inf"), float("nan")])
 def test_what_no_card_can_have_is_not_believed(tmp_path, value) -> None:
     found, rows = measured(tmp_path, Fake(l2_read_tb_s=value))
-    assert found.l2_read_tb_s == 10 and "no figure" in rows["l2_read_tb_s"]["note"]
+    assert found.l2_read_tb_s == CEILINGS["h200"].l2_read_tb_s and "no figure" in rows["l2_read_tb_s"]["note"]
 
 
 def test_inline_ptx_does_not_reach_amd_s_compiler(tmp_path, monkeypatch) -> None:
@@ -236,7 +236,8 @@ def test_a_round_trip_is_the_chain_s_time_over_its_loads(monkeypatch) -> None:
 )
 def test_what_cannot_be_measured_is_the_described_figure_and_says_so(tmp_path, error) -> None:
     found, rows = measured(tmp_path, Fake(half_tflops=error))
-    assert found.half_tflops == 989 and found.tf32_tflops == pytest.approx(1.1 * 494)
+    assert found.half_tflops == CEILINGS["h200"].half_tflops
+    assert found.tf32_tflops == pytest.approx(1.1 * CEILINGS["h200"].tf32_tflops)
     assert (
         rows["half_tflops"]["note"].startswith("described, not measured: ")
         and str(error) in rows["half_tflops"]["note"]
@@ -247,7 +248,7 @@ def test_what_cannot_be_measured_is_the_described_figure_and_says_so(tmp_path, e
 
 def test_an_odd_figure_is_remarked_on(tmp_path) -> None:
     found, rows = measured(tmp_path, Fake(l2_round_trip_ns=2300.0))
-    assert found.l2_round_trip_ns == 2300 and "the described device has 230" in rows["l2_round_trip_ns"]["note"]
+    assert found.l2_round_trip_ns == 2300 and "the described device has 254" in rows["l2_round_trip_ns"]["note"]
 
 
 def test_a_lost_device_is_not_taken_for_a_missing_figure(tmp_path) -> None:

@@ -1,8 +1,8 @@
 """How long a recurrent step takes at the least (`limit`), and how long it is expected to take (`predicted`).
 
 Two figures, never mixed. `limit_us` comes from ceilings that micro-benchmarks measured, none of them a GRU: no
-constant of it is fitted to a timing of ours, and a report of "fraction of the limit" uses it. `predicted_us` may be
-fitted, by FACTORS; until GRU timings exist these are assumptions. It decides between `step` and `sequence` (`faster`).
+constant of it is fitted to a timing of ours, and a report of "fraction of the limit" uses it. `predicted_us` is that
+times FACTORS, which are not fitted. It decides between `step` and `sequence` (`faster`).
 
 What a step of `sequence` does, per group of programs and row tile (kernels/sequence.py): each program reads the whole
 of h (backward: of dr, dz, dq) of the tile from L2, multiplies it with its slice of W_h, which it reads from shared
@@ -13,6 +13,7 @@ chain that nothing overlaps when a group has one row tile. Not counted: instruct
 programs of a group drift apart, a poll that comes just too early. So a kernel stays above its limit.
 
 Sources of the numbers
+    [row]      benchmarks/results/nvidia-h200/ceilings.csv: measured by benchmarks/ceilings.py
     [benches]  github.com/te42kyfo/gpu-benches, result files (A100 80 GB, H100 PCIe, H200, L40, MI210), and its copy
                github.com/RRZE-HPC/gpu-benches (GH200, whose GPU is that of the H200, and MI300X)
     [Luo]      Luo et al., Dissecting the NVIDIA Hopper Architecture through Microbenchmarking, arXiv:2501.12084: H800,
@@ -69,8 +70,7 @@ class Ceilings:
         return peak if rows >= ROWS_OF_WGMMA else peak * self.mma_share
 
 
-# l2_bytes_per_clock: 64 is the width of an SM's port (a warp's 128 bytes every second clock): estimate. All SMs of an
-# H200 together get 38 each.
+# l2_bytes_per_clock: 64 is an estimate, half of the 128 bytes that a warp asks for; an SM of an H200 got 92 [row].
 CEILINGS = {
     "a100": Ceilings(
         sms=108,
@@ -86,24 +86,26 @@ CEILINGS = {
     "h100": Ceilings(
         sms=132,
         clock_ghz=1.98,  # clockRate that the driver reports
-        l2_read_tb_s=10.0,  # estimate: that of H200, the same chip; H100 PCIe: 7.0 with 114 SMs, 1.755 GHz [benches]
-        l2_bytes_per_clock=64,
+        l2_read_tb_s=11.9,  # estimate: that of H200, the same chip; H100 PCIe: 7.0 with 114 SMs, 1.755 GHz [benches]
+        l2_bytes_per_clock=92.3,  # estimate: that of H200
         l2_round_trip_ns=230,  # [benches] gpu-latency, H100 PCIe at 29 MB; 414 clocks of H800 [Luo, table 4]; near: 151
         dram_tb_s=3.2,  # [azure]
         half_tflops=989, tf32_tflops=494, fma_tflops=66.9,  # [paper: H100 SXM5]
         mma_share=0.63,  # [Luo, section 6.2]: mma.sync reaches 62.9 % of the peak, wgmma more than 95 %
-        graph_us=1.3, stream_us=2.4,  # estimate: that of H200
+        graph_us=1.13, stream_us=2.4,  # estimate: that of H200
     ),
-    "h200": Ceilings(
+    "h200": Ceilings(  # [row], but for stream_us
         sms=132,
-        clock_ghz=1.98,  # [benches] gpu-latency, GH200
-        l2_read_tb_s=10.0,  # [benches] gpu-l2-cache: 10.2 at 7 MB, 9.9 at 15 MB, 9.1 at 44 MB
-        l2_bytes_per_clock=64,
-        l2_round_trip_ns=230,  # [benches] gpu-latency, GH200 at 34 MB; 142 in the near partition
-        dram_tb_s=3.9,  # [benches] gpu-stream, read
-        half_tflops=989, tf32_tflops=494, fma_tflops=66.9,  # [paper: H200]
-        mma_share=0.63,  # [Luo, section 6.2], of H800
-        graph_us=1.3, stream_us=2.4,  # [benches] gpu-small-kernels, 64 KB
+        clock_ghz=1.98,
+        l2_read_tb_s=11.9,
+        l2_bytes_per_clock=92.3,
+        l2_round_trip_ns=254,
+        dram_tb_s=4.48,
+        half_tflops=881, tf32_tflops=448, fma_tflops=50.9,
+        mma_share=0.71,
+        graph_us=1.13,
+        stream_us=2.4,  # [benches] gpu-small-kernels, 64 KB; 5.71 in the row, whose host was the slower one
+        shared_bytes_per_clock=128,
     ),
     "b200": Ceilings(
         sms=148,
@@ -114,7 +116,7 @@ CEILINGS = {
         dram_tb_s=6.75,  # [B200]
         half_tflops=2250, tf32_tflops=1125, fma_tflops=74.4,  # [paper: DGX B200]; float32: SMs x 128 x clock
         mma_share=0.33,  # estimate: what an SM of Hopper reaches with mma.sync per clock
-        graph_us=1.3, stream_us=2.4,  # estimate: that of H200
+        graph_us=1.13, stream_us=2.4,  # estimate: that of H200
     ),
     "rtx4090": Ceilings(
         sms=128,
@@ -177,8 +179,8 @@ TRIPS_OF_WAIT = 3
 # dy, r, z, n, q, h_prev.
 OWN_READS = {"forward": 3, "backward": 6}
 
-# What is expected over what is the least: the work of a step, without launches. Not fitted: no GRU timing has been
-# measured.
+# What is expected over what is the least: the work of a step, without launches. Not fitted: on an H200 whole calls of
+# `sequence` as first built took 3 to 8 times their limit (of_limit in benchmarks/results/nvidia-h200/gru.csv).
 FACTORS = {"step": 2.0, "sequence": 2.0}
 
 
