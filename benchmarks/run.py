@@ -7,7 +7,7 @@ timed. Then, pass by pass, the providers' calls are sampled in turn.
 
 `p50_us` is per call, of `calls` calls in a row from an idle device to the end of the work, the host's share included:
 of long calls one, as one waits for it; short ones overlap, as in a loop. `device_us` has all launches of one call
-queued beforehand; it is left out where the device began before the host had queued them all, as beyond a thousand. The
+queued beforehand; where the device began before the host had queued them all, as beyond a thousand, `note` says so. The
 same tensors are used over and over: with `l2` warm, what fits in L2 is found there. `limit_us` is the least time of the
 call for tritongru's kernels (tritongru/planning/limit.py) by ceilings that benchmarks/ceilings.py measured before.
 """
@@ -41,6 +41,9 @@ from .timing import Call, CudaMeter, HostMeter, Timed, captured, interleave, p99
 SECONDS = 1.0  # per case and pass, over all providers
 SAMPLE_US = 1000.0  # calls that are shorter are sampled several in a row ...
 LAUNCHES = 256  # ... as long as the launch queue does not fill
+# Times the host's time of a call, while it has so long to queue one alone: of many in a row, each takes less (a graph's
+# replay after a pause several times that).
+PATIENCE, PATIENT_US = (1, 4, 16), 1e5
 FAILED = ("wrong", "error")
 DEVICE_LOST = 3  # exit code
 
@@ -315,7 +318,9 @@ def _timed(
         times = [s.time_us for s in taken]
         p20, p50, p80 = quantiles(times)
         host = quantiles([s.host_us for s in taken])[1]
-        device_us, _ = _attempt(_device_us, timed[provider.name], host, meter)
+        alone, failure = _attempt(_device_us, timed[provider.name], host, meter)
+        device_us, why_not = (None, failure["note"]) if failure else (alone, meter.late if alone is None else "")
+        note = {"note": f"device_us: {why_not}"} if why_not else {}
         memory, _ = _attempt(_memory, made.module, inputs, provider, meter) if pass_.trains else (None, None)
         peak, saved = memory or (None, None)
         yield from rows(
@@ -323,7 +328,7 @@ def _timed(
             calls=timed[provider.name].calls, p50_us=p50, p20_us=p20, p80_us=p80,
             p99_us=p99(times) if pass_.one_by_one else None, ratio=p50 / baseline if baseline else None, host_us=host,
             device_us=device_us, limit_us=_limit_us(case, pass_, provider, meter, ceilings), peak_mib=peak,
-            saved_mib=saved, errors=made.errors,
+            saved_mib=saved, errors=made.errors, **note,
         )  # fmt: skip
 
 
@@ -428,13 +433,15 @@ def _warm(timed: Timed, case: Case, alone: bool, meter: HostMeter) -> Timed:
 
 
 def _device_us(timed: Timed, host_us: float, meter: HostMeter) -> float | None:
-    found = []
-    for _ in range(10):
-        us = meter.on_device_alone(timed, host_us)
-        if us is None:
-            return None
-        found.append(us)
-    return quantiles(found)[1]
+    for patience in PATIENCE:
+        if patience > 1 and patience * host_us > PATIENT_US:
+            break
+        found: list[float] = []
+        while len(found) < 10 and (us := meter.on_device_alone(timed, patience * host_us)) is not None:
+            found.append(us)
+        if len(found) == 10:
+            return quantiles(found)[1]
+    return None
 
 
 def _memory(

@@ -42,6 +42,7 @@ class HostMeter:
 
     device = torch.device("cpu")
     l2 = ""  # what a sample finds in L2
+    late = ""  # what a row says where `on_device_alone` gives None
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
@@ -58,7 +59,8 @@ class HostMeter:
         return Sample(us, us)
 
     def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
-        """Microseconds of one call on the device with its launches queued beforehand; None where there is no queue."""
+        """Microseconds of one call on the device with its launches queued beforehand, for which the host is given twice
+        `host_us`; None where that was too little, or where there is no queue."""
         return None
 
     def allocated(self) -> int:
@@ -81,6 +83,8 @@ class CudaMeter(HostMeter):
         cold: overwrite twice the size of L2 before each sample, which is then one call; else L2 is as the call before
             left it.
     """
+
+    late = "the device began before the host had queued the whole call"
 
     def __init__(self, cold: bool = False) -> None:
         super().__init__()

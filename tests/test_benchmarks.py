@@ -257,6 +257,49 @@ def test_the_limit_is_of_the_card_and_of_tritongru_only(measured, monkeypatch):
     assert sorted(asked) == [(False, sum(packed.lengths))] * 2 + [(True, sum(packed.lengths))]
 
 
+THREADS = f"{torch.get_num_threads()} thread(s)"  # what a CPU's row says
+
+
+class Queue(FakeMeter):
+    """A device whose queue is filled in time where the host is given `needs` us for it; a call in a row takes it 50."""
+
+    late = "too late"
+
+    def __init__(self, needs):
+        super().__init__()
+        self.needs, self.given = needs, []
+
+    def on_device_alone(self, timed, host_us):
+        self.given.append(host_us)
+        return 80.0 if host_us >= self.needs else None
+
+
+@pytest.mark.parametrize(
+    ("needs", "device_us", "note"),
+    [(50, "80", THREADS), (180, "80", THREADS), (float("inf"), "", "device_us: too late")],
+    ids=["as the samples say", "longer alone than in a row", "more than a queue holds"],
+)
+def test_the_device_s_own_time_is_a_number_or_a_reason(measured, needs, device_us, note):
+    meter = Queue(needs)
+    code, rows = measured([DENSE], [], meter, ("forward",))
+    assert code == 0 and [(r["status"], r["device_us"], r["note"]) for r in rows] == [("ok", device_us, note)]
+    assert meter.given.count(max(meter.given)) == (10 if device_us else 1)
+
+
+def test_a_long_call_is_not_waited_for_again_and_again(measured):
+    meter = Queue(float("inf"))
+    meter.sample = lambda timed: Sample(2e5, 1e5)
+    measured([DENSE], [], meter, ("forward",))
+    assert meter.given == [1e5]
+
+
+def test_a_failure_alone_on_the_device_is_its_reason(measured):
+    meter = Queue(0)
+    meter.on_device_alone = partial(Raising.forward, SimpleNamespace(error=RuntimeError("a wait ran out")))
+    code, rows = measured([DENSE], [], meter, ("forward",))
+    assert code == 0 and rows[0]["note"] == "device_us: RuntimeError: a wait ran out" and not rows[0]["device_us"]
+
+
 def test_nan_is_wrong():
     truth = {"output": torch.ones(2, dtype=torch.float64)}
     found = work.errors({"output": torch.tensor([1.0, float("nan")])}, truth)

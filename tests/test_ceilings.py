@@ -149,7 +149,9 @@ def test_the_figures_are_those_of_ceilings() -> None:
 def test_what_is_measured_is_kept_and_takes_effect(tmp_path) -> None:
     found, rows = measured(tmp_path, Fake())
     assert found.dram_tb_s == pytest.approx(1.1 * CEILINGS["h200"].dram_tb_s) and found.sms == 132
-    assert float(rows["dram_tb_s"]["value"]) == pytest.approx(found.dram_tb_s) and rows["dram_tb_s"]["note"] == "measured"
+    assert (
+        float(rows["dram_tb_s"]["value"]) == pytest.approx(found.dram_tb_s) and rows["dram_tb_s"]["note"] == "measured"
+    )
     assert rows["dram_tb_s"]["unit"] == "TB/s" and rows["sms"]["note"] == "reported by the driver"
 
 

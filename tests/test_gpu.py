@@ -410,7 +410,7 @@ def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
     assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"cold" if cold else "warm"}
     for row in rows:
         assert row.p50_us and row.host_us and row.ratio and row.errors
-        assert row.device_us or row.provider in ("reference", "cell-loop")  # more launches than a queue may hold
+        assert bool(row.device_us) != row.note.startswith("device_us: "), row.note  # a number or a reason
         assert (row.limit_us is not None) == PROVIDERS[row.provider].ours
         if row.pass_ == "forward+backward" and not row.provider.endswith("-graph"):
             assert row.peak_mib and row.saved_mib
