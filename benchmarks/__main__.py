@@ -79,7 +79,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     suite = arguments.suite or ("cpu" if run.no_gpu() else "quick")
     if not arguments.suite and suite == "cpu":
-        print(f"suite cpu: {run.no_gpu()}", file=sys.stderr)
+        print("suite cpu: without a GPU, what the layer adds to PyTorch's own path on the CPU", file=sys.stderr)
     run.chosen(suite, arguments.only, arguments.extra)  # what names nothing is said before anything is measured
     if suite == "cpu":
         return cpu.main(out or Path("out"), arguments.only, arguments.extra)

@@ -1,20 +1,20 @@
-"""Suite `cpu`: what can be timed without a GPU.
+"""Suite `cpu`: what can be timed without a GPU. It ends in one statement: what tritongru.GRU adds to nn.GRU there.
 
-1. The cost of tritongru.GRU over torch.nn.GRU where both run PyTorch's path on the CPU. Three modules of the same
+1. PyTorch's GRU, the reference, a loop over cells, an LSTM and an RNN side by side, by the wall clock: run.py.
+2. The cost of tritongru.GRU over torch.nn.GRU where both run PyTorch's path on the CPU. Three modules of the same
    weights are called one by one in a random order, round after round: nn.GRU, a second nn.GRU, tritongru.GRU. The
    second one says what two identical modules differ by in this run: nothing below that is a finding. One thread, and
    the CPU time of this process: on a shared machine, waiting for one's turn varies far more than what is looked for.
-2. The host's cost per timestep of backend `step`: hostcost.py says what is in it.
-3. PyTorch's GRU, the reference, a loop over cells, an LSTM and an RNN side by side, by the wall clock: run.py.
+3. The host's cost per timestep of backend `step`: hostcost.py says what is in it.
 
-1 and 2 go to OUT/cpu.csv, 3 to OUT/gru.csv.
+1 goes to OUT/gru.csv, 2 and 3 to OUT/cpu.csv.
 """
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,86 +34,89 @@ TWIN = f"{BASELINE}, twin"
 OURS = "tritongru.GRU"
 LIMIT = 1.02
 PASSES = ("forward", "forward+backward")
+CONCLUSION = "What tritongru.GRU costs beside nn.GRU, as far as a CPU can tell:"
 
 
 def main(
     out: Path, only: Sequence[str] = (), extra: Sequence[str] = (), rounds: int = 4000, seconds: float = 12.0
 ) -> int:
-    """Run the suite and print it; `seconds` is for each case and pass of the overhead. `only` and `extra`: of part 3
+    """Run the suite and print it; `seconds` is for each case and pass of the overhead. `only` and `extra`: of part 1
     alone, with `only` nothing else runs."""
     console = Console(highlight=False)
     console.width = max(console.width, 140)
     torch.set_num_threads(1)
     environment = Environment.here(torch.device("cpu"))
-    if not only:
-        with ResultsFile(out / "cpu.csv", environment) as results:
-            fixed = results.fixed
-            console.print(
-                f"{fixed['device']}, {torch.get_num_threads()} thread; torch {fixed['torch']}, triton "
-                f"{fixed['triton']}; commit {fixed['commit']} (dirty: {fixed['dirty']})", soft_wrap=True,
-            )  # fmt: skip
-            try:
-                verdicts = _overhead(console, results, rounds, seconds)
-                _host_cost(console, results)
-            except KeyboardInterrupt:
-                console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
-                return 130
-            for verdict in verdicts:
-                console.print(verdict, soft_wrap=True)
-            console.print(f"{results.count} rows in {results.path}", soft_wrap=True)
     with ResultsFile(out / ROWS, environment) as results:
-        return run.run(run.chosen("cpu", only, extra), HostMeter(), results)
+        code = run.run(run.chosen("cpu", only, extra), HostMeter(), results)
+    if only or code == run.INTERRUPTED:
+        return code
+    with ResultsFile(out / "cpu.csv", environment) as results:
+        try:
+            said = [*_overhead(console, results, rounds, seconds), _host_cost(console, results)]
+        except KeyboardInterrupt:
+            console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
+            return run.INTERRUPTED
+        console.print(f"{results.count} rows in {results.path}", soft_wrap=True)
+        console.print(f"\n{CONCLUSION}", *said, sep="\n  ", soft_wrap=True)
+    return code
 
 
 def _overhead(console: Console, results: ResultsFile, rounds: int, seconds: float) -> list[str]:
-    table = Table(title="tritongru.GRU over nn.GRU on the CPU, us of CPU time per call", title_justify="left")
+    """Measure and print it; what the conclusion says of it."""
+    title = "tritongru.GRU beside two nn.GRU on the CPU, us of CPU time per call, one thread"
+    table = Table(title=title, title_justify="left")
     for column in ("case", "pass", "module", "p50", "p20", "p80", "ratio", "95 % interval", "rounds"):
         table.add_column(column, justify="left" if column in ("case", "pass", "module") else "right", no_wrap=True)
-    verdicts = []
-    found: dict[tuple[Case, str], dict[str, Row]] = {}
+    found: dict[Case, dict[str, Found]] = {case: {} for case in CPU_CASES}
     for case in CPU_CASES:
         for pass_ in PASSES:
             samples = overhead(case, pass_, HostMeter(time.process_time), rounds, seconds)
-            found[case, pass_] = dict(rows(case, pass_, samples))
-            for name, row in found[case, pass_].items():
+            found[case][pass_] = Found.of(case, pass_, samples)
+            for name, row in found[case][pass_].rows.items():
                 results.append(row)
                 figures = (f"{row.p50_us:.1f}", f"{row.p20_us:.1f}", f"{row.p80_us:.1f}", f"{row.ratio:.4f}")
-                low, high = interval(samples, name)
-                spread = f"{low:.4f} to {high:.4f}"
-                table.add_row(case.name, pass_, name, *figures, spread, str(row.rounds))
-            verdicts.append(verdict(case, pass_, found[case, pass_][OURS], samples))
+                low, high = found[case][pass_].intervals[name]
+                table.add_row(case.name, pass_, name, *figures, f"{low:.4f} to {high:.4f}", str(row.rounds))
     console.print(table)
-    for pass_ in PASSES:
-        added, whole = _added(found[EMPTY, pass_][OURS]), found[TARGET, pass_][BASELINE].p50_us
-        assert whole is not None
-        share = f"{100 * added / whole:+.2f} % of nn.GRU's at {TARGET.name}"
-        verdicts.append(f"estimate: {added:+.1f} us added to an empty {pass_} are {share}")
-    return verdicts
+    return conclusion(found)
 
 
-def verdict(case: Case, pass_: str, ours: Row, samples: dict[str, list[Sample]]) -> str:
-    """What the run says of tritongru.GRU; for TARGET, whether it keeps to the limit."""
-    assert ours.ratio is not None
-    text = f"{case.name} {pass_}: {_added(ours):+.1f} us per call, {_percent(ours.ratio)}"
-    if case != TARGET:
-        return text
-    (low, high), twin = interval(samples, OURS), interval(samples, TWIN)
-    doubt = " by the medians, not beyond doubt" if low <= LIMIT < high else ""
-    yes_or_no = ("yes" if ours.ratio <= LIMIT else "no") + doubt
-    return (
-        f"within 2 %: {yes_or_no}   {text}, 95 % interval {_percent(low)} to {_percent(high)}; "
-        f"a second nn.GRU beside the first: {_percent(twin[0])} to {_percent(twin[1])}"
-    )
+@dataclass(frozen=True)
+class Found:
+    """Of one case and pass, by module: its row, and where the ratio of medians lies in 95 of 100 resamplings."""
+
+    rows: dict[str, Row]
+    intervals: dict[str, tuple[float, float]]
+
+    @classmethod
+    def of(cls, case: Case, pass_: str, samples: dict[str, list[Sample]]) -> Found:
+        return cls(dict(rows(case, pass_, samples)), {name: interval(samples, name) for name in samples})
+
+    @property
+    def within(self) -> bool | None:
+        """Whether tritongru.GRU keeps to the limit; None where the run is too noisy to tell."""
+        (low, high), (_, twin) = self.intervals[OURS], self.intervals[TWIN]
+        return True if high <= LIMIT else False if low > max(LIMIT, twin) else None
+
+
+def conclusion(found: Mapping[Case, Mapping[str, Found]]) -> list[str]:
+    """What the run says of tritongru.GRU: what it adds to a call, and whether TARGET keeps to the limit."""
+    added = {pass_: _added(of.rows[OURS]) for pass_, of in found[EMPTY].items()}
+    a_call = ", ".join(f"{us:.1f} us a {pass_}" for pass_, us in added.items())
+    whole = {pass_: of.rows[BASELINE].p50_us for pass_, of in found[TARGET].items()}
+    shares = " and ".join(f"{100 * added[pass_] / us:.1f} %" for pass_, us in whole.items() if us)
+    kept = [of.within for of in found[TARGET].values()]
+    answer = "no" if False in kept else "yes, as far as this run can tell" if None in kept else "yes"
+    return [
+        f"on the CPU it runs PyTorch's own path, and adds {a_call} (measured with nothing to compute)",
+        f"at {TARGET.name} that is {shares} of nn.GRU's time; measured there directly, within 2 %: {answer}",
+    ]
 
 
 def _added(ours: Row) -> float:
     """Microseconds between the medians of tritongru.GRU and nn.GRU."""
     assert ours.ratio is not None and ours.p50_us is not None
     return ours.p50_us * (1 - 1 / ours.ratio)
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.2f} %"
 
 
 def overhead(case: Case, pass_: str, meter: HostMeter, rounds: int, seconds: float) -> dict[str, list[Sample]]:
@@ -148,18 +151,20 @@ def interval(samples: dict[str, list[Sample]], name: str, draws: int = 1000) -> 
     return low, high
 
 
-def _host_cost(console: Console, results: ResultsFile) -> None:
+def _host_cost(console: Console, results: ResultsFile) -> str:
+    """Measure and print it; what the conclusion says of it."""
     why_not = "Triton is not installed" if not has_triton() else "TRITON_INTERPRET is set" if interpreting() else None
     if why_not:
-        print(f"host cost of step: not measured, {why_not}", file=sys.stderr)
-        return
+        return f"what backend step costs a GPU's host was not measured: {why_not}"
     from . import hostcost
 
     title = "backend step, the host's us per timestep, the launch itself replaced by nothing"
     table = Table(title=title, title_justify="left")
     for column in ("batch", "pass", "p50", "p20", "p80", "first launch of a call", "steps timed"):
         table.add_column(column, justify="left" if column in ("batch", "pass") else "right")
+    medians = []
     for cost in hostcost.measure():
+        medians.append(cost.p50_us)
         case = Case(hostcost.T, hostcost.BATCH, hostcost.HIDDEN, hostcost.HIDDEN, packed=cost.name == "packed")
         note = f"host only, per timestep, nothing launched; first launch of a call {cost.first_us:.1f} us"
         results.append(
@@ -168,9 +173,7 @@ def _host_cost(console: Console, results: ResultsFile) -> None:
         )  # fmt: skip
         figures = (f"{us:.2f}" for us in (cost.p50_us, cost.p20_us, cost.p80_us))
         table.add_row(cost.name, cost.pass_, *figures, f"{cost.first_us:.1f}", str(cost.steps))
+    caption = "the launcher's loop, runtime.Launch, Triton's launch metadata and hooks, and "
+    table.caption = f"In it: {caption}{hostcost.stand_in_us():.2f} us of the stand-in."
     console.print(table)
-    console.print(
-        "in it: the launcher's loop, runtime.Launch, Triton's launch metadata and hooks, and "
-        f"{hostcost.stand_in_us():.2f} us of the stand-in; not in it: Triton's reading of the arguments, the CUDA "
-        "driver, any GPU", soft_wrap=True,
-    )  # fmt: skip
+    return f"on a GPU's host, backend step takes {max(medians):.1f} us of Python a timestep, without the launch itself"

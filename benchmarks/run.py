@@ -45,7 +45,7 @@ LAUNCHES = 256  # ... as long as the launch queue does not fill
 # replay after a pause several times that).
 PATIENCE, PATIENT_US = (1, 4, 16), 1e5
 FAILED = ("wrong", "error")
-DEVICE_LOST = 3  # exit code
+INTERRUPTED, DEVICE_LOST = 130, 3  # exit codes
 
 
 def no_gpu() -> str | None:
@@ -140,7 +140,7 @@ def run(
     ends: float = math.inf,
     ceilings: Ceilings | None = None,
 ) -> int:
-    """Measure the entries, each row appended and printed as it comes; 130 where it was interrupted, DEVICE_LOST where a
+    """Measure the entries, each row appended and printed as it comes; INTERRUPTED where it was, DEVICE_LOST where a
     CUDA error ended it: after one of a capture, too, the process is no place for another measurement.
 
     ends: of time.monotonic(); no entry begins after it.
@@ -157,10 +157,14 @@ def run(
 
     console = Console(highlight=False, markup=False)
     fixed = results.fixed
-    versions = f"torch {fixed['torch']}, triton {fixed['triton']}, cuDNN {fixed['cudnn']}, driver {fixed['driver']}"
-    console.print(f"{fixed['device']}; {versions}; commit {fixed['commit']} (dirty: {fixed['dirty']})", soft_wrap=True)
+    software = {"torch": "torch", "triton": "triton", "cudnn": "cuDNN", "driver": "driver"}
+    versions = ", ".join(f"{said} {fixed[name]}" for name, said in software.items() if fixed[name] not in ("", "none"))
+    changed = {"no": "", "yes": ", with changes"}.get(fixed["dirty"], f" (changed: {fixed['dirty']})")
+    console.print(f"{fixed['device']}; {versions}; commit {fixed['commit']}{changed}", soft_wrap=True)
     l2 = f", L2 {meter.l2}" if meter.l2 else ""
-    console.print(f"us per call: p50 [p20, p80]{l2}; ratio to {BASELINE} in the same rounds, below 1 is faster")
+    console.print(
+        f"us per call: p50 [p20, p80]{l2}; ratio to {BASELINE} in the same rounds, below 1 is faster", soft_wrap=True
+    )
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -194,7 +198,7 @@ def run(
                 meter.release()
     except KeyboardInterrupt:
         console.print(f"interrupted; the {results.count} rows so far are in {results.path}", soft_wrap=True)
-        return 130
+        return INTERRUPTED
     except torch.AcceleratorError as error:
         console.print(f"the device failed: {_brief(error)}; the {results.count} rows so far are in {results.path}")
         return DEVICE_LOST

@@ -718,15 +718,27 @@ def test_a_sample_is_per_call():
     assert p99(list(range(101))) == 99
 
 
-def test_the_overhead_is_measured_against_nn_gru_and_its_twin(monkeypatch):
-    samples = {"nn.GRU": [Sample(100.0, 100.0)] * 20, cpu.TWIN: [Sample(101.0, 101.0)] * 20}
-    for ours, answer in ((101.0, "yes"), (103.0, "no")):
-        samples[cpu.OURS] = [Sample(ours, ours)] * 20
-        row = dict(cpu.rows(cpu.TARGET, "forward", samples))[cpu.OURS]
-        assert row.ratio == ours / 100
-        assert f"within 2 %: {answer} " in cpu.verdict(cpu.TARGET, "forward", row, samples)
+@pytest.mark.parametrize(
+    ("ours", "answer"),
+    [((101.0,), "yes"), ((100.0, 104.0), "yes, as far as this run can tell"), ((103.0,), "no")],
+    ids=["within", "in doubt", "not"],
+)
+def test_the_cpu_s_conclusion_is_one(ours, answer):
+    """What a call adds from where there is nothing to compute; of TARGET whether it keeps to the limit."""
+
+    def found(case, us):
+        samples = {BASELINE: (100.0,), cpu.TWIN: (101.0,), cpu.OURS: us}
+        taken = {name: [Sample(v, v) for v in (values * 60)[:60]] for name, values in samples.items()}
+        return {pass_: cpu.Found.of(case, pass_, taken) for pass_ in cpu.PASSES}
+
+    a_call, target = cpu.conclusion({cpu.EMPTY: found(cpu.EMPTY, (103.0,)), cpu.TARGET: found(cpu.TARGET, ours)})
+    assert "adds 3.0 us a forward, 3.0 us a forward+backward" in a_call and target.endswith(f"within 2 %: {answer}")
+    assert f"at {cpu.TARGET.name} that is 3.0 % and 3.0 % of nn.GRU's time" in target
+
+
+def test_the_overhead_is_measured_against_nn_gru_and_its_twin():
     found = cpu.overhead(DENSE, "forward+backward", HostMeter(), rounds=3, seconds=9.0)
-    assert {name: len(taken) for name, taken in found.items()} == {"nn.GRU": 3, cpu.TWIN: 3, cpu.OURS: 3}
+    assert {name: len(taken) for name, taken in found.items()} == {BASELINE: 3, cpu.TWIN: 3, cpu.OURS: 3}
 
 
 def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(tmp_path, monkeypatch, capsys):
@@ -741,7 +753,9 @@ def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(t
     assert len(rows_of(tmp_path / "cpu.csv")) == 2 * 2 * 3
     assert [row["provider"] for row in rows_of(tmp_path / ROWS)] == list(SUITES["cpu"][-1].providers)
     said = capsys.readouterr()
-    assert said.out.count("within 2 %: ") == 2 and "not measured, Triton is not installed" in said.err
+    last = said.out.strip().splitlines()[-4:]
+    assert last[0] == cpu.CONCLUSION and last[-1].endswith("was not measured: Triton is not installed")
+    assert said.out.count("within 2 %") == said.out.count("nothing to compute") == 1 and not said.err
 
 
 def test_a_cuda_sample_lies_between_its_events(monkeypatch):
