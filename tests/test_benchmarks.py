@@ -611,7 +611,9 @@ def rows_for(entries, ratio=0.5, device="a device", status="ok"):
         for provider in entry.providers:
             for pass_ in entry.passes:
                 of_us = 1.0 if provider == BASELINE else ratio
-                figures = dict(p50_us=100 * of_us, ratio=of_us, device_us=50.0) if status == "ok" else {}
+                us = 100 * of_us
+                figures = dict(p50_us=us, p20_us=0.95 * us, p80_us=1.1 * us, ratio=of_us, host_us=us, device_us=50.0)
+                figures = figures if status == "ok" else {}
                 yield {**fixed, **Row(entry.case, provider, pass_, status, l2="warm", **figures).cells()}
 
 
@@ -669,8 +671,17 @@ def test_losses_come_before_wins_and_means(tiny, tmp_path, capsys):
         < first.index("wins")
         < first.index("0.400")
     )
-    assert first.index("0.400") < first.index("geometric means") and "3 / 3" in first
+    assert first.index("0.400") < first.index("geometric means") and "0.648" in first
     assert "in 6 of 6" in second
+
+
+@pytest.mark.parametrize(
+    ("ratio", "verdict"), [(0.8, "win"), (0.9, "no difference"), (1.1, "no difference"), (1.2, "loss")]
+)
+def test_what_the_calls_themselves_vary_by_is_no_difference(tiny, ratio, verdict):
+    """Each of both lies between 0.95 and 1.1 times its median: 0.864 to 1.158 times as long is within that."""
+    pairs = summary.compared(list(rows_for(tiny, ratio)))
+    assert len(pairs) == 6 and {pair.verdict for pair in pairs} == {verdict}
 
 
 def test_the_latest_row_of_a_measurement_counts(tmp_path):
