@@ -1,4 +1,4 @@
-"""`python -m benchmarks [summary | compiled | study | story | day]`."""
+"""`python -m benchmarks [summary | compiled | study | speed | story | day]`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "command", nargs="?", default="run", choices=("run", "summary", "compiled", "study", "story", "day")
+        "command", nargs="?", default="run", choices=("run", "summary", "compiled", "study", "speed", "story", "day")
     )
     parser.add_argument("--suite", choices=SUITES, help="default: quick where there is a CUDA device, else cpu")
     parser.add_argument("--out", type=Path, help="folder the rows go to, or (summary) come from")
@@ -60,9 +60,13 @@ def _run(arguments: argparse.Namespace) -> int:
         from .compiled import main as compiled
 
         return compiled(out or RESULTS)
+    if command in ("study", "speed") and out:
+        raise ValueError(f"--out is not of {command}, which writes kernels/README.md")
+    if command == "speed":
+        from .speed import main as speed
+
+        return speed()
     if command == "study":
-        if out:
-            raise ValueError("--out is not of study, which also writes kernels/README.md")
         from .study import main as study
 
         return study(RESULTS)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongru.demo.output import replacing, write_rows
+from tritongru.demo.output import write_rows
 from tritongru.inspection.compile_report import SASS_CLASSES, compile_report
 from tritongru.planning import Problem, choose, describe
 from tritongru.planning.problem import BYTES
@@ -28,6 +28,7 @@ from tritongru.registry import find
 
 from . import forms
 from .cases import STUDY_T, Case
+from .generated import generate, table
 from .results import RESULTS, SCHEMA, read, read_rows
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
 
 FILE = "study.csv"  # in benchmarks/results
 README = Path(__file__).parents[1] / "kernels" / "README.md"
-BEGIN, END = "<!-- begin: python -m benchmarks study -->", "<!-- end: python -m benchmarks study -->"
 DEVICE, B, H, DTYPE, PRECISION = "h200", 32, 512, "bf16", "tf32"
 COLUMNS = (
     "schema", "triton", "target", "form", "kernel", "dtype", "B", "H", "launches", "read_bytes", "flops", "warps",
@@ -137,11 +137,6 @@ def of_a_step(row: Mapping[str, str]) -> int:
     return int(row["loop_instructions" if row["counted"] == "time loop" else "instructions"])
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(map(str, cells))} |" for cells in lines)
-
-
 def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:
     """The generated part of kernels/README.md.
 
@@ -170,7 +165,7 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
     )
     signatures = "\n".join(f"- `{r['form']}`: `{r['kernel']}`, {r['signature']}" for r in rows)
     details = f"<details><summary>What was compiled, exactly</summary>\n\n{signatures}\n\n</details>"
-    return "\n\n".join([told, _table(header, cells), _times(rows, measured), details])
+    return "\n\n".join([told, table(header, cells), _times(rows, measured), details])
 
 
 def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:
@@ -184,7 +179,7 @@ def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, st
     if not gpus:
         return f"Time: no GPU has measured these forms yet. Suite full does, as case {case.name}."
     times = [[f"`{r['form']}`", *(found.get((gpu, r["form"]), "") for gpu in gpus)] for r in rows]
-    return f"us a timestep, case {case.name} in benchmarks/results/:\n\n" + _table(("form", *gpus), times)
+    return f"us a timestep, case {case.name} in benchmarks/results/:\n\n" + table(("form", *gpus), times)
 
 
 def committed(folder: Path = RESULTS) -> list[dict[str, str]]:
@@ -213,9 +208,6 @@ def main(out: Path, readme: Path = README) -> int:
         return 1
     rows = [row(name) for name in track(FORMS, description="compiling")]
     write_rows(out / FILE, COLUMNS, ([r[name] for name in COLUMNS] for r in rows))
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    with replacing(readme) as temporary:
-        temporary.write_text(f"{before}{BEGIN}\n{generated(out)}\n{END}{after}", encoding="utf-8")
+    generate(readme, "study", generated(out))
     print(f"{len(rows)} forms in {out / FILE} and {readme}")
     return 0

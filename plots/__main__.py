@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import compiled as compiling
-from benchmarks import results
+from benchmarks import results, speed
 from benchmarks import story as telling
 from benchmarks import study as studying
 from tritongru.demo import figures
@@ -20,12 +20,14 @@ from tritongru.demo.style import save, settings
 
 from . import __doc__ as about
 from . import compiled, counted, measured, study
+from .speed import draw_speed
 
 SIZES = ""  # nothing has to be made
 COMPILED = "`python -m benchmarks compiled`"
 STUDY = "`python -m benchmarks study`"
 STORY = "`python -m benchmarks story`"
 QUICK = "`python -m benchmarks --suite quick` on a CUDA machine"
+TIMED = "what benchmarks/results/nvidia-h200/README.md describes"
 FULL = "`python -m benchmarks --suite full` on a CUDA machine"
 
 
@@ -49,8 +51,9 @@ ENTRIES = {
         Entry("forms", SIZES, study.draw_forms),
         Entry("study", STUDY, study.draw_study),
         *(Entry(name, STORY, draw) for name, draw in figures.STORY.items()),
+        Entry("speed", TIMED, draw_speed),
         Entry("step-time", FULL, measured.draw_step_time),
-        Entry("speedup", QUICK, measured.draw_speedup),
+        Entry("speedup", FULL, measured.draw_speedup),
         Entry("time-scaling", FULL, measured.draw_time_scaling),
         Entry("measured-memory", QUICK, measured.draw_measured_memory),
         Entry("accuracy", QUICK, measured.draw_accuracy),
@@ -69,6 +72,7 @@ class Facts:
     study: list[dict[str, str]]
     story: list[dict[str, str]]
     words: list[dict[str, str]]
+    shapes: list[speed.Shape]
     measured: dict[str, list[dict[str, str]]]
     ceilings: dict[str, dict[str, float]]
 
@@ -88,7 +92,8 @@ class Facts:
         study = results.read(folder / studying.FILE, studying.COLUMNS)
         story = results.read(folder / telling.FOLDER / telling.ANSWERS, telling.COLUMNS)
         words = results.read(folder / telling.FOLDER / telling.WORDS, telling.WORD_COLUMNS)
-        return cls(compiled, study, story, words, rows, ceilings)
+        shapes = speed.shapes(folder / speed.FOLDER.name)
+        return cls(compiled, study, story, words, shapes, rows, ceilings)
 
 
 def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
@@ -98,6 +103,12 @@ def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
         calls = [
             (f"{entry.name}-{results.folder_of(device).name}", (rows, facts.ceilings.get(device, {})))
             for device, rows in facts.measured.items()
+        ]
+    elif entry.source == TIMED:
+        calls = [
+            (f"{entry.name}-{results.folder_of(device).name}", (facts.shapes, rows))
+            for device, rows in facts.measured.items()
+            if results.folder_of(device).name == speed.FOLDER.name
         ]
     else:
         rows_of = {

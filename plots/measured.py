@@ -84,11 +84,19 @@ def hardware(rows: Sequence[Row]) -> str:
     changed = " with changes" if any(row["dirty"] != "no" for row in rows) else ""
     days = sorted({row["date"][:10] for row in rows})
     software = {"driver": "driver", "torch": "torch", "triton": "Triton", "cudnn": "cuDNN"}
+    rows = [{**row, "cudnn": _cudnn(row["cudnn"])} for row in rows]
     versions = [f"{name} {all_of(column)}" for column, name in software.items() if all_of(column) not in ("", "none")]
     return (
         f"Measured on {all_of('device')}, {', '.join(versions)}; commit {commits}{changed}, "
         f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}."
     )
+
+
+def _cudnn(version: str) -> str:
+    """91900, as PyTorch has it, in words: 9.19.0."""
+    if not version.isdecimal() or int(version) < 90000:
+        return version
+    return f"{int(version) // 10000}.{int(version) // 100 % 100}.{int(version) % 100}"
 
 
 def plain(rows: Iterable[Row]) -> list[Row]:
@@ -268,12 +276,15 @@ def draw_speedup(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
         return None
     sizes, batches = (sorted({int(row[name]) for row in chosen}) for name in ("H", "B"))
     _, dtypes = _grid(chosen)
+    if 2 * len(chosen) < len(sizes) * len(batches) * len(dtypes) * len({row["pass"] for row in chosen}):
+        return None  # a map of what was not measured
     far = max(1.0, *(abs(math.log2(ratio)) for ratio in ratios))  # symmetrical about 1; at least from half to twice
     first = chosen[0]
     found, axes = figure(
         _against_baseline(ok(chosen)),
-        [f"{BASELINE}'s time over {NAMES[OURS]}'s, in the same rounds: above 1 is faster; hatched: slower; –: not "
-         f"measured. T {first['T']}, {input_of(first)}, one layer, one direction, L2 warm.", hardware(chosen)],
+        [f"{BASELINE}'s time over {NAMES[OURS]}'s, in the same rounds, each as it is called, without a CUDA graph: "
+         "above 1 is faster; hatched: slower; –: not measured. "
+         f"T {first['T']}, {input_of(first)}, one layer, one direction, L2 warm.", hardware(chosen)],
         (10, 2.2 + len(dtypes) * (0.8 + 0.3 * len(batches))), len(dtypes), len(passes), sharex=True, sharey=True,
     )  # fmt: skip
     for i, dtype in enumerate(dtypes):
@@ -329,6 +340,17 @@ MOST = 12  # cases in a figure of bars
 STORED = (BASELINE, "step", "step-recompute", "sequence", "sequence-recompute", OURS)
 
 
+def _more_or_less(chosen: Sequence[Row], of_baseline: dict[str, Row]) -> str:
+    """In how many cases `default` keeps less than nn.GRU, and in how many it needs more at the peak."""
+    ours = [row for row in chosen if row["provider"] == OURS]
+    less = sum(float(row["saved_mib"]) < float(of_baseline[row["case"]]["saved_mib"]) for row in ours)
+    more = sum(float(row["peak_mib"]) > float(of_baseline[row["case"]]["peak_mib"]) for row in ours)
+    return (
+        f"Memory of training: {NAMES[OURS]} keeps less than {BASELINE} in {less} of {len(ours)} cases, and needs more "
+        f"at the peak in {more}"
+    )
+
+
 def draw_measured_memory(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     """What forward keeps and what forward and backward need at once, against nn.GRU."""
     usable = [
@@ -346,10 +368,10 @@ def draw_measured_memory(rows: Sequence[Row], ceilings: Ceilings) -> Figure | No
     chosen = [row for row in usable if row["case"] in cases]
     some = f"; {len(cases)} of {len(of_baseline)} cases, small to large" if len(cases) < len(of_baseline) else ""
     found, axes = figure(
-        f"Memory of training, against {BASELINE}",
+        _more_or_less(chosen, of_baseline),
         [f"MiB by torch's allocator, beyond what lay there before: kept between forward and backward without the "
          f"results; at most during both, results and gradients included{some}.", hardware(chosen)],
-        (10, 2.6 + 0.62 * len(cases)), 1, 2, sharey=True,
+        (10, 2.6 + 0.75 * len(cases)), 1, 2, sharey=True,
     )  # fmt: skip
     providers = ordered((row["provider"] for row in chosen), STORED)
     for pane, name, title in ((axes[0, 0], "saved_mib", "kept for backward"), (axes[0, 1], "peak_mib", "peak")):
@@ -360,11 +382,19 @@ def draw_measured_memory(rows: Sequence[Row], ceilings: Ceilings) -> Figure | No
             pane.plot(*zip(*points, strict=True), ls="", marker=style["marker"], ms=6, color=style["color"],
                       mfc="none" if "recompute" in provider else style["color"],
                       label=NAMES.get(provider, provider))  # fmt: skip
+            for mib, place in points:
+                pane.annotate(f"{mib:.3g}", (mib, place), xytext=(7, 0), textcoords="offset points", va="center",
+                              fontsize=8.5)  # fmt: skip
         pane.set_title(title)
-        pane.set_xscale("symlog", linthresh=1)  # recompute keeps nothing: 0 is there too
+        every = [float(row[name]) for row in chosen]
+        if min(every) > 0:
+            pane.set_xscale("log")
+            pane.set_xlim(min(every) / 1.5, 2 * max(every))  # room for the last figures
+        else:  # recompute keeps nothing
+            pane.set_xscale("symlog", linthresh=1)
+            pane.set_xlim(-0.15, 3 * max(every))
         pane.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
         pane.set_xlabel("MiB")
-        pane.set_xlim(left=-0.15)
         for y in range(1, len(cases)):
             pane.axhline(y - 0.5, color=PALE, lw=0.8, zorder=0)
     axes[0, 0].set_yticks(range(len(cases)), cases)
@@ -395,8 +425,14 @@ def draw_accuracy(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     chosen = [row for pair in pairs.values() for both in pair for row in both]
     dtypes = ordered(pairs, DTYPES)
     rows_of_panes = -(-len(dtypes) // 2)
+    both = [
+        (x, y) for some in pairs.values() for theirs, ours in some for tensor in TENSORS
+        if (x := number(theirs, f"error_{tensor}")) and (y := number(ours, f"error_{tensor}"))
+    ]  # fmt: skip
+    excess = [y / x - 1 for x, y in both if y > x]
+    by = f", by {100 * max(excess):.2g} % at most" if excess else ""
     found, axes = figure(
-        f"Errors against float64: ours over {BASELINE}'s",
+        f"Errors against float64: {len(excess)} of {len(both)} are larger than {BASELINE}'s{by}",
         ["RMS error over the tensor's RMS, a point for each tensor of a case: output, h_n, and the gradients of the "
          f"others; step and sequence. Solid line: as large as {BASELINE}'s. Dashed: the rule, {RULE:g} times that or a "
          "floor of rounding.", hardware(chosen)],
@@ -430,6 +466,9 @@ def draw_accuracy(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     return found
 
 
+PRODUCTS = {"fp32 (TF32)": "tf32_tflops", "fp32 (IEEE)": "fma_tflops"}  # else half precision
+
+
 def draw_roofline(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     """Achieved rate of the recurrence's products against flops per byte read, under the card's measured ceilings."""
     device = _described(rows[0]["device"]) if rows else None
@@ -437,7 +476,7 @@ def draw_roofline(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     if device is None or any(name not in ceilings for name in needed):
         return None
     points: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
-    chosen = []
+    chosen, most = [], 0.0
     usable = [r for r in ok(plain(rows)) if r["provider"] in TRITON_BACKENDS and r["pass"] == "inference"]
     for row in richest([r for r in usable if r["T"] != "1"], lambda row: row["T"], lambda row: row["case"]):
         problem = Problem(
@@ -449,12 +488,15 @@ def draw_roofline(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
             continue
         cost = choose(problem, device, row["provider"]).cost
         rate = cost.step_flops * problem.time / us / 1e6  # Tflop/s
-        points[row["provider"]].append((cost.step_flops / cost.step_bytes, rate, dtype_of(row)))
+        intensity = cost.step_flops / cost.step_bytes
+        products = ceilings[PRODUCTS.get(dtype_of(row), "half_tflops")]
+        most = max(most, rate / min(intensity * ceilings["l2_read_tb_s"], products))
+        points[row["provider"]].append((intensity, rate, dtype_of(row)))
         chosen.append(row)
     if not points:
         return None
     found, axes = figure(
-        "How far the recurrence is from the card's ceilings",
+        f"The recurrence's products reach at most {100 * most:.0f} % of what L2 and the products allow",
         ["Flops of the products with W_h only, time of the whole call on the device, the input projection's included; "
          f"inference, T {chosen[0]['T']}. Bytes: all that the programs read in a step. Ceilings: of the same card.",
          hardware(chosen)],
@@ -475,8 +517,10 @@ def draw_roofline(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
         ("float32 without matrix units", ceilings["fma_tflops"]),
     ):
         pane.axhline(rate, color=PALE, lw=1, zorder=0)
-        pane.annotate(f"{name}: {rate:,.0f} Tflop/s", (x[0], rate), xytext=(4, 2), textcoords="offset points",
-                      fontsize=9, color="#404040")  # fmt: skip
+        left = rate / ceilings["l2_read_tb_s"] > 30 * x[0]  # where no roof crosses the words
+        pane.annotate(f"{name}: {rate:,.0f} Tflop/s", (x[0 if left else -1], rate), xytext=(4 if left else -4, 2),
+                      textcoords="offset points", ha="left" if left else "right", fontsize=9,
+                      color="#404040")  # fmt: skip
     fills = {"bf16": "full", "fp16": "left", "fp32 (TF32)": "none", "fp32 (IEEE)": "top"}
     for provider, some in points.items():
         for dtype in ordered((dtype for *_, dtype in some), tuple(fills)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
@@ -13,10 +14,11 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
 
-from benchmarks import compiled, results, story, study
+from benchmarks import compiled, results, speed, story, study
 from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured
+from plots.speed import draw_speed
 from tritongru.demo import style
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
@@ -78,6 +80,8 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
     write(folder / "nvidia-h200" / results.CEILINGS, results.CEILINGS_COLUMNS, CEILING_ROWS)
     write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
     write(folder / study.FILE, study.COLUMNS, study.committed())
+    for name in ("first_look.csv", "kernels.csv"):
+        shutil.copy(speed.FOLDER / name, folder / "nvidia-h200")
     for name, columns in ((story.ANSWERS, story.COLUMNS), (story.WORDS, story.WORD_COLUMNS)):
         path = Path(story.FOLDER, name)
         write(folder / path, columns, results.read(results.RESULTS / path, columns))
@@ -89,7 +93,9 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
     """No text beyond the edge, none of the header, the panels' titles and the axes' labels on another."""
     found = list(command.draw(command.ENTRIES[name], facts))
     source = command.ENTRIES[name].source
-    assert [file for file, _ in found] == [name + "-nvidia-h200" * (source in (command.QUICK, command.FULL))]
+    assert [file for file, _ in found] == [
+        name + "-nvidia-h200" * (source in (command.QUICK, command.FULL, command.TIMED))
+    ]
     figure = found[0][1]
     with style.settings():
         figure.canvas.draw()
@@ -148,6 +154,23 @@ def test_losing_wrong_and_missing_cells_show() -> None:
     assert "slower in 1 of 3 cases" in figure.texts[0].get_text()
 
 
+def test_a_map_of_what_was_not_measured_is_not_drawn() -> None:
+    sparse = [row(128, B, H, "default", dtype=dtype) for B, H, dtype in ((1, 64, "bf16"), (8, 128, "fp16"))]
+    assert measured.draw_speedup(sparse, {}) is None
+
+
+def test_speeds_as_called_and_without_the_host_stand_on_one_line() -> None:
+    """Filled and hollow, of a shape that is faster as it is called and slower in a graph."""
+    us = {("forward", "nn.GRU"): 8.0, ("forward_graph", "nn.GRU"): 2.0, ("training", "nn.GRU"): 20.0}
+    us |= {(way, "sequence"): 4.0 for way in ("forward", "forward_graph", "training")}
+    shape = speed.Shape(("bf16", 512, 32), us)
+    forward, training = draw_speed([shape], [row(128, 1, 64, "default")]).axes
+    for axes, points in ((forward, {(2.0, True), (0.5, False)}), (training, {(5.0, True)})):
+        found = [line for line in axes.lines if line.get_marker() == measured.LINES["sequence"]["marker"]]
+        assert {(line.get_xdata()[0], line.get_mfc() != "white") for line in found} == points
+    assert forward.get_yticklabels()[0].get_text() == "bf16, H 512, B 32"
+
+
 def test_times_are_per_step_and_only_of_rows_that_are_right() -> None:
     rows = [row(100, 8, H, p) for H in (64, 256) for p in ("nn.GRU", "default")]
     rows += [row(100, 8, 512, "default", status="wrong", p50_us="", us_per_step="")]
@@ -162,7 +185,7 @@ def test_times_are_per_step_and_only_of_rows_that_are_right() -> None:
 def test_nothing_is_drawn_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "results").mkdir()
     arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
-    assert command.main([*arguments, "--only", "speedup"]) == 1
+    assert command.main([*arguments, "--only", "accuracy"]) == 1
     assert "`python -m benchmarks --suite quick` on a CUDA machine" in capsys.readouterr().out
     assert command.main([*arguments, "--only", "resources"]) == 1
     assert "`python -m benchmarks compiled`" in capsys.readouterr().out

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from benchmarks import forms, providers, study, work
 from benchmarks.cases import Case
+from benchmarks.generated import generated
 from benchmarks.results import RESULTS
 from tests.kit.lint import ASYNCHRONOUS, exchange_faults
 from tests.kit.mutants import mutant
@@ -162,8 +163,7 @@ def test_committed_rows_are_of_every_form() -> None:
 
 def test_the_readme_is_what_the_rows_make() -> None:
     """`make study` writes it again."""
-    found = study.README.read_text(encoding="utf-8").split(study.BEGIN)[1].split(study.END)[0]
-    assert found == f"\n{study.generated(RESULTS)}\n"
+    assert generated(study.README, "study") == study.generated(RESULTS)
 
 
 def test_what_the_figure_and_the_readme_say_holds() -> None:

@@ -1,0 +1,218 @@
+"""Command `speed`: what results/nvidia-h200 says of the layer's speed, for README.md and kernels/README.md.
+
+The rows are those that were timed beside the harness (results/nvidia-h200/README.md says how), and of gru.csv the
+memory. A speed is never given of calls alone: launched one by one, nn.GRU waits for its host, in a CUDA graph it does
+not. Of training no graph was timed; in its place stand the kernels of a call, added up.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+from .generated import generate, table
+from .providers import BASELINE
+from .results import RESULTS, ROOT, ROWS, read
+
+FOLDER = RESULTS / "nvidia-h200"
+README, KERNELS = ROOT / "README.md", ROOT / "kernels" / "README.md"
+T = 512  # of every row here
+BACKENDS = ("sequence", "step")
+WAYS = {
+    "forward": "forward",
+    "forward_graph": "forward in a CUDA graph",
+    "training": "training",
+    "kernels": "training, kernels alone",
+}
+# A step of nn.GRU in training is two products and two kernels of gates, but where it is one kernel for all steps. Where
+# the listing has fewer than three a step, it is no measure of the call.
+LISTED, PERSISTENT = 3 * T, "blockPersist"
+
+Key = tuple[str, int, int]  # dtype, H, B
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One dtype, H and B: us per timestep by way and implementation (nn.GRU, sequence, step), where measured."""
+
+    key: Key
+    us: dict[tuple[str, str], float]
+
+    @property
+    def name(self) -> str:
+        return "{}, H {}, B {}".format(*self.key)
+
+    def ratio(self, way: str, backend: str) -> float | None:
+        """To nn.GRU; below 1 is faster."""
+        ours, theirs = self.us.get((way, backend)), self.us.get((way, BASELINE))
+        return None if ours is None or theirs is None else ours / theirs
+
+
+def _rows(name: str, folder: Path) -> Iterator[dict[str, str]]:
+    path = folder / name
+    if path.exists():
+        with path.open(newline="", encoding="utf-8") as file:
+            yield from csv.DictReader(file)
+
+
+def _key(row: dict[str, str]) -> Key:
+    return row["dtype"], int(row["H"]), int(row["B"])
+
+
+def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[dict[str, str]]]]:
+    """The rows of kernels.csv by shape and implementation."""
+    found: dict[Key, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    for row in _rows("kernels.csv", folder):
+        found[_key(row)][row["provider"]].append(row)
+    return found
+
+
+def shapes(folder: Path = FOLDER) -> list[Shape]:
+    """Every shape of first_look.csv, and of gru.csv what is not among them, in the order of dtype, H and B."""
+    found, names = [], {"nn": BASELINE, "sequence": "sequence", "step": "step"}
+    listed = kernel_times(folder)
+    for row in _rows("first_look.csv", folder):
+        us = {
+            (way, name): float(row[f"{column}_{way}"])
+            for way in WAYS
+            for column, name in names.items()
+            if row.get(f"{column}_{way}")
+        }
+        for name, kernels in listed[_key(row)].items():
+            launches = sum(int(kernel["count"]) for kernel in kernels)
+            if name != BASELINE or launches >= LISTED or any(PERSISTENT in kernel["kernel"] for kernel in kernels):
+                us["kernels", name] = sum(float(kernel["total_us"]) for kernel in kernels) / T
+        found.append(Shape(_key(row), us))
+    others: dict[Key, dict[tuple[str, str], float]] = defaultdict(dict)
+    for row in _plain(folder):
+        way = {"inference": "forward", "forward+backward": "training"}.get(row["pass"])
+        if way and _key(row) not in {shape.key for shape in found}:
+            others[_key(row)][way, row["provider"]] = float(row["us_per_step"])
+            if way == "training" and row["device_us"]:
+                others[_key(row)]["kernels", row["provider"]] = float(row["device_us"]) / T
+    found += [Shape(key, us) for key, us in others.items()]
+    return sorted(found, key=lambda shape: (shape.key[0] != "bf16", *shape.key))
+
+
+# The lines of the README's table: the sizes most used, and the largest losses. All shapes are in the figure, and every
+# loss in the text below the table.
+SHOWN: tuple[tuple[Key, str], ...] = (
+    (("bf16", 256, 64), "sequence"),
+    (("bf16", 512, 1), "sequence"),
+    (("bf16", 512, 32), "sequence"),
+    (("bf16", 512, 128), "sequence"),
+    (("bf16", 1024, 16), "sequence"),
+    (("bf16", 1024, 64), "sequence"),
+    (("bf16", 2048, 64), "step"),
+    (("bf16", 2048, 64), "sequence"),
+    (("fp32", 512, 32), "sequence"),
+    (("fp32", 128, 32), "sequence"),
+)
+
+
+def _figure(us: float) -> str:
+    return f"{us:.1f}" if us >= 10 else f"{us:.2f}"
+
+
+def _cell(shape: Shape, way: str, backend: str) -> str:
+    """Ours, nn.GRU's and the ratio, which is bold where ours takes longer."""
+    ratio = shape.ratio(way, backend)
+    if ratio is None:
+        return ""
+    ours, theirs = (_figure(shape.us[way, name]) for name in (backend, BASELINE))
+    return f"{ours} / {theirs} = {_bold(f'{ratio:.2f}', ratio > 1)}"
+
+
+def _bold(words: str, on: bool) -> str:
+    return f"**{words}**" if on else words
+
+
+def _plain(folder: Path) -> list[dict[str, str]]:
+    """Rows of gru.csv of the kind that first_look.csv is of."""
+    usual = {"T": str(T), "packed": "no", "directions": "1", "layers": "1", "status": "ok", "l2": "warm"}
+    return [row for row in read(folder / ROWS) if usual.items() <= row.items()]
+
+
+def memory(folder: Path = FOLDER) -> dict[tuple[Key, str], dict[str, str]]:
+    """Rows of training of gru.csv, by shape and implementation."""
+    return {(_key(row), row["provider"]): row for row in _plain(folder) if row["saved_mib"]}
+
+
+def text(folder: Path = FOLDER) -> str:
+    """The generated part of README.md."""
+    by_key, of_memory = {shape.key: shape for shape in shapes(folder)}, memory(folder)
+    rows = []
+    for key, backend in SHOWN:
+        cells = [_cell(by_key[key], way, backend) for way in WAYS]
+        for name in ("saved_mib", "peak_mib"):
+            ours, theirs = (of_memory.get((key, who), {}).get(name) for who in (backend, BASELINE))
+            both = f"{float(ours):.0f} / {float(theirs):.0f}" if ours and theirs else ""
+            cells.append(_bold(both, bool(ours and theirs and float(ours) > float(theirs))))
+        rows.append([by_key[key].name, f"`{backend}`", *cells])
+    header = ("", "backend", *WAYS.values(), "MiB kept for backward", "MiB at the peak")
+    everything = f"{_losses(list(by_key.values()))}\n{_short(folder)}"
+    return f"{table(header, rows)}\n\nOf all shapes that were timed, and **where it is slower**:\n\n{everything}"
+
+
+def _losses(found: Sequence[Shape]) -> str:
+    """Of every way and backend, how many shapes there are and which are slower than nn.GRU."""
+    lines = []
+    for backend in BACKENDS:
+        for way, words in WAYS.items():
+            ratios = {shape.name: ratio for shape in found if (ratio := shape.ratio(way, backend)) is not None}
+            slower = sorted((name for name, ratio in ratios.items() if ratio > 1), key=lambda name: -ratios[name])
+            if ratios:
+                which = "; ".join(f"{name}: {ratios[name]:.2f}" for name in slower)
+                told = f"slower in {len(slower)} of {len(ratios)} shapes" + (f" ({which})" if which else "")
+                lines.append(f"- `{backend}`, {words}: median ratio {median(ratios.values()):.2f}; {told}")
+    return "\n".join(lines)
+
+
+def _short(folder: Path) -> str:
+    """The layer as it came against nn.GRU at few timesteps, by T."""
+    by_time: dict[str, list[dict[str, str]]] = defaultdict(list)
+    for row in _rows("host.csv", folder):
+        by_time[row["T"]].append(row)
+    sizes = " and ".join(f"H {row['H']}, B {row['B']}" for row in next(iter(by_time.values())))
+    told = []
+    for time, rows in by_time.items():
+        forward, training = (
+            " and ".join(f"{float(row[f'ours_{way}']) / float(row[f'nn_{way}']):.2f}" for row in rows)
+            for way in ("f", "fb")
+        )
+        told.append(f"T {time}: {forward} forward, {training} training")
+    return f"- short sequences, where the host decides ({sizes}; the layer as it came), ratios: {'; '.join(told)}"
+
+
+def kernel_text(folder: Path = FOLDER) -> str:
+    """The generated part of kernels/README.md: the recurrent kernels alone, and the study's beside them."""
+    first: dict[tuple[Key, str], float] = {}
+    for key, by_name in kernel_times(folder).items():
+        for row in by_name["sequence"]:
+            if row["kernel"].startswith("sequence_"):
+                first[key, row["kernel"].removeprefix("sequence_")] = float(row["total_us"]) / T
+    study: dict[tuple[Key, str], float] = {}
+    for row in _rows("prototypes.csv", folder):
+        if row["kernel"] in ("forward", "backward") and row["save_gates"] != "1":
+            at = _key(row), row["kernel"]
+            study[at] = min(float(row["us_per_step"]), study.get(at, float("inf")))
+    keys = sorted({key for key, _ in study} & {key for key, _ in first})
+    cells = [
+        [f"H {H}, B {B}", *(_figure(some[at]) if (at := ((dtype, H, B), pass_)) in some else ""
+                            for pass_ in ("forward", "backward") for some in (first, study))]
+        for dtype, H, B in keys
+    ]  # fmt: skip
+    header = ("bf16", "forward", "study, forward", "backward", "study, backward")
+    return table(header, cells)
+
+
+def main(readme: Path = README, kernels: Path = KERNELS) -> int:
+    """Write both."""
+    generate(readme, "speed", text())
+    generate(kernels, "speed", kernel_text())
+    print(f"what {FOLDER.relative_to(ROOT)} says is in README.md and kernels/README.md")
+    return 0

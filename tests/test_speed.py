@@ -1,0 +1,117 @@
+"""What the documents say of the layer's speed is what the committed rows say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks import speed
+from benchmarks.__main__ import main
+from benchmarks.generated import generate, generated
+from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, ROWS, read
+
+
+@pytest.mark.parametrize(("document", "text"), [(speed.README, speed.text), (speed.KERNELS, speed.kernel_text)])
+def test_a_document_says_what_the_rows_make(document: Path, text) -> None:
+    """`python -m benchmarks speed` writes it again."""
+    assert generated(document, "speed") == text()
+
+
+def test_the_committed_rows_are_of_one_clean_run_on_one_gpu() -> None:
+    rows = read(speed.FOLDER / ROWS) + read(speed.FOLDER / CEILINGS, CEILINGS_COLUMNS)
+    assert {(row["device"], row["dirty"], row["commit"][:7]) for row in rows} == {("NVIDIA H200", "no", "23040e0")}
+    assert {row["name"] for row in speed._rows("ceilings.csv", speed.FOLDER)} >= {"graph_us", "l2_read_tb_s"}
+
+
+def test_the_table_is_short_and_never_one_ratio_without_the_other() -> None:
+    lines = speed.text().split("\n\n")[0].splitlines()[2:]
+    assert len(lines) <= 10
+    for line in lines:
+        forward, graph, training, kernels = line.split(" | ")[2:6]
+        assert forward and training
+        if not (graph and kernels):  # then it was not measured
+            key = next(key for key, _ in speed.SHOWN if "{}, H {}, B {}".format(*key) in line)
+            shape = next(shape for shape in speed.shapes() if shape.key == key)
+            backend = re.search(r"`(\w+)`", line)[1]
+            for cell, way in ((graph, "forward_graph"), (kernels, "kernels")):
+                assert bool(cell) == (shape.ratio(way, backend) is not None)
+
+
+def test_every_loss_is_named() -> None:
+    """By another way than `ratio`: straight from first_look.csv."""
+    said = speed.text().split("\n- ")
+    for backend in speed.BACKENDS:
+        for way, words in list(speed.WAYS.items())[:3]:
+            line = next(line for line in said if line.startswith(f"`{backend}`, {words}: "))
+            for row in speed._rows("first_look.csv", speed.FOLDER):
+                ours, theirs = row.get(f"{backend}_{way}"), row[f"nn_{way}"]
+                if ours and theirs:
+                    name = f"{row['dtype']}, H {row['H']}, B {row['B']}: "
+                    assert (name in line) == (float(ours) > float(theirs)), (backend, way, name)
+
+
+FIRST_LOOK = """dtype,H,B,nn_forward,nn_training,nn_forward_graph,sequence_forward,sequence_training
+bf16,512,32,20,40,4,5,50
+fp32,64,8,10,30,,1,3
+"""
+KERNELS = """provider,dtype,H,B,kernel,count,total_us
+sequence,bf16,512,32,sequence_forward,1,1024
+sequence,bf16,512,32,sequence_backward,1,512
+nn.GRU,bf16,512,32,product,1024,2048
+nn.GRU,bf16,512,32,gates,512,1024
+sequence,fp32,64,8,sequence_forward,1,512
+nn.GRU,fp32,64,8,gates,512,512
+"""
+PROTOTYPES = """kernel,dtype,H,B,save_gates,us_per_step
+forward,bf16,512,32,0,1.5
+forward,bf16,512,32,0,1.25
+forward,bf16,512,32,1,0.5
+forward tanh.approx,bf16,512,32,0,0.25
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, rows in (("first_look", FIRST_LOOK), ("kernels", KERNELS), ("prototypes", PROTOTYPES)):
+        (tmp_path / f"{name}.csv").write_text(rows, encoding="utf-8")
+    return tmp_path
+
+
+def test_a_ratio_is_ours_over_theirs_and_kernels_add_up(folder: Path) -> None:
+    large, small = speed.shapes(folder)
+    assert (large.ratio("forward", "sequence"), large.ratio("training", "sequence")) == (0.25, 1.25)
+    assert large.ratio("forward_graph", "sequence") is None and large.ratio("forward", "step") is None
+    assert large.us["kernels", "sequence"] == 3 and large.ratio("kernels", "sequence") == 0.5
+    assert speed._cell(large, "training", "sequence") == "50.0 / 40.0 = **1.25**"
+    assert speed._cell(large, "forward", "sequence") == "5.00 / 20.0 = 0.25"
+    assert "training: median ratio 0.68; slower in 1 of 2 shapes (bf16, H 512, B 32: 1.25)" in speed._losses(
+        [large, small]
+    )
+
+
+def test_a_listing_that_lacks_most_of_a_call_is_no_measure_of_it(folder: Path) -> None:
+    _, small = speed.shapes(folder)
+    assert small.ratio("kernels", "sequence") is None
+    text = (
+        (folder / "kernels.csv").read_text(encoding="utf-8").replace("fp32,64,8,gates,512", "fp32,64,8,blockPersist,1")
+    )
+    (folder / "kernels.csv").write_text(text, encoding="utf-8")
+    assert speed.shapes(folder)[1].ratio("kernels", "sequence") == 1
+
+
+def test_the_study_is_its_fastest_form_that_computes_the_same(folder: Path) -> None:
+    assert speed.kernel_text(folder).splitlines()[2:] == ["| H 512, B 32 | 2.00 | 1.25 | 1.00 |  |"]
+
+
+def test_the_command_writes_between_its_marks_alone(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    document = folder / "README.md"
+    marks = "<!-- begin: python -m benchmarks speed -->\n{}<!-- end: python -m benchmarks speed -->\nafter\n"
+    document.write_text("before\n" + marks.format("old\n"), encoding="utf-8")
+    generate(document, "speed", "new")
+    assert document.read_text(encoding="utf-8") == "before\n" + marks.format("new\n")
+    assert generated(document, "speed") == "new"
+    with pytest.raises(SystemExit):
+        main(["speed", "--out", str(folder)])
+    assert "--out is not of speed" in capsys.readouterr().err
