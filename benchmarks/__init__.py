@@ -1,7 +1,7 @@
 """Measurements, run from a clone as `python -m benchmarks [run | summary | compiled | study | speed | story | day]`.
 
     run       (default) a suite: every provider right first, then timed beside nn.GRU; a CSV row for each
-                  --suite quick   a cross-section, for a few minutes on a data-centre GPU (estimate)
+                  --suite quick   a cross-section, for some minutes on a data-centre GPU
                   --suite full    DeepBench's GRUs; H x B x dtype; layers; packed; T; streaming; LSTM and RNN: hours
                   --suite cpu     what can be timed without a GPU: the layer's own cost, and PyTorch's paths
     summary   what the rows say: losses first, then wins, then means over whole suites

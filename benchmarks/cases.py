@@ -78,7 +78,7 @@ class Entry:
 
 
 ALL_PASSES = ("inference", "forward", "forward+backward")
-GRAPHS = ("nn.GRU", "nn.GRU-graph", "default", "step", "step-graph", "sequence")
+GRAPHS = ("nn.GRU", "nn.GRU-graph", "default", "step", "step-graph", "sequence", "sequence-graph")
 CPU = ("nn.GRU", "reference", "cell-loop", "nn.LSTM", "nn.RNN")  # tritongru as it comes is nn.GRU's path: cpu.py
 LOOPS = ("aten", "reference", "cell-loop", "torchrl")  # PyTorch's own once more, and what is far slower
 

@@ -142,6 +142,7 @@ PROVIDERS = {
         _tritongru("step-recompute", "step, gates again in backward", "step", recompute=True),
         _tritongru("step-separate", "step, each weight allocated alone", "step", separate=True),
         _tritongru("sequence", "tritongru, one launch per sequence", "sequence"),
+        _tritongru("sequence-graph", "the same in a CUDA graph", "sequence", unserved=_dense, graphed=True),
         _tritongru("sequence-recompute", "the same, recomputing", "sequence", recompute=True),
         *(_study(name, about) for name, about in forms.ABOUT.items()),
         Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_dense_no_cell),

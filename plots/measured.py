@@ -28,6 +28,7 @@ from tritongru.demo.style import (
     PURPLE,
     SKY,
     VERMILION,
+    YELLOW,
     Look,
     figure,
     log_x,
@@ -48,6 +49,7 @@ LINES: dict[str, Look] = {
     "step": {"color": ORANGE, "marker": "s"},
     "step-graph": {"color": VERMILION, "marker": "D"},
     "sequence": {"color": BLUE, "marker": "P"},
+    "sequence-graph": {"color": YELLOW, "marker": "h"},
     OURS: {"color": GREEN, "marker": "X", "lw": 2.4},
     "cell-loop": {"color": PURPLE, "marker": "<", "ls": "-."},
     "torchrl": {"color": SKY, "marker": ">", "ls": "-."},
@@ -195,7 +197,7 @@ def _against_baseline(rows: Sequence[Row]) -> str:
     return f"{NAMES[OURS]} against {BASELINE}: {where}, {min(speedups):.2g} to {max(speedups):.2g} times its speed"
 
 
-COMPARED = (BASELINE, "nn.GRU-graph", "cell-loop", "torchrl", "step", "step-graph", "sequence", OURS)
+COMPARED = (BASELINE, "nn.GRU-graph", "cell-loop", "torchrl", "step", "step-graph", "sequence", "sequence-graph", OURS)
 NETWORKS = (BASELINE, "nn.LSTM", "nn.RNN", OURS)
 
 

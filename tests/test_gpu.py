@@ -400,6 +400,7 @@ def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
         "reference",
         "step",
         "step-graph",
+        "sequence-graph",
         "cell-loop",
         "nn.LSTM",
         "nn.RNN",

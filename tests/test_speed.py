@@ -52,6 +52,38 @@ def test_every_loss_is_named() -> None:
                     assert (name in line) == (float(ours) > float(theirs)), (backend, way, name)
 
 
+def test_figures_in_sentences_are_those_of_the_rows() -> None:
+    rows = {(row["case"], row["provider"], row["pass"]): row for row in read(speed.FOLDER / ROWS)}
+    step = {
+        mark: float(rows[f"T512-B32-I512-H512-bf16{mark}", "step", "inference"]["device_us"]) / speed.T
+        for mark in ("", "-packed", "-bidirectional")
+    }
+    shapes = {shape.key: shape for shape in speed.shapes()}
+    graph = {key: shapes[key].us["forward_graph", "step"] for key in (("bf16", 512, 32), ("bf16", 2048, 16))}
+    top = {row["name"]: float(row["value"]) for row in speed._rows("ceilings.csv", speed.FOLDER)}
+    kernels = speed.kernel_times()["bf16", 512, 32]["sequence"]
+    small, whole = (
+        sum(float(row["total_us"]) for row in kernels if row["kernel"].startswith(head)) for head in ("void", "")
+    )
+    limits = [1 / float(r["of_limit"]) for r in rows.values() if r["provider"] == "sequence" and r["device_us"]]
+    text = (speed.FOLDER / "exchange.txt").read_text(encoding="utf-8")
+    us = {what: float(ns) / 1000 for what, ns in re.findall(r"^(.+): ([0-9.]+) ns", text, re.M)}
+    flags, cluster = "flags {} programs x 1 groups mode 1", "dsmem cluster {} x 1 block 1024 B"
+    said = " ".join(speed.KERNELS.read_text(encoding="utf-8").split())
+    for sentence in (
+        f"with all launches queued {step['']:.1f}, with a packed batch {step['-packed']:.1f}, with both directions in "
+        f"one launch {step['-bidirectional']:.1f} ",
+        f"Replayed from a CUDA graph {graph['bf16', 512, 32]:.1f};",
+        f"a step in a graph takes {graph['bf16', 2048, 16]:.1f}, where reading W_h from L2 at the measured rate would "
+        f"take {2 * 3 * 2048**2 / top['l2_read_tb_s'] / 1e6:.1f} and a launch {top['graph_us']:.1f}:",
+        f"{small:.0f} of {whole:.0f} us of a training call's kernels",
+        f"take {min(limits):.0f} to {max(limits):.0f} times the limit",
+        f"with flags, {us[flags.format(8)]:.2f} us among 8 programs and {us[flags.format(32)]:.2f} among 32;",
+        "blocks of 1 KB, " + ", ".join(f"{us[cluster.format(n)]:.2f} among {n}" for n in (2, 4, 8)),
+    ):
+        assert sentence in said, sentence
+
+
 FIRST_LOOK = """dtype,H,B,nn_forward,nn_training,nn_forward_graph,sequence_forward,sequence_training
 bf16,512,32,20,40,4,5,50
 fp32,64,8,10,30,,1,3
