@@ -19,7 +19,7 @@ from tritongru.demo import figures
 from tritongru.demo.style import save, settings
 
 from . import __doc__ as about
-from . import compiled, counted, measured, study
+from . import beside_time, compiled, counted, measured, study
 from .speed import draw_speed
 
 SIZES = ""  # nothing has to be made
@@ -55,9 +55,9 @@ ENTRIES = {
         Entry("step-time", FULL, measured.draw_step_time),
         Entry("speedup", FULL, measured.draw_speedup),
         Entry("time-scaling", FULL, measured.draw_time_scaling),
-        Entry("measured-memory", QUICK, measured.draw_measured_memory),
-        Entry("accuracy", QUICK, measured.draw_accuracy),
-        Entry("roofline", QUICK, measured.draw_roofline),
+        Entry("measured-memory", QUICK, beside_time.draw_measured_memory),
+        Entry("accuracy", QUICK, beside_time.draw_accuracy),
+        Entry("roofline", QUICK, beside_time.draw_roofline),
         Entry("networks", FULL, measured.draw_networks),
         Entry("streaming", QUICK, measured.draw_streaming),
     )
