@@ -3,23 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")  # one line, without the usage
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    try:
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever reads has seen enough; nothing may be written at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _run(argv: Sequence[str] | None) -> int:
     from . import __version__
     from .demo import add_arguments as add_demo_arguments
     from .planning.choose import BACKENDS
-    from .planning.devices import DEVICES
+    from .planning.devices import GPUS
 
-    parser = argparse.ArgumentParser(
-        prog="python -m tritongru", description="A GRU whose step is one fused Triton kernel."
-    )
+    parser = _Parser(prog="python -m tritongru", description="A GRU whose step is one fused Triton kernel.")
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -27,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands.add_parser("check", help="compare every backend and dtype with float64 and nn.GRU")
 
     plan = commands.add_parser("plan", help="what would run on a device, and why; needs no GPU")
-    plan.add_argument("--device", required=True, choices=sorted(DEVICES), help="a described device")
+    plan.add_argument("--device", required=True, type=str.lower, choices=sorted(GPUS), help="a described device")
     plan.add_argument("--batch", type=int, required=True, help="B")
     plan.add_argument("--hidden", type=int, required=True, help="H")
     plan.add_argument("--time", type=int, required=True, help="T")
@@ -115,7 +130,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         problem = Problem(
             batch=arguments.batch,
             time=arguments.time,
-            input_size=arguments.input or arguments.hidden,
+            input_size=arguments.hidden if arguments.input is None else arguments.input,
             hidden_size=arguments.hidden,
             layers=arguments.layers,
             directions=2 if arguments.bidirectional else 1,
@@ -125,6 +140,8 @@ def _plan(arguments: argparse.Namespace) -> int:
             precision="tf32" if device.vendor == "nvidia" else "ieee",
         )
         plan = choose(problem, device, arguments.backend)
+        if arguments.compile and plan.tiles and importlib.util.find_spec("triton") is None:
+            raise ValueError("--compile needs Triton (pip install 'tritongru[triton]')")
     except ValueError as error:
         print(f"python -m tritongru plan: {error}", file=sys.stderr)
         return 2

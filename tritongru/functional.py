@@ -17,7 +17,7 @@ from . import ops, registry
 from .autograd import GRULayer, Layer
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
-from .planning.choose import off_chip, triton_backend
+from .planning.choose import fastest_backend, off_chip
 from .registry import DTYPES, Backend, constant_in_graphs
 from .visits import Visits
 
@@ -125,7 +125,7 @@ def gru_cell(
     reason: str | None = "the arguments do not fit a GRU cell"
     if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
         reason = _unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1)
-    chosen = reason or _settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params))
+    chosen = reason or _settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
     if isinstance(chosen, str):
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
@@ -161,10 +161,11 @@ def _gru(
         chosen = reason
     else:
         T = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
-        chosen = _settle(backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params))
+        chosen = _settle(backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params), recompute=recompute)
     if isinstance(chosen, str):  # aten raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, aten())
-
+    if isinstance(chosen, Backend) and chosen.module is None:
+        return aten()
     x, hx, params = _autocast(chosen, input, hx, params)
     sizes = batch_sizes if batch_sizes is None or isinstance(chosen, InGraph) else tuple(batch_sizes.tolist())
     each = len(params) // num_layers
@@ -196,7 +197,7 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
     if into_a_graph():
         return _traced_backend(backend, input) == "aten"
     if found is None and not input.is_cuda:
-        registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
+        registry.log_once(logging.INFO, f"{registry.ON_THE_CPU} (aten)")
         return True
     return found is not None and found.name == "aten"
 
@@ -275,8 +276,9 @@ class InGraph:
 
 
 def _settle(
-    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor]
-) -> Backend | InGraph | str:
+    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
+    *, recompute: bool = False, cell: bool = False,
+) -> Backend | InGraph | str:  # fmt: skip
     """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
     if into_a_graph():
         name = _traced_backend(backend, input)
@@ -294,7 +296,9 @@ def _settle(
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
         shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
         if found is None:
-            name, reason = triton_backend(B, T, *shape)
+            # PyTorch's path keeps more than the output, and its cell was not timed.
+            aten = not (cell or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
+            name, reason = fastest_backend(B, T, *shape, aten)
             found = registry.BACKENDS[name]
         elif (why_not := off_chip(B, *shape)) is not None:
             return why_not

@@ -18,7 +18,7 @@ from .autograd import Layer, backward_pass, forward_pass
 from .gradients import second_gradients
 from .launch.layer import LayerCall, SavedGates
 from .launch.products import rnn_precision
-from .planning.choose import triton_backend
+from .planning.choose import fastest_backend
 from .registry import DTYPES
 from .visits import Visits
 
@@ -41,7 +41,7 @@ def layer_forward(
         h_0: [D, B, H].
         weights: w_ih [3H, I], w_hh [3H, H] and, if there are biases, b_ih, b_hh [3H]; of each direction.
         batch_sizes: [T] int64 on the CPU, never rising, adding up to N; or None.
-        backend: "reference", "step" or "sequence"; "": step or sequence, as the plan has it.
+        backend: "reference", "step" or "sequence"; "": the faster of step and sequence, by size.
         training: whether to keep what backward needs; recompute: nothing of it but the output.
 
     Returns:
@@ -118,12 +118,12 @@ def _(
 def _layer(
     name: str, x: Tensor, h_0: Tensor, batch_sizes: Tensor | None, batch_first: bool, training: bool, recompute: bool
 ) -> Layer:
-    """What the passes are told; of an empty name the backend of the plan."""
+    """What the passes are told; of an empty name `step` or `sequence`: PyTorch's own path runs no layer here."""
     visits = Visits.of(x.transpose(0, 1) if batch_first else x, _read(batch_sizes, x, h_0))
     (D, B, H), device, dtype = h_0.shape, registry.device_of(x.device), DTYPES[x.dtype]
     precision = rnn_precision(device.vendor == "nvidia")
     if not name:
-        name, _ = triton_backend(B, visits.time, H, D, dtype, precision, training, device)
+        name, _ = fastest_backend(B, visits.time, H, D, dtype, precision, training, device, aten=False)
     backend = registry.BACKENDS[name]
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)

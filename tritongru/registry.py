@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
 
@@ -25,6 +25,7 @@ from .planning.devices import of_cuda
 
 logger = logging.getLogger("tritongru")
 
+ON_THE_CPU = "tensors on the CPU take PyTorch's own path"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
@@ -130,6 +131,12 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
     if tensor.dtype != torch.float64 and autocasting(tensor.device):
         return torch.get_autocast_dtype(tensor.device.type)
     return tensor.dtype
+
+
+def aten_as_measured(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's own path may be chosen where a kernel could run: if it is cuDNN, which was timed, and answers
+    in the dtype that was asked for (under autocast to bfloat16 cuDNN's GRU answers in float16)."""
+    return torch.backends.cudnn.enabled and not (dtype == torch.bfloat16 and autocasting(device))
 
 
 def backends() -> tuple[BackendStatus, ...]:
@@ -238,8 +245,9 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         device: a described device's name ("h200"), a `Device`, or a torch.device; None: where the module is.
 
     Raises:
-        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, or a backend
-        forced on the module that cannot serve the problem there.
+        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, one whose
+        memory cannot hold the problem, or a backend forced on the module that cannot serve it there. And what the
+        module itself raises on the input.
 
     Returns:
         A `Plan`: backend and reason, tiles, launches of each way, saved and peak bytes; print it.
@@ -259,15 +267,10 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
     if input is None:
         raise TypeError("plan of a module needs the input it would be called with, got None")
-    if isinstance(input, PackedSequence):
-        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
-    else:
-        x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
-        T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    T, B = _sizes(module, input)
     weight = cast(Tensor, module.weight_hh_l0)
     dtype = computing_dtype(weight)
     where = _described(weight.device if device is None else device)
-    on_gpu = where.vendor in ("nvidia", "amd")
     problem = Problem(
         batch=B, time=T, input_size=module.input_size, hidden_size=module.hidden_size, layers=module.num_layers,
         directions=2 if module.bidirectional else 1, dtype=DTYPES.get(dtype, str(dtype)),
@@ -276,8 +279,24 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         precision=rnn_precision(where.vendor == "nvidia"),
     )  # fmt: skip
     forced = asked_for(getattr(module, "backend", None))
-    name = forced.name if forced else None if on_gpu else "aten"
-    return choose(problem, where, name)
+    if forced is None and where.vendor == "interpreter":
+        return replace(choose(problem, where, "aten"), device="the CPU", reason=ON_THE_CPU)
+    return choose(problem, where, forced.name if forced else None, aten_as_measured(weight.device, dtype))
+
+
+def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
+    """T and B of an input, after the errors that the module itself raises, in its words."""
+    if isinstance(input, PackedSequence):
+        module.check_input(input.data, input.batch_sizes)
+        return len(input.batch_sizes), int(input.batch_sizes[0])
+    if input.dim() not in (2, 3):
+        raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+    module.check_input(x, None)
+    T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    if T == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return T, B
 
 
 def _described(device: Any) -> Device:
