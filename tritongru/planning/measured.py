@@ -168,7 +168,7 @@ def _figures(table: Table, kind: str, cell: Cell, timed: Mapping[str, Timed], de
     where = f"measured on NVIDIA {known.name}" + ("" if same else f", nearest to {device.name},")
     shown: list[str] = []
     for backend, of_it in sorted(timed.items(), key=lambda item: item[1].call_us):
-        graph = "" if of_it.graph_us is None else f" ({of_it.graph_us:.2f} in a CUDA graph)"
-        shown.append(f"{backend} {of_it.call_us / cell.time:.2f}{'' if shown else ' us per step'}{graph}")
+        graph = "" if of_it.graph_us is None else f" ({of_it.graph_us:.3g} in a CUDA graph)"
+        shown.append(f"{backend} {of_it.call_us / cell.time:.3g}{'' if shown else ' us per step'}{graph}")
     size = f"{cell.dtype}, {kind}, H {cell.hidden_size}, B {cell.batch}, T {cell.time}"
     return f"{where} at {size}: {', '.join(shown)}"
