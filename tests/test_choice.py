@@ -6,6 +6,7 @@ import csv
 import itertools
 import logging
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -49,7 +50,8 @@ def test_the_table_is_what_the_results_say(name: str) -> None:
     assert (TABLES / f"{name}.csv").read_text(encoding="utf-8") == table.table(table.MEASURED[name])
 
 
-def test_every_table_has_its_results() -> None:
+def test_every_table_has_its_results_and_is_shipped() -> None:
+    assert '"tritongru.planning" = ["tables/*.csv"]' in (Path(__file__).parents[1] / "pyproject.toml").read_text()
     assert sorted(path.stem for path in TABLES.iterdir()) == sorted(table.MEASURED)
 
 
@@ -138,7 +140,7 @@ def test_no_kernel_is_taken_on_a_hope(dtype: str) -> None:
     """Far beyond what was timed a kernel's advantage is not taken for granted."""
     assert chosen(1024, 128, "bf16", True)[0] == "sequence"
     found, reason = chosen(1024, 256, "bf16", True)
-    assert found == "aten" and "cost 2.0 times that" in reason
+    assert found == "aten" and "taken to grow" in reason
     for H in (1024, 2048, 4096):
         assert chosen(H, 4096, dtype, True)[0] == chosen(H, 4096, dtype, False)[0] == "aten"
 
@@ -178,7 +180,7 @@ def test_the_choice_changes_once_with_time(dtype: str, training: bool) -> None:
 
 def test_the_reasons_of_a_shape_are_few() -> None:
     """Each is logged once: they must not tell every T and B apart."""
-    reasons = {chosen(512, B, "bf16", True, T=T)[1] for B in range(1, 65) for T in range(2, 100)}
+    reasons = {chosen(512, B, "bf16", True, T=T)[1] for B in range(1, 1025, 3) for T in range(2, 100)}
     assert len(reasons) < 20
 
 

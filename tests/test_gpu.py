@@ -142,7 +142,7 @@ def test_sequence_takes_one_launch_each_way() -> None:
     from tritongru.launch.runtime import observe
 
     names: list[str] = []
-    layer = tritongru.GRU(8, 256, bidirectional=True, device=CUDA, dtype=torch.float16)
+    layer = tritongru.GRU(8, 256, bidirectional=True, device=CUDA, dtype=torch.float16, backend="sequence")
     with observe(lambda name, grid: names.append(name)):
         output, _ = layer(torch.randn(30, 2, 8, device=CUDA, dtype=torch.float16))
         output.sum().backward()
@@ -158,15 +158,26 @@ def test_ieee_float32(case: Case, monkeypatch) -> None:
     assert worst[1].error < 1e-5, worst
 
 
-def test_cuda_tensors_take_the_kernel_without_a_flag() -> None:
+@pytest.mark.parametrize("H", [64, 512, 3000])
+def test_cuda_tensors_take_what_the_plan_says_without_a_flag(H: int) -> None:
+    """PyTorch's own path too (float32, H 64; H 3000), which then gives nn.GRU's own bits, or on an L4 step (H 512)."""
     from tritongru.launch.runtime import observe
 
     names: list[str] = []
-    layer = tritongru.GRU(8, 3000, device=CUDA)  # too large for any chip
+    layer, theirs = tritongru.GRU(8, H, device=CUDA), torch.nn.GRU(8, H, device=CUDA)
+    theirs.load_state_dict(layer.state_dict())
+    x = torch.randn(100, 2, 8, device=CUDA)
+    planned = tritongru.plan(layer, x)
     with observe(lambda name, grid: names.append(name)):
-        output, _ = layer(torch.randn(3, 2, 8, device=CUDA))
+        output, _ = layer(x)
         output.sum().backward()
-    assert names.count("step_forward") == 3 and names.count("step_backward") == 2
+    expected = dict(planned.launches.forward + planned.launches.backward)
+    assert {name: names.count(name) for name in names} == {
+        n: c for n, c in expected.items() if n.startswith(("step", "sequence"))
+    }
+    assert (H != 512) == (planned.backend == "aten") == (not names)
+    if not names:
+        assert torch.equal(output, theirs(x)[0])
 
 
 def test_flattened_weights_of_half_precision() -> None:
@@ -209,7 +220,7 @@ def test_float64_runs_pytorch_s_path() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
-    layer = tritongru.GRU(16, 32, device=CUDA)
+    layer = tritongru.GRU(16, 32, device=CUDA, backend="step")
     theirs = torch.nn.GRU(16, 32, device=CUDA)
     theirs.load_state_dict(layer.state_dict())
     x = torch.randn(6, 4, 16, device=CUDA)
@@ -342,7 +353,8 @@ def test_compiled_as_eager(mode: str) -> None:
 
 
 def test_a_scaler_on_the_device_trains() -> None:
-    layer, head = tritongru.GRU(8, 32, device=CUDA), torch.nn.Linear(32, 4, device=CUDA)
+    layer = tritongru.GRU(8, 32, device=CUDA, backend="sequence")
+    head = torch.nn.Linear(32, 4, device=CUDA)
     optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**16)
     generator = torch.Generator(CUDA).manual_seed(0)

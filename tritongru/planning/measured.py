@@ -20,13 +20,13 @@ from pathlib import Path
 from statistics import median
 
 from .devices import DEVICES, Device, _described
-from .sequence import BLOCK_B
 
 TABLES = Path(__file__).with_name("tables")  # a file's name is the device's key in DEVICES
 # us_per_call: of T steps. graph_us_per_step: replayed from a CUDA graph; empty: not timed. source: a file of results.
 # Without dtype: short calls; those of T up to SHORT take little but what any call costs.
 COLUMNS = ("pass", "dtype", "H", "B", "T", "backend", "us_per_call", "graph_us_per_step", "source")
 SHORT = 8
+TILE = 16  # rows, and hidden units, that a program of a kernel works on at once
 # float16 from this H on has bfloat16's rows too: the same kernels, and cuDNN takes as long for both there. At H 128 it
 # does not (a persistent kernel, for float16 alone).
 LIKE = {"fp16": ("bf16", 512)}
@@ -145,7 +145,7 @@ def fastest(
     if chosen != least(time, growth, graphs=False):
         notes.append("no kernel is taken that is slower in a CUDA graph")
     elif chosen != least(time, 1.0):
-        notes.append(f"a kernel's step is taken to cost {growth:.1f} times that, for each SM has so many more tiles")
+        notes.append("the call is larger: a kernel's step is taken to grow with its tiles for each SM")
     elif chosen != least(cell.time, growth):
         costs = ((table.short.get((kind, b, time == 1), 0.0), b) for b in timed)
         any_call = ", ".join(f"{b} {us:.0f} us" for us, b in sorted(costs))
@@ -154,8 +154,8 @@ def fastest(
 
 
 def _turns(batch: int, hidden_size: int, device: Device) -> float:
-    """Tiles of 16 rows x 16 units for each SM; there is no less than one turn."""
-    return max(1.0, -(-batch // BLOCK_B) * -(-hidden_size // 16) / device.sms)
+    """Tiles for each SM; there is no less than one turn."""
+    return max(1.0, -(-batch // TILE) * -(-hidden_size // TILE) / device.sms)
 
 
 def _slower(mine: float | None, theirs: float | None, growth: float) -> bool:
