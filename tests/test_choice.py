@@ -356,3 +356,20 @@ def test_pytorch_s_path_by_choice_is_nn_gru_and_no_fallback(
     (record,) = caplog.records
     assert record.levelno == logging.INFO and "take backend 'aten': measured on NVIDIA H200" in record.getMessage()
     registry.log_once.cache_clear()
+
+
+@pytest.mark.usefixtures("as_on_an_h200")
+def test_pytorch_s_path_by_choice_takes_what_the_kernels_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """cuDNN refuses an h_0 with strides, and backward of a call that did not train."""
+    calls: list[tuple[Any, ...]] = []
+    gru = torch.gru
+    monkeypatch.setattr(torch, "gru", lambda *args: calls.append(args) or gru(*args))
+    layer = tritongru.GRU(6, 10, 2, dropout=0.5).eval()
+    x, h_0 = torch.randn(5, 3, 6), torch.zeros(2, 1, 10).expand(2, 3, 10)
+    layer(x, h_0)
+    with torch.no_grad():
+        layer(x, h_0)
+    layer.train()(x, h_0)
+    assert [(args[1].is_contiguous(), *args[5:7]) for args in calls] == [
+        (True, 0.0, True), (True, 0.5, False), (True, 0.5, True)
+    ]  # fmt: skip

@@ -165,6 +165,9 @@ def _gru(
     if isinstance(chosen, str):  # aten raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, aten())
     if isinstance(chosen, Backend) and chosen.module is None:
+        hx = hx.contiguous()  # cuDNN takes no other, and has no backward of what did not train: the kernels do
+        if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
+            dropout, train = 0.0, True
         return aten()
     x, hx, params = _autocast(chosen, input, hx, params)
     sizes = batch_sizes if batch_sizes is None or isinstance(chosen, InGraph) else tuple(batch_sizes.tolist())
