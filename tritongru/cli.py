@@ -14,7 +14,7 @@ from typing import NoReturn
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")  # one line, without the usage
+        self.exit(2, f"{self.prog}: error: {message}\n")  # one line, without the usage
 
 
 def main(argv: Sequence[str] | None = None) -> int:

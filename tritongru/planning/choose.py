@@ -134,16 +134,14 @@ def fastest_backend(
     off = off_chip(batch, hidden_size, directions, dtype, precision, training, device) if time > 1 else None
     one_launch = time > 1 and off is None
     if device.vendor == "nvidia":
+        by_cudnn = aten and dtype == "fp32"
+        if by_cudnn and precision == "ieee" and hidden_size > FMA:
+            return "aten", f"float32 without TF32 was not measured above H {FMA}"
         able = ("aten",) * aten + ("sequence",) * one_launch + ("step",)
         found = fastest(able, batch, time, hidden_size, dtype, training, device)
-        if aten and dtype == "fp32" and (hidden_size <= FMA_FORWARD or precision == "ieee"):
-            if precision == "ieee" and hidden_size > FMA:
-                return "aten", f"float32 without TF32 was not measured above H {FMA}"
-            if found is None or found[0] != "aten":
-                return (
-                    "aten",
-                    f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels",
-                )
+        if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found[0] != "aten"):
+            exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
+            return "aten", exact
         if found is not None:
             return found[0], found[1] + (f"; sequence cannot run: {off}" if off else "")
     unmeasured = ", not measured" if device.vendor == "amd" else ""
