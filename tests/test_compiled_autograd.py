@@ -1,0 +1,57 @@
+"""Forward in eager, backward under compiled autograd, where Dynamo traces what backward does: one operator.
+
+Helpers and tolerances: tests/test_integration.py.
+"""
+
+import pytest
+import torch
+
+import tritongru
+from tests.test_integration import BACKENDS, assert_all_close, loss_of, ours_only, packed, pair, randn
+from tests.test_operators import BACKWARD, Graphs
+
+
+def compiled_backward(loss, compiler):
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(compiled_autograd=True):
+        torch.compile(lambda: loss.backward(), backend=compiler)()
+    torch._dynamo.reset()
+
+
+FORMS = {
+    "plain": ({}, lambda layer: layer(randn(3, 2, 3))),
+    "two-layers-bidirectional": ({"num_layers": 2, "bidirectional": True}, lambda layer: layer(randn(3, 2, 3))),
+    "batch-first-no-bias": ({"batch_first": True, "bias": False}, lambda layer: layer(randn(2, 3, 3))),
+    "recompute": ({"recompute": True}, lambda layer: layer(randn(3, 2, 3))),
+    "packed": ({"bidirectional": True}, lambda layer: layer(packed(3, 1, 2))),
+    "h_n-alone": ({}, lambda layer: (torch.zeros(()), layer(randn(3, 2, 3))[1])),
+}
+
+
+@pytest.mark.filterwarnings("ignore")  # Dynamo's own, of what it does not trace
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
+@ours_only
+def test_backward_under_compiled_autograd(backend, form):
+    options, call = form
+    _, layer = pair(backend, 3, 5, **options)
+    expected = torch.autograd.grad(loss_of(*call(layer)), list(layer.parameters()))
+    graphs = Graphs()
+    compiled_backward(loss_of(*call(layer)), graphs)
+    assert_all_close([p.grad for p in layer.parameters()], expected)
+    assert [name for graph in graphs for name in graph].count(BACKWARD) == layer.num_layers
+    assert not [name for graph in graphs for name in graph if "mm" in name or "empty" in name]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
+def test_a_cell_and_a_layer_under_aot_eager(backend):
+    torch.manual_seed(0)
+    cell, layer = tritongru.GRUCell(3, 5, backend=backend), tritongru.GRU(3, 5, backend=backend)
+    parameters = [*cell.parameters(), *layer.parameters()]
+
+    def call():
+        return cell(randn(2, 3)).square().sum() + loss_of(*layer(randn(3, 2, 3)))
+
+    expected = torch.autograd.grad(call(), parameters)
+    compiled_backward(call(), "aot_eager")
+    assert_all_close([p.grad for p in parameters], expected)
