@@ -1,4 +1,4 @@
-"""torch.utils.checkpoint: selective checkpoints, which keep the results of some operators, and the backend of a recompute.
+"""torch.utils.checkpoint: selective ones, which keep what some operators return, and the backend of a recompute.
 
 Helpers and tolerances: tests/test_integration.py.
 """

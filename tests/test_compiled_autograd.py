@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import tritongru
+from tests.test_dispatch_modes import Seen
 from tests.test_integration import BACKENDS, assert_all_close, loss_of, ours_only, packed, pair, randn
-from tests.test_operators import BACKWARD, Graphs
+from tests.test_operators import BACKWARD, FORWARD, Graphs
 
 
 def compiled_backward(loss, compiler):
@@ -24,7 +25,7 @@ FORMS = {
     "batch-first-no-bias": ({"batch_first": True, "bias": False}, lambda layer: layer(randn(2, 3, 3))),
     "recompute": ({"recompute": True}, lambda layer: layer(randn(3, 2, 3))),
     "packed": ({"bidirectional": True}, lambda layer: layer(packed(3, 1, 2))),
-    "h_n-alone": ({}, lambda layer: (torch.zeros(()), layer(randn(3, 2, 3))[1])),
+    "h_n-alone": ({}, lambda layer: (torch.zeros(1), layer(randn(3, 2, 3))[1])),
 }
 
 
@@ -55,3 +56,22 @@ def test_a_cell_and_a_layer_under_aot_eager(backend):
     expected = torch.autograd.grad(call(), parameters)
     compiled_backward(call(), "aot_eager")
     assert_all_close([p.grad for p in parameters], expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@ours_only
+def test_of_a_forward_that_was_an_operator_already(backend):
+    """Under a dispatch mode, and in a compiled graph."""
+    _, layer = pair(backend, 3, 5)
+    weights = list(layer.parameters())
+    expected = torch.autograd.grad(loss_of(*layer(randn(3, 2, 3))), weights)
+    with Seen() as seen:
+        loss = loss_of(*layer(randn(3, 2, 3)))
+    assert FORWARD in seen.names
+    compiled_backward(loss, "eager")
+    assert_all_close([p.grad for p in weights], expected)
+    layer.zero_grad()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        loss = loss_of(*torch.compile(layer, backend="aot_eager", fullgraph=True)(randn(3, 2, 3)))
+    compiled_backward(loss, "eager")
+    assert_all_close([p.grad for p in weights], expected)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,7 +21,7 @@ import torch
 from torch.utils import checkpoint
 
 _block: ContextVar[tuple[str | None, Sequence[Any]] | None] = ContextVar("tritongru_backend", default=None)
-_at_the_start: WeakKeyDictionary[Any, str | None] = WeakKeyDictionary()  # of a region: what was chosen outside of it
+_at_the_start: Any = WeakKeyDictionary()  # of a region: what was chosen outside of it
 _FILE = checkpoint.detach_variable.__code__.co_filename
 
 
@@ -67,7 +68,7 @@ def _regions() -> list[tuple[Any, bool]]:
     ):
         return []
     found = []
-    frame = sys._getframe(1)
+    frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
         if code.co_filename == _FILE:

@@ -67,7 +67,7 @@ class GRULayer(torch.autograd.Function):
 
 
 def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
-    """Whether backward has to be one operator, because what it launches would be recorded, looked into or mapped over."""
+    """Whether backward has to be one operator: somebody would record what it launches, look into it or map over it."""
     functorch = torch._C._functorch
     return (
         torch.compiler.is_compiling()  # compiled autograd, by Dynamo, which cannot trace the other questions

@@ -16,8 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 def forward_flops(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *_: Any, out_val: Any = None) -> int:
     """Of `tritongru::layer_forward`: x W_i^T and h W_h^T of each row and direction."""
-    D, _, H = h_0.shape
-    return D * _of_products(x, H)
+    return h_0.shape[0] * _of_products(x, h_0.shape[2])
 
 
 def backward_flops(
