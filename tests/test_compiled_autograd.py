@@ -5,9 +5,11 @@ Helpers and tolerances: tests/test_integration.py.
 
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
 from tests.test_dispatch_modes import Seen
+from tests.test_double_backward import assert_second
 from tests.test_integration import BACKENDS, assert_all_close, loss_of, ours_only, packed, pair, randn
 from tests.test_operators import BACKWARD, FORWARD, Graphs
 
@@ -75,3 +77,25 @@ def test_of_a_forward_that_was_an_operator_already(backend):
         loss = loss_of(*torch.compile(layer, backend="aot_eager", fullgraph=True)(randn(3, 2, 3)))
     compiled_backward(loss, "eager")
     assert_all_close([p.grad for p in weights], expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+@ours_only
+def test_of_a_second_derivative(backend):
+    _, layer = pair(backend, 3, 5)
+    weights = list(layer.parameters())
+
+    def penalty(x, call):
+        (gradient,) = torch.autograd.grad(call(x)[0].square().sum(), x, create_graph=True)
+        return gradient.square().sum()
+
+    sequence = packed(3, 1, 2)
+    for x, call in (
+        (randn(3, 2, 3), layer),
+        (sequence.data, lambda data: layer(PackedSequence(data, *sequence[1:]))[0]),
+    ):
+        x.requires_grad_()
+        expected = torch.autograd.grad(penalty(x, call), weights)
+        layer.zero_grad()
+        compiled_backward(penalty(x, call), "eager")
+        assert_second([p.grad for p in weights], expected)

@@ -156,6 +156,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
     x, h_0, y, rzn, q, batch_sizes, *weights = ctx.saved_tensors
     want_x, want_h_0, want_weights, *_others = ctx.needs_input_grad
     wanted = [want_x, want_h_0, *want_weights]
+    y = y.detach()  # as below
     found = iter(
         layer_backward(dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted)
     )
@@ -175,6 +176,9 @@ def backward_by_operator(
     rzn, q = gates or (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
+    y = (
+        y.detach()
+    )  # a second derivative goes by what y is made of; compiled autograd cannot add the None that y would get
     found = iter(
         layer_backward(
             dy, dh_n, x, h_0, y, rzn, q, list(flat), None if sizes is None else torch.tensor(sizes), layer.backend.name,
