@@ -272,7 +272,7 @@ def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dty
 
 @dataclass(frozen=True)
 class InGraph:
-    """The operator of ops.py, told this backend."""
+    """The operator of ops.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
 
     name: str
     autocast: bool  # not where it stands in for aten on the CPU, which autocast leaves alone
@@ -306,7 +306,7 @@ def _settle(
         elif (why_not := off_chip(B, *shape)) is not None:
             return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
-    return found
+    return InGraph(found.name, autocast=True) if ops.seen_by_a_mode() else found
 
 
 def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:

@@ -1,19 +1,21 @@
 """The two passes of a layer as operators of PyTorch, `tritongru::layer_forward` and `tritongru::layer_backward`.
 
 What torch.compile, AOTAutograd and make_fx put into their graphs in place of T unrolled steps: opaque, with a fake that
-tells shapes, so that neither T nor B is compiled in; and what torch.vmap maps over. Eager calls run the same passes by
-autograd.py, without a dispatch, but for backward with create_graph=True: layer_backward has a derivative of its own.
+tells shapes, so that neither T nor B is compiled in; what vmap maps over; and all that a dispatch mode sees of a layer.
+Eager calls run the same passes by autograd.py, without a dispatch, but for backward with create_graph=True:
+layer_backward has a derivative of its own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import registry
+from . import flops, registry
 from .autograd import Layer, backward_pass, forward_pass
 from .gradients import second_gradients
 from .launch.layer import LayerCall, SavedGates
@@ -66,6 +68,7 @@ def _(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
     training: bool, recompute: bool,
 ) -> Outputs:  # fmt: skip
+    flops.count()  # a graph calls the operator where no Python of ours could tell a counter
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     (D, B, H), rows = h_0.shape, tuple(x.shape[:-1])
     time_major = (rows[1], rows[0]) if batch_first else rows
@@ -115,6 +118,15 @@ def _(
     return [gradient for gradient, want in zip(every, wanted, strict=True) if want]
 
 
+def seen_by_a_mode() -> bool:
+    """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
+    write r, z, n without raising its version. To look costs a tenth of a microsecond."""
+    seen: bool = torch._C._len_torch_dispatch_stack() > 0
+    if seen:
+        flops.count()
+    return seen
+
+
 def _layer(
     name: str, x: Tensor, h_0: Tensor, batch_sizes: Tensor | None, batch_first: bool, training: bool, recompute: bool
 ) -> Layer:
@@ -144,6 +156,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
     x, h_0, y, rzn, q, batch_sizes, *weights = ctx.saved_tensors
     want_x, want_h_0, want_weights, *_others = ctx.needs_input_grad
     wanted = [want_x, want_h_0, *want_weights]
+    y = y.detach()  # as below
     found = iter(
         layer_backward(dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted)
     )
@@ -154,15 +167,18 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 
-def differentiable_gradients(
+def backward_by_operator(
     layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: SavedGates | None, flat: Sequence[Tensor],
     dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """`autograd.backward_pass` by the operator, whose results can be differentiated once more."""
+    """`autograd.backward_pass` as one operator, whose results can be differentiated once more."""
     sizes = layer.call.visits.batch_sizes
     rzn, q = gates or (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
+    y = (
+        y.detach()
+    )  # a second derivative goes by what y is made of; compiled autograd cannot add the None that y would get
     found = iter(
         layer_backward(
             dy, dh_n, x, h_0, y, rzn, q, list(flat), None if sizes is None else torch.tensor(sizes), layer.backend.name,
@@ -200,8 +216,7 @@ def _(
     x_dim, h_0_dim, w_dims, sizes_dim, *_others = in_dims
     _, batch_first, *_others = others
     each = info.batch_size
-    if sizes_dim is not None:
-        raise RuntimeError("batch_sizes must be the same for all that vmap maps over, got a dimension of it mapped")
+    _refuse_mapped_sizes(sizes_dim is not None)
 
     def mapped_first(tensor: Tensor, dim: int | None) -> Tensor:
         return tensor.expand(each, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -217,6 +232,61 @@ def _(
     runs = [layer_forward(x[i], h_0[i], [w[i] for w in stacked], batch_sizes, *others) for i in range(each)]
     y, h_n, rzn, q = (torch.stack(parts) for parts in zip(*runs, strict=True))
     return (y, h_n, rzn, q), (0, 0, 0, 0)
+
+
+@layer_backward.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
+    *dims, w_dims, sizes_dim, _, _, _ = in_dims
+    *states, weights, batch_sizes, backend, batch_first, wanted = given
+    _refuse_mapped_sizes(sizes_dim is not None)
+    stacked = [
+        t if t is None else t[None] if dim is None else t.movedim(dim, 0)
+        for t, dim in zip((*states, *weights), (*dims, *w_dims), strict=True)
+    ]
+    found = _backward_of_each([info.batch_size], stacked, len(states), batch_sizes, backend, batch_first, wanted)
+    return found, [0] * len(found)
+
+
+@torch.library.impl("tritongru::layer_backward", "Batched")
+def _(*given: Any) -> list[Tensor]:
+    """Under the older vmap, that of torch.autograd.grad(is_grads_batched=True) and so of jacobian(vectorize=True).
+
+    Its tensors carry a hidden dimension for each level that maps them and tell nobody for which: level by level the
+    dimensions come to the front, where a tensor that is not mapped gets one of size 1.
+    """
+    is_mapped = torch._C._functorch.is_legacy_batchedtensor
+    *states, weights, batch_sizes, backend, batch_first, wanted = given
+    _refuse_mapped_sizes(batch_sizes is not None and is_mapped(batch_sizes))
+    stacked, levels = [*states, *weights], 0
+    while any(t is not None and is_mapped(t) for t in stacked):
+        levels += 1
+        stacked = [
+            t if t is None else torch._remove_batch_dim(t, levels, 1, 0) if is_mapped(t) else t[None] for t in stacked
+        ]
+    sizes = [max(t.shape[level] for t in stacked if t is not None) for level in range(levels)]  # the innermost first
+    found = _backward_of_each(sizes, stacked, len(states), batch_sizes, backend, batch_first, wanted)
+    for level, size in enumerate(reversed(sizes), 1):
+        dim = levels - level
+        found = [torch._add_batch_dim(t, dim, level) if size > 1 else t.select(dim, 0) for t in found]
+    return found
+
+
+def _refuse_mapped_sizes(mapped: bool) -> None:
+    if mapped:
+        raise RuntimeError("batch_sizes must be the same for all that vmap maps over, got a dimension of it mapped")
+
+
+def _backward_of_each(sizes: list[int], stacked: Sequence[Tensor | None], states: int, *others: Any) -> list[Tensor]:
+    """A pass for each, for each has weight gradients of its own; what is not mapped stays in memory once.
+
+    stacked: the tensors of `layer_backward`, `states` of them before the weights, with as many dimensions in front as
+    `sizes` has entries: of that size, or 1 where it is not mapped over. The results have them all.
+    """
+    runs = []
+    for index in product(*map(range, sizes)):
+        one = [None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked]
+        runs.append(layer_backward(*one[:states], one[states:], *others))
+    return [torch.stack(parts).view(*sizes, *parts[0].shape) for parts in zip(*runs, strict=True)]
 
 
 def _check(

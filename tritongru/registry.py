@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, TypeVar, cast
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from . import ambient
 from .launch.products import rnn_precision
 from .planning import Device, Plan, Problem, choose, describe
 from .planning.choose import unserved
@@ -156,15 +156,13 @@ def backends() -> tuple[BackendStatus, ...]:
     )
 
 
-_asked_for: ContextVar[str | None] = ContextVar("tritongru_backend", default=None)
-
-
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Inside the block every tritongru layer without a backend of its own runs `name`; None lifts an outer choice.
 
     The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this. The choice is one of the
-    thread or task (a ContextVar). Backward runs the backend of its forward, a compiled graph that of when it was made.
+    thread or task (a ContextVar). Backward runs the backend of its forward, and so does what torch.utils.checkpoint
+    computes again there; a compiled graph runs that of when it was made.
 
     Args:
         name: "aten", "reference", "step", "sequence" or None.
@@ -180,11 +178,8 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     if name is not None:
         find(name)
-    token = _asked_for.set(name)
-    try:
+    with ambient.choose(name):
         yield
-    finally:
-        _asked_for.reset(token)
 
 
 def find(name: str) -> Backend:
@@ -197,7 +192,7 @@ def find(name: str) -> Backend:
 
 def asked_for(argument: str | None) -> Backend | None:
     """The backend that argument, `use_backend` or TRITONGRU_BACKEND ask for, in this order; None: choose."""
-    name = argument or _asked_for.get() or os.environ.get("TRITONGRU_BACKEND")
+    name = argument or ambient.chosen() or os.environ.get("TRITONGRU_BACKEND")
     return find(name) if name else None
 
 
