@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import registry
+from .beside import eager_beside_graphs
 from .functional import gru, gru_cell, into_a_graph, uses_aten
 
 
@@ -68,6 +69,7 @@ class GRU(nn.GRU):
         self.backend = backend
         self.recompute = recompute
 
+    @eager_beside_graphs
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         packed = isinstance(input, PackedSequence)
         if uses_aten(self.backend, input.data if packed else input):
@@ -162,6 +164,7 @@ class GRUCell(nn.GRUCell):
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self.backend = backend
 
+    @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if uses_aten(self.backend, input):
             return super().forward(input, hx)
