@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast
 
+import torch
+from torch import nn
 from torch._C._dynamo.eval_frame import set_eval_frame  # of torch's C extension: Dynamo itself is not imported
 from torch.utils._contextlib import context_decorator
 
@@ -35,3 +37,10 @@ def eager_beside_graphs(function: F) -> F:
     decorated.__defaults__ = function.__defaults__  # a trace's guards look for them here
     decorated._torchdynamo_inline = function  # what a trace takes in its place
     return cast(F, decorated)
+
+
+def compile_call(module: nn.Module, *args: Any, **kwargs: Any) -> None:
+    """nn.Module.compile. There the call begins in a frame of torch's own, which Dynamo of torch 2.11 and 2.13 leaves
+    alone, and what it calls is beside any graph; here in one of ours."""
+    call = module._call_impl
+    module._compiled_call_impl = torch.compile(lambda *given, **named: call(*given, **named), *args, **kwargs)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import registry
-from .beside import eager_beside_graphs
+from .beside import compile_call, eager_beside_graphs
 from .functional import gru, gru_cell, into_a_graph, uses_aten
 
 
@@ -121,6 +121,9 @@ class GRU(nn.GRU):
         states = self.num_layers * (2 if self.bidirectional else 1)
         return torch.zeros(states, batch, self.hidden_size, dtype=input.dtype, device=input.device)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        compile_call(self, *args, **kwargs)
+
     def extra_repr(self) -> str:
         return super().extra_repr() + _ours(self.backend, self.recompute)
 
@@ -181,6 +184,9 @@ class GRUCell(nn.GRUCell):
             hx = hx.unsqueeze(0)
         h = gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, backend=self.backend)
         return h if batched else h.squeeze(0)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        compile_call(self, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _ours(self.backend, False)

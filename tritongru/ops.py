@@ -49,9 +49,10 @@ def layer_forward(
         x's order of dimensions and q [..., D, H] in time-major order, else two tensors without elements.
 
     Raises:
-        RuntimeError: an argument of a wrong shape, dtype or device, or a backend that cannot run. ValueError: an
-        unknown backend.
+        RuntimeError: an argument of a wrong shape, dtype or device, a backend that cannot run, or forward-mode
+        differentiation. ValueError: an unknown backend.
     """
+    _refuse_tangents()
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     if not h_0.shape[1]:
         return _outputs(x, h_0, batch_first, training and not recompute)
@@ -68,6 +69,7 @@ def _(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
     training: bool, recompute: bool,
 ) -> Outputs:  # fmt: skip
+    _refuse_tangents()
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     return _outputs(x, h_0, batch_first, training and not recompute)
 
@@ -233,6 +235,15 @@ def _(
     runs = [layer_forward(x[i], h_0[i], [w[i] for w in stacked], batch_sizes, *others) for i in range(each)]
     y, h_n, rzn, q = (torch.stack(parts) for parts in zip(*runs, strict=True))
     return (y, h_n, rzn, q), (0, 0, 0, 0)
+
+
+def _refuse_tangents() -> None:
+    """An operator of Python has no rule for forward mode: PyTorch would take its results for constants, in silence."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
+            "differentiation is on (PyTorch's own path is then in it), not before"
+        )
 
 
 def _check(
