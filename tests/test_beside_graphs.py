@@ -7,18 +7,10 @@ import torch
 from torch import nn
 
 import tritongru
-from tests.test_integration import assert_close, calls, randn
-from tests.test_operators import FORWARD, dynamo  # noqa: F401
+from tests.test_integration import assert_close, randn
+from tests.test_operators import FORWARD, Graphs, dynamo  # noqa: F401
 
 SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
-
-
-class Graphs(list):
-    """A compiler backend that runs a graph as it is, and keeps what each one calls."""
-
-    def __call__(self, graph, inputs):
-        self.append(calls(graph.graph))
-        return graph
 
 
 @pytest.fixture
@@ -56,33 +48,18 @@ class InARow(nn.Module):
         return x
 
 
-class Scaled(tritongru.GRU):
-    """A subclass as users write them."""
-
-    def forward(self, input, hx=None):
-        output, h_n = super().forward(2 * input, hx)
-        return output / 2, h_n
-
-
 class ScaledOfTorch(nn.GRU):
+    """A subclass as users write them; but super() of such a module Dynamo of torch 2.15 cannot trace."""
+
     def forward(self, input, hx=None):
-        output, h_n = super().forward(2 * input, hx)
+        output, h_n = nn.GRU.forward(self, 2 * input, hx)
         return output / 2, h_n
 
 
-def functional(kind, backend):
-    """The function in place of a layer."""
-
-    class Layer(kind):
-        def forward(self, x):
-            if kind is nn.GRU:
-                return torch.gru(x, x.new_zeros(1, x.shape[1], self.hidden_size), self._flat_weights, *self.flags)
-            h_0 = x.new_zeros(1, x.shape[1], self.hidden_size)
-            return tritongru.gru(x, h_0, self._flat_weights, *self.flags, backend=backend)
-
-        flags = (True, 1, 0.0, True, False, False)
-
-    return Layer
+class Scaled(tritongru.GRU):
+    def forward(self, input, hx=None):
+        output, h_n = tritongru.GRU.forward(self, 2 * input, hx)
+        return output / 2, h_n
 
 
 def models(make, theirs, ours, sizes, backend):

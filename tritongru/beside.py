@@ -1,7 +1,7 @@
-"""Calls that Dynamo finds beside its graphs: where a graph broke, it compiles each Python function that is called there.
+"""What is called where a graph broke: Dynamo compiles each Python function there by itself.
 
-nn.GRU's recurrence is C++, which Dynamo leaves alone. Ours is Python, one function for all layers of a model: compiled
-by itself it would be made anew for every size and flag of them, until Dynamo's limit of graphs for one function.
+nn.GRU's recurrence is C++, which Dynamo leaves alone. Ours is Python, one function for all layers of a model, which would
+be compiled anew for every size and flag of them, until Dynamo's limit of graphs for one function.
 """
 
 from __future__ import annotations

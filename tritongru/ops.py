@@ -310,7 +310,7 @@ def _check_like(name: str, tensor: Tensor, shape: Sequence[int], x: Tensor) -> N
 
 
 def _require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
-    """RuntimeError, unless it holds; or may hold, for sizes that only data tells: real ones come when the graph runs."""
+    """RuntimeError, unless it holds, or may hold for sizes that only data tells."""
     if not isinstance(condition, bool):
         from torch.fx.experimental.symbolic_shapes import guard_or_true  # here: it loads sympy
 
