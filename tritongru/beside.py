@@ -1,6 +1,6 @@
 """What is called where a graph broke: Dynamo compiles each Python function there by itself.
 
-nn.GRU's recurrence is C++, which Dynamo leaves alone. Ours is Python, one function for all layers of a model, which would
+nn.GRU's recurrence is C++, which Dynamo leaves alone. Ours is Python, one function for all layers of a model: it would
 be compiled anew for every size and flag of them, until Dynamo's limit of graphs for one function.
 """
 
