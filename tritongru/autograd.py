@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .beside import eager_beside_graphs
 from .gradients import BackwardPass, Wanted, in_chunks, whole
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
@@ -54,6 +55,7 @@ class GRULayer(torch.autograd.Function):
         return y, h_n
 
     @staticmethod
+    @eager_beside_graphs
     def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None) -> Any:
         layer: Layer = ctx.layer
         x, h_0, y, rzn, q, *flat = ctx.saved_tensors

@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from . import ops, registry
 from .autograd import GRULayer, Layer
+from .beside import eager_beside_graphs
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
 from .planning.choose import fastest_backend, off_chip
@@ -33,6 +34,7 @@ _TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tens
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
+@eager_beside_graphs
 def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """A GRU as torch.gru has it, in both its forms.
 
@@ -88,6 +90,7 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
     )
 
 
+@eager_beside_graphs
 def gru_cell(
     input: Tensor,
     hx: Tensor,
@@ -257,7 +260,8 @@ def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dty
     Raises:
         ValueError: unknown backend. RuntimeError: a backend that cannot run.
     """
-    if torch.compiler.is_exporting():  # asked here, where Python runs: Dynamo of torch 2.11 takes it to be so always
+    # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
+    if torch.compiler.is_exporting() or tracing():
         return "aten"
     found = registry.asked_for(backend)
     if found is None:
@@ -353,22 +357,23 @@ def _unfit_call(
             return "input is not 3-D"
         T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
     else:
-        if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu" or not len(batch_sizes):
+        if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
             return "data is not 2-D or batch_sizes not 1-D on the CPU"
         if into_a_graph():  # their values are there when the graph runs: the operator looks at them
             B = hx.shape[1] if hx.dim() == 3 else 0
             return _unfit(input, len(batch_sizes), B, hx, params, has_biases, num_layers, D)
         sizes = batch_sizes.tolist()
-        T, B = len(sizes), sizes[0]
-        if sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
+        if not sizes or sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
             return "batch_sizes do not add up to data, or rise"
+        T, B = len(sizes), sizes[0]
     return _unfit(input, T, B, hx, params, has_biases, num_layers, D)
 
 
 def _unfit(
     input: Tensor, T: int, B: int, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int, D: int
 ) -> str | None:
-    if min(T, B, input.shape[-1], hx.shape[-1]) == 0:
+    # In a graph T and B may be what only data tells: the operator looks when it runs.
+    if 0 in (input.shape[-1], hx.shape[-1]) or (not into_a_graph() and min(T, B) == 0):
         return EMPTY
     every = [input, hx, *params]
     if any(type(t) not in (Tensor, Parameter, *_TRACED) for t in every):

@@ -8,7 +8,7 @@ layer_backward has a derivative of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -51,10 +51,13 @@ def layer_forward(
         x's order of dimensions and q [..., D, H] in time-major order, else two tensors without elements.
 
     Raises:
-        RuntimeError: an argument of a wrong shape, dtype or device, or a backend that cannot run. ValueError: an
-        unknown backend.
+        RuntimeError: an argument of a wrong shape, dtype or device, a backend that cannot run, or forward-mode
+        differentiation. ValueError: an unknown backend.
     """
+    _refuse_tangents()
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    if not h_0.shape[1]:
+        return _outputs(x, h_0, batch_first, training and not recompute)
     layer = _layer(backend, x, h_0, batch_sizes, batch_first, training, recompute)
     y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, weights)
     if gates is None:
@@ -69,11 +72,17 @@ def _(
     training: bool, recompute: bool,
 ) -> Outputs:  # fmt: skip
     flops.count()  # a graph calls the operator where no Python of ours could tell a counter
+    _refuse_tangents()
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    return _outputs(x, h_0, batch_first, training and not recompute)
+
+
+def _outputs(x: Tensor, h_0: Tensor, batch_first: bool, save_gates: bool) -> Outputs:
+    """As `layer_forward` returns them, but for the values: all of a fake, and of an empty batch."""
     (D, B, H), rows = h_0.shape, tuple(x.shape[:-1])
     time_major = (rows[1], rows[0]) if batch_first else rows
     y = x.new_empty((*time_major, D * H))
-    gates = ((*rows, D, 3 * H), (*time_major, D, H)) if training and not recompute else ((0,), (0,))
+    gates = ((*rows, D, 3 * H), (*time_major, D, H)) if save_gates else ((0,), (0,))
     rzn, q = (x.new_empty(shape) for shape in gates)
     return y.transpose(0, 1) if batch_first else y, x.new_empty((D, B, H)), rzn, q
 
@@ -100,6 +109,8 @@ def layer_backward(
     """
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
+    if not h_0.shape[1]:
+        return _zero_gradients(x, h_0, weights, batch_first, wanted)
     layer = _layer(backend, x, h_0, batch_sizes, batch_first, training=True, recompute=not rzn.numel())
     gates = None if layer.recompute else SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)
     found = backward_pass(layer, x, h_0, y, gates, weights, dy, dh_n, wanted)
@@ -113,8 +124,15 @@ def _(
 ) -> list[Tensor]:  # fmt: skip
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
-    dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1) if batch_first else x.new_empty(x.shape)
-    every = [dx, *(x.new_empty(t.shape) for t in (h_0, *weights))]
+    return _zero_gradients(x, h_0, weights, batch_first, wanted)
+
+
+def _zero_gradients(
+    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_first: bool, wanted: Sequence[bool]
+) -> list[Tensor]:
+    """As `layer_backward` returns them: the shapes of a fake, and the gradients of an empty batch."""
+    dx = x.new_zeros((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1) if batch_first else x.new_zeros(x.shape)
+    every = [dx, *(x.new_zeros(t.shape) for t in (h_0, *weights))]
     return [gradient for gradient, want in zip(every, wanted, strict=True) if want]
 
 
@@ -287,12 +305,20 @@ def _backward_of_each(sizes: list[int], stacked: Sequence[Tensor | None], states
         one = [None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked]
         runs.append(layer_backward(*one[:states], one[states:], *others))
     return [torch.stack(parts).view(*sizes, *parts[0].shape) for parts in zip(*runs, strict=True)]
+def _refuse_tangents() -> None:
+    """An operator of Python has no rule for forward mode: PyTorch would take its results for constants, in silence."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
+            "differentiation is on (PyTorch's own path is then in it), not before"
+        )
 
 
 def _check(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool
 ) -> None:
-    """Raise for what does not fit. Reads shapes, dtypes and devices alone: fake tensors fail as real ones do."""
+    """Raise for what does not fit. Reads shapes, dtypes and devices alone: fake tensors fail as real ones do, but for
+    sizes that only data tells, which are looked at when the graph runs."""
     if backend and registry.find(backend).module is None:
         layers = ", ".join(repr(b.name) for b in registry.BACKENDS.values() if b.module)
         raise ValueError(f"backend must run a layer ({layers}, or '' for the plan's), got {backend!r}")
@@ -313,11 +339,14 @@ def _check(
             )
     if h_0.dim() != 3 or h_0.shape[0] not in (1, 2):
         raise RuntimeError(f"h_0 must be [D, B, H] with 1 or 2 directions, got {_shape(h_0)}")
-    if any(size == 0 for size in (*x.shape, *h_0.shape)):
-        raise RuntimeError(f"x and h_0 must have elements, got {_shape(x)} and {_shape(h_0)}")
     D, B, H = h_0.shape
-    if batch_sizes is None and x.shape[0 if batch_first else 1] != B:
-        raise RuntimeError(f"h_0 must have x's batch size, {x.shape[0 if batch_first else 1]}, got {_shape(h_0)}")
+    batch = 0 if batch_first else 1  # x's dimension of it
+    for dim, size in enumerate(x.shape):
+        if batch_sizes is not None or dim != batch:  # a batch may be empty, as nn.GRU's
+            _require(size != 0, lambda: f"x must have elements, got {_shape(x)}")
+    _require(H != 0, lambda: f"h_0 must have a hidden size above 0, got {_shape(h_0)}")
+    if batch_sizes is None:
+        _require(x.shape[batch] == B, lambda: f"h_0 must have x's batch size, {x.shape[batch]}, got {_shape(h_0)}")
     if len(weights) not in (2 * D, 4 * D):
         raise RuntimeError(f"weights must be {2 * D} or {4 * D} tensors for {D} direction(s), got {len(weights)}")
     each = len(weights) // D
@@ -341,10 +370,21 @@ def _check_gradients(
 
 
 def _check_like(name: str, tensor: Tensor, shape: Sequence[int], x: Tensor) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise RuntimeError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
+    sizes = zip(tensor.shape, shape, strict=False)
+    for same in (tensor.dim() == len(shape), *(size == expected for size, expected in sizes)):
+        _require(same, lambda: f"{name} must be {list(shape)}, got {_shape(tensor)}")
     if tensor.dtype != x.dtype or tensor.device != x.device:
         raise RuntimeError(f"{name} must be {x.dtype} on {x.device}, as x is, got {tensor.dtype} on {tensor.device}")
+
+
+def _require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
+    """RuntimeError, unless it holds, or may hold for sizes that only data tells."""
+    if not isinstance(condition, bool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_true  # here: it loads sympy
+
+        condition = guard_or_true(condition)
+    if not condition:
+        raise RuntimeError(message())
 
 
 def _shape(tensor: Tensor) -> list[int]:
