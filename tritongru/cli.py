@@ -67,13 +67,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.command == "profile":
         return _profile(arguments, profile)
     _interpret_without_gpu()
-    if arguments.command == "check":
-        from .inspection.check import main as check
+    import torch
 
-        return check()
-    from .demo import main as demo
+    with torch.device("cpu"):  # whatever default device the process has: what goes elsewhere says so
+        if arguments.command == "check":
+            from .inspection.check import main as check
 
-    return demo(arguments)
+            return check()
+        from .demo import main as demo
+
+        return demo(arguments)
 
 
 def _size(text: str) -> int:

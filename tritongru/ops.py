@@ -160,15 +160,15 @@ def differentiable_gradients(
 ) -> list[Tensor | None]:  # fmt: skip
     """`autograd.backward_pass` by the operator, whose results can be differentiated once more."""
     sizes = layer.call.visits.batch_sizes
+    batch_sizes = None if sizes is None else torch.tensor(sizes, device="cpu")
     rzn, q = gates or (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
     found = iter(
         layer_backward(
-            dy, dh_n, x, h_0, y, rzn, q, list(flat), None if sizes is None else torch.tensor(sizes), layer.backend.name,
-            layer.batch_first, list(wanted),
+            dy, dh_n, x, h_0, y, rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first, list(wanted)
         )
-    )  # fmt: skip
+    )
     return [next(found) if want else None for want in wanted]
 
 

@@ -9,6 +9,7 @@ backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -91,9 +92,9 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         ),
         tiles,
     )  # fmt: skip
-    columns = _ceil(H, tiles.block_h)
+    columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
     for rows, scalars in visits.forward(D):
-        launch((_ceil(rows, tiles.block_b), columns, D), scalars)
+        launch((-(-rows // block_b), columns, D), scalars)
     return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
@@ -141,14 +142,16 @@ def backward(
         )  # fmt: skip
         return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
 
-    (rows, scalars), *others = visits.backward(D)
+    steps = visits.backward(D)
+    rows, scalars = next(steps)
     launch, tiles = bound("backward_first")
     launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
-    if others:
+    others = visits.time - (1 if dh_0_dtype else 2)  # the last one makes dh_0 alone
+    if others > 0:
         launch, tiles = bound("backward")
-        columns = _ceil(H, tiles.block_h)
-        for rows, scalars in others if dh_0_dtype else others[:-1]:  # the last one makes dh_0 alone
-            launch((_ceil(rows, tiles.block_b), columns, D), scalars)
+        columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
+        for rows, scalars in islice(steps, others):
+            launch((-(-rows // block_b), columns, D), scalars)
     return dgates, dh_0 if dh_0_dtype else None
 
 
