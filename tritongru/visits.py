@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, chain, cycle, islice, repeat
+from itertools import accumulate, cycle, islice, repeat
 
 import torch
 from torch import Tensor
@@ -65,22 +65,32 @@ class Visits:
         return sizes, starts
 
     def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS.
+        """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a
+        direction that is not there.
 
-        Made as they are asked for, and by no Python of ours: keeping them would take 600 bytes a timestep.
+        Made as they are asked for, and by no Python of ours: kept, they would take 600 bytes a time step.
         """
-        each: list[Iterable[int]] = [cycle((0, 1))]
-        for at, rows in (self._in_order(direction) for direction in (0, 1)):
-            each += [at, rows, _shifted(rows, -1), _shifted(rows, 1)]
-        most = self._most([self._in_order(direction)[1] for direction in range(D)])
-        return zip(most, zip(*each, strict=False), strict=False)
+        columns: list[Iterable[int]] = [cycle((0, 1))]
+        reached: list[Sequence[int]] = []
+        for direction in range(D):
+            at, rows = self._in_order(direction)
+            columns += [at, rows, [0, *rows[:-1]], [*rows[1:], 0]]
+            reached.append(rows)
+        columns += [repeat(0)] * 4 * (2 - D)
+        return zip(self._most(reached, self.time), zip(*columns, strict=False), strict=False)
 
-    def backward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Per launch of a backward pass, the last one for dh_0 included: rows, and BACKWARD_SCALARS."""
-        last_first = [[values[::-1] for values in self._in_order(direction)] for direction in (0, 1)]
-        each = [_shifted(values, by) for direction in last_first for values in direction for by in (0, 1, 2)]
-        most = self._most([_shifted(rows, by) for _, rows in last_first[:D] for by in (0, 1)])
-        return zip(most, zip(*each, strict=False), strict=False)
+    def backward(self, D: int, want_dh_0: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Per launch of a backward pass: rows, and BACKWARD_SCALARS. The last of several makes dh_0 alone."""
+        columns: list[Iterable[int]] = []
+        reached: list[Sequence[int]] = []
+        for direction in range(D):
+            at, rows = ([*values[::-1], 0, 0] for values in self._in_order(direction))
+            columns += [islice(values, by, None) for values in (at, rows) for by in (0, 1, 2)]
+            # Those of the visit and of the one before it: over time rows never become more.
+            reached.append([*rows[1:-2], rows[-3]] if direction == 0 else rows)
+        columns += [repeat(0)] * 6 * (2 - D)
+        launches = self.time if want_dh_0 or self.time == 1 else self.time - 1
+        return zip(self._most(reached, launches), zip(*columns, strict=False), strict=False)
 
     def _in_order(self, direction: int) -> tuple[Sequence[int], Sequence[int]]:
         """`at` and `rows` of every visit."""
@@ -88,11 +98,11 @@ class Visits:
         rows = self.batch_sizes or (self.batch,) * self.time
         return (at, rows) if direction == 0 else (at[::-1], rows[::-1])
 
-    def _most(self, rows: Sequence[Iterable[int]]) -> Iterator[int]:
-        """The largest at each place."""
+    def _most(self, rows: Sequence[Sequence[int]], count: int) -> Iterable[int]:
+        """The largest at each of the first `count` places."""
         if self.batch_sizes is None:
-            return repeat(self.batch, self.time)
-        return iter(rows[0]) if len(rows) == 1 else map(max, *rows)
+            return repeat(self.batch, count)
+        return rows[0][:count] if len(rows) == 1 else map(max, rows[0][:count], rows[1])
 
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
@@ -117,11 +127,6 @@ class Visits:
         row = at - starts[t]
         after = torch.nn.functional.pad(sizes[1:], (0, 1))
         return torch.where(row < after[t], at + sizes[t], N + row)
-
-
-def _shifted(values: Sequence[int], by: int) -> Iterator[int]:
-    """values[i + by] for i = 0, 1, 2 ...: 0 outside, and without an end where `by` is above 0."""
-    return chain(islice(values, by, None), repeat(0)) if by > 0 else chain(repeat(0, -by), values)
 
 
 class Kept:

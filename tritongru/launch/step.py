@@ -9,7 +9,6 @@ backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import torch
@@ -142,15 +141,14 @@ def backward(
         )  # fmt: skip
         return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
 
-    steps = visits.backward(D)
+    steps = visits.backward(D, want_dh_0=dh_0_dtype is not None)
     rows, scalars = next(steps)
     launch, tiles = bound("backward_first")
     launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
-    others = visits.time - (1 if dh_0_dtype else 2)  # the last one makes dh_0 alone
-    if others > 0:
+    if visits.time > 1:
         launch, tiles = bound("backward")
         columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
-        for rows, scalars in islice(steps, others):
+        for rows, scalars in steps:
             launch((-(-rows // block_b), columns, D), scalars)
     return dgates, dh_0 if dh_0_dtype else None
 
