@@ -313,13 +313,17 @@ def write(tmp_path: Path, content: bytes) -> str:
         (b"too short to learn from", "too short"),
         (b"word " * 100 + b"\0", "NUL"),
         (b"caf\xe9 " * 3000, "not UTF-8"),
-        (b"same words here. \n\n" * 3000, "too short"),
+        (b"\xc2\xa7\xc2\xa7 + = \n\n" * 3000, "holds no words"),
+        (b"same words here. \n\n" * 3000, "repeats itself: 4 of 12,000 words without repeats, at least 2,000"),
+        (b"the same words " * 3000, "repeats itself: of "),
+        (b"long " * 5000 + b"\n\n" + b"".join(b"%d\n\n" % i for i in range(40)), "too few paragraphs: every twelfth"),
     ],
 )
 def test_bad_text(tmp_path, capsys, content, message):
     assert demo.main(options("--text", write(tmp_path, content), "--out", str(tmp_path / "out"))) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert ("too short" in error) == (content == b"too short to learn from")
 
 
 def test_other_bad_options(tmp_path, capsys):
