@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -160,6 +161,23 @@ def test_training_learns(corpus):
     assert curve.held_out[-1][0] == 80
     assert curve.held_out[-1][1] == pytest.approx(training.perplexity(model, corpus.held_out, CPU))
     assert curve.held_out[-1][1] < min(before, unigram)
+
+
+@pytest.mark.parametrize("what", ["words", "story"])
+def test_no_tensor_of_a_step_outlives_it(corpus, what):
+    """A loss of four bytes that stays keeps the heap from giving back the logits below it: 10 MB a step."""
+    alive = []
+
+    def count(step, loss):
+        gc.collect()
+        alive.append(sum(type(found) is torch.Tensor for found in gc.get_objects()))
+
+    if what == "words":
+        model = training.build_model(len(corpus.vocabulary), 16, 24, nn.GRU, seed=4)
+        training.train(model, corpus, dataclasses.replace(TINY, steps=40, evaluations=1), CPU, count)
+    else:
+        StoryModel(dataclasses.replace(TINY_STORY, steps=40), nn.GRU, CPU, 0).train(count)
+    assert alive[1:] == [alive[1]] * 3
 
 
 def test_completion(corpus):
