@@ -331,7 +331,7 @@ def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> 
 def _autocast(
     chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: list[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """All of them in autocast's dtype, if it is on for their device: what autocast does to cuDNN's GRU."""
+    """All of them in autocast's dtype, if it is on for their device; cuDNN's GRU takes float16 whichever that is."""
     if isinstance(chosen, InGraph) and not chosen.autocast:
         return x, hx, params
     dtype = registry.computing_dtype(x)

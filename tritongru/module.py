@@ -44,6 +44,10 @@ class GRU(nn.GRU):
         (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]))
     """
 
+    # On the class for an object that no __init__ of ours made: its class was set, or an older pickle had its state.
+    backend: str | None = None
+    recompute: bool = False
+
     def __init__(
         self,
         input_size: int,
@@ -151,6 +155,8 @@ class GRUCell(nn.GRUCell):
         >>> cell(torch.randn(4, 8), h).shape
         torch.Size([4, 16])
     """
+
+    backend: str | None = None  # as in GRU
 
     def __init__(
         self,

@@ -191,6 +191,7 @@ def backward_by_operator(
 ) -> list[Tensor | None]:  # fmt: skip
     """`autograd.backward_pass` as one operator, whose results can be differentiated once more."""
     sizes = layer.call.visits.batch_sizes
+    batch_sizes = None if sizes is None else torch.tensor(sizes, device="cpu")
     rzn, q = gates or (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
@@ -199,10 +200,9 @@ def backward_by_operator(
     )  # a second derivative goes by what y is made of; compiled autograd cannot add the None that y would get
     found = iter(
         layer_backward(
-            dy, dh_n, x, h_0, y, rzn, q, list(flat), None if sizes is None else torch.tensor(sizes), layer.backend.name,
-            layer.batch_first, list(wanted),
+            dy, dh_n, x, h_0, y, rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first, list(wanted)
         )
-    )  # fmt: skip
+    )
     return [next(found) if want else None for want in wanted]
 
 
@@ -305,6 +305,8 @@ def _backward_of_each(sizes: list[int], stacked: Sequence[Tensor | None], states
         one = [None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked]
         runs.append(layer_backward(*one[:states], one[states:], *others))
     return [torch.stack(parts).view(*sizes, *parts[0].shape) for parts in zip(*runs, strict=True)]
+
+
 def _refuse_tangents() -> None:
     """An operator of Python has no rule for forward mode: PyTorch would take its results for constants, in silence."""
     if torch.autograd.forward_ad._current_level >= 0:

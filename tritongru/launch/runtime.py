@@ -16,6 +16,8 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from .interpreter import launching
+
 Grid = tuple[int, int, int]
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
 
@@ -110,8 +112,12 @@ class Launch:
         if self.again is not None:
             self.again(grid, scalars)
             return
+        if interpreted(self.kernel):
+            with launching:
+                self.kernel[grid](*scalars, *self.rest, **self.options)
+            return
         compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
-        if compiled is not None:  # None always under the interpreter
+        if compiled is not None:  # None where a hook of Triton kept it from compiling
             self.again = self._bound(compiled)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
