@@ -77,7 +77,7 @@ def _regions() -> list[tuple[Any, bool]]:
                 found.append((local["ctx"], code.co_name == "backward"))
             elif code.co_name == "unpack_hook" and "frame" in local:
                 found.append((local["frame"], True))
-            elif code.co_name == "checkpoint" and "gen" in local and local["gen"].gi_frame is not None:
+            elif "gen" in local and local["gen"].gi_frame is not None:  # checkpoint itself, whatever its inner name
                 found.append((local["gen"].gi_frame.f_locals["new_frame"], False))
         frame = frame.f_back
     return found
