@@ -1,4 +1,5 @@
 # Everything runs in .venv, which is built when it is missing. PYTHON names another interpreter to build it with.
+# Times are those of two idle cores.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -11,15 +12,15 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	touch $@
 
-demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/
+demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/; 4 minutes
 	$(PY) -m tritongru demo
 
-test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own
+test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own; about 8 minutes
 	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu and not long"
 	$(PYTEST) -m "compiled and not long"
 	$(PY) -m tests.kit.reached
 
-long: $(VENV)/installed  ## the long exploration; CI runs it
+long: $(VENV)/installed  ## the long exploration; CI runs it; about a quarter of an hour
 	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
 	$(PYTEST) -m "long and compiled"
 
