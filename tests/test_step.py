@@ -1,7 +1,7 @@
 """The backends against float64 and nn.GRU: output, h_n and every gradient, by `check`'s rule.
 
 Of `sequence` what is quick stands in tests/test_sequence.py; here it runs in `make long`. So does what takes long
-of `step` and another case shows: bfloat16 of the odd shapes, and most of backward in chunks, which is outside the backends.
+of `step` and another case shows: bfloat16 of odd shapes, and most of backward in chunks, which is outside backends.
 """
 
 from __future__ import annotations
