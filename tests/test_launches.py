@@ -70,6 +70,16 @@ def test_what_plan_lists_is_what_runs_in_chunks(
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_what_plan_lists_is_what_runs_of_column_sums(rows: int, few_rows_in_a_sum, monkeypatch) -> None:
+    few_rows_in_a_sum(rows)
+    layer = tritongru.GRU(5, 6, backend="step")
+    x = torch.randn(7, 3, 5)
+    _, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+    assert dict(backward) == dict(tritongru.plan(layer, x).launches.backward)
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("hidden", [16, 21])
 @pytest.mark.parametrize("variant", ["plain", "two-layers", "recompute"])
 def test_what_plan_lists_is_what_runs_of_programs_that_exchange(variant: str, hidden: int, monkeypatch) -> None:

@@ -430,11 +430,10 @@ def _methods(scheduler: Scheduler) -> dict[str, Callable[..., Any]]:
     builder, handle = interpreter.interpreter_builder, interpreter.TensorHandle
     load, store = builder.create_masked_load, builder.create_masked_store
     rmw, cas, barrier = builder.create_atomic_rmw, builder.create_atomic_cas, builder.create_barrier
+    policies = (None,) * (len(inspect.signature(load).parameters) - 4)  # of the cache: two of them, one from 3.9 on
 
     def masked_load(pointers: Any, mask: Any, other: Any, *rest: Any, **options: Any) -> Any:
-        active = np.asarray(
-            mask.data, dtype=bool
-        )  # an array itself under a block pointer; a scalar of the host may widen it
+        active = np.asarray(mask.data, dtype=bool)  # an array itself under a block pointer
         program = scheduler.point()
         begin, end = scheduler.bounds(program, "loads", pointers, active)
         halves = scheduler.halves(active)
@@ -468,7 +467,7 @@ def _methods(scheduler: Scheduler) -> dict[str, Callable[..., Any]]:
         begin, end = scheduler.bounds(program, "updates", pointers, active)
         before = operation()
         access = _Access("updates", pointers.data, active, before.data)
-        after = load(pointers, handle(active, tl.int1), None, None, None, False)
+        after = load(pointers, handle(active, tl.int1), None, *policies, False)
         if before.data[active].tobytes() == after.data[active].tobytes():
             scheduler.loaded(program, access, begin, end)
         else:
