@@ -50,17 +50,15 @@ BACKWARD_SCALARS = (
 # Read and written element by element: one compiled kernel serves every layout of them.
 ANY_ALIGNMENT = (
     "rzn_ptr", "q_ptr", "y_ptr", "dy_ptr", "dgates_ptr", "h_0_ptr", "h_n_ptr", "state_ptr", "dh_n_ptr", "dh_0_ptr",
-    "w_ptr", "w_reverse_ptr", "b_ptr", "b_reverse_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr",
+    "b_ptr", "b_reverse_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr",
 )  # fmt: skip
 
 
 @gluon.jit
 def load_weights(
-    w_ptr,  # [3H, H] of W_hh
+    w_ptr,  # [3, U, K]
     gate,
-    H,
     first_unit,
-    TRANSPOSED: gl.constexpr,  # K is the rows of W_hh: what the gate gradients are multiplied with
     UNITS: gl.constexpr,
     PARTS: gl.constexpr,
     PART: gl.constexpr,
@@ -68,24 +66,19 @@ def load_weights(
     PRECISION: gl.constexpr,
     layout: gl.constexpr,
 ):
-    """One gate's slice as the right factor: a tuple of PARTS tensors [warps, K of a warp, units]; zeros past H."""
+    """One gate's slice as the right factor: a tuple of PARTS tensors [warps, K of a warp, units]."""
     K_OF_WARP: gl.constexpr = PART // WARPS
     k = gl.arange(0, K_OF_WARP, layout=gl.SliceLayout(0, gl.SliceLayout(2, layout)))
     warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
     unit = gl.arange(0, UNITS, layout=gl.SliceLayout(0, gl.SliceLayout(1, layout)))
     k = gl.expand_dims(gl.expand_dims(k, 0), 2)
     warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
-    unit = gl.expand_dims(gl.expand_dims(unit, 0), 1) + first_unit
-    base = w_ptr + (gate * H).to(gl.int64) * H
+    unit = gl.expand_dims(gl.expand_dims(unit, 0), 1)
+    offs = unit * (PARTS * PART) + warp * K_OF_WARP + k
+    rows = w_ptr + (gate * gl.num_programs(0) * UNITS + first_unit).to(gl.int64) * (PARTS * PART)
     found = ()
     for part in gl.static_range(PARTS):
-        at = part * PART + warp * K_OF_WARP + k
-        if TRANSPOSED:
-            offs = at.to(gl.int64) * H + unit
-        else:
-            offs = unit.to(gl.int64) * H + at
-        w = gl.load(base + offs, mask=(at < H) & (unit < H), other=0.0)
-        found = found + (as_factor(w, PRECISION),)
+        found = found + (as_factor(gl.load(rows + (part * PART + offs)), PRECISION),)
     return found
 
 
@@ -231,7 +224,7 @@ def sequence_forward(
     h_0_ptr,  # [D, B, H]
     h_n_ptr,  # [D, B, H]
     state_ptr,  # [D, B, H] float32: h between launches; not touched where one launch takes all visits
-    w_ptr,  # [3H, H] W_hh
+    w_ptr,  # [3, U, K] W_hh, padded with zeros
     w_reverse_ptr,
     b_ptr,  # [3H] b_hh
     b_reverse_ptr,
@@ -269,13 +262,13 @@ def sequence_forward(
     first_unit = gl.program_id(0) * UNITS
     w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
     b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)
-    w_r = load_weights(w_ptr, 0, H, first_unit, False, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    w_z = load_weights(w_ptr, 1, H, first_unit, False, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    w_n = load_weights(w_ptr, 2, H, first_unit, False, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
     if SHARED > 0:
         w_n = into_shared(w_n, factors)
+    w_z = load_weights(w_ptr, 1, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
     if SHARED > 1:
         w_z = into_shared(w_z, factors)
+    w_r = load_weights(w_ptr, 0, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
     if SHARED > 2:
         w_r = into_shared(w_r, factors)
     sum_r = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
@@ -446,7 +439,7 @@ def sequence_backward(
     e_ptr,  # [directions, slots, groups, TILES, 3, ROWS * K] integers in fragment order: dr, dz, dq
     dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
     dh_0_ptr,  # [D, B, H] float32; may be dh_n
-    w_ptr,  # [3H, H] W_hh
+    w_ptr,  # [3, U, K] the transposes of W_hr, W_hz, W_hn, padded with zeros
     w_reverse_ptr,
     lengths_ptr,
     starts_ptr,
@@ -483,13 +476,13 @@ def sequence_backward(
     group = gl.program_id(1)
     first_unit = gl.program_id(0) * UNITS
     w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
-    w_r = load_weights(w_ptr, 0, H, first_unit, True, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    w_z = load_weights(w_ptr, 1, H, first_unit, True, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    w_n = load_weights(w_ptr, 2, H, first_unit, True, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
     if SHARED > 0:
         w_n = into_shared(w_n, factors)
+    w_z = load_weights(w_ptr, 1, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
     if SHARED > 1:
         w_z = into_shared(w_z, factors)
+    w_r = load_weights(w_ptr, 0, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
     if SHARED > 2:
         w_r = into_shared(w_r, factors)
     sum_dh = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
