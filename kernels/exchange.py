@@ -39,8 +39,15 @@ from triton.experimental.gluon import language as gl
 
 LOOKS = 64  # looks at the data between two looks at the clock and the status word; a power of two
 CLOCK_SHIFT = 20  # the clock is looked at in units of 2^20 ns, about a millisecond: 32 bits of it last for weeks
+MULTIPLY = gl.constexpr("mul.wide.s32 $0, $1, $2;")
+ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
 BLOCK_BYTES = 512
 VECTOR_BYTES = 16
+
+
+def bound_of(seconds: float) -> int:
+    """The bound of a wait as the kernels take it: at least one unit."""
+    return max(1, round(1e9 * seconds) >> CLOCK_SHIFT)
 
 
 def units_of_block(width: int) -> int:
@@ -168,7 +175,7 @@ def as_factor(x, PRECISION: gl.constexpr):
     first, to nearest, ties away from zero."""
     if PRECISION == "tf32" and x.dtype == gl.float32:
         return gl.inline_asm_elementwise(
-            "cvt.rna.tf32.f32 $0, $1;", "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1
+            ROUND_TO_TF32, "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1
         ).to(gl.float32, bitcast=True)
     else:
         return x

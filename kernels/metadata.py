@@ -57,38 +57,57 @@ def step_backward(grid, metadata, args):
     return _told("step_backward", "BHD", args, flops, moved)
 
 
+def one_program_forward(grid, metadata, args):
+    """Of kernels/one_program.py's one_program_forward."""
+    T, B, H, D, size = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size()
+    N = args["y_ptr"].numel() // (D * H)
+    read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * H
+    written = N * H + N * 4 * H * args["save_gates"] + B * H
+    moved = D * (read + written) * size + 8 * T * args["packed"]
+    return _told("one_program_forward", "TBHD", args, D * 2 * N * 3 * H * H, moved)
+
+
+def one_program_backward(grid, metadata, args):
+    """Of kernels/one_program.py's one_program_backward."""
+    T, B, H, D, size, N = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size(), args["size_rows"]
+    handed_on = N if args["want_dh_0"] else N - B  # rows whose dh goes to the visit before
+    moved = (args["w_ptr"].numel() + N * (4 + 1 + 4) * H) * size + B * H * 4 * (1 + args["want_dh_0"])
+    moved = D * moved + _expanded(args["dy_ptr"]) + 8 * T * args["packed"]
+    return _told("one_program_backward", "TBHD", args, D * 2 * handed_on * 3 * H * H, moved)
+
+
+def _expanded(tensor):
+    """Bytes of a tensor's elements: expanded, it has fewer than places."""
+    found = tensor.element_size()
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        found *= n if stride else 1
+    return found
+
+
 def sequence_forward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_forward."""
-    T, B, H, D, exchange = args["T"], args["B"], args["H"], args["D"], args["EXCHANGE"]
-    P, size, N = args["vectors"] * 8, args["y_ptr"].element_size(), args["y_ptr"].numel() // (D * H)
-    read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * (P if exchange else H)
-    written = N * 4 * H * args["save_gates"] + B * H
-    if exchange:  # h of the rows that carry theirs is received; every row publishes
-        read += (N - B) * P
-        written += N * P + N * H * args["own_exchange"]
-    else:
-        written += N * H
-    moved = (read + written) * size + 2 * B * H * args["state_ptr"].element_size() * exchange
-    directions = grid[2]
-    return _told(
-        "sequence_forward", "TBHD", args, directions * 2 * N * 3 * H * H, directions * moved + 8 * T * args["packed"]
-    )
+    """Of kernels/sequence.py's sequence_forward: of what is exchanged, each element once."""
+    B, H, D, T, (directions, size) = args["B"], args["H"], args["D"], args["T"], (grid[2], args["y_ptr"].element_size())
+    N = args["y_ptr"].numel() // (D * H)
+    exchanged = args["e_ptr"].numel() * size
+    rows = grid[1] * args["TILES"] * args["ROWS"]
+    share = min(rows, B - args["first_row"]) / B * (args["stop_visit"] - args["first_visit"]) / T
+    n = round(N * share)  # rows of all its visits
+    states = min(rows, B - args["first_row"]) * H
+    moved = n * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + n * H + n * 4 * H * args["save_gates"]
+    moved = directions * (moved * size + states * (2 * size)) + 2 * exchanged + 4 * (T + B) * args["packed"]
+    return _told("sequence_forward", "TBHD", args, directions * 2 * n * 3 * H * H, moved)
 
 
 def sequence_backward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_backward."""
-    T, B, H, D, exchange, want = (args[name] for name in ("T", "B", "H", "D", "EXCHANGE", "want_dh_0"))
-    P, size, N, dy = args["vectors"] * 8, args["y_ptr"].element_size(), args["size_rows"], args["dy_ptr"]
-    handed_on = N if want else N - B  # rows whose dh goes to the visit before
-    read = args["w_ptr"].numel() + N * (4 + 1) * H + handed_on * 3 * P * exchange
-    moved = (read + N * 4 * P) * size
-    moved += B * H * args["dh_n_ptr"].element_size() + B * H * args["dh_0_ptr"].element_size() * want
-    moved += B * H * args["state_ptr"].element_size() * (1 + bool(handed_on)) * exchange
-    directions = grid[2]
-    of_dy = dy.element_size()
-    for n, stride in zip(dy.shape, dy.stride(), strict=True):  # expanded, it has fewer elements than places
-        of_dy *= n if stride else 1
-    if args["stride_dy_h"]:
-        of_dy = of_dy * directions // D
-    moved = directions * moved + of_dy + 8 * T * args["packed"]
+    """Of kernels/sequence.py's sequence_backward: of what is exchanged, each element once."""
+    B, H, D, T, (directions, size) = args["B"], args["H"], args["D"], args["T"], (grid[2], args["y_ptr"].element_size())
+    exchanged = args["e_ptr"].numel() * size
+    rows = grid[1] * args["TILES"] * args["ROWS"]
+    share = min(rows, B - args["first_row"]) / B * (args["stop_visit"] - args["first_visit"]) / T
+    n = round(args["size_rows"] * share)
+    states = min(rows, B - args["first_row"]) * H
+    handed_on = n if args["want_dh"] else n - min(rows, B - args["first_row"])
+    moved = (args["w_ptr"].numel() + n * (4 + 1 + 4) * H) * size + states * (4 + 4 * args["want_dh"])
+    moved = directions * moved + round(_expanded(args["dy_ptr"]) * share * directions / D)
+    moved += 2 * exchanged + 4 * (T + B) * args["packed"]
     return _told("sequence_backward", "TBHD", args, directions * 2 * handed_on * 3 * H * H, moved)

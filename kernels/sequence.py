@@ -35,7 +35,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import metadata
-from .exchange import as_factor, first_vector, place_in_tile, publish
+from .exchange import MULTIPLY, as_factor, first_vector, place_in_tile, publish
 from .gates import gru_gate_gradients, gru_gates
 
 FORWARD_SCALARS = (
@@ -177,7 +177,7 @@ def longest_of(lengths, T, has_lengths):
 @gluon.jit
 def times(a, b):
     """The product of two int32 as int64, in one instruction: what the compiler makes of the same in a loop takes four."""
-    return gl.inline_asm_elementwise("mul.wide.s32 $0, $1, $2;", "=l,r,r", [a, b], dtype=gl.int64, is_pure=True, pack=1)
+    return gl.inline_asm_elementwise(MULTIPLY, "=l,r,r", [a, b], dtype=gl.int64, is_pure=True, pack=1)
 
 
 @gluon.jit

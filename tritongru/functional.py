@@ -290,13 +290,13 @@ def _settle(
     if why_not is not None:
         return why_not
     reason = "asked for"
-    if found is None or found.name == "sequence":
+    if found is None or found.keeps_weights_on_chip:
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
         shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
         if found is None:
             name, reason = triton_backend(B, T, *shape)
             found = registry.BACKENDS[name]
-        elif (why_not := off_chip(B, *shape)) is not None:
+        elif (why_not := off_chip(B, *shape, found.overrides)) is not None:
             return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
     return found

@@ -124,7 +124,7 @@ def _layer(
     precision = rnn_precision(device.vendor == "nvidia")
     if not name:
         name, _ = triton_backend(B, visits.time, H, D, dtype, precision, training, device)
-    backend = registry.BACKENDS[name]
+    backend = registry.find(name)
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
     return Layer(backend, LayerCall(visits, D, H, dtype, precision, device, training), batch_first, recompute=recompute)

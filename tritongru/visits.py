@@ -60,6 +60,11 @@ class Visits:
         """int32 on the device: rows of each time step, and the first of them; of a dense batch nothing is read."""
         return _tables(self.batch_sizes, device)
 
+    def lengths(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """int32 on the device: how many time steps each row runs, and the first row of each of a packed batch; of a
+        dense batch nothing is read."""
+        return _lengths(self.batch_sizes, device), _tables(self.batch_sizes, device)[1]
+
     def forward(self, D: int) -> list[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS."""
         return _forward(self, D)
@@ -104,6 +109,13 @@ def _tables(batch_sizes: tuple[int, ...] | None, device: torch.device) -> tuple[
     on_host = torch.tensor([sizes, starts], dtype=torch.int32)
     of_sizes, of_starts = on_host.to(device).unbind()
     return of_sizes, of_starts
+
+
+@lru_cache(maxsize=32)
+def _lengths(batch_sizes: tuple[int, ...] | None, device: torch.device) -> Tensor:
+    sizes = torch.tensor(batch_sizes or (0,))
+    rows = torch.arange(max(1, int(sizes[0])))
+    return (sizes[None, :] > rows[:, None]).sum(1, dtype=torch.int32).to(device)
 
 
 # What a shape's launches are told does not change from call to call: kept, for the host's time per step is theirs.

@@ -1,77 +1,98 @@
-"""The wait of kernels/exchange.py in Python: what its PTX does, for the emulator."""
+"""Host side of kernels/exchange.py: the buffer that programs exchange in, the bound of a wait, and who learns of its end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import os
+import threading
 
-import numpy as np
-import triton.language as tl
+import torch
+from torch import Tensor
 
-from ..kernels.exchange import CLOCK_SHIFT, LOOKS, Wait, units_of_block
-from .emulator import TWINS, Tensor
+from .parts import part
+from .runtime import empty
 
-
-def places_in_vectors(rows: int, k: int, width: int) -> tuple[Any, Any]:
-    """Of every element [rows, k] of a warp's left factor: which of the thread's vectors it lies in, at which byte.
-
-    The order of a lane's registers in m16n8k16 (float32: m16n8k8) by the PTX manual: k within a register, rows 8
-    apart, then the upper half of the block's k; then blocks of k, and of 16 rows.
-    """
-    row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(width)
-    vector = row // 16 * (k // units) + unit // units
-    half = unit % units // (units // 2)
-    byte = 2 * (unit % 2) * (width == 16) + 4 * (row // 8 % 2) + 8 * half
-    return vector, byte
+SENTINEL = -1
+WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WAIT_SECONDS says otherwise
 
 
-def twin(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
-    """What the text of a wait does, for all threads of a program at once."""
+class Status:
+    """Whether a wait ran out on a device: a word there, which waiting programs look at, and one that the host reads."""
 
-    def waits(
-        turn: Any, address: Tensor, status: Tensor, report: Tensor, bound: Tensor, dtype: tuple[Any, ...]
-    ) -> tuple[Tensor, ...]:
-        tensors = len(dtype)
-        vector, byte = places_in_vectors(*address.v.shape[1:], wait.width)
-        each = len(wait.displacements) // tensors
-        displacements = np.asarray(wait.displacements).reshape(tensors, each)
-        addresses = address.v[None] + (displacements[:, vector] + byte)[:, None]
-        looks = end = 0
-        while True:
-            found = turn.load(addresses, dtype[0]).v
-            if not (found == -1).any():
-                break
-            looks += 1
-            if looks % LOOKS:
-                turn.wait()
-                continue
-            now = turn.clock() >> CLOCK_SHIFT
-            if looks == LOOKS:
-                end = now + int(bound.v)
-            if turn.load(status.v, tl.int32).v:
-                break
-            if now >= end:
-                one = Tensor(np.int32(1), tl.int32)
-                turn.store(status.v, one)
-                turn.store(report.v, one)
-                break
-        return tuple(Tensor(found[i], kind) for i, kind in enumerate(dtype))
+    def __init__(self, device: torch.device):
+        cuda = device.type == "cuda"
+        if cuda and torch.cuda.is_current_stream_capturing():  # these words outlive the graph, and its memory pool
+            raise RuntimeError(
+                f"backend 'sequence' has not run on {device} yet: call a layer once before the capture of a CUDA graph"
+            )
+        with torch.inference_mode(False):  # whatever mode the first call is in, these are written again
+            self.word = torch.zeros(1, dtype=torch.int32, device=device)
+            self.report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=cuda)
+        if cuda:
+            torch.cuda.current_stream(device).synchronize()  # once: another stream may be the first to read the word
+        self.seconds = WAIT_SECONDS  # the bound of the last launch
 
-    return waits
+    def check(self) -> None:
+        """Raise if a wait ran out since the last look. Reads host memory: no wait for the device, but for the error."""
+        if self.report.item():
+            if self.word.is_cuda:
+                torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
+            self.report.zero_()
+            self.word.zero_()
+            raise RuntimeError(
+                f"a wait between the programs of a tritongru sequence kernel ran out on {self.word.device} after "
+                f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
+                "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
+            )
 
 
-def times(turn: Any, a: Tensor, b: Tensor, dtype: Any) -> Tensor:
-    return Tensor(a.v.astype(np.int64) * b.v.astype(np.int64), dtype)
+_creating = threading.Lock()
+_statuses: dict[torch.device, Status] = {}
 
 
-def register(wait: Wait) -> None:
-    """Let the emulator run this text, and the others of the kernels."""
-    TWINS.setdefault(wait.text, twin(wait))
-    TWINS.setdefault("mul.wide.s32 $0, $1, $2;", times)
-    TWINS.setdefault("cvt.rna.tf32.f32 $0, $1;", rounded)
+def status(device: torch.device) -> Status:
+    """The status words of a device, made at its first use."""
+    if device not in _statuses:
+        with _creating:
+            if device not in _statuses:
+                _statuses[device] = Status(device)
+    return _statuses[device]
 
 
-def rounded(turn: Any, x: Tensor, dtype: Any) -> Tensor:
-    bits = np.asarray(x.v, np.float32).view(np.int32)
-    found = np.where(np.isnan(x.v), np.int32(0x7FFFFFFF), (bits + 0x1000) & -0x2000)
-    return Tensor(found.astype(np.int32).reshape(x.v.shape), dtype)
+def check_all() -> None:
+    """Raise the error of any device whose kernels gave up a wait."""
+    for found in tuple(_statuses.values()):
+        found.check()
+
+
+def wait_seconds() -> float:
+    """The bound of a wait. Raises ValueError for a TRITONGRU_WAIT_SECONDS that is no positive number below 2000."""
+    given = os.environ.get("TRITONGRU_WAIT_SECONDS")
+    if given is None:
+        return WAIT_SECONDS
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 2000:
+        raise ValueError(f"TRITONGRU_WAIT_SECONDS must be a number above 0 and below 2000, got {given!r}")
+    return seconds
+
+
+class Buffer:
+    """The exchange buffer of a pass, fresh: [directions, slots, groups, tiles, gates, rows / 16, blocks, elements of a
+    block] for the launch with the most slots; of another one the first of them."""
+
+    def __init__(self, shape: tuple[int, ...], slots: int, owned: int, dtype: torch.dtype, device: torch.device):
+        """shape: without the slots. owned: blocks that programs publish; those after them are zeros for ever."""
+        self.shape, self.owned = shape, owned
+        bits = torch.int32 if dtype == torch.float32 else torch.int16
+        self.bits = empty(shape[0], slots, *shape[1:], dtype=bits, device=device)
+
+    @part("fill")
+    def filled(self, slots: int) -> Tensor:
+        """Full of sentinels, for one launch. That of the launch before is over by then, on the same stream."""
+        found = self.bits.flatten()[: self.bits.numel() // self.bits.shape[1] * slots]
+        found.fill_(SENTINEL)
+        if self.owned < self.shape[-2]:
+            found.view(-1, *self.shape[-2:])[:, self.owned :].zero_()
+        return found

@@ -36,7 +36,7 @@ from functools import lru_cache
 
 from .devices import DEVICES, Device, _described
 from .problem import BYTES, Problem
-from .sequence import BLOCK_B, SequenceTiles, padded, sequence_tiles
+from .sequence import BLOCK_B, SequenceTiles, sequence_tiles
 from .step import StepTiles, step_tiles
 
 ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions
@@ -280,7 +280,7 @@ def _sequence_limit(
     # row tiles that one SM works through at each step: a group's, or those of the groups that share it
     turns = tiles.tiles if tiles.exchange else -(-tiles.groups * tiles.directions // top.sms)
     # elements of a row that a program reads of all units' (h; dr, dz, dq), and of its own (OWN_READS)
-    whole = (1 if forward else 3) * padded(H) if tiles.exchange else 0
+    whole = (1 if forward else 3) * tiles.units if tiles.exchange else 0
     own = OWN_READS[kind] * min(tiles.block_h, H)
     one_sm = top.l2_bytes_per_clock * clocks_per_us  # bytes in a microsecond, as the next
     all_sms = 1e6 * top.l2_read_tb_s
@@ -296,7 +296,7 @@ def _sequence_limit(
     clocks = MMA + SHARED_TRIP + GATES[kind]  # the parts of the sums; without exchange, h into the matrix layout
     latency = max(product, shared)
     if tiles.exchange:
-        waits = (tiles.num_k if forward else 3 * tiles.num_k) // tiles.per_wait  # each begins after the one before it
+        waits = tiles.waits  # each begins after the one before it
         clocks += waits * TRIPS_OF_WAIT * SHARED_TRIP
         # The poll that ends a wait loads all of it, after the last program has published: a group's programs at once.
         awaited = min(B, BLOCK_B) * whole * size
@@ -461,7 +461,7 @@ def prologue_us(
     launches, bytes_moved = D // tiles.directions, 0
     if tiles.exchange:
         launches += 1
-        bytes_moved += time * batch * D * (1 if forward else 4) * padded(H) * size
+        bytes_moved += time * batch * D * (1 if forward else 3) * tiles.units * size
     if not forward or (U, K) != (H, H):  # backward multiplies with the transposes
         launches += D
         bytes_moved += D * size * 3 * (H * H + U * K)
