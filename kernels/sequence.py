@@ -158,9 +158,9 @@ def received(
 @gluon.jit
 def lengths_of(rows, is_unit, B, T, has_lengths, lengths_ptr):
     """How many timesteps each element of a tile runs: those past the batch, and units past H, none."""
-    inside = (rows < B) & is_unit
+    inside = rows < B
     given = gl.load(lengths_ptr + rows, mask=inside & (has_lengths != 0), other=0)
-    return gl.where(has_lengths != 0, given, gl.where(inside, T, 0))
+    return gl.where(is_unit, gl.where(has_lengths != 0, given, gl.where(inside, T, 0)), 0)
 
 
 @gluon.jit
