@@ -86,7 +86,7 @@ class Buffer:
         """shape: without the slots. owned: blocks that programs publish; those after them are zeros for ever."""
         self.shape, self.owned = shape, owned
         bits = torch.int32 if dtype == torch.float32 else torch.int16
-        self.bits = empty(shape[0], slots, *shape[1:], dtype=bits, device=device)
+        self.bits = empty(shape[0], slots, *shape[1:], dtype=dtype, device=device).view(bits)
 
     @part("fill")
     def filled(self, slots: int) -> Tensor:
@@ -94,5 +94,5 @@ class Buffer:
         found = self.bits.flatten()[: self.bits.numel() // self.bits.shape[1] * slots]
         found.fill_(SENTINEL)
         if self.owned < self.shape[-2]:
-            found.view(-1, *self.shape[-2:])[:, self.owned :].zero_()
+            found.view(-1, *self.shape[-2:])[:, self.owned :].fill_(0)
         return found
