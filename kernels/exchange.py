@@ -149,10 +149,7 @@ def place_in_tile(row, unit, K: gl.constexpr, WIDTH: gl.constexpr):
 def first_vector(part, row, k, K_OF_WARP: gl.constexpr, WIDTH: gl.constexpr):
     """Bytes from a tile's begin to the first vector of the thread that holds these elements: row and k of its warp, the
     number of the warp `part`. Of all elements of a thread it is the same."""
-    if WIDTH == 16:
-        lane = (row % 8) * 4 + (k % 8) // 2
-    else:
-        lane = (row % 8) * 4 + k % 4
+    lane = (row % 8) * 4 + k % (128 // WIDTH) // (32 // WIDTH)
     return part * (2 * K_OF_WARP * WIDTH) + lane * 16
 
 
@@ -174,8 +171,8 @@ def as_factor(x, PRECISION: gl.constexpr):
     """A factor of a product. Matrix instructions drop the last 13 bits of a float32 factor under TF32: round them off
     first, to nearest, ties away from zero."""
     if PRECISION == "tf32" and x.dtype == gl.float32:
-        return gl.inline_asm_elementwise(
-            ROUND_TO_TF32, "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1
-        ).to(gl.float32, bitcast=True)
+        return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1).to(
+            gl.float32, bitcast=True
+        )
     else:
         return x

@@ -21,8 +21,8 @@ the product: a warp multiplies its own K, so it waits for the h of its own K alo
 adds the parts of all warps. Weights are factors in registers, those of the last SHARED gates in shared memory.
 
 One rule for rows. Every row of a tile is published at every visit, whether it runs or not: one that does not publishes
-the state that it keeps (backward: zeros, and it carries product + carry). So nothing masks rows while waiting, and h_0 is
-published like any other state, in slot 0. A group's loop is as long as its longest row.
+the state that it keeps (backward: zeros, and it carries product + carry). So nothing masks rows while waiting, and h_0
+is published like any other state, in slot 0. A group's loop is as long as its longest row.
 
 A launch takes the visits first_visit .. stop_visit - 1 of a sequence. From one launch to the next goes the state, in
 float32 as it is: the values are those of one launch, bit for bit.
@@ -176,7 +176,7 @@ def longest_of(lengths, T, has_lengths):
 
 @gluon.jit
 def times(a, b):
-    """The product of two int32 as int64, in one instruction: what the compiler makes of the same in a loop takes four."""
+    """The product of two int32 as int64 in one instruction; in a loop the compiler takes four for the same."""
     return gl.inline_asm_elementwise(MULTIPLY, "=l,r,r", [a, b], dtype=gl.int64, is_pure=True, pack=1)
 
 
@@ -247,9 +247,7 @@ def sequence_forward(
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
     K: gl.constexpr = PARTS * PART
-    mma: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8]
-    )
+    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, 32 // WIDTH)
     own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
@@ -345,9 +343,7 @@ def sequence_forward(
 
             # wait
             tile = here + i * (ROWS * K)
-            seen = received(
-                tile.to(gl.int64) + vector, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype
-            )
+            seen = received(tile.to(gl.int64) + vector, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
 
             # product
             sum_r.store(add_product(zeros, seen, w_r, 0, SHARED > 2, right, PRECISION))
@@ -462,9 +458,7 @@ def sequence_backward(
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
     K: gl.constexpr = PARTS * PART
     GATE: gl.constexpr = ROWS * K
-    mma: gl.constexpr = gl.NVMMADistributedLayout(
-        version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8]
-    )
+    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
     right: gl.constexpr = gl.DotOperandLayout(1, mma, 32 // WIDTH)
     own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])

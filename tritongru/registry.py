@@ -189,7 +189,7 @@ def use_backend(name: str | None) -> Iterator[None]:
 def find(name: str) -> Backend:
     """The backend of that name; ValueError lists the valid ones.
 
-    "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set (planning/sequence.py), for measurements.
+    "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set, as planning/sequence.py names them.
     """
     if not isinstance(name, str):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")

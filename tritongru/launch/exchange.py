@@ -1,4 +1,4 @@
-"""Host side of kernels/exchange.py: the buffer that programs exchange in, the bound of a wait, and who learns of its end."""
+"""Host side of kernels/exchange.py: the buffer of an exchange, the bound of a wait, and who learns that one ran out."""
 
 from __future__ import annotations
 

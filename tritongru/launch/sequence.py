@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -45,7 +45,9 @@ LARGEST = 1 << 31  # of what the kernels count in 32 bits: elements of a time st
 
 def overridden(overrides: Overrides) -> SimpleNamespace:
     """This backend with fields of its tiles set."""
-    return SimpleNamespace(forward=partial(forward, overrides=overrides), backward=partial(backward, overrides=overrides))
+    return SimpleNamespace(
+        forward=partial(forward, overrides=overrides), backward=partial(backward, overrides=overrides)
+    )
 
 
 @part("recurrence")
@@ -147,7 +149,7 @@ def _tiles(kind: str, call: LayerCall, overrides: Overrides) -> SequenceTiles | 
     return None if call.device.name in _refused else tiles
 
 
-@lru_cache(maxsize=None)
+@cache
 def _step_instead(why: str) -> None:
     logger.warning("backend 'sequence' cannot run: %s; 'step' runs", why)
 

@@ -103,8 +103,8 @@ def _in_words(tiles: StepTiles | SequenceTiles) -> str:
         return f"{each}, {s.groups * s.directions} programs{both} with all of W_h each, nothing exchanged"
     shared = f", {s.shared_gates} of 3 gates' weights in shared memory" if s.shared_gates else ""
     return (
-        f"{each}, K {s.num_k} x {s.block_k}{shared}; {s.groups * s.directions} group(s){both} of {s.programs} programs, "
-        f"{s.tiles} row tile(s) each"
+        f"{each}, K {s.num_k} x {s.block_k}{shared}; {s.groups * s.directions} group(s){both} of {s.programs} "
+        f"programs, {s.tiles} row tile(s) each"
     )
 
 

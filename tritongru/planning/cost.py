@@ -176,10 +176,14 @@ def step_cost(p: Problem, block_b: int, block_h: int) -> Cost:
         saved_bytes(p),
         # h of two steps, and h in float32 where y is narrower
         peak_forward_bytes(p, D * B * H * (2 * size + 4 * _narrow(p)) if several else 0, projects=several),
-        peak_backward_bytes(p, H, lambda first, last, visits, directions: directions * B * H * 4) if p.training else 0,  # dh in float32
+        peak_backward_bytes(p, H, _dh_in_float32(p)) if p.training else 0,
         step_bytes,
         2 * D * B * 3 * H * (H + inputs),
     )
+
+
+def _dh_in_float32(p: Problem) -> OwnBytes:
+    return lambda first, last, visits, directions: directions * p.batch * p.hidden_size * 4
 
 
 def sequence_cost(p: Problem, tiles: TilesOfPass) -> Cost:

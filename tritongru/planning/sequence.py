@@ -193,13 +193,13 @@ def sequence_tiles(
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
     given = dict(overrides)
     exchange = given.pop("exchange", None)
+    one_program = _one_program(kind, batch, hidden_size, directions, dtype, device)
     if exchange is None:
-        exchange = device.vendor == "interpreter" or _one_program(kind, batch, hidden_size, directions, dtype, device) is None
+        exchange = device.vendor == "interpreter" or one_program is None or bool(given)
     if not exchange:
         if given:
             raise ValueError(f"fields of a program that exchanges nothing cannot be set: {', '.join(given)}")
-        found = _one_program(kind, batch, hidden_size, directions, dtype, device)
-        return found or f"no program of {device.name} holds all of W_h of H {hidden_size} in {dtype}"
+        return one_program or f"no program of {device.name} holds all of W_h of H {hidden_size} in {dtype}"
     if device.vendor == "amd":
         return (
             f"{device.name} holds W_h of H up to {_largest_of_one_program(dtype, device)} in one program, not of H "
@@ -222,7 +222,8 @@ def _one_program(
         num_warps = {"interpreter": 4, "amd": K // 16}.get(device.vendor, 8)
         tiles = SequenceTiles(
             exchange=False, block_b=BLOCK_B, block_h=K, block_k=K, num_k=1, num_warps=num_warps, shared_gates=0,
-            waits=0, delay=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B), directions=directions,
+            waits=0, delay=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B),
+            directions=directions,
         )  # fmt: skip
         # AMD's compiler keeps the weights in registers: its LDS holds what is in work, and that fits
         if device.vendor == "amd" or shared_bytes(tiles, kind, dtype) <= device.shared_per_program:
@@ -235,7 +236,7 @@ def _largest_of_one_program(dtype: str, device: Device) -> int:
     return 128 if device.vendor == "amd" and dtype != "fp32" else 64
 
 
-def _classes(kind: str, hidden_size: int, dtype: str, device: Device) -> tuple[tuple[int, int], tuple[Form, ...]] | None:
+def _class(kind: str, hidden_size: int, dtype: str, device: Device) -> tuple[tuple[int, int], tuple[Form, ...]] | None:
     """The class of K and its forms; for the interpreter, small ones."""
     if device.vendor == "interpreter":
         return (max(32, 1 << (hidden_size - 1).bit_length()), 1), (Form(16, 2),)
@@ -248,7 +249,7 @@ def _classes(kind: str, hidden_size: int, dtype: str, device: Device) -> tuple[t
 def _exchanging(
     kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device, given: Mapping[str, int]
 ) -> SequenceTiles | str:
-    found = _classes(kind, hidden_size, dtype, device)
+    found = _class(kind, hidden_size, dtype, device)
     if found is None:
         largest = max(part * parts for part, parts in FORMS[kind, BYTES[dtype]])
         return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
@@ -323,7 +324,7 @@ def _check(tiles: SequenceTiles, hidden_size: int, directions: int, places: int)
         (t.waits in (1, 3), f"waits must be 1 or 3, got {t.waits}"),
         (t.delay <= 1_000_000, f"delay must be 1000000 ns or less, got {t.delay}"),
         (t.directions in (1, directions), f"directions must be 1 or the layer's {directions}, got {t.directions}"),
-        (1 <= t.groups, f"groups must be 1 or more, got {t.groups}"),
+        (t.groups >= 1, f"groups must be 1 or more, got {t.groups}"),
         (together <= places or t.groups == 1, f"{together} programs are more than the {places} that run at once"),
     ):
         if not holds:
