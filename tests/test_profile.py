@@ -130,10 +130,8 @@ def test_bytes_where_the_gradient_of_the_output_is_one_element(backend, bidirect
 @pytest.mark.parametrize("together", [True, False], ids=["one-launch", "a-launch-each"])
 @pytest.mark.parametrize("hidden", [16, 13], ids=["H16", "H13-padded"])
 def test_bytes_of_programs_that_exchange(hidden, together, monkeypatch):
-    from tritongru.launch.concurrent import concurrent
-
     layer = tritongru.GRU(5, hidden, bidirectional=True, backend="sequence")
-    with exchanging(monkeypatch, ShrunkenPlan(together=together)), concurrent(0), watched(monkeypatch) as launches:
+    with exchanging(monkeypatch, ShrunkenPlan(together=together)), watched(monkeypatch) as launches:
         a_call(layer, (3, 2))
     assert [launch.name for launch in launches].count("sequence_forward") == 2 - together
     assert_bytes(launches)

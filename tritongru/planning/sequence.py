@@ -260,7 +260,7 @@ def _exchanging(
         if isinstance(tiles, SequenceTiles):
             return tiles
         needed.append(tiles)
-    return f"{device.name} cannot hold W_h of H {hidden_size} in {dtype}: {'; '.join(needed)}"
+    return f"{device.name} cannot hold W_h of H {hidden_size} in {dtype}: {'; '.join(dict.fromkeys(needed))}"
 
 
 def _dealt_out(
