@@ -32,7 +32,7 @@ def twin(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
         turn: Any, address: Tensor, status: Tensor, report: Tensor, bound: Tensor, dtype: tuple[Any, ...]
     ) -> tuple[Tensor, ...]:
         tensors = len(dtype)
-        vector, byte = places_in_vectors(*address.v.shape[1:], wait.width)
+        vector, byte = places_in_vectors(address.v.shape[1], address.v.shape[2], wait.width)
         each = len(wait.displacements) // tensors
         displacements = np.asarray(wait.displacements).reshape(tensors, each)
         addresses = address.v[None] + (displacements[:, vector] + byte)[:, None]

@@ -28,6 +28,15 @@ Overrides = tuple[tuple[str, int], ...]  # fields of SequenceTiles by name
 
 
 @dataclass(frozen=True)
+class Turns:
+    """How a program takes the rows of its group."""
+
+    block_b: int = 16
+    tiles: int = 1  # in turn
+    waits: int = 0  # where more rows leave fewer registers; 0: as the form
+
+
+@dataclass(frozen=True)
 class Form:
     """A form of an exchanging kernel for one class of K: fields of SequenceTiles, told there."""
 
@@ -35,8 +44,10 @@ class Form:
     num_warps: int
     shared_gates: int = 0
     waits: int = 1
-    # (rows of a tile, tiles in turn) for the row tiles that are more than the groups that fit, fewest rows first
-    turns: tuple[tuple[int, int], ...] = ((16, 1), (16, 2))
+    turns: tuple[Turns, ...] = (
+        Turns(),
+        Turns(tiles=2),
+    )  # fewest rows first, for batches larger than the groups that fit
 
 
 # By pass and bytes of an element, then by (units of a tensor, tensors) of K: the first form that fits is taken. Fewer
@@ -46,7 +57,7 @@ FORMS: Mapping[tuple[str, int], Mapping[tuple[int, int], tuple[Form, ...]]] = {
     ("forward", 2): {
         (128, 1): (Form(16, 4),),
         (256, 1): (Form(16, 4),),
-        (512, 1): (Form(16, 8, turns=((16, 1), (16, 2), (64, 1))),),
+        (512, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2), Turns(64))),),
         (256, 3): (Form(16, 8),),
         (1024, 1): (Form(16, 8),),
         (512, 3): (Form(16, 8, shared_gates=1),),
@@ -57,7 +68,7 @@ FORMS: Mapping[tuple[str, int], Mapping[tuple[int, int], tuple[Form, ...]]] = {
         (256, 1): (Form(16, 8),),
         (512, 1): (Form(16, 8),),
         (256, 3): (Form(16, 8),),
-        (1024, 1): (Form(16, 8),),
+        (1024, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2, waits=3))),),
         (512, 3): (Form(16, 8, shared_gates=1, waits=3),),
         (2048, 1): (Form(16, 8, shared_gates=2, waits=3), Form(16, 8, shared_gates=1, waits=3)),
     },
@@ -279,21 +290,21 @@ def _dealt_out(
         return f"{programs} programs of {block_h} units are more than its {places} places"
     together = given.get("directions", directions if directions * programs <= places else 1)
     most = max(1, places // (programs * together))
-    for block_b, turns in form.turns:
-        block_b, turns = given.get("block_b", block_b), given.get("tiles", turns)
-        if block_b not in (16, 32, 64) or turns < 1:
-            raise ValueError(f"block_b must be 16, 32 or 64 and tiles 1 or more, got {block_b} and {turns}")
+    for turns in form.turns:
+        block_b, in_turn = given.get("block_b", turns.block_b), given.get("tiles", turns.tiles)
+        if block_b not in (16, 32, 64) or in_turn < 1:
+            raise ValueError(f"block_b must be 16, 32 or 64 and tiles 1 or more, got {block_b} and {in_turn}")
         row_tiles = -(-batch // block_b)
-        if row_tiles <= most * turns:
+        if row_tiles <= most * in_turn:
             break
     tiles = SequenceTiles(
         exchange=True, block_b=block_b, block_h=block_h, block_k=given.get("block_k", block_k),
         num_k=given.get("num_k", num_k), num_warps=given.get("num_warps", form.num_warps),
         shared_gates=given.get("shared_gates", form.shared_gates),
-        waits=given.get("waits", form.waits) if kind == "backward" else 1,
-        delay=given.get("delay", DELAY if turns == 1 and device.vendor != "interpreter" else 0), programs_per_sm=per_sm,
-        tiles=turns, programs=programs, groups=given.get("groups", min(most, -(-row_tiles // turns))),
-        directions=together,
+        waits=given.get("waits", turns.waits or form.waits) if kind == "backward" else 1,
+        delay=given.get("delay", DELAY if in_turn == 1 and device.vendor != "interpreter" else 0),
+        programs_per_sm=per_sm, tiles=in_turn, programs=programs,
+        groups=given.get("groups", min(most, -(-row_tiles // in_turn))), directions=together,
     )  # fmt: skip
     _check(tiles, hidden_size, directions, places)
     shared = shared_bytes(tiles, kind, dtype)
