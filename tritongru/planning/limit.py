@@ -36,7 +36,7 @@ from functools import lru_cache
 
 from .devices import DEVICES, Device, _described
 from .problem import BYTES, Problem
-from .sequence import BLOCK_B, SequenceTiles, sequence_tiles
+from .sequence import SequenceTiles, sequence_tiles
 from .step import StepTiles, step_tiles
 
 ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions
@@ -172,8 +172,6 @@ _LIKE = {86: 89, 103: 100, 121: 120}
 SHARED_TRIP = 70  # a tile from warp to warp: store, barrier, load
 MMA = 33  # the last matrix instruction
 GATES = {"forward": 120, "backward": 40}  # two sigmoids and a tanh, one after the other; products with what is there
-# Trips of one wait: whether any warp still misses something, up and down, and the awaited tile into the matrix layout.
-TRIPS_OF_WAIT = 3
 
 # Elements that a unit of a row needs at a step from memory, besides what it is multiplied with: x_proj of three gates;
 # dy, r, z, n, q, h_prev.
@@ -284,26 +282,27 @@ def _sequence_limit(
     own = OWN_READS[kind] * min(tiles.block_h, H)
     one_sm = top.l2_bytes_per_clock * clocks_per_us  # bytes in a microsecond, as the next
     all_sms = 1e6 * top.l2_read_tb_s
-    read_by_one = min(B, turns * BLOCK_B) * (whole + own) * size
-    read_by_all = tiles.directions * B * (tiles.programs * whole + OWN_READS[kind] * H) * size
+    rows = min(B, tiles.rows)  # of a launch
+    read_by_one = min(rows, turns * tiles.block_b) * (whole + own) * size
+    read_by_all = tiles.directions * rows * (tiles.programs * whole + OWN_READS[kind] * H) * size
 
-    flops = 2 * BLOCK_B * 3 * tiles.block_h * K  # of a program and row tile: rows of padding are multiplied too
-    product = flops * top.sms / (1e6 * top.product_tflops(dtype, precision, BLOCK_B))
+    flops = 2 * tiles.block_b * 3 * tiles.block_h * K  # of a program and row tile: rows of padding are multiplied too
+    product = flops * top.sms / (1e6 * top.product_tflops(dtype, precision, tiles.block_b))
     # AMD's programs keep the weights in registers
-    weights = 0 if device.vendor == "amd" else 3 * tiles.block_h * K * size
+    gates = 0 if device.vendor == "amd" else tiles.shared_gates if tiles.exchange else 3
+    weights = gates * tiles.block_h * K * size
     shared = weights / (top.shared_bytes_per_clock * clocks_per_us)
 
     clocks = MMA + SHARED_TRIP + GATES[kind]  # the parts of the sums; without exchange, h into the matrix layout
     latency = max(product, shared)
     if tiles.exchange:
         waits = tiles.waits  # each begins after the one before it
-        clocks += waits * TRIPS_OF_WAIT * SHARED_TRIP
         # The poll that ends a wait loads all of it, after the last program has published: a group's programs at once.
-        awaited = min(B, BLOCK_B) * whole * size
+        awaited = min(rows, tiles.block_b) * whole * size
         latency += waits * top.l2_round_trip_ns / 1e3 + max(awaited / one_sm, tiles.programs * awaited / all_sms)
     latency += clocks / clocks_per_us
 
-    launches = D // tiles.directions  # one after the other
+    launches = D // tiles.directions * tiles.row_launches(B)  # one after the other
     return _limit(
         launch=0.0,
         l2=launches * max(read_by_one / one_sm, read_by_all / all_sms),

@@ -61,7 +61,7 @@ FORMS: Mapping[tuple[str, int], Mapping[tuple[int, int], tuple[Form, ...]]] = {
         (256, 3): (Form(16, 8),),
         (1024, 1): (Form(16, 8),),
         (512, 3): (Form(16, 8, shared_gates=1),),
-        (2048, 1): (Form(16, 8, shared_gates=2), Form(16, 8, shared_gates=1)),
+        (2048, 1): (Form(16, 8, shared_gates=2), Form(16, 8, shared_gates=1, turns=(Turns(),))),
     },
     ("backward", 2): {
         (128, 1): (Form(16, 4),),
@@ -70,21 +70,25 @@ FORMS: Mapping[tuple[str, int], Mapping[tuple[int, int], tuple[Form, ...]]] = {
         (256, 3): (Form(16, 8),),
         (1024, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2, waits=3))),),
         (512, 3): (Form(16, 8, shared_gates=1, waits=3),),
-        (2048, 1): (Form(16, 8, shared_gates=2, waits=3), Form(16, 8, shared_gates=1, waits=3)),
+        (2048, 1): (Form(16, 8, shared_gates=2, waits=3),),
     },
     ("forward", 4): {
         (128, 1): (Form(16, 4),),
         (256, 1): (Form(16, 8),),
         (512, 1): (Form(16, 8),),
         (256, 3): (Form(8, 8), Form(16, 8, shared_gates=1)),
-        (1024, 1): (Form(8, 8), Form(16, 8, shared_gates=1)),
+        (1024, 1): (Form(8, 8), Form(16, 8, shared_gates=1, turns=(Turns(),))),
     },
     ("backward", 4): {
         (128, 1): (Form(16, 4),),
         (256, 1): (Form(16, 8),),
         (512, 1): (Form(16, 8, waits=3),),
         (256, 3): (Form(8, 8, waits=3), Form(16, 8, shared_gates=1, waits=3)),
-        (1024, 1): (Form(8, 8, waits=3), Form(16, 8, shared_gates=1, waits=3)),
+        (1024, 1): (
+            Form(8, 8, shared_gates=1, waits=3),
+            Form(16, 8, shared_gates=2, waits=3, turns=(Turns(),)),
+            Form(16, 8, shared_gates=1, waits=3, turns=(Turns(),)),
+        ),
     },
 }
 DELAY = 250  # nanoseconds; 100 and 0 were slower at every shape, more was not tried
