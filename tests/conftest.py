@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.kit.own_process import pytest_pyfunc_call as pytest_pyfunc_call
 from tritongru import registry
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")

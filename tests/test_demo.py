@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -162,6 +163,23 @@ def test_training_learns(corpus):
     assert curve.held_out[-1][1] < min(before, unigram)
 
 
+@pytest.mark.parametrize("what", ["words", "story"])
+def test_no_tensor_of_a_step_outlives_it(corpus, what):
+    """A loss of four bytes that stays keeps the heap from giving back the logits below it: 10 MB a step."""
+    alive = []
+
+    def count(step, loss):
+        gc.collect()
+        alive.append(sum(type(found) is torch.Tensor for found in gc.get_objects()))
+
+    if what == "words":
+        model = training.build_model(len(corpus.vocabulary), 16, 24, nn.GRU, seed=4)
+        training.train(model, corpus, dataclasses.replace(TINY, steps=40, evaluations=1), CPU, count)
+    else:
+        StoryModel(dataclasses.replace(TINY_STORY, steps=40), nn.GRU, CPU, 0).train(count)
+    assert alive[1:] == [alive[1]] * 3
+
+
 def test_completion(corpus):
     model = training.build_model(len(corpus.vocabulary), 16, 24, nn.GRU, seed=0)
     known = corpus.vocabulary.words[5]
@@ -313,13 +331,17 @@ def write(tmp_path: Path, content: bytes) -> str:
         (b"too short to learn from", "too short"),
         (b"word " * 100 + b"\0", "NUL"),
         (b"caf\xe9 " * 3000, "not UTF-8"),
-        (b"same words here. \n\n" * 3000, "too short"),
+        (b"\xc2\xa7\xc2\xa7 + = \n\n" * 3000, "holds no words"),
+        (b"same words here. \n\n" * 3000, "repeats itself: 4 of 12,000 words without repeats, at least 2,000"),
+        (b"the same words " * 3000, "repeats itself: of "),
+        (b"long " * 5000 + b"\n\n" + b"".join(b"%d\n\n" % i for i in range(40)), "too few paragraphs: every twelfth"),
     ],
 )
 def test_bad_text(tmp_path, capsys, content, message):
     assert demo.main(options("--text", write(tmp_path, content), "--out", str(tmp_path / "out"))) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+    assert ("too short" in error) == (content == b"too short to learn from")
 
 
 def test_other_bad_options(tmp_path, capsys):

@@ -59,6 +59,7 @@ def test_limits_are_consistent(device):
     assert device.shared_per_program <= device.shared_per_sm
     assert min(device.sms, device.registers_per_sm, device.l2_bytes) > 0
     assert (device.capability is not None) == (device.vendor == "nvidia")
+    assert (device.memory_bytes > 0) == (device.vendor != "interpreter")
 
 
 def test_names_are_taken_in_any_case():
@@ -68,8 +69,8 @@ def test_names_are_taken_in_any_case():
 def test_unknown_name_lists_the_valid_ones():
     with pytest.raises(ValueError, match="unknown device 'v100'") as error:
         describe("v100")
-    for name in DEVICES:
-        assert name in str(error.value)
+    for name, device in DEVICES.items():
+        assert (name in str(error.value)) == (device.vendor != "interpreter")
 
 
 def test_interpreter_has_no_target_and_no_binding_limit():
@@ -101,8 +102,10 @@ def test_reported_shared_memory_and_cache_are_used(reported):
         shared_memory_per_multiprocessor=161 * KIB,
         regs_per_multiprocessor=1000,
         L2_cache_size=39 * MIB,
+        total_memory=79 * KIB * MIB,
     )
     assert (device.shared_per_program, device.shared_per_sm) == (160 * KIB, 161 * KIB)
+    assert device.memory_bytes == 79 * KIB * MIB
     assert (device.registers_per_sm, device.l2_bytes) == (1000, 39 * MIB)
 
 

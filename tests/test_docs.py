@@ -80,6 +80,16 @@ def test_make_targets_and_commands_exist() -> None:
             assert re.search(rf"^{target}:", makefile, re.M), target
 
 
+@pytest.mark.parametrize(
+    "document", ["README.md", "CONTRIBUTING.md", "kernels/README.md", "docs/reference.md", "benchmarks/QUESTIONS.md"]
+)
+def test_commands_name_the_python_that_make_has_set_up(document: str) -> None:
+    """One that is copied from the page does not end in "No module named 'torch'"."""
+    text = re.sub(r"<!--.*?-->", "", (ROOT / document).read_text())
+    others = [line for line in text.splitlines() if re.search(r"(?<!\.venv/bin/)\bpython3? -m (?!venv)", line)]
+    assert [line for line in others if "a project" not in line] == []
+
+
 CLAIM = re.compile(
     r"\d\s*(x|×|times|%)\s*(as fast|faster|slower)|(faster|slower) than (cuDNN|`?nn\.GRU)|\d\s*(µs|us) (per|a) "
 )

@@ -5,7 +5,6 @@ and gradgradcheck, which takes it by differences. Helpers and tolerances: tests/
 import pytest
 import torch
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tests.test_integration import EPS, OURS, loss_of, ours_only, packed, pair, randn, states
@@ -186,27 +185,3 @@ def test_gradgradcheck_in_float32(backend):
         assert torch.autograd.gradgradcheck(
             call, (x, h_0, *layer.parameters()), cotangents, eps=2e-2, atol=1e-3, rtol=1e-3, fast_mode=True
         )
-
-
-@ours_only
-def test_first_order_gradients_do_without_the_operators(backend):
-    """An eager call pays no dispatch to an operator of its own."""
-    layer, _ = differentiable(backend)
-    with Called() as called:
-        loss_of(*layer(layer.x, layer.hx)).backward()
-    assert called.names and not [name for name in called.names if "tritongru" in name]
-    with Called() as called:
-        torch.autograd.grad(loss_of(*layer(layer.x, layer.hx)), layer.x, create_graph=True)
-    assert "tritongru.layer_backward.default" in called.names
-
-
-class Called(TorchDispatchMode):
-    """The operators that are called inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))

@@ -12,6 +12,7 @@ import io
 import logging
 import math
 import pickle
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -71,7 +72,7 @@ def packed(*lengths, input_size=3):
 def assert_close(actual, expected, terms=16, what=""):
     """Within the tolerance of this file's docstring; `terms` is its K, 16 for T 3, B 2, I 3, H up to 7."""
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
-    scale = max(1.0, expected.detach().abs().max().item())
+    scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
     torch.testing.assert_close(
         actual, expected, rtol=0, atol=32 * EPS * math.sqrt(terms) * scale, msg=lambda m: f"{what}: {m}"
     )
@@ -535,7 +536,7 @@ def test_anomaly_mode_and_deterministic_algorithms(backend):
 
 
 def within_bfloat16(actual, expected):
-    scale = max(1.0, expected.detach().abs().max().item())
+    scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
     torch.testing.assert_close(
         actual.float(), expected.float(), rtol=0, atol=4 * torch.finfo(torch.bfloat16).eps * scale
     )
@@ -654,6 +655,46 @@ def test_a_deep_copy_has_weights_of_its_own(backend, copied):
     assert torch.equal(ours(x)[0], before) and not torch.allclose(twin(x)[0], before)
     cell = copied(tritongru.GRUCell(3, 5, backend=backend))
     assert type(cell) is tritongru.GRUCell and cell.backend == backend
+
+
+def class_set(module):
+    """What monkey-patching libraries do: torch's own object with our class."""
+    module.__class__ = {nn.GRU: tritongru.GRU, nn.GRUCell: tritongru.GRUCell}[type(module)]
+    return module
+
+
+def of_an_older_pickle(module):
+    """Ours, from a state without what only ours has."""
+    ours = {nn.GRU: tritongru.GRU, nn.GRUCell: tritongru.GRUCell}[type(module)]
+    found = ours.__new__(ours)
+    found.__setstate__(copy.deepcopy(module).__dict__)
+    return found
+
+
+@pytest.mark.parametrize("made", [class_set, of_an_older_pickle])
+@pytest.mark.parametrize(
+    "copied", [lambda module: module, copy.copy, copy.deepcopy, pickled], ids=["itself", "copy", "deepcopy", "pickle"]
+)
+def test_a_layer_that_no_init_of_ours_made_has_the_defaults(backend, made, copied, monkeypatch):
+    """Everything that asks for `backend` or `recompute`: calls, repr, plan, gates, profile."""
+    from tritongru.inspection.profile import _backend
+
+    monkeypatch.setenv("TRITONGRU_BACKEND", backend)
+    torch.manual_seed(0)
+    theirs, cell = nn.GRU(3, 5, num_layers=2, batch_first=True), nn.GRUCell(3, 5)
+    x = randn(3, 2, 3)
+    expected, expected_h = trained(theirs, x), cell(x[0])
+    expected_repr, gates = repr(theirs), tritongru.gates(theirs, x)
+    ours, our_cell = copied(made(theirs)), copied(made(cell))
+    assert_all_close(trained(ours, x), expected)
+    assert_close(our_cell(x[0]), expected_h)
+    assert repr(ours) == expected_repr and repr(our_cell) == "GRUCell(3, 5)"
+    assert (ours.backend, ours.recompute, our_cell.backend) == (None, False, None)
+    assert tritongru.plan(ours, x).backend == backend == _backend(ours, [x])[0] == _backend(our_cell, [x[0]])[0]
+    assert all(torch.equal(a, e) for a, e in zip(tritongru.gates(ours, x), gates, strict=True))
+    ours.backend, ours.recompute = "reference", True
+    assert repr(ours) == expected_repr[:-1] + ", backend='reference', recompute=True)"
+    assert tritongru.GRU(3, 5).backend is None
 
 
 def test_a_state_dict_file_loads_with_weights_only(backend):
@@ -1155,3 +1196,28 @@ def test_matmuls_switch_survives_two_threads(monkeypatch):
     assert Matmul.fp32_precision == "tf32"
     second.__exit__(None, None, None)
     assert Matmul.fp32_precision == "none"
+
+
+@ours_only
+def test_threads_compute_what_one_does(backend):
+    """At once, without a lock of the caller's: Triton's interpreter is one for the whole process."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    _, layer = pair(backend, 3, 5)
+    inputs = [randn(2 + index % 2, 2, 3, seed=index) for index in range(4)]
+    start = threading.Barrier(len(inputs))
+
+    def gradients(x):
+        x = x.clone().requires_grad_()
+        output, h_n = layer(x)
+        return [output, *torch.autograd.grad(output.square().sum() + h_n.sum(), [x, *layer.parameters()])]
+
+    expected = [gradients(x) for x in inputs]
+
+    def work(index):
+        start.wait(60)
+        found = [gradients(inputs[index]) for _ in range(3)]
+        return all(torch.equal(a, e) for each in found for a, e in zip(each, expected[index], strict=True))
+
+    with ThreadPoolExecutor(len(inputs)) as pool:
+        assert all(pool.map(work, range(len(inputs)), timeout=120))

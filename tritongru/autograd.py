@@ -1,6 +1,6 @@
 """One layer of a GRU as a `torch.autograd.Function`, whichever backend runs its recurrence.
 
-What eager calls run; under torch.compile and other tracers the same two passes are the operators of ops.py.
+What eager calls run; for tracers, dispatch modes and vmap the same two passes are the operators of ops.py.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from .beside import eager_beside_graphs
 from .gradients import BackwardPass, Wanted, in_chunks, whole
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
@@ -54,16 +55,29 @@ class GRULayer(torch.autograd.Function):
         return y, h_n
 
     @staticmethod
+    @eager_beside_graphs
     def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None) -> Any:
         layer: Layer = ctx.layer
         x, h_0, y, rzn, q, *flat = ctx.saved_tensors
         gates = None if rzn is None else SavedGates(rzn, q)
         dh_n = None if dh_n is None else dh_n.view(h_0.shape)  # a cell's has one dimension less
         run = backward_pass
-        if torch.is_grad_enabled():  # create_graph=True: the gradients may be differentiated again
+        if _by_operator(dy, dh_n):
             # Here, for ops.py is built on this file.
-            from .ops import differentiable_gradients as run
+            from .ops import backward_by_operator as run
         return None, *run(layer, x, h_0, y, gates, flat, dy, dh_n, ctx.needs_input_grad[1:])
+
+
+def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
+    """Whether backward has to be one operator: somebody would record what it launches, look into it or map over it."""
+    functorch = torch._C._functorch
+    return (
+        torch.compiler.is_compiling()  # compiled autograd, by Dynamo, which cannot trace the other questions
+        or torch.is_grad_enabled()  # create_graph=True: the gradients may be differentiated again
+        or torch._C._len_torch_dispatch_stack() > 0
+        or functorch.peek_interpreter_stack() is not None  # torch.vmap
+        or any(t is not None and functorch.is_legacy_batchedtensor(t) for t in (dy, dh_n))  # is_grads_batched=True
+    )
 
 
 def forward_pass(

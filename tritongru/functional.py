@@ -15,9 +15,10 @@ from torch.nn import Parameter
 
 from . import ops, registry
 from .autograd import GRULayer, Layer
+from .beside import eager_beside_graphs
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
-from .planning.choose import off_chip, triton_backend
+from .planning.choose import fastest_backend, off_chip
 from .registry import DTYPES, Backend, constant_in_graphs
 from .visits import Visits
 
@@ -33,6 +34,7 @@ _TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tens
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
+@eager_beside_graphs
 def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
     """A GRU as torch.gru has it, in both its forms.
 
@@ -88,6 +90,7 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
     )
 
 
+@eager_beside_graphs
 def gru_cell(
     input: Tensor,
     hx: Tensor,
@@ -125,7 +128,7 @@ def gru_cell(
     reason: str | None = "the arguments do not fit a GRU cell"
     if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
         reason = _unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1)
-    chosen = reason or _settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params))
+    chosen = reason or _settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
     if isinstance(chosen, str):
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
@@ -161,10 +164,14 @@ def _gru(
         chosen = reason
     else:
         T = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
-        chosen = _settle(backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params))
+        chosen = _settle(backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params), recompute=recompute)
     if isinstance(chosen, str):  # aten raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, aten())
-
+    if isinstance(chosen, Backend) and chosen.module is None:
+        hx = hx.contiguous()  # cuDNN takes no other, and has no backward of what did not train: the kernels do
+        if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
+            dropout, train = 0.0, True
+        return aten()
     x, hx, params = _autocast(chosen, input, hx, params)
     sizes = batch_sizes if batch_sizes is None or isinstance(chosen, InGraph) else tuple(batch_sizes.tolist())
     each = len(params) // num_layers
@@ -196,7 +203,7 @@ def uses_aten(backend: str | None, input: Tensor) -> bool:
     if into_a_graph():
         return _traced_backend(backend, input) == "aten"
     if found is None and not input.is_cuda:
-        registry.log_once(logging.INFO, "tensors on the CPU take PyTorch's own path (aten)")
+        registry.log_once(logging.INFO, f"{registry.ON_THE_CPU} (aten)")
         return True
     return found is not None and found.name == "aten"
 
@@ -253,7 +260,8 @@ def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dty
     Raises:
         ValueError: unknown backend. RuntimeError: a backend that cannot run.
     """
-    if torch.compiler.is_exporting():  # asked here, where Python runs: Dynamo of torch 2.11 takes it to be so always
+    # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
+    if torch.compiler.is_exporting() or tracing():
         return "aten"
     found = registry.asked_for(backend)
     if found is None:
@@ -268,15 +276,16 @@ def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dty
 
 @dataclass(frozen=True)
 class InGraph:
-    """The operator of ops.py, told this backend."""
+    """The operator of ops.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
 
     name: str
     autocast: bool  # not where it stands in for aten on the CPU, which autocast leaves alone
 
 
 def _settle(
-    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor]
-) -> Backend | InGraph | str:
+    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
+    *, recompute: bool = False, cell: bool = False,
+) -> Backend | InGraph | str:  # fmt: skip
     """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
     if into_a_graph():
         name = _traced_backend(backend, input)
@@ -294,12 +303,14 @@ def _settle(
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
         shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
         if found is None:
-            name, reason = triton_backend(B, T, *shape)
+            # PyTorch's path keeps more than the output, and its cell was not timed.
+            aten = not (cell or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
+            name, reason = fastest_backend(B, T, *shape, aten)
             found = registry.BACKENDS[name]
         elif (why_not := off_chip(B, *shape, found.overrides)) is not None:
             return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
-    return found
+    return InGraph(found.name, autocast=True) if ops.seen_by_a_mode() else found
 
 
 def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:
@@ -320,7 +331,7 @@ def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> 
 def _autocast(
     chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: list[Tensor]
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """All of them in autocast's dtype, if it is on for their device: what autocast does to cuDNN's GRU."""
+    """All of them in autocast's dtype, if it is on for their device; cuDNN's GRU takes float16 whichever that is."""
     if isinstance(chosen, InGraph) and not chosen.autocast:
         return x, hx, params
     dtype = registry.computing_dtype(x)
@@ -346,22 +357,23 @@ def _unfit_call(
             return "input is not 3-D"
         T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
     else:
-        if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu" or not len(batch_sizes):
+        if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
             return "data is not 2-D or batch_sizes not 1-D on the CPU"
         if into_a_graph():  # their values are there when the graph runs: the operator looks at them
             B = hx.shape[1] if hx.dim() == 3 else 0
             return _unfit(input, len(batch_sizes), B, hx, params, has_biases, num_layers, D)
         sizes = batch_sizes.tolist()
-        T, B = len(sizes), sizes[0]
-        if sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
+        if not sizes or sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
             return "batch_sizes do not add up to data, or rise"
+        T, B = len(sizes), sizes[0]
     return _unfit(input, T, B, hx, params, has_biases, num_layers, D)
 
 
 def _unfit(
     input: Tensor, T: int, B: int, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int, D: int
 ) -> str | None:
-    if min(T, B, input.shape[-1], hx.shape[-1]) == 0:
+    # In a graph T and B may be what only data tells: the operator looks when it runs.
+    if 0 in (input.shape[-1], hx.shape[-1]) or (not into_a_graph() and min(T, B) == 0):
         return EMPTY
     every = [input, hx, *params]
     if any(type(t) not in (Tensor, Parameter, *_TRACED) for t in every):

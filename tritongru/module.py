@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import registry
+from .beside import compile_call, eager_beside_graphs
 from .functional import gru, gru_cell, into_a_graph, uses_aten
 
 
@@ -43,6 +44,10 @@ class GRU(nn.GRU):
         (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]))
     """
 
+    # On the class for an object that no __init__ of ours made: its class was set, or an older pickle had its state.
+    backend: str | None = None
+    recompute: bool = False
+
     def __init__(
         self,
         input_size: int,
@@ -68,6 +73,7 @@ class GRU(nn.GRU):
         self.backend = backend
         self.recompute = recompute
 
+    @eager_beside_graphs
     def forward(self, input: Any, hx: Tensor | None = None) -> Any:
         packed = isinstance(input, PackedSequence)
         if uses_aten(self.backend, input.data if packed else input):
@@ -119,6 +125,9 @@ class GRU(nn.GRU):
         states = self.num_layers * (2 if self.bidirectional else 1)
         return torch.zeros(states, batch, self.hidden_size, dtype=input.dtype, device=input.device)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        compile_call(self, *args, **kwargs)
+
     def extra_repr(self) -> str:
         return super().extra_repr() + _ours(self.backend, self.recompute)
 
@@ -147,6 +156,8 @@ class GRUCell(nn.GRUCell):
         torch.Size([4, 16])
     """
 
+    backend: str | None = None  # as in GRU
+
     def __init__(
         self,
         input_size: int,
@@ -162,6 +173,7 @@ class GRUCell(nn.GRUCell):
         super().__init__(input_size, hidden_size, bias, device=device, dtype=dtype)
         self.backend = backend
 
+    @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if uses_aten(self.backend, input):
             return super().forward(input, hx)
@@ -178,6 +190,9 @@ class GRUCell(nn.GRUCell):
             hx = hx.unsqueeze(0)
         h = gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, backend=self.backend)
         return h if batched else h.squeeze(0)
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        compile_call(self, *args, **kwargs)
 
     def extra_repr(self) -> str:
         return super().extra_repr() + _ours(self.backend, False)

@@ -1,24 +1,26 @@
 """The two passes of a layer as operators of PyTorch, `tritongru::layer_forward` and `tritongru::layer_backward`.
 
 What torch.compile, AOTAutograd and make_fx put into their graphs in place of T unrolled steps: opaque, with a fake that
-tells shapes, so that neither T nor B is compiled in; and what torch.vmap maps over. Eager calls run the same passes by
-autograd.py, without a dispatch, but for backward with create_graph=True: layer_backward has a derivative of its own.
+tells shapes, so that neither T nor B is compiled in; what vmap maps over; and all that a dispatch mode sees of a layer.
+Eager calls run the same passes by autograd.py, without a dispatch, but for backward with create_graph=True:
+layer_backward has a derivative of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import registry
+from . import flops, registry
 from .autograd import Layer, backward_pass, forward_pass
 from .gradients import second_gradients
 from .launch.layer import LayerCall, SavedGates
 from .launch.products import rnn_precision
-from .planning.choose import triton_backend
+from .planning.choose import fastest_backend
 from .registry import DTYPES
 from .visits import Visits
 
@@ -41,7 +43,7 @@ def layer_forward(
         h_0: [D, B, H].
         weights: w_ih [3H, I], w_hh [3H, H] and, if there are biases, b_ih, b_hh [3H]; of each direction.
         batch_sizes: [T] int64 on the CPU, never rising, adding up to N; or None.
-        backend: "reference", "step" or "sequence"; "": step or sequence, as the plan has it.
+        backend: "reference", "step" or "sequence"; "": the faster of step and sequence, by size.
         training: whether to keep what backward needs; recompute: nothing of it but the output.
 
     Returns:
@@ -49,10 +51,13 @@ def layer_forward(
         x's order of dimensions and q [..., D, H] in time-major order, else two tensors without elements.
 
     Raises:
-        RuntimeError: an argument of a wrong shape, dtype or device, or a backend that cannot run. ValueError: an
-        unknown backend.
+        RuntimeError: an argument of a wrong shape, dtype or device, a backend that cannot run, or forward-mode
+        differentiation. ValueError: an unknown backend.
     """
+    _refuse_tangents()
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    if not h_0.shape[1]:
+        return _outputs(x, h_0, batch_first, training and not recompute)
     layer = _layer(backend, x, h_0, batch_sizes, batch_first, training, recompute)
     y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, weights)
     if gates is None:
@@ -66,11 +71,18 @@ def _(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
     training: bool, recompute: bool,
 ) -> Outputs:  # fmt: skip
+    flops.count()  # a graph calls the operator where no Python of ours could tell a counter
+    _refuse_tangents()
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    return _outputs(x, h_0, batch_first, training and not recompute)
+
+
+def _outputs(x: Tensor, h_0: Tensor, batch_first: bool, save_gates: bool) -> Outputs:
+    """As `layer_forward` returns them, but for the values: all of a fake, and of an empty batch."""
     (D, B, H), rows = h_0.shape, tuple(x.shape[:-1])
     time_major = (rows[1], rows[0]) if batch_first else rows
     y = x.new_empty((*time_major, D * H))
-    gates = ((*rows, D, 3 * H), (*time_major, D, H)) if training and not recompute else ((0,), (0,))
+    gates = ((*rows, D, 3 * H), (*time_major, D, H)) if save_gates else ((0,), (0,))
     rzn, q = (x.new_empty(shape) for shape in gates)
     return y.transpose(0, 1) if batch_first else y, x.new_empty((D, B, H)), rzn, q
 
@@ -97,6 +109,8 @@ def layer_backward(
     """
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
+    if not h_0.shape[1]:
+        return _zero_gradients(x, h_0, weights, batch_first, wanted)
     layer = _layer(backend, x, h_0, batch_sizes, batch_first, training=True, recompute=not rzn.numel())
     gates = None if layer.recompute else SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)
     found = backward_pass(layer, x, h_0, y, gates, weights, dy, dh_n, wanted)
@@ -110,20 +124,36 @@ def _(
 ) -> list[Tensor]:  # fmt: skip
     _check(x, h_0, weights, batch_sizes, backend, batch_first)
     _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
-    dx = x.new_empty((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1) if batch_first else x.new_empty(x.shape)
-    every = [dx, *(x.new_empty(t.shape) for t in (h_0, *weights))]
+    return _zero_gradients(x, h_0, weights, batch_first, wanted)
+
+
+def _zero_gradients(
+    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_first: bool, wanted: Sequence[bool]
+) -> list[Tensor]:
+    """As `layer_backward` returns them: the shapes of a fake, and the gradients of an empty batch."""
+    dx = x.new_zeros((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1) if batch_first else x.new_zeros(x.shape)
+    every = [dx, *(x.new_zeros(t.shape) for t in (h_0, *weights))]
     return [gradient for gradient, want in zip(every, wanted, strict=True) if want]
+
+
+def seen_by_a_mode() -> bool:
+    """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
+    write r, z, n without raising its version. To look costs a tenth of a microsecond."""
+    seen: bool = torch._C._len_torch_dispatch_stack() > 0
+    if seen:
+        flops.count()
+    return seen
 
 
 def _layer(
     name: str, x: Tensor, h_0: Tensor, batch_sizes: Tensor | None, batch_first: bool, training: bool, recompute: bool
 ) -> Layer:
-    """What the passes are told; of an empty name the backend of the plan."""
+    """What the passes are told; of an empty name `step` or `sequence`: PyTorch's own path runs no layer here."""
     visits = Visits.of(x.transpose(0, 1) if batch_first else x, _read(batch_sizes, x, h_0))
     (D, B, H), device, dtype = h_0.shape, registry.device_of(x.device), DTYPES[x.dtype]
     precision = rnn_precision(device.vendor == "nvidia")
     if not name:
-        name, _ = triton_backend(B, visits.time, H, D, dtype, precision, training, device)
+        name, _ = fastest_backend(B, visits.time, H, D, dtype, precision, training, device, aten=False)
     backend = registry.find(name)
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
@@ -144,6 +174,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
     x, h_0, y, rzn, q, batch_sizes, *weights = ctx.saved_tensors
     want_x, want_h_0, want_weights, *_others = ctx.needs_input_grad
     wanted = [want_x, want_h_0, *want_weights]
+    y = y.detach()  # as below
     found = iter(
         layer_backward(dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted)
     )
@@ -154,21 +185,24 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 
-def differentiable_gradients(
+def backward_by_operator(
     layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: SavedGates | None, flat: Sequence[Tensor],
     dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """`autograd.backward_pass` by the operator, whose results can be differentiated once more."""
+    """`autograd.backward_pass` as one operator, whose results can be differentiated once more."""
     sizes = layer.call.visits.batch_sizes
+    batch_sizes = None if sizes is None else torch.tensor(sizes, device="cpu")
     rzn, q = gates or (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
+    y = (
+        y.detach()
+    )  # a second derivative goes by what y is made of; compiled autograd cannot add the None that y would get
     found = iter(
         layer_backward(
-            dy, dh_n, x, h_0, y, rzn, q, list(flat), None if sizes is None else torch.tensor(sizes), layer.backend.name,
-            layer.batch_first, list(wanted),
+            dy, dh_n, x, h_0, y, rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first, list(wanted)
         )
-    )  # fmt: skip
+    )
     return [next(found) if want else None for want in wanted]
 
 
@@ -200,8 +234,7 @@ def _(
     x_dim, h_0_dim, w_dims, sizes_dim, *_others = in_dims
     _, batch_first, *_others = others
     each = info.batch_size
-    if sizes_dim is not None:
-        raise RuntimeError("batch_sizes must be the same for all that vmap maps over, got a dimension of it mapped")
+    _refuse_mapped_sizes(sizes_dim is not None)
 
     def mapped_first(tensor: Tensor, dim: int | None) -> Tensor:
         return tensor.expand(each, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
@@ -219,10 +252,75 @@ def _(
     return (y, h_n, rzn, q), (0, 0, 0, 0)
 
 
+@layer_backward.register_vmap
+def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
+    *dims, w_dims, sizes_dim, _, _, _ = in_dims
+    *states, weights, batch_sizes, backend, batch_first, wanted = given
+    _refuse_mapped_sizes(sizes_dim is not None)
+    stacked = [
+        t if t is None else t[None] if dim is None else t.movedim(dim, 0)
+        for t, dim in zip((*states, *weights), (*dims, *w_dims), strict=True)
+    ]
+    found = _backward_of_each([info.batch_size], stacked, len(states), batch_sizes, backend, batch_first, wanted)
+    return found, [0] * len(found)
+
+
+@torch.library.impl("tritongru::layer_backward", "Batched")
+def _(*given: Any) -> list[Tensor]:
+    """Under the older vmap, that of torch.autograd.grad(is_grads_batched=True) and so of jacobian(vectorize=True).
+
+    Its tensors carry a hidden dimension for each level that maps them and tell nobody for which: level by level the
+    dimensions come to the front, where a tensor that is not mapped gets one of size 1.
+    """
+    is_mapped = torch._C._functorch.is_legacy_batchedtensor
+    *states, weights, batch_sizes, backend, batch_first, wanted = given
+    _refuse_mapped_sizes(batch_sizes is not None and is_mapped(batch_sizes))
+    stacked, levels = [*states, *weights], 0
+    while any(t is not None and is_mapped(t) for t in stacked):
+        levels += 1
+        stacked = [
+            t if t is None else torch._remove_batch_dim(t, levels, 1, 0) if is_mapped(t) else t[None] for t in stacked
+        ]
+    sizes = [max(t.shape[level] for t in stacked if t is not None) for level in range(levels)]  # the innermost first
+    found = _backward_of_each(sizes, stacked, len(states), batch_sizes, backend, batch_first, wanted)
+    for level, size in enumerate(reversed(sizes), 1):
+        dim = levels - level
+        found = [torch._add_batch_dim(t, dim, level) if size > 1 else t.select(dim, 0) for t in found]
+    return found
+
+
+def _refuse_mapped_sizes(mapped: bool) -> None:
+    if mapped:
+        raise RuntimeError("batch_sizes must be the same for all that vmap maps over, got a dimension of it mapped")
+
+
+def _backward_of_each(sizes: list[int], stacked: Sequence[Tensor | None], states: int, *others: Any) -> list[Tensor]:
+    """A pass for each, for each has weight gradients of its own; what is not mapped stays in memory once.
+
+    stacked: the tensors of `layer_backward`, `states` of them before the weights, with as many dimensions in front as
+    `sizes` has entries: of that size, or 1 where it is not mapped over. The results have them all.
+    """
+    runs = []
+    for index in product(*map(range, sizes)):
+        one = [None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked]
+        runs.append(layer_backward(*one[:states], one[states:], *others))
+    return [torch.stack(parts).view(*sizes, *parts[0].shape) for parts in zip(*runs, strict=True)]
+
+
+def _refuse_tangents() -> None:
+    """An operator of Python has no rule for forward mode: PyTorch would take its results for constants, in silence."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
+            "differentiation is on (PyTorch's own path is then in it), not before"
+        )
+
+
 def _check(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool
 ) -> None:
-    """Raise for what does not fit. Reads shapes, dtypes and devices alone: fake tensors fail as real ones do."""
+    """Raise for what does not fit. Reads shapes, dtypes and devices alone: fake tensors fail as real ones do, but for
+    sizes that only data tells, which are looked at when the graph runs."""
     if backend and registry.find(backend).module is None:
         layers = ", ".join(repr(b.name) for b in registry.BACKENDS.values() if b.module)
         raise ValueError(f"backend must run a layer ({layers}, or '' for the plan's), got {backend!r}")
@@ -243,11 +341,14 @@ def _check(
             )
     if h_0.dim() != 3 or h_0.shape[0] not in (1, 2):
         raise RuntimeError(f"h_0 must be [D, B, H] with 1 or 2 directions, got {_shape(h_0)}")
-    if any(size == 0 for size in (*x.shape, *h_0.shape)):
-        raise RuntimeError(f"x and h_0 must have elements, got {_shape(x)} and {_shape(h_0)}")
     D, B, H = h_0.shape
-    if batch_sizes is None and x.shape[0 if batch_first else 1] != B:
-        raise RuntimeError(f"h_0 must have x's batch size, {x.shape[0 if batch_first else 1]}, got {_shape(h_0)}")
+    batch = 0 if batch_first else 1  # x's dimension of it
+    for dim, size in enumerate(x.shape):
+        if batch_sizes is not None or dim != batch:  # a batch may be empty, as nn.GRU's
+            _require(size != 0, lambda: f"x must have elements, got {_shape(x)}")
+    _require(H != 0, lambda: f"h_0 must have a hidden size above 0, got {_shape(h_0)}")
+    if batch_sizes is None:
+        _require(x.shape[batch] == B, lambda: f"h_0 must have x's batch size, {x.shape[batch]}, got {_shape(h_0)}")
     if len(weights) not in (2 * D, 4 * D):
         raise RuntimeError(f"weights must be {2 * D} or {4 * D} tensors for {D} direction(s), got {len(weights)}")
     each = len(weights) // D
@@ -271,10 +372,21 @@ def _check_gradients(
 
 
 def _check_like(name: str, tensor: Tensor, shape: Sequence[int], x: Tensor) -> None:
-    if tuple(tensor.shape) != tuple(shape):
-        raise RuntimeError(f"{name} must be {list(shape)}, got {_shape(tensor)}")
+    sizes = zip(tensor.shape, shape, strict=False)
+    for same in (tensor.dim() == len(shape), *(size == expected for size, expected in sizes)):
+        _require(same, lambda: f"{name} must be {list(shape)}, got {_shape(tensor)}")
     if tensor.dtype != x.dtype or tensor.device != x.device:
         raise RuntimeError(f"{name} must be {x.dtype} on {x.device}, as x is, got {tensor.dtype} on {tensor.device}")
+
+
+def _require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
+    """RuntimeError, unless it holds, or may hold for sizes that only data tells."""
+    if not isinstance(condition, bool):
+        from torch.fx.experimental.symbolic_shapes import guard_or_true  # here: it loads sympy
+
+        condition = guard_or_true(condition)
+    if not condition:
+        raise RuntimeError(message())
 
 
 def _shape(tensor: Tensor) -> list[int]:

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, TypeVar, cast
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from . import ambient
 from .launch.products import rnn_precision
 from .planning import Device, Plan, Problem, choose, describe
 from .planning.choose import unserved, with_overrides
@@ -26,6 +26,7 @@ from .planning.sequence import Overrides
 
 logger = logging.getLogger("tritongru")
 
+ON_THE_CPU = "tensors on the CPU take PyTorch's own path"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
@@ -138,6 +139,12 @@ def computing_dtype(tensor: Tensor) -> torch.dtype:
     return tensor.dtype
 
 
+def aten_as_measured(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's own path may be chosen where a kernel could run: if it is cuDNN, which was timed, and answers
+    in the dtype that was asked for (under autocast to bfloat16 cuDNN's GRU answers in float16)."""
+    return torch.backends.cudnn.enabled and not (dtype == torch.bfloat16 and autocasting(device))
+
+
 def backends() -> tuple[BackendStatus, ...]:
     """What exists, what can run here on float32 tensors, and why not: on CUDA where there is one, else on the CPU.
 
@@ -155,15 +162,13 @@ def backends() -> tuple[BackendStatus, ...]:
     )
 
 
-_asked_for: ContextVar[str | None] = ContextVar("tritongru_backend", default=None)
-
-
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Inside the block every tritongru layer without a backend of its own runs `name`; None lifts an outer choice.
 
     The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this. The choice is one of the
-    thread or task (a ContextVar). Backward runs the backend of its forward, a compiled graph that of when it was made.
+    thread or task (a ContextVar). Backward runs the backend of its forward, and so does what torch.utils.checkpoint
+    computes again there; a compiled graph runs that of when it was made.
 
     Args:
         name: "aten", "reference", "step", "sequence" or None.
@@ -179,11 +184,8 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     if name is not None:
         find(name)
-    token = _asked_for.set(name)
-    try:
+    with ambient.choose(name):
         yield
-    finally:
-        _asked_for.reset(token)
 
 
 def find(name: str) -> Backend:
@@ -206,7 +208,7 @@ def _find(name: str) -> Backend:
 
 def asked_for(argument: str | None) -> Backend | None:
     """The backend that argument, `use_backend` or TRITONGRU_BACKEND ask for, in this order; None: choose."""
-    name = argument or _asked_for.get() or os.environ.get("TRITONGRU_BACKEND")
+    name = argument or ambient.chosen() or os.environ.get("TRITONGRU_BACKEND")
     return find(name) if name else None
 
 
@@ -254,8 +256,9 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         device: a described device's name ("h200"), a `Device`, or a torch.device; None: where the module is.
 
     Raises:
-        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, or a backend
-        forced on the module that cannot serve the problem there.
+        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, one whose
+        memory cannot hold the problem, or a backend forced on the module that cannot serve it there. And what the
+        module itself raises on the input.
 
     Returns:
         A `Plan`: backend and reason, tiles, launches of each way, saved and peak bytes; print it.
@@ -275,15 +278,10 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
     if input is None:
         raise TypeError("plan of a module needs the input it would be called with, got None")
-    if isinstance(input, PackedSequence):
-        T, B = len(input.batch_sizes), int(input.batch_sizes[0])
-    else:
-        x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
-        T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    T, B = _sizes(module, input)
     weight = cast(Tensor, module.weight_hh_l0)
     dtype = computing_dtype(weight)
     where = _described(weight.device if device is None else device)
-    on_gpu = where.vendor in ("nvidia", "amd")
     problem = Problem(
         batch=B, time=T, input_size=module.input_size, hidden_size=module.hidden_size, layers=module.num_layers,
         directions=2 if module.bidirectional else 1, dtype=DTYPES.get(dtype, str(dtype)),
@@ -292,8 +290,24 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         precision=rnn_precision(where.vendor == "nvidia"),
     )  # fmt: skip
     forced = asked_for(getattr(module, "backend", None))
-    name = forced.name if forced else None if on_gpu else "aten"
-    return choose(problem, where, name)
+    if forced is None and where.vendor == "interpreter":
+        return replace(choose(problem, where, "aten"), device="the CPU", reason=ON_THE_CPU)
+    return choose(problem, where, forced.name if forced else None, aten_as_measured(weight.device, dtype))
+
+
+def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
+    """T and B of an input, after the errors that the module itself raises, in its words."""
+    if isinstance(input, PackedSequence):
+        module.check_input(input.data, input.batch_sizes)
+        return len(input.batch_sizes), int(input.batch_sizes[0])
+    if input.dim() not in (2, 3):
+        raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+    module.check_input(x, None)
+    T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    if T == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return T, B
 
 
 def _described(device: Any) -> Device:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from array import array
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
-from itertools import accumulate
+from functools import cached_property
+from itertools import accumulate, cycle, islice, repeat
 
 import torch
 from torch import Tensor
@@ -58,20 +61,54 @@ class Visits:
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """int32 on the device: rows of each time step, and the first of them; of a dense batch nothing is read."""
-        return _tables(self.batch_sizes, device)
+        sizes, starts, _ = kept.tables(self.batch_sizes or (0,), device)
+        return sizes, starts
 
     def lengths(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """int32 on the device: how many time steps each row runs, and the first row of each of a packed batch; of a
         dense batch nothing is read."""
-        return _lengths(self.batch_sizes, device), _tables(self.batch_sizes, device)[1]
+        _, starts, lengths = kept.tables(self.batch_sizes or (0,), device)
+        return lengths, starts
 
-    def forward(self, D: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS."""
-        return _forward(self, D)
+    def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a
+        direction that is not there.
 
-    def backward(self, D: int) -> list[tuple[int, tuple[int, ...]]]:
-        """Per launch of a backward pass, the last one for dh_0 included: rows, and BACKWARD_SCALARS."""
-        return _backward(self, D)
+        Made as they are asked for, and by no Python of ours: kept, they would take 600 bytes a time step.
+        """
+        columns: list[Iterable[int]] = [cycle((0, 1))]
+        reached: list[Sequence[int]] = []
+        for direction in range(D):
+            at, rows = self._in_order(direction)
+            columns += [at, rows, [0, *rows[:-1]], [*rows[1:], 0]]
+            reached.append(rows)
+        columns += [repeat(0)] * 4 * (2 - D)
+        return zip(self._most(reached, self.time), zip(*columns, strict=False), strict=False)
+
+    def backward(self, D: int, want_dh_0: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Per launch of a backward pass: rows, and BACKWARD_SCALARS. The last of several makes dh_0 alone."""
+        columns: list[Iterable[int]] = []
+        reached: list[Sequence[int]] = []
+        for direction in range(D):
+            at, rows = ([*values[::-1], 0, 0] for values in self._in_order(direction))
+            columns += [islice(values, by, None) for values in (at, rows) for by in (0, 1, 2)]
+            # Those of the visit and of the one before it: over time rows never become more.
+            reached.append([*rows[1:-2], rows[-3]] if direction == 0 else rows)
+        columns += [repeat(0)] * 6 * (2 - D)
+        launches = self.time if want_dh_0 or self.time == 1 else self.time - 1
+        return zip(self._most(reached, launches), zip(*columns, strict=False), strict=False)
+
+    def _in_order(self, direction: int) -> tuple[Sequence[int], Sequence[int]]:
+        """`at` and `rows` of every visit."""
+        at: Sequence[int] = range(self.time) if self.batch_sizes is None else self._starts[:-1]
+        rows = self.batch_sizes or (self.batch,) * self.time
+        return (at, rows) if direction == 0 else (at[::-1], rows[::-1])
+
+    def _most(self, rows: Sequence[Sequence[int]], count: int) -> Iterable[int]:
+        """The largest at each of the first `count` places."""
+        if self.batch_sizes is None:
+            return repeat(self.batch, count)
+        return rows[0][:count] if len(rows) == 1 else map(max, rows[0][:count], rows[1])
 
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
@@ -83,62 +120,64 @@ class Visits:
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
             return [(rows, h) for rows, h in (later if direction == 0 else earlier) if len(h)]
-        return [(slice(0, N), torch.cat([y, h_0]).index_select(0, _carried_rows(self, direction, y.device)))]
+        return [(slice(0, N), torch.cat([y, h_0]).index_select(0, self._carried_rows(direction, y.device)))]
+
+    def _carried_rows(self, direction: int, device: torch.device) -> Tensor:
+        """Packed: for every row, the row of [y; h_0] that holds its h_{t-1}. Made on the device: the host goes on."""
+        N = self.size_rows
+        sizes, starts = (table.long() for table in self.tables(device))
+        t = torch.repeat_interleave(sizes, output_size=N)
+        at = torch.arange(N, device=device)
+        if direction == 0:  # no step has more rows than the one before it
+            return torch.where(at < self.batch, N + at, at - sizes[t - 1])
+        row = at - starts[t]
+        after = torch.nn.functional.pad(sizes[1:], (0, 1))
+        return torch.where(row < after[t], at + sizes[t], N + row)
 
 
-@lru_cache(maxsize=32)
-def _carried_rows(visits: Visits, direction: int, device: torch.device) -> Tensor:
-    """Packed: for every row, the row of [y; h_0] that holds its h_{t-1}. Kept, for building it stalls the host."""
-    assert visits.batch_sizes is not None
-    sizes = torch.tensor(visits.batch_sizes)
-    starts = torch.tensor(visits._starts[:-1])
-    t = torch.repeat_interleave(torch.arange(visits.time), sizes)
-    row = torch.arange(visits.size_rows) - starts[t]
-    before = t - 1 if direction == 0 else t + 1
-    inside = (before >= 0) & (before < visits.time)
-    before = before.clamp(0, visits.time - 1)
-    carries = inside & (row < sizes[before])
-    index = torch.where(carries, starts[before] + row, visits.size_rows + row)  # rows of h_0 follow those of y
-    return index.to(device)
+class Kept:
+    """Tables of packed batches, those used last: copying one stalls the host, and may not be captured in a CUDA graph.
+    No more than `limit` bytes, keys and what objects take included."""
+
+    def __init__(self, limit: int):
+        self.limit = limit
+        self._found: OrderedDict[tuple[bytes, torch.device], Tensor] = OrderedDict()  # the longest unused first
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def tables(self, sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
+        """Rows of each time step [T], the first of them [T], time steps of each row [B]: parts of one tensor."""
+        T, B = len(sizes), max(sizes)
+        return self._whole(sizes, device).split([T, T, max(1, B)])
+
+    def _whole(self, sizes: Sequence[int], device: torch.device) -> Tensor:
+        key = array("i", sizes).tobytes(), device
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+                return self._found[key]
+        lengths = [0] * max(1, max(sizes))
+        for time, (rows, after) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
+            lengths[after:rows] = [time + 1] * (rows - after)
+        whole = [*sizes, 0, *accumulate(sizes[:-1]), *lengths]
+        table = torch.tensor(whole, dtype=torch.int32, device="cpu").to(device)
+        with self._lock:
+            if key not in self._found and self._size(key) <= self.limit:
+                self._found[key] = table
+                self._bytes += self._size(key)
+            while self._bytes > self.limit:
+                self._bytes -= self._size(self._found.popitem(last=False)[0])
+        return table
+
+    def clear(self) -> None:
+        with self._lock:
+            self._found.clear()
+            self._bytes = 0
+
+    @staticmethod
+    def _size(key: tuple[bytes, torch.device]) -> int:
+        """Of an entry: sizes, and its table, of sizes, starts and lengths; and a kilobyte for their objects."""
+        return 3 * len(key[0]) + 4 * max(1, array("i", key[0][:4])[0]) + 1024
 
 
-@lru_cache(maxsize=32)
-def _tables(batch_sizes: tuple[int, ...] | None, device: torch.device) -> tuple[Tensor, Tensor]:
-    sizes = batch_sizes or (0,)
-    starts = [0, *accumulate(sizes[:-1])]
-    on_host = torch.tensor([sizes, starts], dtype=torch.int32)
-    of_sizes, of_starts = on_host.to(device).unbind()
-    return of_sizes, of_starts
-
-
-@lru_cache(maxsize=32)
-def _lengths(batch_sizes: tuple[int, ...] | None, device: torch.device) -> Tensor:
-    sizes = torch.tensor(batch_sizes or (0,))
-    rows = torch.arange(max(1, int(sizes[0])))
-    return (sizes[None, :] > rows[:, None]).sum(1, dtype=torch.int32).to(device)
-
-
-# What a shape's launches are told does not change from call to call: kept, for the host's time per step is theirs.
-@lru_cache(maxsize=32)
-def _forward(visits: Visits, D: int) -> list[tuple[int, tuple[int, ...]]]:
-    found = []
-    for visit in range(visits.time):
-        scalars = [visit % 2]
-        for direction in (0, 1):
-            rows = [visits.rows(direction, v) for v in (visit, visit - 1, visit + 1)]
-            scalars += [visits.at(direction, visit), *rows]
-        found.append((max(visits.rows(direction, visit) for direction in range(D)), tuple(scalars)))
-    return found
-
-
-@lru_cache(maxsize=32)
-def _backward(visits: Visits, D: int) -> list[tuple[int, tuple[int, ...]]]:
-    found = []
-    for src in reversed(range(visits.time)):
-        scalars: list[int] = []
-        for direction in (0, 1):
-            scalars += [visits.at(direction, visit) for visit in (src, src - 1, src - 2)]
-            scalars += [visits.rows(direction, visit) for visit in (src, src - 1, src - 2)]
-        rows = max(visits.rows(direction, visit) for direction in range(D) for visit in (src, src - 1))
-        found.append((rows, tuple(scalars)))
-    return found
+kept = Kept(4 << 20)

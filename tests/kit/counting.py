@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
+from tritongru import autograd, ops
 from tritongru.launch import runtime
 
 KINDS = {
@@ -43,8 +44,9 @@ class _Ops(TorchDispatchMode):
 
 
 @contextmanager
-def launches_unseen(monkeypatch) -> Iterator[None]:
-    """What Triton's interpreter does inside a launch is hidden from the dispatch modes of the block."""
+def looked_into(monkeypatch) -> Iterator[None]:
+    """Dispatch modes of the block see what a layer runs where there are none, instead of its operators; but not what
+    Triton's interpreter does inside a launch."""
     call = runtime.Launch.__call__
 
     def quietly(self, grid, scalars):
@@ -53,6 +55,8 @@ def launches_unseen(monkeypatch) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime.Launch, "__call__", quietly)
+        patch.setattr(ops, "seen_by_a_mode", lambda: False)
+        patch.setattr(autograd, "_by_operator", lambda dy, dh_n: False)
         yield
 
 
@@ -60,7 +64,7 @@ def launches_unseen(monkeypatch) -> Iterator[None]:
 def counted(monkeypatch) -> Iterator[Counter[str]]:
     """Counts of everything launched inside the block, but for what Triton's interpreter does inside a launch."""
     found: Counter[str] = Counter()
-    with launches_unseen(monkeypatch), _Ops() as ops:
+    with looked_into(monkeypatch), _Ops() as seen:
         with runtime.observe(lambda name, grid: found.update([name])):
             yield found
-        found.update(ops.counts)
+        found.update(seen.counts)

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from tritongru.launch import runtime
 
-from .counting import launches_unseen
+from .counting import looked_into
 
 
 class Memory(TorchDispatchMode):
@@ -67,5 +67,5 @@ def memory(monkeypatch) -> Iterator[Memory]:
     def note(name: str, grid: tuple[int, int, int]) -> None:
         found.launched = True
 
-    with launches_unseen(monkeypatch), runtime.observe(note), found:
+    with looked_into(monkeypatch), runtime.observe(note), found:
         yield found

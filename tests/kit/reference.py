@@ -20,7 +20,7 @@ Every public name of `tritongru` (and `tritongru.__version__`, a string). T B I 
 hidden size, layers and directions. The examples are run by the tests. Where the layer differs from `torch.nn.GRU`:
 [differences.md](differences.md).
 
-(Written by `python -m tests.kit.reference` from the docstrings.)
+(Written by `.venv/bin/python -m tests.kit.reference` from the docstrings.)
 """
 
 

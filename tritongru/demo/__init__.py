@@ -24,15 +24,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--story", action="store_true",
-        help="instead: RNN, LSTM and GRU learn the story of samosa and pasta; which of its claims hold",
+        help="instead: RNN, LSTM and GRU learn the story of samosa and pasta; which of its claims hold; three minutes",
     )  # fmt: skip
     parser.add_argument(
         "--seeds",
         type=int,
         metavar="N",
-        help="of --story: so many trainings of each, longer ones (default: 1, shorter)",
+        help="of --story: so many trainings of each, longer ones, three minutes a seed (default: 1, shorter)",
     )
-    alone = "the autocomplete alone, without the comparison with nn.GRU, the kernels and the story"
+    alone = "the autocomplete alone, in two minutes, without the comparison with nn.GRU, the kernels and the story"
     parser.add_argument(
         "--interactive", action="store_true", default=None, help=f"complete what you type; {alone}, better trained"
     )

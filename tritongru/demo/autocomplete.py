@@ -26,10 +26,10 @@ from .training import Curve, Sizes, WordModel, build_model, largest_difference, 
 PROMPTS = ("return the number of", "if the file does not", "this method is called when the", "the name of the direc")
 
 
-def backend_of(layer: nn.RNNBase, device: torch.device) -> str:
-    """What runs this layer on this device, by the layer's own word."""
+def backend_of(layer: nn.RNNBase, device: torch.device, time: int, batch: int) -> str:
+    """What runs this layer on this device on [time, batch] words, by the layer's own word."""
     if isinstance(layer, tritongru.GRU):
-        return tritongru.plan(layer, torch.empty(4, 4, layer.input_size, device=device)).backend
+        return tritongru.plan(layer, torch.empty(time, batch, layer.input_size, device=device)).backend
     if device.type == "cuda" and torch.backends.cudnn.enabled:
         return "MIOpen" if torch.version.hip else "cuDNN"
     return "aten"
@@ -68,7 +68,7 @@ def train_pair(screen: Screen, corpus: Corpus, sizes: Sizes, device: torch.devic
     curves: list[Curve] = []
     for label, model in (("tritongru.GRU", ours), ("torch.nn.GRU", theirs)):
         model.to(device)
-        names.append(f"{label} (backend {backend_of(model.layer, device)})")
+        names.append(f"{label} (backend {backend_of(model.layer, device, sizes.window, sizes.batch)})")
         with screen.progress(f"training {names[-1]}", sizes.steps) as advance:
 
             def report(step: int, loss: float, advance: Advance = advance) -> None:

@@ -117,7 +117,7 @@ def standard_library_passages(root: Path | None = None) -> list[str]:
 
 
 def file_passages(path: Path) -> list[str]:
-    """The paragraphs of a UTF-8 text file (of its first MAX_BYTES), without repeats."""
+    """The paragraphs of a UTF-8 text file (of its first MAX_BYTES)."""
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -132,7 +132,7 @@ def file_passages(path: Path) -> list[str]:
         text = codecs.getincrementaldecoder("utf-8-sig")().decode(raw[:MAX_BYTES], final=whole)
     except UnicodeDecodeError as error:
         raise DemoError(f"{path} is not UTF-8 text (byte {error.start} does not decode)") from error
-    return list(dict.fromkeys(paragraphs(text)))
+    return list(paragraphs(text))
 
 
 class Vocabulary:
@@ -226,22 +226,48 @@ def _tokens(passages: Iterable[Sequence[str]]) -> list[str]:
     return [token_of(spelling) for passage in passages for spelling in passage]
 
 
+def _too_little(
+    given: Iterable[list[str]], left: Iterable[list[str]], put_aside: Iterable[list[str]], held_out: Iterable[list[str]]
+) -> str:
+    """Why what is left of a text is not enough."""
+    words, words_left, words_aside, words_held_out = (
+        sum(len(passage) - 1 for passage in part) for part in (given, left, put_aside, held_out)
+    )
+    if not words:
+        return "holds no words, only other characters"
+    if words < MIN_WORDS:
+        return f"is too short: {words:,} words, at least {MIN_WORDS:,} are needed"
+    if words_left < MIN_WORDS:
+        return f"repeats itself: {words_left:,} of {words:,} words without repeats, at least {MIN_WORDS:,} are needed"
+    if words_aside < MIN_HELD_OUT:
+        return (
+            f"has its words in too few paragraphs: every twelfth is held out, {words_aside:,} words in all, at least "
+            f"{MIN_HELD_OUT} are needed"
+        )
+    return (
+        f"repeats itself: of {words_aside:,} words to hold out all but {words_held_out:,} are trained on as well, at "
+        f"least {MIN_HELD_OUT} are needed"
+    )
+
+
 def build_corpus(passages: Sequence[str], name: str, vocabulary_size: int, with_validation: bool = False) -> Corpus:
-    """Split, number by the training part's frequencies, and refuse a text that is too short to train on.
+    """Drop repeated passages, split, and number by the training part's frequencies.
 
     The held-out part does not depend on `with_validation`, which takes its part from what is trained on.
+
+    Raises: DemoError for a text of which too little is left to train on, or to hold out.
     """
+    given, passages = passages, list(dict.fromkeys(passages))
     if len(passages) < 24:  # few blank lines (or none): cut by length instead, so that there is something to hold out
         words = " ".join(passages).split()
         passages = [" ".join(words[i : i + 50]) for i in range(0, len(words), 50)]
     train, held_out = (_with_ends(part) for part in split_passages(passages))
     # Two paragraphs can differ in case or symbols alone and be the same words: those would not be held out at all.
     known = {tuple(_tokens([passage])) for passage in train}
-    held_out = [passage for passage in held_out if tuple(_tokens([passage])) not in known]
+    put_aside, held_out = held_out, [passage for passage in held_out if tuple(_tokens([passage])) not in known]
     held_out_words, words_of_all = _tokens(held_out), _tokens(train)
-    total = len(words_of_all) + len(held_out_words)
-    if total < MIN_WORDS or len(held_out_words) < MIN_HELD_OUT:
-        raise DemoError(f"{name} is too short: {total} words without repeats, at least {MIN_WORDS} are needed")
+    if len(words_of_all) + len(held_out_words) < MIN_WORDS or len(held_out_words) < MIN_HELD_OUT:
+        raise DemoError(f"{name} {_too_little(_with_ends(given), [*train, *held_out], put_aside, held_out)}")
     vocabulary = Vocabulary(words_of_all, vocabulary_size)
     validation: list[str] = []
     if with_validation:

@@ -102,7 +102,8 @@ def _train_alone(screen: Screen, args: argparse.Namespace, sizes: Sizes, device:
     screen.title("2. A word autocomplete, on tritongru.GRU")
     shape = (len(corpus.vocabulary), sizes.embedding, sizes.hidden)
     model = build_model(*shape, tritongru.GRU, args.seed, sizes.dropout).to(device)
-    with screen.progress(f"training (backend {backend_of(model.layer, device)})", sizes.steps) as advance:
+    backend = backend_of(model.layer, device, sizes.window, sizes.batch)
+    with screen.progress(f"training (backend {backend})", sizes.steps) as advance:
         curve = train(model, corpus, sizes, device, lambda step, loss: advance(step, f"loss {loss:.3f}"))
     if curve.kept < len(curve.losses):
         screen.say(
@@ -212,7 +213,7 @@ def _kernels(screen: Screen, model: WordModel, corpus: Corpus, sizes: Sizes, dev
         screen.say(f"Skipped: {step.why_not}.")
         return True
     limit = bound(sizes.hidden, sizes.check_window)
-    backends = ("step", backend_of(nn.GRU(1, 1), device))
+    backends = ("step", backend_of(nn.GRU(1, 1), device, sizes.check_window, sizes.check_batch))
     names = (f"tritongru.GRU (backend {backends[0]})", f"torch.nn.GRU (backend {backends[1]})")
 
     def make(input_size: int, hidden_size: int) -> nn.GRU:
@@ -245,7 +246,7 @@ def _show_difference(screen: Screen, row: StepDifference, names: tuple[str, str]
 def _story(screen: Screen, sizes: StorySizes, device: torch.device, seed: int) -> tuple[Told, str]:
     screen.title("4. The story: what a GRU remembers and forgets")
     probe = tritongru.GRU(sizes.embedding, sizes.hidden, device=device)
-    backend = backend_of(probe, device)
+    backend = backend_of(probe, device, 40, sizes.batch)  # texts have about so many words
     screen.say(
         f"A language model of generated sentences of the kind, on tritongru.GRU (backend {backend}). The two sentences "
         "below are not among them, nor is any that has Dhaval with samosa, or pasta with cheese."

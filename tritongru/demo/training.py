@@ -118,14 +118,15 @@ def train(model: WordModel, corpus: Corpus, sizes: Sizes, device: torch.device, 
     optimiser = torch.optim.Adam(model.parameters(), lr=sizes.learning_rate)
     stream = lanes(corpus.train, sizes.batch).to(device)
     pause = max(1, sizes.steps // sizes.evaluations)
-    losses: list[Tensor] = []
+    # In one piece: small tensors that stay, between large ones that go, make the heap grow by the large ones.
+    losses, done = torch.zeros(sizes.steps, device=device), 0
     curve, best = Curve(), _Best()
     model.train()
-    while len(losses) < sizes.steps and best.waited < PATIENCE:
+    while done < sizes.steps and best.waited < PATIENCE:
         h = None
         for words, following in windows(stream, sizes.window):
             for group in optimiser.param_groups:
-                group["lr"] = learning_rate_at(len(losses), sizes.steps, sizes.learning_rate)
+                group["lr"] = learning_rate_at(done, sizes.steps, sizes.learning_rate)
             logits, h = model(words, h)
             h = h.detach()
             loss = F.cross_entropy(logits.flatten(0, 1), following.flatten())
@@ -133,22 +134,23 @@ def train(model: WordModel, corpus: Corpus, sizes: Sizes, device: torch.device, 
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
-            losses.append(loss.detach())
-            if report is not None and len(losses) % 10 == 0:
-                report(len(losses), loss.item())
-            if len(losses) % pause == 0 or len(losses) == sizes.steps:
+            losses[done] = loss.detach()
+            done += 1
+            if report is not None and done % 10 == 0:
+                report(done, loss.item())
+            if done % pause == 0 or done == sizes.steps:
                 if corpus.validation:
-                    curve.validation.append((len(losses), perplexity(model, corpus.validation, device)))
+                    curve.validation.append((done, perplexity(model, corpus.validation, device)))
                     best.look_at(model, *curve.validation[-1])
                 else:
-                    curve.held_out.append((len(losses), perplexity(model, corpus.held_out, device)))
-            if len(losses) == sizes.steps or best.waited == PATIENCE:
+                    curve.held_out.append((done, perplexity(model, corpus.held_out, device)))
+            if done == sizes.steps or best.waited == PATIENCE:
                 break
     if best.parameters is not None:
         model.load_state_dict(best.parameters)
     model.eval()
-    curve.losses = torch.stack(losses).tolist()
-    curve.kept = best.step or len(losses)
+    curve.losses = losses[:done].tolist()
+    curve.kept = best.step or done
     return curve
 
 

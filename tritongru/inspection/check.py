@@ -157,20 +157,21 @@ def _draw(
     shape = (case.I, case.H, case.layers, case.bias, case.batch_first and not case.lengths, 0.0, case.bidirectional)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(*size, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
     ours = GRU(*shape, device=device, dtype=dtype, backend=backend, recompute=case.recompute)
     with torch.no_grad():
         for p in ours.parameters():  # nn.GRU's own scale, from this generator
-            p.copy_((torch.rand(p.shape, generator=generator, dtype=torch.float64) * 2 - 1) / math.sqrt(case.H))
+            uniform = torch.rand(p.shape, generator=generator, dtype=torch.float64, device="cpu")
+            p.copy_((uniform * 2 - 1) / math.sqrt(case.H))
     theirs = nn.GRU(*shape, device=device, dtype=dtype)
-    truth = nn.GRU(*shape, dtype=torch.float64)
+    truth = nn.GRU(*shape, device="cpu", dtype=torch.float64)
     theirs.load_state_dict(ours.state_dict())
     truth.load_state_dict(ours.state_dict())
 
     x: Any
     if case.lengths:
-        x = pack_padded_sequence(normal(T, B, case.I), torch.tensor(case.lengths), enforce_sorted=False)
+        x = pack_padded_sequence(normal(T, B, case.I), list(case.lengths), enforce_sorted=False)
         dy = normal(len(x.data), D * case.H)
     else:
         leading = (B, T) if case.batch_first else (T, B)

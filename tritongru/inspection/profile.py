@@ -59,7 +59,7 @@ class Subject:
                 raise UsageError("no output of the model needs a gradient: profile it with --inference")
             if [t.shape for t in outputs] != [t.shape for t in self.cotangents]:
                 generator = torch.Generator().manual_seed(0)
-                self.cotangents = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+                self.cotangents = [torch.randn(t.shape, generator=generator, device="cpu").to(t) for t in outputs]
             with around("backward"):
                 torch.autograd.backward(outputs, self.cotangents)
                 _wait(device)
@@ -134,7 +134,8 @@ def _drawn(module: nn.Module, arguments: Any) -> Tensor:
     leading = (B, T) if module.batch_first else (T, B)
     weight = module.weight_ih_l0
     assert isinstance(weight, Tensor)
-    return torch.randn(*leading, module.input_size, generator=torch.Generator().manual_seed(0)).to(weight)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*leading, module.input_size, generator=generator, device="cpu").to(weight)
 
 
 def _made_by(argument: str) -> Any:

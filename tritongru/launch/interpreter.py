@@ -8,11 +8,15 @@
 5. Every call of a device function patches the whole language again, a quarter of the time: 3.6 and 3.7.
 
 They change `triton.runtime.interpreter` in this process only, which nothing but an interpreted kernel uses.
+
+An interpreted launch patches triton.language for the whole process and keeps the program's number in one place there:
+one thread at a time may launch, see `launching`.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 import time
 from dataclasses import dataclass
 from functools import cache
@@ -48,9 +52,17 @@ class AssemblyResults:
         return self.results[i]
 
 
-@cache
+launching = threading.RLock()  # held through every interpreted launch
+
+
 def repair() -> None:
     """Apply the repairs, once per process."""
+    with launching:  # a launch of another thread sees all of them or none
+        _repair()
+
+
+@cache
+def _repair() -> None:
     builder = interpreter.InterpreterBuilder
     handle = interpreter.TensorHandle
 

@@ -16,6 +16,8 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from .interpreter import launching
+
 Grid = tuple[int, int, int]
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
 
@@ -116,11 +118,15 @@ class Launch:
         if self.again is not None:
             self.again(grid, scalars)
             return
-        if in_gluon(self.kernel) and interpreted(self.kernel):
-            self._emulate(grid, scalars)
+        if interpreted(self.kernel):
+            with launching:
+                if in_gluon(self.kernel):
+                    self._emulate(grid, scalars)
+                else:
+                    self.kernel[grid](*scalars, *self.rest, **self.options)
             return
         compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
-        if compiled is not None:  # None always under the interpreter
+        if compiled is not None:  # None where a hook of Triton kept it from compiling
             self.again = self._bound(compiled)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:

@@ -91,9 +91,9 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         ),
         tiles,
     )  # fmt: skip
-    columns = _ceil(H, tiles.block_h)
+    columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
     for rows, scalars in visits.forward(D):
-        launch((_ceil(rows, tiles.block_b), columns, D), scalars)
+        launch((-(-rows // block_b), columns, D), scalars)
     return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
@@ -141,14 +141,15 @@ def backward(
         )  # fmt: skip
         return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
 
-    (rows, scalars), *others = visits.backward(D)
+    steps = visits.backward(D, want_dh_0=dh_0_dtype is not None)
+    rows, scalars = next(steps)
     launch, tiles = bound("backward_first")
     launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
-    if others:
+    if visits.time > 1:
         launch, tiles = bound("backward")
-        columns = _ceil(H, tiles.block_h)
-        for rows, scalars in others if dh_0_dtype else others[:-1]:  # the last one makes dh_0 alone
-            launch((_ceil(rows, tiles.block_b), columns, D), scalars)
+        columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
+        for rows, scalars in steps:
+            launch((-(-rows // block_b), columns, D), scalars)
     return dgates, dh_0 if dh_0_dtype else None
 
 

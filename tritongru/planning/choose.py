@@ -7,13 +7,15 @@ part of it that a launcher asks for at every call.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
 from .cost import Cost, Launches, sequence_cost, sequence_launches, step_cost, step_launches
 from .devices import Device
-from .limit import Limit, faster, limit_us, predicted_us
-from .problem import Problem
+from .limit import Limit, limit_us
+from .measured import fastest
+from .problem import BYTES, Problem
 from .sequence import Overrides, SequenceTiles, parse_overrides, sequence_tiles
 from .step import StepTiles, step_tiles
 
@@ -21,16 +23,8 @@ KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
 TRITON_BACKENDS = ("step", "sequence")
 BACKENDS = ("aten", "reference", *TRITON_BACKENDS)
 MINIMUM_CAPABILITY = 80  # bfloat16 and TF32 matrix instructions, cp.async
-
-
-@dataclass(frozen=True)
-class StepTime:
-    """Two figures of one step of a pass, never mixed (tritongru/planning/limit.py): `limit`, from the machine's
-    ceilings alone, and `predicted_us`, which may be fitted to measured GRUs and is not yet. None: none are known."""
-
-    kind: str
-    limit: Limit | None
-    predicted_us: float | None
+# float32 up to these H cuDNN computes with FMA, though TF32 is allowed: in forward, and in backward too (seen on H200).
+FMA_FORWARD, FMA = 192, 128
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Plan:
     backend: str
     reason: str
     tiles: tuple[tuple[str, StepTiles | SequenceTiles], ...]  # (kind, tiles) of the recurrent launches
-    times: tuple[StepTime, ...]  # what a step of them takes, at the least and as expected
+    limits: tuple[tuple[str, Limit], ...]  # (kind, what a step of it takes at the least), where ceilings are known
     launches: Launches
     cost: Cost
 
@@ -69,12 +63,10 @@ class Plan:
                 f"step      {self.cost.step_bytes / 1e6:.2f} MB read by the programs of one forward step, "
                 f"{self.cost.step_flops / 1e6:.1f} Mflop in it (computed, not measured)"
             )
-            for time in self.times:
-                if time.limit is not None and time.predicted_us is not None:
-                    lines.append(
-                        f"time      {time.kind}: limit {time.limit.us:.2f} us per step ({time.limit.binding}), by "
-                        f"public figures of the device; predicted {time.predicted_us:.2f} us, an estimate: no GRU timed"
-                    )
+            lines += [
+                f"limit     {kind}: {limit.us:.2f} us per step at the least ({limit.binding}), by the device's ceilings"
+                for kind, limit in self.limits
+            ]
         return "\n".join(lines)
 
     def _memory(self) -> list[str]:
@@ -138,23 +130,49 @@ def with_overrides(backend: str) -> tuple[str, Overrides]:
 
 
 @lru_cache(maxsize=4096)
-def triton_backend(
-    batch: int, time: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool, device: Device
-) -> tuple[str, str]:
-    """Which Triton backend runs the recurrence of a layer that the kernels serve, and why."""
+def fastest_backend(
+    batch: int, time: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool,
+    device: Device, aten: bool = True,
+) -> tuple[str, str]:  # fmt: skip
+    """What runs the recurrence of a layer that the kernels serve, and why: by measured rows where there are any.
+
+    aten: whether PyTorch's own path is a candidate (not where only the output is to be kept, nor in a compiled graph).
+    """
+    off = off_chip(batch, hidden_size, directions, dtype, precision, training, device) if time > 1 else None
+    one_launch = time > 1 and off is None
+    if device.vendor == "nvidia":
+        by_cudnn = aten and dtype == "fp32"
+        if by_cudnn and precision == "ieee" and hidden_size > FMA:
+            return "aten", f"float32 without TF32 was not measured above H {FMA}"
+        able = ("aten",) * aten + ("sequence",) * one_launch + ("step",)
+        found = fastest(able, batch, time, hidden_size, dtype, training, device)
+        if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found[0] != "aten"):
+            exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
+            return "aten", exact
+        if found is not None:
+            return found[0], found[1] + (f"; sequence cannot run: {off}" if off else "")
+    unmeasured = ", not measured" if device.vendor == "amd" else ""
+    if one_launch:
+        return "sequence", f"one launch per sequence, W_h kept on chip{unmeasured}"
     if time == 1:
-        return "step", "one step is one launch, the input product in it"
-    why_not = off_chip(batch, hidden_size, directions, dtype, precision, training, device)
-    if why_not:
-        return "step", f"one fused launch per timestep: {why_not}"
-    p = Problem(
-        batch=batch, time=time, input_size=1, hidden_size=hidden_size, directions=directions, dtype=dtype,
-        training=training, precision=precision,
-    )  # fmt: skip
-    forward, backward = (sequence_tiles(kind, *_shape(p), device) for kind in ("forward", "backward"))
-    if faster(p, device, step_tiles("forward", *_shape(p), device), forward, backward) == "step":
-        return "step", "one fused launch per timestep, which is predicted to take less than filling and loading for one"
-    return "sequence", "one launch per sequence, W_h kept on chip"
+        return "step", f"one step is one launch, the input product in it{unmeasured}"
+    return "step", f"one fused launch per timestep{unmeasured}: {off}"
+
+
+def too_large(problem: Problem, device: Device) -> str | None:
+    """Why the device's memory cannot hold even the weights, the input and the output of a call; None if it can."""
+    p, wide = problem, problem.directions * problem.hidden_size
+    inputs = p.input_size + (p.layers - 1) * wide  # of all layers together
+    weights = 3 * wide * (inputs + p.layers * (p.hidden_size + (2 if p.bias else 0)))
+    rows = p.time + p.batch - 1 if p.packed else p.time * p.batch  # at the least
+    needed = {
+        "weights and their gradients" if p.training else "weights": weights * (2 if p.training else 1),
+        "input and output": rows * (p.input_size + wide),
+    }
+    if not 0 < device.memory_bytes < BYTES[p.dtype] * sum(needed.values()):
+        return None
+    sizes = ", ".join(f"{BYTES[p.dtype] * count / 2**30:.3g} GiB of {name}" for name, count in needed.items())
+    return f"too large for {device.name} with its {device.memory_bytes / 2**30:.0f} GiB: {sizes}"
 
 
 def unserved_by(backend: str, problem: Problem, device: Device) -> str | None:
@@ -167,20 +185,25 @@ def unserved_by(backend: str, problem: Problem, device: Device) -> str | None:
 
 
 @lru_cache(maxsize=1024)
-def choose(problem: Problem, device: Device, backend: str | None = None) -> Plan:
+def choose(problem: Problem, device: Device, backend: str | None = None, aten: bool = True) -> Plan:
     """What would run for `problem` on `device`; `backend` forces one, as the layer's argument does.
 
+    aten: whether PyTorch's own path may be chosen where kernels serve; not with recompute, which it does not know.
+
     Raises:
-        ValueError: a forced backend is unknown, or cannot serve the problem.
+        ValueError: a forced backend is unknown, or cannot serve the problem; or the device's memory cannot hold it.
     """
     p = problem
+    if why_not := too_large(p, device):
+        raise ValueError(why_not)
     if backend is None:
         why_not = unserved(p.dtype, device)
         if why_not:
             chosen, reason = "aten", why_not
         else:
             shape = (p.batch, p.time, p.hidden_size, p.directions)
-            chosen, reason = triton_backend(*shape, p.dtype, p.precision, p.training, device)
+            aten = aten and not (p.recompute and p.training)
+            chosen, reason = fastest_backend(*shape, p.dtype, p.precision, p.training, device, aten)
     elif (name := with_overrides(backend)[0]) in BACKENDS:
         why_not = unserved_by(backend, p, device) if name in TRITON_BACKENDS else None
         if why_not:
@@ -197,9 +220,9 @@ def choose(problem: Problem, device: Device, backend: str | None = None) -> Plan
     if p.training:
         kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
     tiles = {kind: step_tiles(kind, *_shape(p), device) for kind in kinds}
-    times = tuple(_time(kind, "step", tiles[kind], p, device) for kind in (kinds[0], *kinds[-1:]) if kind in tiles)
+    passes = {kind: tiles[kind] for kind in (kinds[0], kinds[-1])}
     return Plan(
-        p, device.name, chosen, reason, tuple(tiles.items()), times, step_launches(p),
+        p, device.name, chosen, reason, tuple(tiles.items()), _limits("step", passes, p, device), step_launches(p),
         step_cost(p, tiles[kinds[0]].block_b, tiles[kinds[0]].block_h),
     )  # fmt: skip
 
@@ -216,12 +239,13 @@ def _sequence_plan(p: Problem, device: Device, reason: str, overrides: Overrides
 
     tiles = {kind: tiles_of(kind, p.directions) for kind in (("forward", "backward") if p.training else ("forward",))}
     return Plan(
-        p, device.name, "sequence", reason, tuple(tiles.items()),
-        tuple(_time(kind, "sequence", t, p, device) for kind, t in tiles.items()),
+        p, device.name, "sequence", reason, tuple(tiles.items()), _limits("sequence", tiles, p, device),
         sequence_launches(p, tiles_of), sequence_cost(p, tiles_of),
     )  # fmt: skip
 
 
-def _time(kind: str, backend: str, tiles: StepTiles | SequenceTiles, p: Problem, device: Device) -> StepTime:
-    of_step = (kind, backend, tiles, *_shape(p), device)
-    return StepTime(kind, limit_us(*of_step), predicted_us(*of_step))
+def _limits(
+    backend: str, tiles: Mapping[str, StepTiles | SequenceTiles], p: Problem, device: Device
+) -> tuple[tuple[str, Limit], ...]:
+    found = {kind: limit_us(kind, backend, of_kind, *_shape(p), device) for kind, of_kind in tiles.items()}
+    return tuple((kind, limit) for kind, limit in found.items() if limit is not None)

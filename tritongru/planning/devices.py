@@ -20,6 +20,7 @@ from typing import Any
 
 KIB = 1024
 MIB = 1024 * KIB
+GIB = 1024 * MIB
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Device:
     shared_per_sm: int  # bytes of shared memory all programs on one SM have together
     registers_per_sm: int  # 32-bit registers
     l2_bytes: int
+    memory_bytes: int = 0  # 0: unknown
 
     @property
     def target(self) -> tuple[str, int | str, int]:
@@ -72,7 +74,7 @@ _SHARED_KIB = {
 _REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
 
-def _nvidia(name: str, capability: int, sms: int, l2_mib: float) -> Device:
+def _nvidia(name: str, capability: int, sms: int, l2_mib: float, gib: int) -> Device:
     per_program, per_sm = _SHARED_KIB[capability]
     return Device(
         name=name,
@@ -84,18 +86,20 @@ def _nvidia(name: str, capability: int, sms: int, l2_mib: float) -> Device:
         shared_per_sm=per_sm * KIB,
         registers_per_sm=_REGISTERS,
         l2_bytes=int(l2_mib * MIB),
+        memory_bytes=gib * GIB,
     )
 
 
+# Memory [paper], of the largest form, the vendor's GB taken for GiB: no less than there is.
 DEVICES = {
-    "a100": _nvidia("A100", 80, sms=108, l2_mib=40),  # SMs, L2 [paper: A100]
-    "h100": _nvidia("H100", 90, sms=132, l2_mib=50),  # the SXM5 form; SMs, L2 [paper: H100], [driver]
-    "h200": _nvidia("H200", 90, sms=132, l2_mib=60),  # SMs, L2 [driver]
-    "b200": _nvidia("B200", 100, sms=148, l2_mib=126.5),  # SMs, L2 [driver]; the tuning guide rounds L2 to 126 MB
-    "rtx4090": _nvidia("RTX 4090", 89, sms=128, l2_mib=72),  # SMs, L2 [paper: Ada]
-    "l4": _nvidia("L4", 89, sms=58, l2_mib=48),  # SMs: 7424 cores, 128 each; L2 [paper: AD104]
-    "rtx5090": _nvidia("RTX 5090", 120, sms=170, l2_mib=96),  # SMs, L2 [paper: RTX Blackwell]
-    "t4": _nvidia("T4", 75, sms=40, l2_mib=4),  # SMs, L2 [paper: Turing, T4]
+    "a100": _nvidia("A100", 80, sms=108, l2_mib=40, gib=80),  # SMs, L2 [paper: A100]
+    "h100": _nvidia("H100", 90, sms=132, l2_mib=50, gib=80),  # the SXM5 form; SMs, L2 [paper: H100], [driver]
+    "h200": _nvidia("H200", 90, sms=132, l2_mib=60, gib=141),  # SMs, L2 [driver]
+    "b200": _nvidia("B200", 100, sms=148, l2_mib=126.5, gib=192),  # SMs, L2 [driver]; the tuning guide says 126 MB
+    "rtx4090": _nvidia("RTX 4090", 89, sms=128, l2_mib=72, gib=24),  # SMs, L2 [paper: Ada]
+    "l4": _nvidia("L4", 89, sms=58, l2_mib=48, gib=24),  # SMs: 7424 cores, 128 each; L2 [paper: AD104]
+    "rtx5090": _nvidia("RTX 5090", 120, sms=170, l2_mib=96, gib=32),  # SMs, L2 [paper: RTX Blackwell]
+    "t4": _nvidia("T4", 75, sms=40, l2_mib=4, gib=16),  # SMs, L2 [paper: Turing, T4]
     "mi300x": Device(
         name="MI300X",
         vendor="amd",
@@ -106,6 +110,7 @@ DEVICES = {
         shared_per_sm=64 * KIB,
         registers_per_sm=512 * KIB // 4,  # vector registers, accumulation registers included [rocm]
         l2_bytes=8 * 4 * MIB,  # 4 MiB on each of 8 dies [rocm], not coherent with each other; a driver may report one
+        memory_bytes=192 * GIB,  # [paper: CDNA 3]
     ),
     # Programs run in host memory, where no limit of a GPU binds; those that wait for each other take turns in the
     # emulator (tritongru/launch/emulator): few, for each is a thread.
@@ -121,6 +126,7 @@ DEVICES = {
         l2_bytes=1 << 30,
     ),
 }
+GPUS = tuple(key for key, device in DEVICES.items() if device.vendor != "interpreter")
 
 
 def describe(name: str) -> Device:
@@ -128,7 +134,7 @@ def describe(name: str) -> Device:
     try:
         return DEVICES[name.lower()]
     except KeyError:
-        raise ValueError(f"unknown device {name!r}: expected one of {', '.join(DEVICES)}") from None
+        raise ValueError(f"unknown device {name!r}: expected one of {', '.join(GPUS)}") from None
 
 
 @functools.cache
@@ -160,6 +166,7 @@ def _nvidia_device(properties: Any) -> Device:
         shared_per_sm=_reported(properties, "shared_memory_per_multiprocessor", per_sm * KIB),
         registers_per_sm=_reported(properties, "regs_per_multiprocessor", _REGISTERS),
         l2_bytes=_reported(properties, "L2_cache_size", known.l2_bytes if known else 0),
+        memory_bytes=_reported(properties, "total_memory", 0),
     )
 
 
@@ -175,6 +182,7 @@ def _amd_device(properties: Any) -> Device:
         shared_per_sm=_reported(properties, "shared_memory_per_multiprocessor", shared),
         registers_per_sm=_reported(properties, "regs_per_multiprocessor", _REGISTERS),
         l2_bytes=_reported(properties, "L2_cache_size", 0),
+        memory_bytes=_reported(properties, "total_memory", 0),
     )
     known = _described(properties.name)
     if known is None:

@@ -1,8 +1,7 @@
-"""How long a recurrent step takes at the least (`limit`), and how long it is expected to take (`predicted`).
+"""How long a recurrent step takes at the least: for reports, which give the share of it that is reached.
 
-Two figures, never mixed. `limit_us` comes from ceilings that micro-benchmarks measured, none of them a GRU: no
-constant of it is fitted to a timing of ours, and a report of "fraction of the limit" uses it. `predicted_us` is that
-times FACTORS, which are not fitted. It decides between `step` and `sequence` (`faster`).
+The limit comes from ceilings that micro-benchmarks measured, none of them a GRU. It decides nothing: what runs is
+chosen by measured calls (planning/measured.py).
 
 What a step of `sequence` does, per group of programs and row tile (kernels/sequence.py): each program reads the whole
 of h (backward: of dr, dz, dq) of the tile from L2, multiplies it with its slice of W_h, which it reads from shared
@@ -30,7 +29,6 @@ Sources of the numbers
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -39,6 +37,7 @@ from .problem import BYTES, Problem
 from .sequence import SequenceTiles, sequence_tiles
 from .step import StepTiles, step_tiles
 
+BACKENDS = ("step", "sequence")
 ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions
 
 
@@ -177,10 +176,6 @@ GATES = {"forward": 120, "backward": 40}  # two sigmoids and a tanh, one after t
 # dy, r, z, n, q, h_prev.
 OWN_READS = {"forward": 3, "backward": 6}
 
-# What is expected over what is the least: the work of a step, without launches. Not fitted: on an H200 whole calls of
-# `sequence` as first built took 3 to 8 times their limit (of_limit in benchmarks/results/nvidia-h200/gru.csv).
-FACTORS = {"step": 2.0, "sequence": 2.0}
-
 
 @dataclass(frozen=True)
 class Limit:
@@ -256,8 +251,8 @@ def limit_us(
     Raises:
         ValueError: another kind or backend.
     """
-    if backend not in FACTORS:
-        raise ValueError(f"backend must be one of {', '.join(FACTORS)}, got {backend!r}")
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
     passes = {"forward": "forward", "cell": "forward", "backward": "backward", "backward_first": "backward"}
     if kind not in passes or (backend == "sequence" and kind not in GATES):
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
@@ -375,7 +370,7 @@ def call_limit_us(
     passes = ("forward", "backward") if p.training else ("forward",)
     shape = (p.hidden_size, p.directions, p.dtype, p.precision, device)
     best: tuple[float, str, tuple[str, ...]] | None = None
-    for backend in FACTORS if p.time > 1 else ("step",):  # one step is a launch in any case
+    for backend in BACKENDS if p.time > 1 else ("step",):  # one step is a launch in any case
         steps = []
         for kind in passes:
             tiles = (step_tiles if backend == "step" else sequence_tiles)(kind, p.batch, *shape)
@@ -408,115 +403,3 @@ def _products_us(p: Problem, layer: int, N: int, device: Device, top: Ceilings) 
         flops = 2 * m * k * n
         total += max(flops / top.product_tflops(p.dtype, p.precision, ROWS_OF_WGMMA), moved / rate) / 1e6
     return total
-
-
-@lru_cache(maxsize=4096)
-def predicted_us(
-    kind: str,
-    backend: str,
-    tiles: StepTiles | SequenceTiles,
-    batch: int,
-    hidden_size: int,
-    directions: int,
-    dtype: str,
-    precision: str,
-    device: Device,
-) -> float | None:
-    """The expected time of a step in microseconds, as `limit_us`: its work by FACTORS, and `step`'s launch in full.
-
-    The launch is one of a stream, as the layer makes them; a host that needs longer for it is not counted.
-    """
-    least = limit_us(kind, backend, tiles, batch, hidden_size, directions, dtype, precision, device)
-    found = ceilings(device)
-    if least is None or found is None:
-        return None
-    return FACTORS[backend] * (least.us - least.launch_us) + (found.stream_us if backend == "step" else 0.0)
-
-
-def prologue_us(
-    kind: str,
-    backend: str,
-    tiles: StepTiles | SequenceTiles,
-    batch: int,
-    time: int,
-    hidden_size: int,
-    directions: int,
-    dtype: str,
-    device: Device,
-) -> float | None:
-    """What a pass of a layer's recurrence is expected to take once, in microseconds, whatever its steps take.
-
-    `step`: nothing, its launches are its steps. `sequence`: the exchange buffer filled, W_h copied into its padded
-    form, the launch, and each program's slice of W_h read from L2. Bytes that are moved are counted at DRAM's rate.
-    """
-    found = ceilings(device)
-    if found is None:
-        return None
-    if not isinstance(tiles, SequenceTiles):
-        return 0.0
-    H, D, size = hidden_size, directions, BYTES[dtype]
-    K, U = tiles.block_k * tiles.num_k, tiles.programs * tiles.block_h
-    forward = kind == "forward"
-    launches, bytes_moved = D // tiles.directions, 0
-    if tiles.exchange:
-        launches += 1
-        bytes_moved += time * batch * D * (1 if forward else 3) * tiles.units * size
-    if not forward or (U, K) != (H, H):  # backward multiplies with the transposes
-        launches += D
-        bytes_moved += D * size * 3 * (H * H + U * K)
-    slice_bytes = 3 * tiles.block_h * K * size
-    loading = max(
-        slice_bytes / (found.l2_bytes_per_clock * 1e3 * found.clock_ghz),
-        slice_bytes * tiles.programs * tiles.groups * tiles.directions / (1e6 * found.l2_read_tb_s),
-    )
-    once = D // tiles.directions * loading + bytes_moved / (1e6 * found.dram_tb_s)
-    return launches * found.stream_us + FACTORS[backend] * once
-
-
-def predicted(
-    problem: Problem, backend: str, tiles: Mapping[str, StepTiles | SequenceTiles], device: Device
-) -> float | None:
-    """The expected time of a call's recurrence in microseconds: every layer's prologue and T steps, in each pass.
-
-    tiles: by kind, "forward" and in training "backward". What is no recurrence (projection, gradient products) is the
-    same for every backend and left out.
-    """
-    p, total = problem, 0.0
-    for kind in ("forward", "backward") if p.training else ("forward",):
-        once = prologue_us(kind, backend, tiles[kind], p.batch, p.time, p.hidden_size, p.directions, p.dtype, device)
-        step = predicted_us(
-            kind, backend, tiles[kind], p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device
-        )
-        if once is None or step is None:
-            return None
-        total += once + p.time * step
-    return p.layers * total
-
-
-def faster(
-    problem: Problem,
-    device: Device,
-    step_tiles: StepTiles,
-    sequence_tiles_fwd: SequenceTiles | str,
-    sequence_tiles_bwd: SequenceTiles | str | None = None,
-) -> str:
-    """Which of "step" and "sequence" is expected to take less for the recurrence of a call.
-
-    step_tiles: of forward; backward's have the same rows and units. sequence_tiles_bwd: None without training. Tiles
-    that are a string say why the device cannot hold them: then `step` it is. Where no ceilings are known, one launch is
-    taken to be faster than several.
-    """
-    forward, backward = sequence_tiles_fwd, sequence_tiles_bwd
-    if isinstance(forward, str) or (problem.training and isinstance(backward, str)):
-        return "step"
-    if problem.time == 1:  # one launch, no fill, no copy of the weights
-        return "step"
-    if problem.training and backward is None:
-        raise ValueError("training needs the tiles of backward too")
-    of_sequence: dict[str, StepTiles | SequenceTiles] = {"forward": forward}
-    if isinstance(backward, SequenceTiles):
-        of_sequence["backward"] = backward
-    of_step: dict[str, StepTiles | SequenceTiles] = {"forward": step_tiles, "backward": step_tiles}
-    sequence = predicted(problem, "sequence", of_sequence, device)
-    step = predicted(problem, "step", of_step, device)
-    return "step" if sequence is not None and step is not None and step < sequence else "sequence"

@@ -25,7 +25,7 @@ class Problem:
     precision: str = "tf32"  # of float32 products
 
     def __post_init__(self) -> None:
-        for name in ("batch", "time", "input_size", "hidden_size", "layers"):
+        for name in ("batch", "time", "hidden_size", "input_size", "layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.directions not in (1, 2):

@@ -1,0 +1,37 @@
+"""Tests marked `own_process` run in a process of their own, with or without pytest-xdist. Hooks for a conftest.
+
+For those that capture CUDA graphs: a failed capture spoils its process for every later use of CUDA, and what earlier
+tests left behind makes one fail, such as a gradient's node that lives on the default stream.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HERE = "TRITONGRU_OWN_PROCESS"  # set in that process
+SECONDS = 600.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """True: the test has run, elsewhere; None: it is to run here."""
+    if pyfuncitem.get_closest_marker("own_process") is None or os.environ.get(HERE):
+        return None
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    try:
+        done = subprocess.run(
+            [*command, pyfuncitem.nodeid], cwd=pyfuncitem.config.rootpath, env={**os.environ, HERE: "1"},
+            capture_output=True, text=True, timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as late:
+        pytest.fail(f"in a process of its own: not done after {SECONDS:g} s\n{late.stdout or ''}", pytrace=False)
+    said = done.stdout + done.stderr
+    if done.returncode == 0 and "1 skipped" in said:
+        pytest.skip("in a process of its own: " + next(line for line in said.splitlines() if "SKIPPED" in line))
+    if done.returncode or "1 passed" not in said:
+        pytest.fail(f"in a process of its own, exit code {done.returncode}:\n{said}", pytrace=False)
+    return True
