@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tritongru
 from tritongru.planning.devices import Device
 from tritongru.planning.problem import BYTES
-from tritongru.planning.sequence import VECTOR, SequenceTiles, sequence_tiles
+from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.registry import DTYPES, device_of
 
 from .cases import Case

@@ -67,10 +67,10 @@ def test_float32_without_tf32_has_no_matrix_instructions() -> None:
 
 def test_both_directions_in_one_launch_where_both_fit() -> None:
     both = replace(PROBLEM, directions=2, layers=2)
-    assert dict(choose(both, describe("h200")).launches.forward)["sequence_forward"] == 2
+    assert dict(choose(both, describe("h200"), "sequence").launches.forward)["sequence_forward"] == 2
     large = replace(both, hidden_size=1536, time=10)
-    assert dict(choose(large, describe("h200")).launches.forward)["sequence_forward"] == 4
-    assert dict(choose(large, describe("h200")).launches.backward)["sequence_backward"] == 4
+    assert dict(choose(large, describe("h200"), "sequence").launches.forward)["sequence_forward"] == 4
+    assert dict(choose(large, describe("h200"), "sequence").launches.backward)["sequence_backward"] == 4
 
 
 def test_a_plan_has_its_limits() -> None:
