@@ -84,30 +84,38 @@ def _expanded(tensor):
     return found
 
 
+def _of_launch(grid, args):
+    """What a launch of kernels/sequence.py serves: visits; rows of its tiles; those of them that are in the batch; and
+    how many rows all visits have together, in a packed batch the launch's share of them on average."""
+    visits, rows = args["stop_visit"] - args["first_visit"], grid[1] * args["TILES"] * args["ROWS"]
+    inside = min(rows, args["B"] - args["first_row"])
+    N = args["y_ptr"].numel() // (args["D"] * args["H"])
+    n = round(N * inside / args["B"] * visits / args["T"]) if args["packed"] else visits * inside
+    return visits, rows, inside, n
+
+
 def sequence_forward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_forward: of what is exchanged, each element once."""
-    B, H, D, T, (directions, size) = args["B"], args["H"], args["D"], args["T"], (grid[2], args["y_ptr"].element_size())
-    N = args["y_ptr"].numel() // (D * H)
-    exchanged = args["e_ptr"].numel() * size
-    rows = grid[1] * args["TILES"] * args["ROWS"]
-    share = min(rows, B - args["first_row"]) / B * (args["stop_visit"] - args["first_visit"]) / T
-    n = round(N * share)  # rows of all its visits
-    states = min(rows, B - args["first_row"]) * H
-    moved = n * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + n * H + n * 4 * H * args["save_gates"]
-    moved = directions * (moved * size + states * (2 * size)) + 2 * exchanged + 4 * (T + B) * args["packed"]
+    """Of kernels/sequence.py's sequence_forward; of a packed batch as if every group had as many visits as the first."""
+    T, B, H, directions, size = args["T"], args["B"], args["H"], grid[2], args["y_ptr"].element_size()
+    visits, rows, inside, n = _of_launch(grid, args)
+    exchanged = rows * (visits * args["PARTS"] * args["PART"] + (visits + 1) * grid[0] * args["UNITS"])
+    moved = n * (3 + 1 + 4 * args["save_gates"]) * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + exchanged
+    moved = moved * size + inside * H * (4 if args["first_visit"] else size)
+    moved += inside * H * (4 if args["stop_visit"] < T else size)
+    moved = directions * moved + 4 * (T + B) * args["packed"]
     return _told("sequence_forward", "TBHD", args, directions * 2 * n * 3 * H * H, moved)
 
 
 def sequence_backward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_backward: of what is exchanged, each element once."""
-    B, H, D, T, (directions, size) = args["B"], args["H"], args["D"], args["T"], (grid[2], args["y_ptr"].element_size())
-    exchanged = args["e_ptr"].numel() * size
-    rows = grid[1] * args["TILES"] * args["ROWS"]
-    share = min(rows, B - args["first_row"]) / B * (args["stop_visit"] - args["first_visit"]) / T
-    n = round(args["size_rows"] * share)
-    states = min(rows, B - args["first_row"]) * H
-    handed_on = n if args["want_dh"] else n - min(rows, B - args["first_row"])
-    moved = (args["w_ptr"].numel() + n * (4 + 1 + 4) * H) * size + states * (4 + 4 * args["want_dh"])
-    moved = directions * moved + round(_expanded(args["dy_ptr"]) * share * directions / D)
-    moved += 2 * exchanged + 4 * (T + B) * args["packed"]
+    """Of kernels/sequence.py's sequence_backward, as of sequence_forward."""
+    T, B, H, D, want = args["T"], args["B"], args["H"], args["D"], args["want_dh"]
+    directions, size, dy = grid[2], args["y_ptr"].element_size(), args["dy_ptr"]
+    visits, rows, inside, n = _of_launch(grid, args)
+    exchanged = rows * 3 * ((visits + want) * args["PARTS"] * args["PART"] + (visits + 1) * grid[0] * args["UNITS"])
+    moved = (args["w_ptr"].numel() + n * (4 + 1 + 4) * H + exchanged) * size + inside * H * 4 * (1 + want)
+    of_dy = _expanded(dy) * (directions / D if args["stride_dy_h"] else 1)
+    for served, of_all, stride in ((visits, T, args["stride_dy_t"]), (inside, B, args["stride_dy_b"])):
+        of_dy = of_dy * served / of_all if stride else of_dy
+    moved = directions * moved + round(of_dy) + 4 * (T + B) * args["packed"]
+    handed_on = n if want else n - inside
     return _told("sequence_backward", "TBHD", args, directions * 2 * handed_on * 3 * H * H, moved)
