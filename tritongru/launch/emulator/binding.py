@@ -34,9 +34,13 @@ class Binder:
     def function(self, function: Any) -> Callable[..., Any]:
         """Of a function under gluon.jit or triton.jit, or a plain one."""
         fn = getattr(function, "fn", function)
-        found = self._bound.get(fn)
+        found = fn if KERNEL in fn.__globals__ else self._bound.get(fn)
         if found is None:
-            names: dict[str, Any] = {"__builtins__": __builtins__, "__name__": fn.__module__, KERNEL: True}
+            names: dict[str, Any] = {
+                "__builtins__": __builtins__,
+                "__name__": fn.__module__,
+                KERNEL: True,
+            } | language.BUILTINS
             cells = tuple(types.CellType() for _ in fn.__closure__ or ())
             found = types.FunctionType(fn.__code__, names, fn.__name__, None, cells)
             self._bound[fn] = found  # before what it calls, which may call it
@@ -44,7 +48,6 @@ class Binder:
             found.__kwdefaults__ = fn.__kwdefaults__ and {k: self.value(v) for k, v in fn.__kwdefaults__.items()}
             for own, cell in zip(cells, fn.__closure__ or (), strict=True):
                 own.cell_contents = self.value(cell.cell_contents)
-            names["range"] = language.runtime_range
             for name in _globals_of(fn.__code__):
                 if name in fn.__globals__:
                     names[name] = self.value(fn.__globals__[name])
@@ -56,6 +59,7 @@ class Binder:
             return language.module(value) if language.of_triton(value) else _Names(self, value)
         if isinstance(value, type):
             return self._class(value) if getattr(value, "__triton_aggregate__", False) else language.known(value, "")
+        value = language.unwrapped(value)
         fn = getattr(value, "fn", None)
         if isinstance(fn, types.FunctionType) and not language.of_triton(fn):
             if type(value).__name__ == "ConstexprFunction":
@@ -63,7 +67,7 @@ class Binder:
             return self.function(value)
         if callable(value) and language.of_triton(fn or value) and not isinstance(value, tl.dtype):
             return language.known(value, f"{(fn or value).__module__}.{(fn or value).__name__}")
-        return language.unwrapped(value)
+        return value
 
     def _class(self, cls: type) -> type:
         """A class under @aggregate, without Triton's checks of its fields."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from .values import (
     Tensor,
     bfloat16,
     common,
+    constant,
     converted,
     float32,
     int1,
@@ -69,7 +70,7 @@ def arange(start: int, end: int, layout: Any = None) -> Tensor:
 
 @function()
 def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Tensor:
-    found = converted(tensor(value).v, tensor(value).dtype, dtype)
+    found = converted(value.v, value.dtype, dtype) if isinstance(value, Tensor) else constant(value, dtype)
     return Tensor(np.full(_power_of_two(shape), found, storage(dtype))[()], dtype)
 
 
@@ -448,6 +449,21 @@ def unwrapped(value: Any) -> Any:
     return value
 
 
+def _of_numbers_too(name: str, own: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of Python's, that is Triton's where it is called with a tensor."""
+
+    def called(*args: Any) -> Any:
+        return (FUNCTIONS[name] if any(isinstance(arg, Tensor) for arg in args) else own)(*args)
+
+    return called
+
+
+BUILTINS = {
+    "range": runtime_range,
+    "min": _of_numbers_too("minimum", min),
+    "max": _of_numbers_too("maximum", max),
+    "print": nothing,
+}
 CLASSES = {tl.tensor: Tensor, tl.constexpr: Constexpr, gl.shared_memory_descriptor: Shared, tl.tuple: tuple}
 CLASSES |= {tl.range: runtime_range, tl.static_range: static_range}
 
@@ -478,23 +494,25 @@ def of_triton(value: Any) -> bool:
     return (name or "").split(".")[0] == "triton"
 
 
-def known(value: Any, name: str) -> Any:
-    """What a kernel gets for something of Triton's.
+def unknown(name: str, *args: Any, **options: Any) -> None:
+    """Stands for a function of Triton's that the emulator lacks."""
+    raise EmulatorError(f"the emulator does not know {name}")
 
-    Raises:
-        EmulatorError: for a function that the emulator does not know.
-    """
+
+def known(value: Any, name: str) -> Any:
+    """What a kernel gets for something of Triton's; a function that the emulator lacks says so when it is called."""
     if isinstance(value, types.ModuleType):
         return module(value) if of_triton(value) else value
     if isinstance(value, type):
         return CLASSES.get(value, value)
+    value = unwrapped(value)
     written = getattr(value, "fn", None)  # in Triton's own language
     if callable(value) and not isinstance(value, tl.dtype):
         short = name.rsplit(".", 1)[-1]
         if short in FUNCTIONS:
             return FUNCTIONS[short]
         if written is None and of_triton(value):
-            raise EmulatorError(f"the emulator does not know {name}")
+            return partial(unknown, name)
     if written is not None:
         return lambda *args, **options: machine.bound(value)(*args, **options)
-    return unwrapped(value)
+    return value

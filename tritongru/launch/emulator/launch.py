@@ -216,7 +216,7 @@ class Turn:
     def store(self, addresses: Any, values: Tensor) -> None:
         """Values to the addresses."""
         where, bits = np.broadcast_arrays(_addresses(addresses), raw(values.v, values.dtype))
-        self._launch.put(where, np.ascontiguousarray(bits))
+        self._launch.put(where, np.array(bits))
 
     def wait(self) -> None:
         """What was loaded does not do: wait until another program stores there, or nobody else can run.

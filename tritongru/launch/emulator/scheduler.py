@@ -137,16 +137,24 @@ class Programs:
         if not self.programs:
             return
         self._ended.acquire()
-        self._resume(self._choose(None))
-        try:
-            self._ended.acquire()
-        except BaseException as error:  # KeyboardInterrupt: the programs end at their next point
-            self._error = self._error or error
-            self._ended.acquire()
-        for thread in self.threads:
-            thread.join()
-        if self._error is not None:
-            raise self._error
+        ended = False
+        while not ended:
+            try:
+                if not self.threads and self._error is None:
+                    self._resume(self._choose(None))
+                ended = self._ended.acquire(timeout=-1 if self._error is None else 1)
+                ended = ended or not any(thread.is_alive() for thread in self.threads)
+                for thread in self.threads if ended else ():
+                    if thread.ident is not None:  # else the interruption came before its start
+                        thread.join()
+            except BaseException as error:  # KeyboardInterrupt, perhaps several: the programs end at their next point
+                self._error = self._error or error
+        found, self._error = self._error, None
+        if found is not None:
+            try:
+                raise found
+            finally:
+                del found  # its traceback holds this frame
 
     def _resume(self, program: Program) -> None:
         """Hand the baton over. The caller must wait for its own, or end."""
@@ -257,8 +265,8 @@ class Programs:
         if not me.hit:
             me.repeats = max(2, me.repeats)
             me.idle += 1
-        me.hit = False
         self.point()
+        me.hit = False
 
     def _stored(self, me: Program, access: Access) -> None:
         """Note that memory changed: whoever waits for it has a reason to run again."""

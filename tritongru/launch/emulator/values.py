@@ -173,9 +173,9 @@ def operator(
                 dtype = common(self.dtype, other.dtype, divides)
                 a, b = converted(a, self.dtype, dtype), converted(b, other.dtype, dtype)
         elif isinstance(other, (int, float)):
-            b = other
             dtype = with_scalar(self.dtype, other, divides)
             a = converted(a, self.dtype, dtype)
+            b = round_to_bfloat16(np.float32(other))[()] if dtype is bfloat16 else other
         else:
             return NotImplemented
         if dtype.is_ptr() and not compares:
@@ -327,12 +327,19 @@ def pair(a: Any, b: Any) -> tuple[Any, Any, tl.dtype]:
     if a_scalar != b_scalar:
         x, number = (b, a) if a_scalar else (a, b)
         dtype = with_scalar(x.dtype, number)
-        v, w = converted(x.v, x.dtype, dtype), storage(dtype).type(number)
+        v, w = converted(x.v, x.dtype, dtype), constant(number, dtype)
         return (w, v, dtype) if a_scalar else (v, w, dtype)
     a, b = tensor(a), tensor(b)
     dtype = common(a.dtype, b.dtype)
     rank_checked(a.v, b.v)
     return converted(a.v, a.dtype, dtype), converted(b.v, b.dtype, dtype), dtype
+
+
+def constant(number: Any, dtype: tl.dtype) -> Any:
+    """A number of Python's as a value of the type."""
+    if dtype.is_int() and not dtype.is_bool() and not isinstance(number, float):
+        return storage(dtype).type(int(number))  # refused where it does not fit
+    return converted(np.float64(number), tl.float64, dtype)
 
 
 class Shared:
