@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -395,6 +400,26 @@ def test_a_wait_runs_out_on_the_virtual_clock(seed: int) -> None:
         run_within(10_000)
 
 
+@triton.jit
+def read_clock(out_ptr, x_ptr):
+    first = tl.extra.cuda.globaltimer()
+    tl.load(x_ptr, volatile=True)
+    tl.debug_barrier()
+    tl.store(out_ptr, first)
+    tl.store(out_ptr + 1, tl.extra.cuda.globaltimer())
+
+
+def test_what_moves_the_clock() -> None:
+    """A look at it, a load, a barrier and a store are a step each; each launch begins at 0."""
+    out, x = torch.zeros(2, dtype=torch.int64), torch.zeros(1)
+    for _ in range(2):
+        with emulating(nanoseconds_per_step=7, policy="lazy"):
+            emulate(read_clock, (1,), {"out_ptr": out, "x_ptr": x}, {})
+        assert out.tolist() == [7, 35]
+    emulate(read_clock, (1,), {"out_ptr": out, "x_ptr": x}, {})
+    assert out.tolist() == [0, 0]  # it stands still
+
+
 @gluon.jit
 def slow(flag_ptr, status_ptr, out_ptr, x_ptr, steps, bound, TEXT: gl.constexpr):
     """Program 1 publishes late, while program 0 waits: at most `bound` nanoseconds."""
@@ -546,10 +571,13 @@ def test_an_error_comes_out_and_leaves_nothing_behind(seed: int | None) -> None:
 
 def test_an_interruption_ends_all_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """KeyboardInterrupt reaches the thread that launched; the programs end at their next point."""
+    interrupted: list[bool] = []
     threads, before = threading.active_count(), signal.getsignal(signal.SIGINT)
 
     def twin(turn, addresses, dtype):
-        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # by each program that comes here
+        if not interrupted:
+            interrupted.append(True)
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
         while True:
             turn.give()
 
@@ -557,6 +585,7 @@ def test_an_interruption_ends_all_programs(monkeypatch: pytest.MonkeyPatch) -> N
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         for seed in range(4):
+            interrupted.clear()
             with pytest.raises(KeyboardInterrupt), emulating(seed):
                 run_ring()
             assert threading.active_count() == threads
@@ -635,3 +664,103 @@ def test_a_recurrence_of_exchanging_programs(dtype: torch.dtype) -> None:
     for seed in range(4):
         again = exchanged(seed, dtype)
         assert torch.equal(again[0], y) and torch.equal(again[1], dh_0)
+
+
+def broken(folder: Path, old: str, new: str) -> ModuleType:
+    """tests/kit/exchanging.py with one piece of text replaced."""
+    text = Path(exchanging.__file__).read_text()
+    assert old in text, f"tests/kit/exchanging.py no longer holds {old!r}: this mutant tests nothing"
+    name = f"broken_{folder.name.replace('-', '_')}"
+    path = folder / f"{name}.py"
+    path.write_text(text.replace(old, new))
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+MUTANTS = {
+    "nothing is published": (
+        "        publish(e_ptr + here, h.to(dtype))\n        gl.store(y",
+        "        gl.store(y",
+        Deadlock,
+    ),
+    "half of the elements are published": (
+        "gl.where(bits == -1, 0x7FC0, bits).to(gl.int16), cache",
+        "bits, mask=pointers.to(gl.int64) % 4 == 0, cache",
+        Deadlock,
+    ),
+    "a gate is published over another": ("publish(e_ptr + g * (ROWS * H) + here", "publish(e_ptr + here", Deadlock),
+    "the step before is waited for": (
+        "        e_ptr += ROWS * H\n        publish(",
+        "        publish(ROWS * H + ",
+        None,
+    ),
+    "no wait": (
+        """        seen = gl.inline_asm_elementwise(
+            TEXT, CONSTRAINTS, [base, (row_k * H + k) * 2], dtype=gl.int16, is_pure=False, pack=PACK
+        )
+""",
+        "        seen = gl.load(e_ptr + row_k * H + k)\n",
+        None,
+    ),
+    "rows past the batch are stored": ("h.to(dtype), mask=mask)", "h.to(dtype))", OutOfBounds),
+    "rows past the batch are loaded": (
+        "gl.load(h_0_ptr + here, mask=mask, other=0.0)",
+        "gl.load(h_0_ptr + here)",
+        OutOfBounds,
+    ),
+    "a part is left out of the sum": ("gl.sum(shared.load(spread), 0)", "gl.max(shared.load(spread), 0)", None),
+    "shared memory is not written": ("    shared.store(parts)\n", "", None),
+    "the state is rounded at each step": ("h = 0.25 * (h +", "h = 0.25 * (h.to(dtype).to(gl.float32) +", None),
+}
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_of_the_recurrence_are_found(name: str, tmp_path: Path) -> None:
+    old, new, error = MUTANTS[name]
+    mutant = broken(tmp_path, old, new)
+    if error is not None:
+        with pytest.raises(error):
+            exchanged(kernels=mutant)
+        return
+    right = exchanged()[:2]
+    wrong = 0
+    for seed in (None, *range(6)):
+        found = exchanged(seed, kernels=mutant)[:2]
+        wrong += not all(map(torch.equal, found, right))
+    assert wrong
+
+
+def test_a_nan_with_the_sentinels_bits_is_published_as_a_quiet_one(tmp_path: Path) -> None:
+    """Else who waits for it waits for ever."""
+    w, dy = torch.zeros(3, 64, 64, dtype=torch.bfloat16), torch.zeros(2, 4, 64, dtype=torch.bfloat16)
+    h_0 = torch.zeros(4, 64, dtype=torch.bfloat16)
+    h_0.view(torch.int16)[1, 5] = SENTINEL
+    y, _ = exchanging.run(w, h_0, dy)
+    assert y[:, 1].isnan().all() and not y[:, 0].isnan().any()
+    mutant = broken(tmp_path, "gl.where(bits == -1, 0x7FC0, bits)", "bits")
+    with pytest.raises(Deadlock, match=r"all bits set in 1 of 1024 elements, the first e_ptr\[69\]"):
+        exchanging.run(w, h_0, dy, kernels=mutant)
+
+
+@pytest.mark.compiled
+def test_the_recurrence_is_gluon() -> None:
+    """What runs here compiles: for Hopper, ahead of time, with the products on the tensor core."""
+    from triton.backends.compiler import GPUTarget
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    H, split = 64, 2
+    pointers = {name: "*bf16" for name in ("h_0_ptr", "w_ptr", "y_ptr", "dy_ptr")}
+    pointers |= {"e_ptr": "*i16", "s_ptr": "*fp32", "dh_0_ptr": "*fp32", "T": "i32", "B": "i32"}
+    for kernel, text in (
+        (exchanging.forward, exchanging.wait_text(1)),
+        (exchanging.backward, exchanging.wait_text(1, 3, 2 * exchanging.ROWS.value * H)),
+    ):
+        constants = {"H": H, "UNITS": 16, "SPLIT": split, "TEXT": text[0], "CONSTRAINTS": text[1], "PACK": 8}
+        signature = {name: "constexpr" if name in constants else pointers[name] for name in kernel.arg_names}
+        places = {(kernel.arg_names.index(name),): value for name, value in constants.items()}
+        source = GluonASTSource(kernel, signature, places, {})
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": split})
+        assert compiled.asm["ptx"].count("mma.sync") == 3 * (H // split // 16) * 2
+        assert "ld.relaxed.gpu.global.v4.b32" in compiled.asm["ptx"]

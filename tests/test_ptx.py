@@ -282,7 +282,6 @@ def test_a_bounded_wait_runs_out_or_is_told_to_end() -> None:
 def test_the_kits_wait_against_its_twin() -> None:
     """The text of tests/kit/exchanging.py as a thread executes it, against its twin under the emulator."""
 
-
     for planes, vectors in ((1, 1), (3, 2)):
         text, constraints = exchanging.wait_text(vectors, planes, 1024)
         offsets = [48, 16][:vectors]

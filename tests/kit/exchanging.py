@@ -123,8 +123,9 @@ def forward(T, B, h_0_ptr, w_ptr, e_ptr, s_ptr, y_ptr, H: gl.constexpr, UNITS: g
     unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0) + first
     here = row * H + unit
     mask = row < B
-    h = gl.load(h_0_ptr + here, mask=mask, other=0.0).to(gl.float32)
-    publish(e_ptr + here, h.to(dtype))
+    h_0 = gl.load(h_0_ptr + here, mask=mask, other=0.0)
+    publish(e_ptr + here, h_0)  # whatever bits it has
+    h = h_0.to(gl.float32)
     zero = gl.zeros([SPLIT, ROWS, UNITS], gl.float32, layout=mma)
     for t in range(T):
         base = e_ptr.to(gl.int64) + gl.zeros([SPLIT, ROWS, H // SPLIT], gl.int64, layout=left)

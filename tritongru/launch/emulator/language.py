@@ -34,6 +34,7 @@ from .values import (
     pair,
     poison,
     rank_checked,
+    single,
     storage,
     tensor,
 )
@@ -70,13 +71,14 @@ def arange(start: int, end: int, layout: Any = None) -> Tensor:
 
 @function()
 def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Tensor:
+    dtype = single(dtype)
     found = converted(value.v, value.dtype, dtype) if isinstance(value, Tensor) else constant(value, dtype)
     return Tensor(np.full(_power_of_two(shape), found, storage(dtype))[()], dtype)
 
 
 @function()
 def zeros(shape: Any, dtype: Any, layout: Any = None) -> Tensor:
-    return Tensor(np.zeros(_power_of_two(shape), storage(dtype))[()], dtype)
+    return Tensor(np.zeros(_power_of_two(shape), storage(dtype))[()], single(dtype))
 
 
 @function()
@@ -294,7 +296,7 @@ def _reducing(ufunc: Any) -> Callable[..., Tensor]:
             raise EmulatorError(f"the emulator knows no options {rest} of a reduction")
         of = input.dtype
         if dtype is not None:
-            of = dtype
+            of = single(dtype)
         elif of == bfloat16:
             of = float32
         elif of.is_int() and of.int_bitwidth < 32:
@@ -352,8 +354,8 @@ def _product(a: Tensor, b: Tensor, acc: Any, precision: Any) -> Tensor:
 
 @function()
 def mma_v2(a: Tensor, b: Tensor, acc: Tensor, input_precision: Any = None) -> Tensor:
-    if a.shape[-1] < 256 // a.dtype.primitive_bitwidth // (2 if a.dtype == float32 else 1):
-        raise ValueError(f"K of {a.shape} is less than an instruction takes")
+    if a.shape[-1] < 16:
+        raise ValueError(f"K must be at least 16, the left factor is {a.shape}")
     return _product(a, b, acc, input_precision)
 
 
@@ -416,7 +418,7 @@ FUNCTIONS["gdc_wait"] = FUNCTIONS["gdc_launch_dependents"] = nothing
 @function()
 def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any = None, value: Any = None) -> Shared:
     sizes = [int(size) for size in shape]
-    found = Shared(np.full(sizes, poison(element_ty), storage(element_ty)), element_ty)
+    found = Shared(np.full(sizes, poison(element_ty), storage(element_ty)), single(element_ty))
     if value is not None:
         found.store(value)
     return found

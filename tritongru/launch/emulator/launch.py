@@ -23,6 +23,7 @@ from .values import (
     rank_checked,
     raw,
     round_to_bfloat16,
+    single,
     tensor,
     unraw,
 )
@@ -55,37 +56,39 @@ class Launch(Programs):
         self._watches = scheduler.policy != "lazy"  # every load is a point
         super().__init__(scheduler, lambda: run(**given), grid, memory)
 
-    def _halves(self, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-        """A flat mask in two random halves, or None where the access stays whole."""
-        if mask.size == 1 or not self.scheduler.tear or self.scheduler.random.random() >= self.scheduler.tear:
+    def _halves(self, addresses: Any) -> tuple[np.ndarray, np.ndarray] | None:
+        """Masks of two random halves of a tile, or None where the access stays whole."""
+        if addresses.size == 1 or not self.scheduler.tear or self.scheduler.random.random() >= self.scheduler.tear:
             return None
-        half = self.scheduler.halves.integers(0, 2, mask.shape, dtype=bool)
-        return mask & half, mask & ~half
+        half = self.scheduler.halves.integers(0, 2, addresses.shape, dtype=bool)
+        return half, ~half
 
-    def _check(self, verb: str, addresses: Any, itemsize: int) -> None:
-        fault = self.memory.fault(addresses, itemsize)
+    def _checked(self, verb: str, addresses: Any, itemsize: int) -> tuple[int, int]:
+        """The least and the greatest address of an access to be made."""
+        ends = span(addresses)
+        fault = self.memory.fault(addresses, itemsize, ends)
         if fault is not None:
             raise OutOfBounds(f"{self._who(self.current)} {verb} {fault}\n  at {self._lines(self.current)}")
+        return ends
 
     def look(self, verb: str, addresses: Any, kind: np.dtype) -> Any:
         """Elements as they are now, by a load that others may see change: it passes a point, and counts as waiting."""
-        self._check(verb, addresses, kind.itemsize)
         me = self.current
-        begin, last = me.looking = span(addresses)
+        ends = me.looking = self._checked(verb, addresses, kind.itemsize)
         self.point()
-        halves = self._halves(np.ones(addresses.shape, bool)) if addresses.ndim else None
+        halves = self._halves(addresses)
         if halves is None:
-            values = self.memory.gather(addresses, kind)
+            values = self.memory.gather(addresses, kind, ends)
         else:
             values = np.empty(addresses.shape, kind)
             for i, half in enumerate(halves):
                 if i:
                     self.point()
                 if half.any():
-                    values[half] = self.memory.gather(addresses[half], kind)
+                    values[half] = self.memory.gather(addresses[half], kind, ends)
         me.looking = (0, -1)
         me.latest = Access(verb, addresses, values)
-        signature = (begin, last, addresses.size, hash(values.tobytes()))
+        signature = (*ends, addresses.size, hash(values.tobytes()))
         if signature in me.seen:
             me.repeats += 1
             me.idle += 1
@@ -96,49 +99,36 @@ class Launch(Programs):
 
     def load(self, pointer: Tensor, mask: Any, other: Any, volatile: bool) -> Tensor:
         """As the language's load."""
-        dtype = _pointee(pointer)
-        kind, addresses = RAW[dtype], pointer.v
-        active = None
-        if mask is not None:
-            active = np.asarray(tensor(mask).v, bool)
-            if active.ndim:
-                rank_checked(addresses, active)
-            addresses, active = np.broadcast_arrays(addresses, active)
-            if active.all():
-                active = None
-        if active is not None:
-            fill = poison(dtype)
-            if other is not None:
-                other = tensor(other)
-                fill = converted(other.v, other.dtype, dtype)
-            out = np.empty(addresses.shape, STORAGE[dtype])
-            out[...] = fill
-            if active.any():
-                out[active] = unraw(self._loaded(addresses[active], kind, volatile), dtype)
-            return Tensor(out[()], dtype)
-        return Tensor(unraw(self._loaded(addresses, kind, volatile), dtype), dtype)
+        dtype, addresses = _pointee(pointer), pointer.v
+        active = None if mask is None else _lanes(mask, addresses)
+        if active is None or active.all():
+            return Tensor(unraw(self._loaded(addresses, RAW[dtype], volatile), dtype), dtype)
+        fill = poison(dtype)
+        if other is not None:
+            other = tensor(other)
+            fill = converted(other.v, other.dtype, dtype)
+        out = np.empty(addresses.shape, STORAGE[dtype])
+        out[...] = fill
+        if active.any():
+            out[active] = unraw(self._loaded(addresses[active], RAW[dtype], volatile), dtype)
+        return Tensor(out[()], dtype)
 
     def _loaded(self, addresses: Any, kind: np.dtype, volatile: bool) -> Any:
         if volatile or self._watches:
             return self.look("loads", addresses, kind)
         self.step()
-        self._check("loads", addresses, kind.itemsize)
-        return self.memory.gather(addresses, kind)
+        return self.memory.gather(addresses, kind, self._checked("loads", addresses, kind.itemsize))
 
     def store(self, pointer: Tensor, value: Any, mask: Any) -> None:
         """As the language's store."""
-        dtype = _pointee(pointer)
-        value = tensor(value)
+        dtype, addresses, value = _pointee(pointer), pointer.v, tensor(value)
         values = raw(converted(value.v, value.dtype, dtype), dtype)
-        addresses = pointer.v
-        rank_checked(addresses, values)
+        if values.shape != addresses.shape:
+            values = _spread(values, addresses)
         if mask is not None:
-            active = np.asarray(tensor(mask).v, bool)
-            addresses, values, active = np.broadcast_arrays(addresses, values, active)
+            active = _lanes(mask, addresses)
             if not active.all():
                 addresses, values = addresses[active], values[active]
-        elif addresses.shape != values.shape:
-            addresses, values = np.broadcast_arrays(addresses, values)
         self.put(addresses, np.asarray(values))
 
     def put(self, addresses: Any, values: np.ndarray) -> None:
@@ -146,18 +136,18 @@ class Launch(Programs):
         me = self.point()
         if not addresses.size:
             return
-        self._check("stores", addresses, values.dtype.itemsize)
-        access = Access("stores", addresses, None)
-        halves = self._halves(np.ones(addresses.shape, bool)) if addresses.ndim else None
-        for i, half in enumerate(halves or ()):
-            if i:
-                self.point()
-            if half.any():
-                self.memory.scatter(addresses[half], values[half])
-                self._stored(me, access)
+        ends = self._checked("stores", addresses, values.dtype.itemsize)
+        halves = self._halves(addresses)
         if halves is None:
-            self.memory.scatter(addresses, values)
-            self._stored(me, access)
+            self.memory.scatter(addresses, values, ends)
+        else:
+            for half in halves:
+                if half.any():
+                    self.memory.scatter(addresses[half], values[half], ends)
+                if half is halves[0]:
+                    self._stored(me, addresses, ends)
+                    self.point()
+        self._stored(me, addresses, ends)
 
     def atomic(self, pointer: Tensor, operands: tuple[Any, ...], mask: Any, update: Callable[..., Any]) -> Tensor:
         """Element after element, at one point for all of them: the values before."""
@@ -169,22 +159,22 @@ class Launch(Programs):
         out = np.zeros(addresses.shape, STORAGE[dtype])
         me = self.point()
         changed = False
-        if active.any():
-            self._check("updates", addresses[active], kind.itemsize)
+        where = addresses[active]
+        ends = self._checked("updates", where, kind.itemsize) if where.size else (0, -1)
         for at in zip(*np.nonzero(np.atleast_1d(active)), strict=True):
             place = at if addresses.ndim else ()
-            before = self.memory.gather(addresses[place], kind)
+            before = self.memory.gather(addresses[place], kind, span(addresses[place]))
             old = unraw(before, dtype)
             new = np.asarray(update(old, *(value[place] for value in values)), STORAGE[dtype])[()]
             after = raw(round_to_bfloat16(new) if dtype == tl.bfloat16 else new, dtype)
-            self.memory.scatter(addresses[place], np.asarray(after))
+            self.memory.scatter(addresses[place], np.asarray(after), span(addresses[place]))
             changed |= np.asarray(before).tobytes() != np.asarray(after).tobytes()
             out[place] = old
         if changed:
-            self._stored(me, Access("updates", addresses[active], None))
-        elif active.any():
-            me.latest = Access("updates", addresses[active], np.asarray(out)[active])
-            me.seen.add((*span(addresses[active]), addresses.size, hash(out.tobytes())))
+            self._stored(me, where, ends, "updates")
+        elif where.size:
+            me.latest = Access("updates", where, out[active])
+            me.seen.add((*ends, where.size, hash(out.tobytes())))
             me.repeats += 1
             me.idle += 1
         return Tensor(out[()], dtype)
@@ -196,10 +186,23 @@ class Launch(Programs):
         return twin(self.turn, *arguments, dtype=dtype)
 
 
+def _lanes(mask: Any, addresses: Any) -> Any:
+    """A mask in the shape of the pointers."""
+    active = tensor(mask)
+    v = active.v if active.dtype == tl.int1 else active.v != 0
+    return v if v.shape == addresses.shape else _spread(v, addresses)
+
+
+def _spread(v: Any, addresses: Any) -> Any:
+    """A value or mask in the shape of the pointers, which never take that of the others."""
+    rank_checked(addresses, v)
+    return np.broadcast_to(v, addresses.shape)
+
+
 def _pointee(pointer: Tensor) -> tl.dtype:
     if not isinstance(pointer, Tensor) or not pointer.dtype.is_ptr():
         raise TypeError(f"a pointer is needed, got {pointer!r}")
-    return pointer.dtype.element_ty
+    return single(pointer.dtype.element_ty)
 
 
 class Turn:
@@ -211,7 +214,7 @@ class Turn:
     def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
         """Elements as they are now, each for itself: others may store between them. addresses: int64, any shape."""
         found = self._launch.look("waits for", _addresses(addresses), RAW[dtype])
-        return Tensor(unraw(found, dtype), dtype)
+        return Tensor(unraw(found, single(dtype)), single(dtype))
 
     def store(self, addresses: Any, values: Tensor) -> None:
         """Values to the addresses."""

@@ -73,10 +73,9 @@ class Memory:
             start, view = found
             yield chosen, view, (addresses[chosen] - start) // kind.itemsize
 
-    def gather(self, addresses: Any, kind: np.dtype) -> Any:
-        """Elements inside the tensors."""
-        begin, last = span(addresses)
-        found = self.view(begin, last, kind)
+    def gather(self, addresses: Any, kind: np.dtype, ends: tuple[int, int]) -> Any:
+        """Elements inside the tensors; `ends` are the least and the greatest address, or lie around them."""
+        found = self.view(*ends, kind)
         if found is not None:
             start, view = found
             return view[(addresses - start) // kind.itemsize]
@@ -86,10 +85,9 @@ class Memory:
             out[chosen] = view[places]
         return out.reshape(addresses.shape)
 
-    def scatter(self, addresses: Any, values: Any) -> None:
+    def scatter(self, addresses: Any, values: Any, ends: tuple[int, int]) -> None:
         """Values, raw and of the addresses' shape, to places inside the tensors."""
-        begin, last = span(addresses)
-        found = self.view(begin, last, values.dtype)
+        found = self.view(*ends, values.dtype)
         if found is not None:
             start, view = found
             view[(addresses - start) // values.dtype.itemsize] = values
@@ -98,9 +96,9 @@ class Memory:
         for chosen, view, places in self.parts(flat, values.dtype):
             view[places] = values[chosen]
 
-    def fault(self, addresses: Any, itemsize: int) -> str | None:
+    def fault(self, addresses: Any, itemsize: int, ends: tuple[int, int]) -> str | None:
         """What is wrong with an access, if anything is."""
-        begin, last = span(addresses)
+        begin, last = ends
         i = bisect_right(self.begins, begin) - 1
         if (begin | last) & (itemsize - 1):
             return f"{addresses.size} elements at addresses that are no multiples of {itemsize}"
@@ -108,8 +106,8 @@ class Memory:
             return None
         flat = np.atleast_1d(addresses).reshape(-1)
         region = np.searchsorted(self.begins, flat, side="right") - 1
-        ends = np.asarray([*self.ends, 0])  # no region: number -1
-        outside = flat[flat + itemsize > ends[region]]
+        behind = np.asarray([*self.ends, 0])  # no region: number -1
+        outside = flat[flat + itemsize > behind[region]]
         if not outside.size:
             return None
         first = int(outside[0])

@@ -268,12 +268,12 @@ class Programs:
         self.point()
         me.hit = False
 
-    def _stored(self, me: Program, access: Access) -> None:
+    def _stored(self, me: Program, addresses: Any, ends: tuple[int, int], verb: str = "stores") -> None:
         """Note that memory changed: whoever waits for it has a reason to run again."""
-        me.latest = access
+        me.latest = Access(verb, addresses, None)
         me.progress()
         self._stride = self.scheduler.nanoseconds_per_step
-        begin, last = span(access.addresses)
+        begin, last = ends
         for other in self._live:
             if other is not me:
                 spans = (other.looking, *(found[:2] for found in other.seen))

@@ -38,6 +38,14 @@ MEMBERS = (
 )  # fmt: skip
 
 
+def single(dtype: Any) -> Any:
+    """The one object of a type: types of values are compared by identity, but for pointers."""
+    return _SINGLE.get(dtype.name, dtype)
+
+
+_SINGLE = {dtype.name: dtype for dtype in STORAGE}
+
+
 def round_to_bfloat16(x: Any) -> Any:
     """float32 values rounded to bfloat16's, as `cvt.rn.bf16` does: a NaN becomes 0x7FFF."""
     bits = np.asarray(x, np.float32).view(np.uint32)
@@ -66,6 +74,8 @@ def _common(a: tl.dtype, b: tl.dtype, divides: bool) -> tl.dtype:
 
 def common(a: tl.dtype, b: tl.dtype, divides: bool = False) -> tl.dtype:
     """As `_common`, for two tensors; two pointers must point to one type."""
+    if a is b and not divides:
+        return a
     if a.is_ptr() or b.is_ptr():
         if a != b:
             raise TypeError(f"invalid operands of type {a} and {b}")
@@ -110,12 +120,12 @@ def with_scalar(dtype: tl.dtype, scalar: Any, divides: bool = False) -> tl.dtype
 
 def converted(v: Any, old: tl.dtype, new: tl.dtype) -> Any:
     """Storage of one type as that of another, rounded to nearest; floats become integers by truncation."""
-    if old is new or old == new:
+    if old is new or (old == new if new.is_ptr() else False):
         return v
-    if new == int1:
+    if new is int1:
         return v != 0
-    if new == bfloat16:
-        return round_to_bfloat16(v if old == float32 else v.astype(np.float32))
+    if new is bfloat16:
+        return round_to_bfloat16(v if old is float32 else v.astype(np.float32))
     return v.astype(storage(new))
 
 
@@ -130,16 +140,16 @@ def storage(dtype: tl.dtype) -> np.dtype:
 
 def raw(v: Any, dtype: tl.dtype) -> Any:
     """The bits of values, as they lie in memory."""
-    if dtype == bfloat16:
+    if dtype is bfloat16:
         return (np.ascontiguousarray(v).view(np.uint32) >> 16).astype(np.uint16).reshape(np.shape(v))
-    return v.astype(np.uint8) if dtype == int1 else v
+    return v.astype(np.uint8) if dtype is int1 else v
 
 
 def unraw(bits: Any, dtype: tl.dtype) -> Any:
     """The values whose bits these are."""
-    if dtype == bfloat16:
+    if dtype is bfloat16:
         return (bits.astype(np.uint32) << 16).view(np.float32)
-    return bits != 0 if dtype == int1 else bits
+    return bits != 0 if dtype is int1 else bits
 
 
 def poison(dtype: tl.dtype) -> Any:
@@ -216,7 +226,7 @@ class Tensor:
     def to(self, dtype: Any, fp_downcast_rounding: Any = None, bitcast: bool = False) -> Tensor:
         if fp_downcast_rounding not in (None, "rtne"):
             raise EmulatorError(f"the emulator knows no rounding {fp_downcast_rounding!r}")
-        old, v = self.dtype, self.v
+        old, v, dtype = self.dtype, self.v, single(dtype)
         if dtype is old or dtype == old:
             return self
         if old.is_ptr() or dtype.is_ptr():
@@ -232,14 +242,16 @@ class Tensor:
 
     def _moved(self, other: Any, sign: int) -> Tensor:
         """A pointer and an offset, in elements."""
-        if type(other) is not Tensor:
-            offset = other
-        elif other.dtype.is_int():
-            offset = other.v
-            rank_checked(self.v, offset)
-        else:
+        size = sign * max(1, self.dtype.element_ty.primitive_bitwidth // 8)
+        if type(other) is int:
+            return Tensor(self.v + size * other, self.dtype)
+        other = tensor(other)
+        if not other.dtype.is_int():
             raise TypeError(f"invalid operands of type {self.dtype} and {other.dtype}")
-        return Tensor(self.v + np.multiply(offset, sign * _itemsize(self.dtype), dtype=np.int64), self.dtype)
+        rank_checked(self.v, other.v)
+        offset = other.v.astype(np.int64)
+        offset *= size
+        return Tensor(self.v + offset, self.dtype)
 
     def __add__(self, other: Any) -> Any:
         if self.dtype.is_ptr():
@@ -307,10 +319,6 @@ class Tensor:
 
 
 _add, _sub = operator(np.add), operator(np.subtract)
-
-
-def _itemsize(pointer: Any) -> int:
-    return max(1, pointer.element_ty.primitive_bitwidth // 8)
 
 
 def tensor(x: Any) -> Tensor:
