@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextvars
 import random
 import sys
 import threading
@@ -20,6 +19,7 @@ from .values import EmulatorError
 
 DEMOTION = 0.02  # probability, per point, that the running program falls to the lowest priority
 PATIENCE = 200  # rounds of waiting in vain, without a look at the clock, after which all that is left is a Deadlock
+LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
 
 Policy = Literal["random", "priorities", "lazy"]
 Index = tuple[int, int, int]
@@ -65,6 +65,7 @@ class Program:
     repeats: int = 0
     idle: int = 0
     hit: bool = False
+    since: int = -1  # the step at which it last gave the baton away
 
     def __post_init__(self) -> None:
         self.baton.acquire()
@@ -162,8 +163,7 @@ class Programs:
         if program.thread is not None:
             program.baton.release()
             return
-        context = contextvars.copy_context()
-        program.thread = threading.Thread(target=context.run, args=(self._work, program), daemon=True)
+        program.thread = threading.Thread(target=self._work, args=(program,), daemon=True)
         self.threads.append(program.thread)
         try:
             program.thread.start()
@@ -217,6 +217,7 @@ class Programs:
         chosen = self._choose(me)
         if chosen is not me:
             self.scheduler.switches += 1
+            me.since = self.scheduler.steps
             self._resume(chosen)
             me.baton.acquire()
             if self._error is not None:
@@ -247,9 +248,11 @@ class Programs:
             if all(program.idle > PATIENCE * max(1, len(program.seen)) for program in self._live):
                 raise Deadlock(self._report("every live program waits for what nobody changes any more"))
             self._skipped += self._stride  # nothing can happen but that a wait runs out
-            self._stride *= 2
+            self._stride = min(2 * self._stride, LONGEST_SKIP)
             return choice.choice(self._live)
-        if len(ready) == 1 or policy == "lazy":
+        if policy == "lazy":  # who waits the longest: what it waits for is there if anything is
+            return min(ready, key=lambda program: program.since)
+        if len(ready) == 1:
             return ready[0]
         if policy == "priorities":
             if me is not None and choice.random() < DEMOTION:
