@@ -294,6 +294,14 @@ def test_a_missing_producer_is_a_deadlock(how: str, text: str, seed: int | None)
         assert start < int(inner.split("test_emulator.py:")[1].split()[0]) <= start + 5
 
 
+def test_who_says_that_it_waits_is_believed() -> None:
+    """A clock that stands still ends no wait: once all have looked, it is a Deadlock."""
+    for policy in ("lazy", "random", "priorities"):
+        with emulating(policy=policy, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock):
+            run_in_vain()
+        assert run.steps < 12
+
+
 def test_who_waits_in_vain_uses_up_no_steps() -> None:
     """A program that waits while another works has no turns; one that works is never held for one that waits."""
     for policy in ("lazy", "random", "priorities"):
@@ -319,6 +327,22 @@ def run_worker(times: int) -> list[int]:
     out = torch.zeros(2, dtype=torch.int32)
     emulate(worker, (2,), {**words, "out_ptr": out, "times": times}, {"TEXT": WAIT})
     return out.tolist()
+
+
+@gluon.jit
+def wait_for_two(a_ptr, b_ptr):
+    """A poll of two words by turns."""
+    while (gl.load(a_ptr, volatile=True) == -1) | (gl.load(b_ptr, volatile=True) == -1):
+        pass
+
+
+def test_a_poll_of_two_words() -> None:
+    """The one that is missing is named, whichever was looked at last."""
+    words = [torch.zeros(1, dtype=torch.int32), torch.full((1,), SENTINEL, dtype=torch.int32)]
+    for name, given in (("b_ptr", words), ("a_ptr", words[::-1])):
+        with pytest.raises(Deadlock) as caught:
+            emulate(wait_for_two, (2,), dict(zip(("a_ptr", "b_ptr"), given, strict=True)), {})
+        assert str(caught.value).count(f"loads {name}[0] = -1 (all bits set in 1 of 1 elements") == 2
 
 
 @gluon.jit
