@@ -10,7 +10,7 @@ from typing import Any
 
 import triton.language as tl
 
-from . import language
+from . import modules
 
 KERNEL = "__emulated__"  # among the globals of a function that runs here
 
@@ -40,7 +40,7 @@ class Binder:
                 "__builtins__": __builtins__,
                 "__name__": fn.__module__,
                 KERNEL: True,
-            } | language.BUILTINS
+            } | modules.BUILTINS
             cells = tuple(types.CellType() for _ in fn.__closure__ or ())
             found = types.FunctionType(fn.__code__, names, fn.__name__, None, cells)
             self._bound[fn] = found  # before what it calls, which may call it
@@ -56,17 +56,17 @@ class Binder:
     def value(self, value: Any) -> Any:
         """What a kernel gets for a global of its module, a constant or a default."""
         if isinstance(value, types.ModuleType):
-            return language.module(value) if language.of_triton(value) else _Names(self, value)
+            return modules.module(value) if modules.of_triton(value) else _Names(self, value)
         if isinstance(value, type):
-            return self._class(value) if getattr(value, "__triton_aggregate__", False) else language.known(value, "")
-        value = language.unwrapped(value)
+            return self._class(value) if getattr(value, "__triton_aggregate__", False) else modules.known(value, "")
+        value = modules.unwrapped(value)
         fn = getattr(value, "fn", None)
-        if isinstance(fn, types.FunctionType) and not language.of_triton(fn):
+        if isinstance(fn, types.FunctionType) and not modules.of_triton(fn):
             if type(value).__name__ == "ConstexprFunction":
-                return lambda *args, **options: language.unwrapped(value(*args, **options))
+                return lambda *args, **options: modules.unwrapped(value(*args, **options))
             return self.function(value)
-        if callable(value) and language.of_triton(fn or value) and not isinstance(value, tl.dtype):
-            return language.known(value, f"{(fn or value).__module__}.{(fn or value).__name__}")
+        if callable(value) and modules.of_triton(fn or value) and not isinstance(value, tl.dtype):
+            return modules.known(value, f"{(fn or value).__module__}.{(fn or value).__name__}")
         return value
 
     def _class(self, cls: type) -> type:

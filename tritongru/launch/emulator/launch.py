@@ -88,6 +88,7 @@ class Launch(Programs):
                     values[half] = self.memory.gather(addresses[half], kind, ends)
         me.looking = (0, -1)
         me.latest = Access(verb, addresses, values)
+        me.looks.append(me.latest)
         signature = (*ends, addresses.size, hash(values.tobytes()))
         if signature in me.seen:
             me.repeats += 1

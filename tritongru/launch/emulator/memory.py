@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 
+SHIFT = {1: 0, 2: 1, 4: 2, 8: 3}  # from bytes to elements
+
 
 @dataclass(frozen=True)
 class Extent:
@@ -71,14 +73,14 @@ class Memory:
             found = self.view(self.begins[i], self.begins[i], kind)
             assert found is not None
             start, view = found
-            yield chosen, view, (addresses[chosen] - start) // kind.itemsize
+            yield chosen, view, (addresses[chosen] - start) >> SHIFT[kind.itemsize]
 
     def gather(self, addresses: Any, kind: np.dtype, ends: tuple[int, int]) -> Any:
         """Elements inside the tensors; `ends` are the least and the greatest address, or lie around them."""
         found = self.view(*ends, kind)
         if found is not None:
             start, view = found
-            return view[(addresses - start) // kind.itemsize]
+            return view.take((addresses - start) >> SHIFT[kind.itemsize])
         flat = addresses.reshape(-1)
         out = np.empty(flat.shape, kind)
         for chosen, view, places in self.parts(flat, kind):
@@ -90,7 +92,7 @@ class Memory:
         found = self.view(*ends, values.dtype)
         if found is not None:
             start, view = found
-            view[(addresses - start) // values.dtype.itemsize] = values
+            view[(addresses - start) >> SHIFT[values.dtype.itemsize]] = values
             return
         flat, values = addresses.reshape(-1), values.reshape(-1)
         for chosen, view, places in self.parts(flat, values.dtype):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextvars
 import random
 import sys
 import threading
 import types
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,8 @@ from .memory import Memory, span
 from .values import EmulatorError
 
 DEMOTION = 0.02  # probability, per point, that the running program falls to the lowest priority
-PATIENCE = 200  # rounds of waiting in vain, without a look at the clock, after which all that is left is a Deadlock
+PATIENCE = 200  # loads of a word that tell nothing new, without a look at the clock: taken for waiting for ever
+LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
 
 Policy = Literal["random", "priorities", "lazy"]
 Index = tuple[int, int, int]
@@ -43,11 +44,18 @@ class _Abort(BaseException):
 
 @dataclass(frozen=True)
 class Access:
-    """A program's latest access: flat arrays, and no values after a store."""
+    """What a program did to memory; a store has no values."""
 
     verb: str
     addresses: np.ndarray
     values: np.ndarray | None
+
+    def missing(self) -> np.ndarray:
+        """Which elements have all bits set: what an exchanging kernel waits to vanish."""
+        if self.values is None:
+            return np.empty(0, np.int64)
+        bits = np.ascontiguousarray(self.values).reshape(-1).view(f"u{self.values.itemsize}")
+        return np.flatnonzero(bits == np.iinfo(bits.dtype).max)
 
 
 @dataclass(eq=False)
@@ -57,6 +65,7 @@ class Program:
     baton: Any = field(default_factory=threading.Lock)  # free: this program may run
     thread: threading.Thread | None = None  # set when the program first runs
     latest: Access | None = None
+    looks: deque[Access] = field(default_factory=lambda: deque(maxlen=4))  # its loads since it last stored or waited
     # Does it wait? Its loads (first address, last, elements, hash of the values) since it last stored anything, or
     # another stored into what it looks at; how many in a row were among them, told it nothing new; the same since it
     # looked at the clock; and whether another stored there since it last waited.
@@ -65,6 +74,8 @@ class Program:
     repeats: int = 0
     idle: int = 0
     hit: bool = False
+    says_so: bool = False  # it is inside `wait`
+    since: int = -1  # the step at which it last gave the baton away
 
     def __post_init__(self) -> None:
         self.baton.acquire()
@@ -162,8 +173,7 @@ class Programs:
         if program.thread is not None:
             program.baton.release()
             return
-        context = contextvars.copy_context()
-        program.thread = threading.Thread(target=context.run, args=(self._work, program), daemon=True)
+        program.thread = threading.Thread(target=self._work, args=(program,), daemon=True)
         self.threads.append(program.thread)
         try:
             program.thread.start()
@@ -217,6 +227,7 @@ class Programs:
         chosen = self._choose(me)
         if chosen is not me:
             self.scheduler.switches += 1
+            me.since = self.scheduler.steps
             self._resume(chosen)
             me.baton.acquire()
             if self._error is not None:
@@ -244,12 +255,18 @@ class Programs:
             return me
         ready = [program for program in self._live if not program.waits]
         if not ready:  # a program that waits for what nobody has changed since gets no turn while another can run
-            if all(program.idle > PATIENCE * max(1, len(program.seen)) for program in self._live):
+            stands_still = not self.scheduler.nanoseconds_per_step
+            if all(
+                (program.says_so and stands_still) or program.idle > PATIENCE * max(1, len(program.seen))
+                for program in self._live
+            ):
                 raise Deadlock(self._report("every live program waits for what nobody changes any more"))
             self._skipped += self._stride  # nothing can happen but that a wait runs out
-            self._stride *= 2
+            self._stride = min(2 * self._stride, LONGEST_SKIP)
             return choice.choice(self._live)
-        if len(ready) == 1 or policy == "lazy":
+        if policy == "lazy":  # who waits the longest: what it waits for is there if anything is
+            return min(ready, key=lambda program: program.since)
+        if len(ready) == 1:
             return ready[0]
         if policy == "priorities":
             if me is not None and choice.random() < DEMOTION:
@@ -265,12 +282,15 @@ class Programs:
         if not me.hit:
             me.repeats = max(2, me.repeats)
             me.idle += 1
+        me.says_so = True
         self.point()
-        me.hit = False
+        me.says_so = me.hit = False
+        me.looks.clear()
 
     def _stored(self, me: Program, addresses: Any, ends: tuple[int, int], verb: str = "stores") -> None:
         """Note that memory changed: whoever waits for it has a reason to run again."""
         me.latest = Access(verb, addresses, None)
+        me.looks.clear()
         me.progress()
         self._stride = self.scheduler.nanoseconds_per_step
         begin, last = ends
@@ -312,7 +332,7 @@ class Programs:
         return "\n".join([head, *(f"  program {p.index} {self._doing(p)}" for p in self._live)])
 
     def _doing(self, program: Program) -> str:
-        access = program.latest
+        access = next((look for look in program.looks if look.missing().size), program.latest)
         if program.thread is None:
             return "has not begun"
         if access is None:
@@ -329,8 +349,7 @@ class Programs:
         seen = ""
         if access.values is not None:
             values = np.atleast_1d(access.values).reshape(-1)
-            bits = np.ascontiguousarray(values).view(f"u{values.itemsize}")
-            missing = np.flatnonzero(bits == np.iinfo(bits.dtype).max)  # what an exchanging kernel waits to vanish
+            missing = access.missing()
             seen = f" = {values[0]}" if values.size == 1 else ""
             if missing.size:
                 first = int(addresses[missing[0]])

@@ -88,7 +88,9 @@ def type_of(scalar: Any) -> tl.dtype:
     if isinstance(scalar, bool):
         return int1
     if isinstance(scalar, int):
-        for dtype, low, high in ((int32, -(2**31), 2**31), (tl.uint32, 0, 2**32), (int64, -(2**63), 2**63)):
+        if -(2**31) <= scalar < 2**31:
+            return int32
+        for dtype, low, high in ((tl.uint32, 0, 2**32), (int64, -(2**63), 2**63)):
             if low <= scalar < high:
                 return dtype
         return tl.uint64
