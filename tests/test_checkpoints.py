@@ -152,7 +152,7 @@ def on_a_thread(call):
     [
         ("reference", "no block"), ("reference", None), ("no block", "reference"),
         pytest.param("step", "reference", marks=pytest.mark.interpreted),
-        pytest.param("reference", "step", marks=pytest.mark.interpreted),
+        pytest.param("reference", "step", marks=[pytest.mark.interpreted, pytest.mark.long]),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])

@@ -77,7 +77,9 @@ def _regions() -> list[tuple[Any, bool]]:
                 found.append((local["ctx"], code.co_name == "backward"))
             elif code.co_name == "unpack_hook" and "frame" in local:
                 found.append((local["frame"], True))
-            elif code.co_name == "checkpoint" and "gen" in local and local["gen"].gi_frame is not None:
-                found.append((local["gen"].gi_frame.f_locals["new_frame"], False))
+            elif (begun := getattr(local.get("gen"), "gi_frame", None)) and "new_frame" in begun.f_locals:
+                found.append(
+                    (begun.f_locals["new_frame"], False)
+                )  # in `checkpoint` itself, which keeps it in a generator
         frame = frame.f_back
     return found

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .registry import has_triton
+
 
 def forward_flops(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *_: Any, out_val: Any = None) -> int:
     """Of `tritongru::layer_forward`: x W_i^T and h W_h^T of each row and direction."""
@@ -54,7 +56,7 @@ def count() -> None:
 
     Not by a mere import of tritongru: it imports Triton, which settles there and then how its kernels run.
     """
-    if "torch.utils.flop_counter" not in sys.modules and "triton" not in sys.modules:
+    if "torch.utils.flop_counter" not in sys.modules and "triton" not in sys.modules and has_triton():
         return
     import torch.utils.flop_counter as counter
 

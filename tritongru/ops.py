@@ -179,7 +179,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
         layer_backward(dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted)
     )
     dx, dh_0, *d_weights = (next(found) if want else None for want in wanted)
-    return dx, dh_0, d_weights, None, None, None, None, None
+    return dx, dh_0, list(d_weights), None, None, None, None, None  # compiled autograd of torch 2.11 has a tuple there
 
 
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
