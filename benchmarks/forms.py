@@ -55,8 +55,8 @@ class SequenceForm:
 
     def constants(self, tiles: SequenceTiles, precision: str) -> dict[str, Any]:
         return dict(
-            BARRIER=self.barrier, SPLIT=tiles.num_warps if self.split else 1, STACKED=self.stacked, PRECISION=precision, BLOCK_B=tiles.block_b,
-            BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k,
+            BARRIER=self.barrier, SPLIT=tiles.num_warps if self.split else 1, STACKED=self.stacked,
+            PRECISION=precision, BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k,
         )  # fmt: skip
 
     def specimen(self, tiles: SequenceTiles, dtype: str, precision: str) -> Specimen:

@@ -95,7 +95,7 @@ def _of_launch(grid, args):
 
 
 def sequence_forward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_forward; of a packed batch as if every group had as many visits as the first."""
+    """Of kernels/sequence.py's sequence_forward; of a packed batch as if every group had the visits of the first."""
     T, B, H, directions, size = args["T"], args["B"], args["H"], grid[2], args["y_ptr"].element_size()
     visits, rows, inside, n = _of_launch(grid, args)
     exchanged = rows * (visits * args["PARTS"] * args["PART"] + (visits + 1) * grid[0] * args["UNITS"])

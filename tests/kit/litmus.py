@@ -1,4 +1,4 @@
-"""A litmus test of the exchange alone: every program hands a block to every other, and counts what it received wrong."""
+"""A litmus test of the exchange alone: each program hands a block to every other, and counts what it received wrong."""
 
 from __future__ import annotations
 
