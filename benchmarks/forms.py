@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import tritongru
 from tritongru.planning.devices import Device
 from tritongru.planning.problem import BYTES
-from tritongru.planning.sequence import VECTOR, SequenceTiles, sequence_tiles
+from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.registry import DTYPES, device_of
 
 from .cases import Case
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tritongru.launch.runtime import Specimen
 
 BLOCK = 256  # elements of a program of the unfused form's kernel
+VECTOR = 8  # units that H is a multiple of in the forms of one launch
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,12 @@ class SequenceForm:
         groups = -(-B // found.block_b)
         if found.programs * groups > device.sms:
             return f"{found.programs * groups} programs are more than the {device.sms} SMs of {device.name}"
-        return found if self.split else dataclasses.replace(found, split=1)
+        return found
 
     def constants(self, tiles: SequenceTiles, precision: str) -> dict[str, Any]:
         return dict(
-            BARRIER=self.barrier, SPLIT=tiles.split, STACKED=self.stacked, PRECISION=precision, BLOCK_B=tiles.block_b,
-            BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k,
+            BARRIER=self.barrier, SPLIT=tiles.num_warps if self.split else 1, STACKED=self.stacked,
+            PRECISION=precision, BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k,
         )  # fmt: skip
 
     def specimen(self, tiles: SequenceTiles, dtype: str, precision: str) -> Specimen:
@@ -171,7 +172,7 @@ def _sequence(
 ) -> Tensor:
     """One launch of kernels/study/sequence.py; around it W_hh padded, and the fill of the counters or of y."""
     from tritongru.kernels.study import sequence as kernels
-    from tritongru.launch import sequence as launcher
+    from tritongru.launch import exchange as launcher
     from tritongru.launch.interpreter import repair
     from tritongru.launch.runtime import Launch, empty, interpreted
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 import tritongru
-from tritongru.planning.sequence import SequenceTiles
+from tritongru.planning.sequence import parse_overrides
 from tritongru.planning.step import StepTiles
 
 from . import forms
 from .cases import Case
 
-TILES: dict[str, type] = {"step": StepTiles, "sequence": SequenceTiles}
+TILES: dict[str, type] = {"step": StepTiles}
 BASELINE = "nn.GRU"  # what every ratio is taken to
 
 
@@ -155,7 +155,7 @@ PROVIDERS = {
 
 def find(name: str) -> Provider:
     """The provider of that name; `step:num_warps=8,num_stages=2` is `step` with these fields of its tiles replaced, and
-    `sequence:per_wait=1` likewise.
+    `sequence:waits=3` likewise, by the layer's own argument `backend`.
 
     Raises:
         ValueError: no such provider or field.
@@ -163,6 +163,9 @@ def find(name: str) -> Provider:
     if name in PROVIDERS:
         return PROVIDERS[name]
     base, _, changes = name.partition(":")
+    if base == "sequence" and changes:
+        parse_overrides(changes)
+        return _tritongru(name, f"sequence with {changes}", name)
     if base not in TILES or not changes:
         raise ValueError(
             f"provider must be one of {', '.join(PROVIDERS)}, or step:FIELD=N,... or sequence:FIELD=N,..., got {name!r}"

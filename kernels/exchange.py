@@ -3,100 +3,176 @@
 The buffer is filled beforehand with a SENTINEL, the bit pattern of all ones, which is a NaN in every format. A program
 publishes its tile once; a consumer re-loads until no sentinel is left. There is no counter and no read-modify-write.
 
+Fragment order. A tile lies in memory as the tensor core takes it: in blocks of 16 rows x 16 units in half precision,
+16 rows x 8 units in float32. A block is 512 bytes, 16 for each lane of a warp: the four registers of the left factor of
+m16n8k16 (float32: m16n8k8). So a load of a warp is one contiguous block, and what arrives is multiplied as it is.
+
+The wait (`wait_text`). One PTX text loads all of a thread's 16-byte vectors, looks for the sentinel in each element and
+loops. Each thread waits for itself: no reduction over the program, no barrier. Its outputs are the registers of the
+product, which begins once all lanes of a warp are through.
+
 Why this is right
 1. Every element is written once after the fill, and a store of 2 or 4 aligned bytes is not torn. So an element that is
    not the sentinel is the published one: each validates itself, and no order between elements or programs is needed.
 2. What is published is never the sentinel: a NaN with these bits becomes the format's quiet NaN (`publish`).
 3. The fill is an earlier launch on the same stream, so it happens before every load here.
-4. Publishing stores go to L2 (`.cg`) and are strong at GPU scope in the machine code; receiving loads are volatile, so
-   the compiler neither merges nor drops them, and they pass L1 by. tests/kit/lint.py reads both from the binary, and
-   that no load was moved ahead by software pipelining (num_stages = 1).
-5. A consumer waits only for rows that its producers publish: those that ran at the visit before (kernels/rows.py). What
-   a row starts from (h_0) has its own pointer, and may hold any bits.
-6. All programs that wait for each other are on the device at once (a cooperative launch), and each publishes visit v
+4. Publishing stores go to L2 (`.cg`) and are strong at GPU scope in the machine code; receiving loads are
+   `ld.relaxed.gpu` in a volatile text, so the compiler neither merges nor moves them, and they pass L1 by.
+5. A wait loads 16 bytes where others store 2 or 4. PTX leaves races of mixed sizes undefined; the machine code does
+   not: one LDG, one STG, L2 as the point of coherence, in sectors of 32 bytes. Nothing but 1. is needed of it: bytes
+   of one element never come from different stores. The litmus test (tests/test_litmus.py) watches it on a device.
+6. Every element that somebody waits for is published: programs publish all rows of a tile at every visit, whether they
+   run or not, and all of their units, zeros past H; blocks that no program owns are filled with zeros beforehand.
+7. All programs that wait for each other are on the device at once (a cooperative launch), and each publishes visit v
    before it waits for v + 1: the least visit that anyone waits for is always on its way.
 
-No wait is without bound. After `bound` nanoseconds a program sets a status word, which the others look at while they
-wait; all stop waiting, what depends on the missing data becomes NaN, and the host raises an error at its next call.
+No wait is without bound. After a number of looks a thread reads the clock and the status word. Past the bound it sets
+the word, and the one that the host reads, and goes on with what it has: what is missing is a sentinel, a NaN, which
+spoils the rows that wait for it. Once the word is set nobody waits for more than that number of looks. The host raises
+an error at its next call.
 """
 
-import triton
-import triton.language as tl
+from typing import NamedTuple
 
-POLLS_PER_LOOK = tl.constexpr(64)  # polls between two looks at the clock and the status word
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+LOOKS = 64  # looks at the data between two looks at the clock and the status word; a power of two
+CLOCK_SHIFT = 20  # the clock is looked at in units of 2^20 ns, about a millisecond: 32 bits of it last for weeks
+MULTIPLY = gl.constexpr("mul.wide.s32 $0, $1, $2;")
+ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
+BLOCK_BYTES = 512
+VECTOR_BYTES = 16
 
 
-@triton.jit
-def as_unsigned(bits):
-    """Integer bits as uint32, for comparison: all ones is the largest value of its width."""
-    if bits.dtype.primitive_bitwidth == 16:
-        return bits.to(tl.uint16, bitcast=True).to(tl.uint32)
+def bound_of(seconds: float) -> int:
+    """The bound of a wait as the kernels take it: at least one unit."""
+    return max(1, round(1e9 * seconds) >> CLOCK_SHIFT)
+
+
+def units_of_block(width: int) -> int:
+    """Units of a block of 16 rows; width: bits of an element, 16 or 32."""
+    return 256 // width
+
+
+class Wait(NamedTuple):
+    """The wait of one thread for all its vectors, as the kernels take it."""
+
+    text: str
+    constraints: str
+    displacements: tuple[int, ...]  # of each vector in turn, in bytes from the thread's address
+    pack: int  # elements of a thread in each of the tensors
+    width: int  # bits of an element
+
+
+def displacements(rows: int, part: int, parts: int, gates: int, warps: int, width: int) -> tuple[int, ...]:
+    """Where the vectors of a thread lie, in bytes from the first, in the order of its registers.
+
+    A gate is [rows / 16, parts * part / units] blocks, `part` the units of each of the `parts` tensors that K is made
+    of, cut over the warps. A tensor's registers are ordered by blocks of K, then by rows of 16.
+    """
+    units = units_of_block(width)
+    blocks, of_row = part // warps // units, parts * part // units
+    found = []
+    for gate in range(gates):
+        for number in range(parts):
+            for row in range(rows // 16):
+                at = (gate * (rows // 16) + row) * of_row + number * (part // units)
+                found += [(at + k) * BLOCK_BYTES for k in range(blocks)]
+    return tuple(found)
+
+
+def wait_text(rows: int, part: int, parts: int, gates: int, warps: int, width: int, delay: int) -> Wait:
+    """The wait for `gates` gates of `parts` tensors [warps, rows, part / warps] each.
+
+    Operands, of each of which every element of a thread is the same: the address of its first vector, those of the
+    status word and of the host's, all int64; and int32 the bound, in units of 2 ** CLOCK_SHIFT nanoseconds.
+
+    Args:
+        delay: nanoseconds of sleep before the first look, which comes in vain if it comes too early.
+    """
+    places = displacements(rows, part, parts, gates, warps, width)
+    pack = rows * part // warps // 32
+    outputs = 4 * len(places)
+    address, status, report, bound = (f"${outputs + i * pack}" for i in range(4))
+    lines = [
+        "{", ".reg .pred p;", ".reg .b32 missing, bits, looks, now, end;", ".reg .b64 clock;", "mov.u32 looks, 0;",
+    ]  # fmt: skip
+    if delay:
+        lines.append(f"nanosleep.u32 {delay};")
+    lines.append("look:")
+    for i, place in enumerate(places):
+        registers = ", ".join(f"${4 * i + j}" for j in range(4))
+        lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, [{address}+{place}];")
+    if width == 16:
+        # The highest bit of a half of (0xFFFE - x) & x is set where the half is 0xFFFF. A borrow out of the lower half
+        # needs that very sentinel, so it may name the upper one falsely, but never tell of one where there is none.
+        lines.append("mov.u32 missing, 0;")
+        for i in range(outputs):
+            lines.append(f"sub.u32 bits, 0xFFFEFFFE, ${i}; and.b32 bits, bits, ${i}; or.b32 missing, missing, bits;")
+        lines.append("and.b32 missing, missing, 0x80008000; setp.eq.u32 p, missing, 0;")
     else:
-        return bits.to(tl.uint32, bitcast=True)
+        lines.append("mov.u32 missing, $0;")
+        lines += [f"max.u32 missing, missing, ${i};" for i in range(1, outputs)]
+        lines.append("setp.ne.u32 p, missing, 0xFFFFFFFF;")
+    lines += [
+        "@p bra found;",
+        f"add.u32 looks, looks, 1; and.b32 bits, looks, {LOOKS - 1}; setp.ne.u32 p, bits, 0; @p bra look;",
+        f"mov.u64 clock, %globaltimer; shr.u64 clock, clock, {CLOCK_SHIFT}; cvt.u32.u64 now, clock;",
+        f"setp.eq.u32 p, looks, {LOOKS}; @p add.u32 end, now, {bound};",
+        f"ld.relaxed.gpu.global.u32 bits, [{status}]; setp.ne.u32 p, bits, 0; @p bra found;",
+        "sub.u32 now, now, end; setp.lt.s32 p, now, 0; @p bra look;",
+        f"mov.u32 bits, 1; st.relaxed.gpu.global.u32 [{status}], bits; st.relaxed.sys.global.u32 [{report}], bits;",
+        "found:", "}",
+    ]  # fmt: skip
+    constraints = ",".join(["=&r"] * outputs + ["l"] * (3 * pack) + ["r"] * pack)
+    return Wait(" ".join(lines), constraints, places, pack, width)
 
 
-@triton.jit
-def sentinel_of(bits):
-    """The sentinel as `as_unsigned` shows it."""
-    return 0xFFFF if bits.dtype.primitive_bitwidth == 16 else 0xFFFFFFFF
+@gluon.jit
+def place(row, unit, WIDTH: gl.constexpr):
+    """Which element of its block a row (0 .. 15) and a unit (0 .. 15, in float32 0 .. 7) is: lane, register, half."""
+    if WIDTH == 16:
+        return ((row % 8) * 4 + (unit % 8) // 2) * 8 + (unit // 8) * 4 + (row // 8) * 2 + unit % 2
+    else:
+        return ((row % 8) * 4 + unit % 4) * 4 + (unit // 4) * 2 + row // 8
 
 
-@triton.jit
-def publish(ptrs, value, mask):
+@gluon.jit
+def place_in_tile(row, unit, K: gl.constexpr, WIDTH: gl.constexpr):
+    """Which element of a tile's rows of K units each."""
+    UNITS: gl.constexpr = 256 // WIDTH
+    return (row // 16) * (16 * K) + (unit // UNITS) * (16 * UNITS) + place(row % 16, unit % UNITS, WIDTH)
+
+
+@gluon.jit
+def first_vector(part, row, k, K_OF_WARP: gl.constexpr, WIDTH: gl.constexpr):
+    """Bytes from a tile's begin to the first vector of the thread that holds these elements: row and k of its warp, the
+    number of the warp `part`. Of all elements of a thread it is the same."""
+    lane = (row % 8) * 4 + k % (128 // WIDTH) // (32 // WIDTH)
+    return part * (2 * K_OF_WARP * WIDTH) + lane * 16
+
+
+@gluon.jit
+def publish(ptrs, value):
     """Store a tile so that others see it. ptrs: integers of the value's width."""
     bits = value.to(ptrs.dtype.element_ty, bitcast=True)
-    if value.dtype == tl.float16:
-        quiet_nan = 0x7E00
-    elif value.dtype == tl.bfloat16:
-        quiet_nan = 0x7FC0
+    if value.dtype == gl.float16:
+        quiet_nan: gl.constexpr = 0x7E00
+    elif value.dtype == gl.bfloat16:
+        quiet_nan: gl.constexpr = 0x7FC0
     else:
-        quiet_nan = 0x7FC00000
-    bits = tl.where(bits == -1, quiet_nan, bits).to(ptrs.dtype.element_ty)
-    tl.store(ptrs, bits, mask=mask, cache_modifier=".cg")
+        quiet_nan: gl.constexpr = 0x7FC00000
+    gl.store(ptrs, gl.where(bits == -1, quiet_nan, bits).to(ptrs.dtype.element_ty), cache_modifier=".cg")
 
 
-@triton.jit
-def load_all(ptrs, masks):
-    """The tiles of a tuple of pointers, as they are now; 0 where the mask is off."""
-    found = ()
-    for i in tl.static_range(len(ptrs)):
-        found = found + (tl.load(ptrs[i], mask=masks[i], other=0, volatile=True),)
-    return found
-
-
-@triton.jit
-def any_missing(found):
-    """Whether a sentinel is left in tiles of one shape: one reduction for all of them."""
-    largest = as_unsigned(found[0])
-    for i in tl.static_range(1, len(found)):
-        largest = tl.maximum(largest, as_unsigned(found[i]))
-    return (tl.max(largest) == sentinel_of(found[0])).to(tl.int32)
-
-
-@triton.jit
-def receive(ptrs, masks, lost, status_ptr, report_ptr, bound, dtype: tl.constexpr):
-    """Wait for a tuple of tiles: the tiles as `dtype`, and whether a wait was given up (this one, or before: `lost`).
-
-    status_ptr: int32 word on the device; report_ptr: one that the host reads. bound: nanoseconds.
-    """
-    found = load_all(ptrs, masks)
-    missing = any_missing(found)
-    polls = 0
-    deadline = tl.zeros((), tl.int64)
-    while (missing != 0) & (lost == 0):
-        found = load_all(ptrs, masks)
-        missing = any_missing(found)
-        polls += 1
-        if polls % POLLS_PER_LOOK == 0:
-            now = tl.extra.cuda.globaltimer()
-            deadline = tl.where(polls == POLLS_PER_LOOK, now + bound, deadline)
-            late = ((now > deadline) | (tl.load(status_ptr, volatile=True) != 0)) & (missing != 0)
-            # each warp has looked for itself: one answer for all, or they would part at the barriers of the next poll
-            lost = tl.max(tl.zeros(found[0].shape, tl.int32) + late.to(tl.int32))
-    if (missing != 0) & (lost != 0):
-        tl.store(status_ptr, 1)
-        tl.store(report_ptr, 1)
-    values = ()
-    for i in tl.static_range(len(found)):
-        values = values + (found[i].to(dtype, bitcast=True),)
-    return values, lost
+@gluon.jit
+def as_factor(x, PRECISION: gl.constexpr):
+    """A factor of a product. Matrix instructions drop the last 13 bits of a float32 factor under TF32: round them off
+    first, to nearest, ties away from zero."""
+    if PRECISION == "tf32" and x.dtype == gl.float32:
+        return gl.inline_asm_elementwise(ROUND_TO_TF32, "=r,f", [x], dtype=gl.int32, is_pure=True, pack=1).to(
+            gl.float32, bitcast=True
+        )
+    else:
+        return x

@@ -57,38 +57,65 @@ def step_backward(grid, metadata, args):
     return _told("step_backward", "BHD", args, flops, moved)
 
 
+def one_program_forward(grid, metadata, args):
+    """Of kernels/one_program.py's one_program_forward."""
+    T, B, H, D, size = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size()
+    N = args["y_ptr"].numel() // (D * H)
+    read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * H
+    written = N * H + N * 4 * H * args["save_gates"] + B * H
+    moved = D * (read + written) * size + 8 * T * args["packed"]
+    return _told("one_program_forward", "TBHD", args, D * 2 * N * 3 * H * H, moved)
+
+
+def one_program_backward(grid, metadata, args):
+    """Of kernels/one_program.py's one_program_backward."""
+    T, B, H, D, size, N = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size(), args["size_rows"]
+    handed_on = N if args["want_dh_0"] else N - B  # rows whose dh goes to the visit before
+    moved = (args["w_ptr"].numel() + N * (4 + 1 + 4) * H) * size + B * H * 4 * (1 + args["want_dh_0"])
+    moved = D * moved + _expanded(args["dy_ptr"]) + 8 * T * args["packed"]
+    return _told("one_program_backward", "TBHD", args, D * 2 * handed_on * 3 * H * H, moved)
+
+
+def _expanded(tensor):
+    """Bytes of a tensor's elements: expanded, it has fewer than places."""
+    found = tensor.element_size()
+    for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        found *= n if stride else 1
+    return found
+
+
+def _of_launch(grid, args):
+    """What a launch of kernels/sequence.py serves: visits; rows of its tiles; those of them that are in the batch; and
+    how many rows all visits have together, in a packed batch the launch's share of them on average."""
+    visits, rows = args["stop_visit"] - args["first_visit"], grid[1] * args["TILES"] * args["ROWS"]
+    inside = min(rows, args["B"] - args["first_row"])
+    N = args["y_ptr"].numel() // (args["D"] * args["H"])
+    n = round(N * inside / args["B"] * visits / args["T"]) if args["packed"] else visits * inside
+    return visits, rows, inside, n
+
+
 def sequence_forward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_forward."""
-    T, B, H, D, exchange = args["T"], args["B"], args["H"], args["D"], args["EXCHANGE"]
-    P, size, N = args["vectors"] * 8, args["y_ptr"].element_size(), args["y_ptr"].numel() // (D * H)
-    read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * (P if exchange else H)
-    written = N * 4 * H * args["save_gates"] + B * H
-    if exchange:  # h of the rows that carry theirs is received; every row publishes
-        read += (N - B) * P
-        written += N * P + N * H * args["own_exchange"]
-    else:
-        written += N * H
-    moved = (read + written) * size + 2 * B * H * args["state_ptr"].element_size() * exchange
-    directions = grid[2]
-    return _told(
-        "sequence_forward", "TBHD", args, directions * 2 * N * 3 * H * H, directions * moved + 8 * T * args["packed"]
-    )
+    """Of kernels/sequence.py's sequence_forward; of a packed batch as if every group had the visits of the first."""
+    T, B, H, directions, size = args["T"], args["B"], args["H"], grid[2], args["y_ptr"].element_size()
+    visits, rows, inside, n = _of_launch(grid, args)
+    exchanged = rows * (visits * args["PARTS"] * args["PART"] + (visits + 1) * grid[0] * args["UNITS"])
+    moved = n * (3 + 1 + 4 * args["save_gates"]) * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + exchanged
+    moved = moved * size + inside * H * (4 if args["first_visit"] else size)
+    moved += inside * H * (4 if args["stop_visit"] < T else size)
+    moved = directions * moved + 4 * (T + B) * args["packed"]
+    return _told("sequence_forward", "TBHD", args, directions * 2 * n * 3 * H * H, moved)
 
 
 def sequence_backward(grid, metadata, args):
-    """Of kernels/sequence.py's sequence_backward."""
-    T, B, H, D, exchange, want = (args[name] for name in ("T", "B", "H", "D", "EXCHANGE", "want_dh_0"))
-    P, size, N, dy = args["vectors"] * 8, args["y_ptr"].element_size(), args["size_rows"], args["dy_ptr"]
-    handed_on = N if want else N - B  # rows whose dh goes to the visit before
-    read = args["w_ptr"].numel() + N * (4 + 1) * H + handed_on * 3 * P * exchange
-    moved = (read + N * 4 * P) * size
-    moved += B * H * args["dh_n_ptr"].element_size() + B * H * args["dh_0_ptr"].element_size() * want
-    moved += B * H * args["state_ptr"].element_size() * (1 + bool(handed_on)) * exchange
-    directions = grid[2]
-    of_dy = dy.element_size()
-    for n, stride in zip(dy.shape, dy.stride(), strict=True):  # expanded, it has fewer elements than places
-        of_dy *= n if stride else 1
-    if args["stride_dy_h"]:
-        of_dy = of_dy * directions // D
-    moved = directions * moved + of_dy + 8 * T * args["packed"]
+    """Of kernels/sequence.py's sequence_backward, as of sequence_forward."""
+    T, B, H, D, want = args["T"], args["B"], args["H"], args["D"], args["want_dh"]
+    directions, size, dy = grid[2], args["y_ptr"].element_size(), args["dy_ptr"]
+    visits, rows, inside, n = _of_launch(grid, args)
+    exchanged = rows * 3 * ((visits + want) * args["PARTS"] * args["PART"] + (visits + 1) * grid[0] * args["UNITS"])
+    moved = (args["w_ptr"].numel() + n * (4 + 1 + 4) * H + exchanged) * size + inside * H * 4 * (1 + want)
+    of_dy = _expanded(dy) * (directions / D if args["stride_dy_h"] else 1)
+    for served, of_all, stride in ((visits, T, args["stride_dy_t"]), (inside, B, args["stride_dy_b"])):
+        of_dy = of_dy * served / of_all if stride else of_dy
+    moved = directions * moved + round(of_dy) + 4 * (T + B) * args["packed"]
+    handed_on = n if want else n - inside
     return _told("sequence_backward", "TBHD", args, directions * 2 * handed_on * 3 * H * H, moved)

@@ -1,4 +1,4 @@
-"""One launch per sequence, each way: every program keeps its slice of W_h on chip for all timesteps.
+"""One launch per sequence, each way: every program keeps its slice of W_h in registers for all timesteps.
 
 Forward, at each visit of a direction (kernels/rows.py), with h_prev = h_{t-1} and x_proj = x W_i^T + b_i of all T:
 
@@ -7,156 +7,195 @@ Forward, at each visit of a direction (kernels/rows.py), with h_prev = h_{t-1} a
     q   =            b_hn + h_prev W_hn^T
     r, z = sigmoid(a_r), sigmoid(a_z);  n = tanh(x_proj_n + r * q);  h = n + z * (h_prev - n)
 
-Backward, at each visit in the opposite order, the visit after it being `src`:
+Backward, at each visit in the opposite order:
 
-    dh = dy + dh * z of src + dr W_hr + dz W_hz + dq W_hn of src
-    dn, dr, dz, dq of this visit from dh
+    dh = product + carry (+ dy where the row runs),  product = dr W_hr + dz W_hz + dq W_hn of the visit after
+    dn, dr, dz, dq from dh;  carry = dh * z where the row runs, else dh
 
-The grid is (slices of BLOCK_H hidden units, groups of row tiles, directions). A product needs the whole of h_prev (or
-of the gate gradients of src), of which each program of a group makes its own slice:
+Written in Gluon, in which layouts are explicit. The grid is (slices of UNITS hidden units, groups of row tiles,
+directions). A product needs the whole of h_prev (or of the gate gradients), of which each program of a group makes its
+own slice and publishes it (kernels/exchange.py). Own units and rows stay in registers, in float32.
 
-    EXCHANGE       they hand their slices to each other through memory (kernels/exchange.py)
-    not EXCHANGE   one program owns all units of its row tile, and nothing leaves it
+The product. K is `PARTS` tensors of PART units each, and each of these is cut over the warps, as the batch dimension of
+the product: a warp multiplies its own K, so it waits for the h of its own K alone, and one trip through shared memory
+adds the parts of all warps. Weights are factors in registers, those of the last SHARED gates in shared memory.
 
-A group's programs work through its row tiles in turn: while one tile's slices are on their way, they make another's.
-The visits and tiles are one loop, so that what a step needs besides the product (x_proj; dy and the gates) is asked for
-a step ahead, before the wait.
+One rule for rows. Every row of a tile is published at every visit, whether it runs or not: one that does not publishes
+the state that it keeps (backward: zeros, and it carries product + carry). So nothing masks rows while waiting, and h_0
+is published like any other state, in slot 0. A group's loop is as long as its longest row.
 
-The product. K is cut into NUM_K chunks of BLOCK_K, and with SPLIT > 1 each chunk into SPLIT parts, one per warp, as a
-batch of products: a 16 x 16 tile over all of K would be repeated by every warp. The parts are added by halves
-(`sum_of_parts`), a shape in which each thread then holds elements of its own, so the gates are computed once.
+A launch takes the visits first_visit .. stop_visit - 1 of a sequence. From one launch to the next goes the state, in
+float32 as it is: the values are those of one launch, bit for bit.
 
-Nothing is specialised on H: weights come as a padded copy, the exchange buffer's rows are padded to 16 bytes, and the
-tensors of the layer are read and written in small tiles, whose alignment matters little.
+Nothing is specialised on H, T, B or flags. The stages of a visit are named: load, wait, product, gates, publish, save.
 """
 
-import triton
-import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import metadata
-from .exchange import publish, receive
+from .exchange import MULTIPLY, as_factor, first_vector, place_in_tile, publish
 from .gates import gru_gate_gradients, gru_gates
-from .rows import of_direction, running, visited
-from .step import operand
 
 FORWARD_SCALARS = (
-    "T", "B", "H", "D", "first_direction", "tiles", "stride_row", "packed", "stride_rzn_t", "stride_rzn_b", "vectors",
-    "bound", "save_gates", "own_exchange", "has_bias",
+    "T", "B", "H", "D", "first_direction", "first_row", "first_visit", "stop_visit", "stride_row", "packed",
+    "has_lengths", "stride_rzn_t", "stride_rzn_b", "bound", "save_gates", "has_bias",
 )  # fmt: skip
 BACKWARD_SCALARS = (
-    "T", "B", "H", "D", "first_direction", "tiles", "stride_row", "packed", "stride_rzn_t", "stride_rzn_b", "vectors",
-    "bound", "size_rows", "stride_dy_t", "stride_dy_b", "stride_dy_h", "want_dh_0",
+    "T", "B", "H", "D", "first_direction", "first_row", "first_visit", "stop_visit", "stride_row", "packed",
+    "has_lengths", "stride_rzn_t", "stride_rzn_b", "bound", "size_rows", "stride_dy_t", "stride_dy_b", "stride_dy_h",
+    "want_dh",
 )  # fmt: skip
-# Read and written in small tiles, where alignment matters little: one compiled kernel serves every layout of them.
+# Read and written element by element: one compiled kernel serves every layout of them.
 ANY_ALIGNMENT = (
-    "rzn_ptr", "q_ptr", "y_ptr", "dy_ptr", "dh_n_ptr", "h_n_ptr", "dh_0_ptr", "state_ptr", "b_ptr", "b_reverse_ptr",
-    "sizes_ptr", "starts_ptr", "status_ptr", "report_ptr",
+    "rzn_ptr", "q_ptr", "y_ptr", "dy_ptr", "dgates_ptr", "h_0_ptr", "h_n_ptr", "state_ptr", "dh_n_ptr", "dh_0_ptr",
+    "b_ptr", "b_reverse_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr",
 )  # fmt: skip
-VECTOR = tl.constexpr(8)  # elements that a row of the exchange buffer is padded to: 16 bytes in half precision
 
 
-@triton.jit
-def sum_of_parts(x, SPLIT: tl.constexpr, SIZE: tl.constexpr):
-    """[SPLIT, ...] of SIZE elements each, SPLIT 4 or 8: their sum, flat [SIZE], added by halves in a fixed order."""
-    x = tl.permute(tl.reshape(x, (SPLIT, SIZE)), (1, 0))
-    if SPLIT == 8:
-        a, b = tl.split(tl.reshape(x, (SIZE, 4, 2)))
-        x = a + b
-    a, b = tl.split(tl.reshape(x, (SIZE, 2, 2)))
-    a, b = tl.split(a + b)
-    return a + b
-
-
-@triton.jit
-def parts_of_k(BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
-    """Which k each place of a chunk holds: [BLOCK_K], or [SPLIT, BLOCK_K / SPLIT]."""
-    if SPLIT == 1:
-        return tl.arange(0, BLOCK_K)
-    else:
-        part: tl.constexpr = BLOCK_K // SPLIT
-        return tl.arange(0, SPLIT)[:, None] * part + tl.arange(0, part)[None, :]
-
-
-@triton.jit
-def load_slice(
+@gluon.jit
+def load_weights(
     w_ptr,  # [3, U, K]
     gate,
-    U,
-    offs_u,
-    NUM_K: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    first_unit,
+    UNITS: gl.constexpr,
+    PARTS: gl.constexpr,
+    PART: gl.constexpr,
+    WARPS: gl.constexpr,
+    PRECISION: gl.constexpr,
+    layout: gl.constexpr,
 ):
-    """This program's slice of one gate's weights, a tuple of chunks [(SPLIT,) K, units]: what stays on chip."""
-    K: tl.constexpr = NUM_K * BLOCK_K
-    k = parts_of_k(BLOCK_K, SPLIT)
-    rows = w_ptr + (gate * U + offs_u).to(tl.int64) * K
+    """One gate's slice as the right factor: a tuple of PARTS tensors [warps, K of a warp, units]."""
+    K_OF_WARP: gl.constexpr = PART // WARPS
+    k = gl.arange(0, K_OF_WARP, layout=gl.SliceLayout(0, gl.SliceLayout(2, layout)))
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
+    unit = gl.arange(0, UNITS, layout=gl.SliceLayout(0, gl.SliceLayout(1, layout)))
+    k = gl.expand_dims(gl.expand_dims(k, 0), 2)
+    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
+    unit = gl.expand_dims(gl.expand_dims(unit, 0), 1)
+    offs = unit * (PARTS * PART) + warp * K_OF_WARP + k
+    rows = w_ptr + (gate * gl.num_programs(0) * UNITS + first_unit).to(gl.int64) * (PARTS * PART)
     found = ()
-    for c in tl.static_range(NUM_K):
-        if SPLIT == 1:
-            ptrs = rows[None, :] + (c * BLOCK_K + k)[:, None]
+    for part in gl.static_range(PARTS):
+        found = found + (as_factor(gl.load(rows + (part * PART + offs)), PRECISION),)
+    return found
+
+
+@gluon.jit
+def into_shared(weights, layout: gl.constexpr):
+    """The same in shared memory."""
+    found = ()
+    for part in gl.static_range(len(weights)):
+        w = weights[part]
+        found = found + (gl.allocate_shared_memory(w.dtype, w.shape, layout, w),)
+    return found
+
+
+@gluon.jit
+def add_product(
+    acc, left, weights, FIRST: gl.constexpr, IN_SHARED: gl.constexpr, layout: gl.constexpr, PRECISION: gl.constexpr
+):
+    """acc + the product of the tensors of `left` from number FIRST on with one gate's weights."""
+    for part in gl.static_range(len(weights)):
+        if IN_SHARED:
+            acc = mma_v2(left[FIRST + part], weights[part].load(layout), acc, input_precision=PRECISION)
         else:
-            ptrs = rows[None, None, :] + (c * BLOCK_K + k)[:, :, None]
-        found = found + (operand(tl.load(ptrs), PRECISION),)
-    return found
-
-
-@triton.jit
-def chunk_of(row_ptrs, row_mask, size, chunk, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
-    """Pointers and mask of one chunk [SPLIT, BLOCK_B, BLOCK_K / SPLIT] of rows of `size` elements each."""
-    offs_k = (chunk * BLOCK_K + parts_of_k(BLOCK_K, SPLIT))[:, None, :]
-    return row_ptrs[None, :, None] + offs_k, row_mask[None, :, None] & (offs_k < size)
-
-
-@triton.jit
-def with_starting_rows(left, h_0_rows, starts, size, first_chunk, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
-    """The chunks, from number `first_chunk` on, with the rows that start here taken from h_0."""
-    found = ()
-    for i in tl.static_range(len(left)):
-        ptrs, mask = chunk_of(h_0_rows, starts, size, first_chunk + i, BLOCK_K, SPLIT)
-        found = found + (tl.where(mask, tl.load(ptrs, mask=mask, other=0.0), left[i]),)
-    return found
-
-
-@triton.jit
-def add_product(acc, chunks, weights, FIRST: tl.constexpr, PRECISION: tl.constexpr):
-    """acc + the products of the chunks with as many chunks of weights, from number FIRST on."""
-    for i in tl.static_range(len(chunks)):
-        acc = tl.dot(operand(chunks[i], PRECISION), weights[FIRST + i], acc, input_precision=PRECISION)
+            acc = mma_v2(left[FIRST + part], weights[part], acc, input_precision=PRECISION)
     return acc
 
 
-@triton.jit
-def rows_of_tile(first_row, tile, BLOCK_B: tl.constexpr):
-    """The rows of a group's tile, int64."""
-    return (first_row + tile * BLOCK_B + tl.arange(0, BLOCK_B)).to(tl.int64)
+@gluon.jit
+def sum_over_warps(buffer, parts_layout: gl.constexpr, own_layout: gl.constexpr):
+    """The sum of [warps, rows, units] in shared memory: of each thread its own elements."""
+    return gl.convert_layout(gl.sum(buffer.load(parts_layout), 0), own_layout, assert_trivial=True)
 
 
-@triton.jit
-def next_step(tile, visit, tiles):
-    """The row tile and the visit after these: a group works through its tiles at each visit."""
-    wraps = tile + 1 == tiles
-    return tl.where(wraps, 0, tile + 1), tl.where(wraps, visit + 1, visit)
+@gluon.jit
+def received(
+    address, status, report, bound,
+    WAIT: gl.constexpr, CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr,
+):  # fmt: skip
+    """Wait for TENSORS left factors (kernels/exchange.py)."""
+    if dtype == gl.float32:
+        if TENSORS == 1:
+            seen = gl.inline_asm_elementwise(
+                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int32,), is_pure=False, pack=PACK
+            )
+        elif TENSORS == 3:
+            seen = gl.inline_asm_elementwise(
+                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int32, gl.int32, gl.int32),
+                is_pure=False, pack=PACK,
+            )  # fmt: skip
+        else:
+            seen = gl.inline_asm_elementwise(
+                WAIT, CONSTRAINTS, [address, status, report, bound],
+                dtype=(gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32),
+                is_pure=False, pack=PACK,
+            )  # fmt: skip
+    else:
+        if TENSORS == 1:
+            seen = gl.inline_asm_elementwise(
+                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int16,), is_pure=False, pack=PACK
+            )
+        elif TENSORS == 3:
+            seen = gl.inline_asm_elementwise(
+                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int16, gl.int16, gl.int16),
+                is_pure=False, pack=PACK,
+            )  # fmt: skip
+        else:
+            seen = gl.inline_asm_elementwise(
+                WAIT, CONSTRAINTS, [address, status, report, bound],
+                dtype=(gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16),
+                is_pure=False, pack=PACK,
+            )  # fmt: skip
+    found = ()
+    for i in gl.static_range(TENSORS):
+        found = found + (seen[i].to(dtype, bitcast=True),)
+    return found
 
 
-@triton.jit
-def rzn_tile(rzn_ptr, at, offs_b, offs_u, stride_t, stride_b, direction, H, D):
-    """Pointers to r of a tile in rzn [T, B, D, 3H], whose strides of T and B are given in rows of D * 3H."""
-    row = (at * stride_t + offs_b * stride_b) * D + direction
-    return rzn_ptr + row[:, None] * (3 * H) + offs_u[None, :]
+@gluon.jit
+def lengths_of(rows, is_unit, B, T, has_lengths, lengths_ptr):
+    """How many timesteps each element of a tile runs: those past the batch, and units past H, none."""
+    inside = rows < B
+    given = gl.load(lengths_ptr + rows, mask=inside & (has_lengths != 0), other=0)
+    return gl.where(is_unit, gl.where(has_lengths != 0, given, gl.where(inside, T, 0)), 0)
 
 
-@triton.jit
+@gluon.jit
+def longest_of(lengths, T, has_lengths):
+    """The visits of a group: the length of its longest row."""
+    longest = T
+    if has_lengths != 0:
+        longest = gl.max(gl.max(lengths[0], 0), 0)
+        for i in gl.static_range(1, len(lengths)):
+            longest = gl.maximum(longest, gl.max(gl.max(lengths[i], 0), 0))
+    return longest
+
+
+@gluon.jit
+def times(a, b):
+    """The product of two int32 as int64 in one instruction; in a loop the compiler takes four for the same."""
+    return gl.inline_asm_elementwise(MULTIPLY, "=l,r,r", [a, b], dtype=gl.int64, is_pure=True, pack=1)
+
+
+@gluon.jit
+def place_of(time, T, packed, starts_ptr):
+    """Where a timestep lies: in a packed batch the first row of it, else itself. Any number for one that is not."""
+    return gl.load(starts_ptr + time, mask=(packed != 0) & (time >= 0) & (time < T), other=time)
+
+
+@gluon.jit
 def load_three(ptrs, mask, H):
     """A tile of each of the three gates of rzn, in the storage dtype."""
-    r = tl.load(ptrs, mask=mask, other=0.0)
-    z = tl.load(ptrs + H, mask=mask, other=0.0)
-    n = tl.load(ptrs + 2 * H, mask=mask, other=0.0)
+    r = gl.load(ptrs, mask=mask, other=0.0)
+    z = gl.load(ptrs + H, mask=mask, other=0.0)
+    n = gl.load(ptrs + 2 * H, mask=mask, other=0.0)
     return r, z, n
 
 
-@triton.jit(
+@gluon.jit(
     do_not_specialize=FORWARD_SCALARS,
     do_not_specialize_on_alignment=ANY_ALIGNMENT,
     launch_metadata=metadata.sequence_forward,
@@ -166,207 +205,203 @@ def sequence_forward(
     B,
     H,
     D,
-    first_direction,  # of the directions that this launch serves
-    tiles,  # row tiles of a group
+    first_direction,  # of the directions, and
+    first_row,  # of the rows that this launch serves
+    first_visit,
+    stop_visit,
     stride_row,  # rows from one time step to the next in dense rows: B, or 1 in a packed batch, as in kernels/step.py
     packed,
+    has_lengths,
     stride_rzn_t,  # in rows of D * 3H
     stride_rzn_b,
-    vectors,  # padded units of a direction in a row of the exchange buffer, in VECTORs
-    bound,  # microseconds that a wait may take
+    bound,  # of a wait, in 2^20 nanoseconds
     save_gates,
-    own_exchange,  # the exchange buffer is not y itself
     has_bias,
     rzn_ptr,  # [T, B, D, 3H] x_proj, which with save_gates r, z, n overwrite
     q_ptr,  # [T, B, D, H]
     y_ptr,  # [T, B, D, H]
-    e_ptr,  # [T, B, D, P] integers, P = vectors * VECTOR: the exchange buffer, full of sentinels
-    h_0_ptr,  # [D, B, P]
+    e_ptr,  # [directions, slots, groups, TILES, ROWS * K] integers in fragment order: the exchange buffer
+    h_0_ptr,  # [D, B, H]
     h_n_ptr,  # [D, B, H]
-    state_ptr,  # [D, B, H] float32: h unrounded
+    state_ptr,  # [D, B, H] float32: h between launches; not touched where one launch takes all visits
     w_ptr,  # [3, U, K] W_hh, padded with zeros
     w_reverse_ptr,
     b_ptr,  # [3H] b_hh
     b_reverse_ptr,
-    sizes_ptr,  # [T] int32: batch_sizes of a packed batch, and the first row of each time step
-    starts_ptr,
+    lengths_ptr,  # [B] int32: how many time steps each row runs, read with has_lengths
+    starts_ptr,  # [T] int32: the first row of each time step of a packed batch
     status_ptr,
     report_ptr,
-    EXCHANGE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    NUM_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PER_WAIT: tl.constexpr,  # chunks that are awaited together
+    PRECISION: gl.constexpr,
+    ROWS: gl.constexpr,  # of a tile
+    TILES: gl.constexpr,  # that a program serves in turn
+    UNITS: gl.constexpr,
+    PARTS: gl.constexpr,
+    PART: gl.constexpr,
+    WARPS: gl.constexpr,
+    SHARED: gl.constexpr,  # gates whose weights are in shared memory: n, then z, then r
+    WAIT: gl.constexpr,
+    CONSTRAINTS: gl.constexpr,
+    PACK: gl.constexpr,
 ):
-    dtype: tl.constexpr = rzn_ptr.dtype.element_ty
-    direction = (first_direction + tl.program_id(2)).to(tl.int64)
-    w_ptr = of_direction(direction, w_ptr, w_reverse_ptr)
-    b_ptr = of_direction(direction, b_ptr, b_reverse_ptr)
-    U = tl.num_programs(0) * BLOCK_H
-    P = vectors * VECTOR
-    offs_u = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    u_mask = offs_u < H
-    first_row = tl.program_id(1) * tiles * BLOCK_B
-    bound = bound.to(tl.int64) * 1000
+    dtype: gl.constexpr = rzn_ptr.dtype.element_ty
+    WIDTH: gl.constexpr = dtype.primitive_bitwidth
+    K: gl.constexpr = PARTS * PART
+    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
+    left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
+    right: gl.constexpr = gl.DotOperandLayout(1, mma, 32 // WIDTH)
+    own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
+    in_parts: gl.constexpr = gl.BlockedLayout([WARPS, 1, 1], [1, 32 // UNITS, UNITS], [1, WARPS, 1], [2, 1, 0])
+    sums: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    factors: gl.constexpr = gl.SwizzledSharedLayout(128 // WIDTH, 1, 8, [1, 2, 0])
 
-    w_r = load_slice(w_ptr, 0, U, offs_u, NUM_K, BLOCK_K, SPLIT, PRECISION)
-    w_z = load_slice(w_ptr, 1, U, offs_u, NUM_K, BLOCK_K, SPLIT, PRECISION)
-    w_n = load_slice(w_ptr, 2, U, offs_u, NUM_K, BLOCK_K, SPLIT, PRECISION)
-    b_mask = u_mask & (has_bias != 0)
-    b_hr = tl.load(b_ptr + offs_u, mask=b_mask, other=0.0).to(tl.float32)[None, :]
-    b_hz = tl.load(b_ptr + H + offs_u, mask=b_mask, other=0.0).to(tl.float32)[None, :]
-    b_hn = tl.load(b_ptr + 2 * H + offs_u, mask=b_mask, other=0.0).to(tl.float32)[None, :]
+    direction = first_direction + gl.program_id(2)
+    group = gl.program_id(1)
+    first_unit = gl.program_id(0) * UNITS
+    w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
+    b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)
+    w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    if SHARED > 0:
+        w_n = into_shared(w_n, factors)
+    w_z = load_weights(w_ptr, 1, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    if SHARED > 1:
+        w_z = into_shared(w_z, factors)
+    w_r = load_weights(w_ptr, 0, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    if SHARED > 2:
+        w_r = into_shared(w_r, factors)
+    sum_r = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
+    sum_z = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
+    sum_n = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
 
-    # the state of every row begins as h_0, and a row that does not run yet keeps it
-    if EXCHANGE:
-        for each in range(tiles):
-            offs_b = rows_of_tile(first_row, each, BLOCK_B)
-            row_state = direction * B + offs_b
-            mask = (offs_b < B)[:, None] & u_mask[None, :]
-            h = tl.load(h_0_ptr + row_state[:, None] * P + offs_u[None, :], mask=mask, other=0.0).to(tl.float32)
-            tl.store(state_ptr + row_state[:, None] * H + offs_u[None, :], h, mask=mask)
-    else:
-        offs_b = rows_of_tile(first_row, 0, BLOCK_B)
-        row_state = direction * B + offs_b
-        mask = (offs_b < B)[:, None] & u_mask[None, :]
-        h = tl.load(h_0_ptr + row_state[:, None] * P + offs_u[None, :], mask=mask, other=0.0).to(tl.float32)
+    # what this thread has of each tile: its rows and units
+    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, own)), 1)
+    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0) + first_unit
+    is_unit = unit < H
+    b_mask = is_unit & (has_bias != 0)
+    b_hr = gl.load(b_ptr + unit, mask=b_mask, other=0.0).to(gl.float32)
+    b_hz = gl.load(b_ptr + H + unit, mask=b_mask, other=0.0).to(gl.float32)
+    b_hn = gl.load(b_ptr + 2 * H + unit, mask=b_mask, other=0.0).to(gl.float32)
+    first = first_row + group * (TILES * ROWS)
+    lengths = ()
+    for i in gl.static_range(TILES):
+        lengths = lengths + (lengths_of(first + i * ROWS + row, is_unit, B, T, has_lengths, lengths_ptr),)
+    longest = longest_of(lengths, T, has_lengths)
+    stop = gl.minimum(stop_visit, longest)
 
-    lost = 0
-    tile = 0
-    visit = 0
-    at, rows = visited(0, T, B, direction, sizes_ptr, starts_ptr, packed)
-    at_before = at
-    rows_before = 0
-    offs_b = rows_of_tile(first_row, 0, BLOCK_B)
-    mask = (offs_b < rows)[:, None] & u_mask[None, :]
-    rzn_ptrs = rzn_tile(rzn_ptr, at, offs_b, offs_u, stride_rzn_t, stride_rzn_b, direction, H, D)
-    x_r, x_z, x_n = load_three(rzn_ptrs, mask, H)
-    for _ in range(T * tiles):
-        offs_b = rows_of_tile(first_row, tile, BLOCK_B)
-        here, carries = running(offs_b, rows, rows_before)
-        mask = here[:, None] & u_mask[None, :]
-        row_state = direction * B + offs_b
+    # the thread's first vector of a tile, its own elements of one, and from slot to slot
+    k = gl.arange(0, PART // WARPS, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
+    of_left = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
+    k = gl.expand_dims(gl.expand_dims(k, 0), 1)
+    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
+    of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
+    vector = first_vector(warp, of_left, k, PART // WARPS, WIDTH).to(gl.int64)
+    status = status_ptr.to(gl.int64)
+    report = report_ptr.to(gl.int64)
+    own_place = place_in_tile(row, unit, K, WIDTH)
+    slot = gl.num_programs(1).to(gl.int64) * (TILES * ROWS * K)
+    here = e_ptr + gl.program_id(2) * slot * (stop_visit - first_visit + 1) + group.to(gl.int64) * (TILES * ROWS * K)
 
-        # what the next step needs is asked for before this one waits
-        next_tile, next_visit = next_step(tile, visit, tiles)
-        at_after, rows_after = visited(visit + 1, T, B, direction, sizes_ptr, starts_ptr, packed)
-        next_at = tl.where(next_tile == 0, at_after, at)
-        next_rows = tl.where(next_tile == 0, rows_after, rows)
-        next_b = rows_of_tile(first_row, next_tile, BLOCK_B)
-        next_mask = (next_b < next_rows)[:, None] & u_mask[None, :]
-        next_ptrs = rzn_tile(rzn_ptr, next_at, next_b, offs_u, stride_rzn_t, stride_rzn_b, direction, H, D)
-        next_x_r, next_x_z, next_x_n = load_three(next_ptrs, next_mask, H)
+    # rows of x_proj and of y, in elements from those of a time step
+    of_x = ()
+    of_y = ()
+    for i in gl.static_range(TILES):
+        b = (first + i * ROWS + row).to(gl.int64)
+        of_x = of_x + ((b * stride_rzn_b * D + direction) * (3 * H) + unit,)
+        of_y = of_y + ((b * D + direction) * H + unit,)
+    step_x = stride_rzn_t * D * (3 * H)
+    step_y = stride_row * D * H
 
-        # the three gate products with the whole of h_prev; this program's own units of it, unrounded
-        if EXCHANGE:
-            state_ptrs = state_ptr + row_state[:, None] * H + offs_u[None, :]
-            e_rows = e_ptr + ((at_before * stride_row + offs_b) * D + direction) * P
-            h_0_rows = h_0_ptr + row_state * P
-            starts = here & ~carries
-            first = first_row + tile * BLOCK_B
-            some_start = (rows_before < first + BLOCK_B) & (rows_before < rows) & (first < rows)
-            a_r = tl.zeros((SPLIT, BLOCK_B, BLOCK_H), tl.float32)
-            a_z = tl.zeros((SPLIT, BLOCK_B, BLOCK_H), tl.float32)
-            q = tl.zeros((SPLIT, BLOCK_B, BLOCK_H), tl.float32)
-            for wait in tl.static_range(NUM_K // PER_WAIT):
-                ptrs = ()
-                masks = ()
-                for i in tl.static_range(PER_WAIT):
-                    ptr, chunk_mask = chunk_of(e_rows, carries, P, wait * PER_WAIT + i, BLOCK_K, SPLIT)
-                    ptrs = ptrs + (ptr,)
-                    masks = masks + (chunk_mask,)
-                left, lost = receive(ptrs, masks, lost, status_ptr, report_ptr, bound, dtype)
-                if wait == 0:  # behind the barriers of a wait, which order it after another thread's store
-                    h = tl.load(state_ptrs, mask=mask, other=0.0)
-                if some_start:
-                    left = with_starting_rows(left, h_0_rows, starts, P, wait * PER_WAIT, BLOCK_K, SPLIT)
-                a_r = add_product(a_r, left, w_r, wait * PER_WAIT, PRECISION)
-                a_z = add_product(a_z, left, w_z, wait * PER_WAIT, PRECISION)
-                q = add_product(q, left, w_n, wait * PER_WAIT, PRECISION)
-            # side by side, so that one way through shared memory serves all three (the fourth slot is not read)
-            parts = tl.join(tl.join(a_r, a_z), tl.join(q, q))
-            sums = tl.reshape(sum_of_parts(parts, SPLIT, BLOCK_B * BLOCK_H * 4), (BLOCK_B, BLOCK_H, 2, 2))
-            a_rz, q_q = tl.split(sums)
-            a_r, a_z = tl.split(a_rz)
-            q, _ = tl.split(q_q)
-        else:
-            left = (h.to(dtype),)
-            zeros = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-            a_r = add_product(zeros, left, w_r, 0, PRECISION)
-            a_z = add_product(zeros, left, w_z, 0, PRECISION)
-            q = add_product(zeros, left, w_n, 0, PRECISION)
+    # the state that the first visit begins with is published before
+    t = gl.where(direction == 0, first_visit, longest - 1 - first_visit)
+    step_t = gl.where(direction == 0, 1, -1)
+    at = place_of(t, T, packed, starts_ptr)
+    at_next = place_of(t + step_t, T, packed, starts_ptr)
+    h = ()
+    x = ()
+    for i in gl.static_range(TILES):
+        b = (first + i * ROWS + row).to(gl.int64)
+        state = (direction.to(gl.int64) * B + b) * H + unit
+        mask = (b < B) & is_unit
+        begins = gl.load(h_0_ptr + state, mask=mask & (first_visit == 0), other=0.0).to(gl.float32)
+        goes_on = gl.load(state_ptr + state, mask=mask & (first_visit > 0), other=0.0)
+        h_i = gl.where(first_visit == 0, begins, goes_on)
+        publish(here + i * (ROWS * K) + own_place, as_factor(h_i.to(dtype), PRECISION))
+        h = h + (h_i,)
+        x = x + (load_three(rzn_ptr + times(at, step_x) + of_x[i], (t < lengths[i]) & (first_visit < stop), H),)
 
-        # the rest of the four sums, in float32
-        a_r += x_r.to(tl.float32) + b_hr
-        a_z += x_z.to(tl.float32) + b_hz
-        q += b_hn
-        h_new, r, z, n = gru_gates(a_r, a_z, x_n.to(tl.float32), q, h)
-        if EXCHANGE:
-            h_new = tl.where(lost != 0, float("nan"), h_new)
-        y = h_new.to(dtype)
+    zeros = gl.zeros([WARPS, ROWS, UNITS], gl.float32, layout=mma)
+    for visit in range(first_visit, stop):
+        t_next = t + step_t
+        at_after = place_of(t_next + step_t, T, packed, starts_ptr)
+        x_next = ()
+        h_next = ()
+        for i in gl.static_range(TILES):
+            # load: what the next visit needs besides h is asked for before this one waits
+            mask_next = (t_next < lengths[i]) & (visit + 1 < stop)
+            x_next = x_next + (load_three(rzn_ptr + times(at_next, step_x) + of_x[i], mask_next, H),)
 
-        row = (at * stride_row + offs_b) * D + direction
-        if EXCHANGE:
-            e_ptrs = e_ptr + row[:, None] * P + offs_u[None, :]
-            padded = tl.where(u_mask[None, :], y, 0.0).to(dtype)
-            publish(e_ptrs, padded, here[:, None] & (offs_u < P)[None, :])
-            tl.store(state_ptrs, h_new, mask=mask)
-            y_mask = mask & (own_exchange != 0)
-        else:
-            h = tl.where(mask, h_new, h)
-            y_mask = mask
-        tl.store(y_ptr + row[:, None] * H + offs_u[None, :], y, mask=y_mask)
-        save = mask & (save_gates != 0)
-        tl.store(rzn_ptrs, r.to(dtype), mask=save)
-        tl.store(rzn_ptrs + H, z.to(dtype), mask=save)
-        tl.store(rzn_ptrs + 2 * H, n.to(dtype), mask=save)
-        tl.store(q_ptr + row[:, None] * H + offs_u[None, :], q.to(dtype), mask=save)
+            # wait
+            tile = here + i * (ROWS * K)
+            seen = received(tile.to(gl.int64) + vector, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
 
-        rzn_ptrs, x_r, x_z, x_n = next_ptrs, next_x_r, next_x_z, next_x_n
-        at_before = tl.where(next_tile == 0, at, at_before)
-        rows_before = tl.where(next_tile == 0, rows, rows_before)
-        at, rows, tile, visit = next_at, next_rows, next_tile, next_visit
+            # product
+            sum_r.store(add_product(zeros, seen, w_r, 0, SHARED > 2, right, PRECISION))
+            sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, right, PRECISION))
+            sum_n.store(add_product(zeros, seen, w_n, 0, SHARED > 0, right, PRECISION))
+            a_r = sum_over_warps(sum_r, in_parts, own)
+            a_z = sum_over_warps(sum_z, in_parts, own)
+            q = sum_over_warps(sum_n, in_parts, own)
 
-    # the state of a row that has ended is its h_n
-    if EXCHANGE:
-        tl.debug_barrier()  # a thread may read what another has stored
-        for each in range(tiles):
-            offs_b = rows_of_tile(first_row, each, BLOCK_B)
-            offs = (direction * B + offs_b)[:, None] * H + offs_u[None, :]
-            mask = (offs_b < B)[:, None] & u_mask[None, :]
-            tl.store(h_n_ptr + offs, tl.load(state_ptr + offs, mask=mask, other=0.0).to(dtype), mask=mask)
-    else:
-        offs_b = rows_of_tile(first_row, 0, BLOCK_B)
-        offs = (direction * B + offs_b)[:, None] * H + offs_u[None, :]
-        mask = (offs_b < B)[:, None] & u_mask[None, :]
-        tl.store(h_n_ptr + offs, h.to(dtype), mask=mask)
+            # gates
+            a_r += x[i][0].to(gl.float32) + b_hr
+            a_z += x[i][1].to(gl.float32) + b_hz
+            q += b_hn
+            h_new, r, z, n = gru_gates(a_r, a_z, x[i][2].to(gl.float32), q, h[i])
+            runs = t < lengths[i]
+            h_new = gl.where(runs, h_new, h[i])
+            h_next = h_next + (h_new,)
+
+            # publish: in units past H the state stays the 0 that it begins with
+            y = h_new.to(dtype)
+            publish(tile + slot + own_place, as_factor(y, PRECISION))
+
+            # save
+            gl.store(y_ptr + times(at, step_y) + of_y[i], y, mask=runs)
+            saves = runs & (save_gates != 0)
+            rzn = rzn_ptr + times(at, step_x) + of_x[i]
+            gl.store(rzn, r.to(dtype), mask=saves)
+            gl.store(rzn + H, z.to(dtype), mask=saves)
+            gl.store(rzn + 2 * H, n.to(dtype), mask=saves)
+            gl.store(q_ptr + times(at, step_y) + of_y[i], q.to(dtype), mask=saves)
+        h, x = h_next, x_next
+        t, at, at_next = t_next, at_next, at_after
+        here += slot
+
+    for i in gl.static_range(TILES):
+        b = (first + i * ROWS + row).to(gl.int64)
+        state = (direction.to(gl.int64) * B + b) * H + unit
+        mask = (b < B) & is_unit
+        gl.store(h_n_ptr + state, h[i].to(dtype), mask=mask & (stop_visit == T))
+        gl.store(state_ptr + state, h[i], mask=mask & (stop_visit < T))
 
 
-@triton.jit
+@gluon.jit
 def load_own(
-    dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, at, at_before, rows, rows_before, offs_b, offs_u, u_mask, direction,
-    stride_row, stride_dy_t, stride_dy_b, stride_dy_h, stride_rzn_t, stride_rzn_b, B, H, D, P,
+    dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, of_dy, of_x, of_y, of_h_0, at, at_before, t, t_before, length, mask,
+    stride_dy_t, step_x, step_y, stride_dy_h, H,
 ):  # fmt: skip
-    """What a tile's gate gradients are made from besides dh of src, in the storage dtype: dy, r, z, n, q, h_prev."""
-    here, carries = running(offs_b, rows, rows_before)
-    mask = here[:, None] & u_mask[None, :]
-    row = (at * stride_row + offs_b) * D + direction
-    row_before = (at_before * stride_row + offs_b) * D + direction
-    dy_ptrs = dy_ptr + (at * stride_dy_t + offs_b * stride_dy_b + direction * H * stride_dy_h)[:, None]
-    dy = tl.load(dy_ptrs + offs_u[None, :].to(tl.int64) * stride_dy_h, mask=mask, other=0.0)
-    rzn_ptrs = rzn_tile(rzn_ptr, at, offs_b, offs_u, stride_rzn_t, stride_rzn_b, direction, H, D)
-    r, z, n = load_three(rzn_ptrs, mask, H)
-    q = tl.load(q_ptr + row[:, None] * H + offs_u[None, :], mask=mask, other=0.0)
-    h = tl.load(y_ptr + row_before[:, None] * H + offs_u[None, :], mask=mask & carries[:, None], other=0.0)
-    row_state = direction * B + offs_b
-    h_0 = tl.load(h_0_ptr + row_state[:, None] * P + offs_u[None, :], mask=mask & ~carries[:, None], other=0.0)
-    return dy, r, z, n, q, tl.where(carries[:, None], h, h_0)
+    """What a tile's gate gradients are made from besides dh, in the storage dtype: dy, r, z, n, q, h_prev."""
+    runs = (t < length) & mask
+    dy = gl.load(dy_ptr + times(at, stride_dy_t) + of_dy, mask=runs, other=0.0)
+    r, z, n = load_three(rzn_ptr + times(at, step_x) + of_x, runs, H)
+    q = gl.load(q_ptr + times(at, step_y) + of_y, mask=runs, other=0.0)
+    begins = (t_before < 0) | (t_before >= length)  # at its first visit a row comes from h_0
+    h_prev = gl.load(gl.where(begins, h_0_ptr + of_h_0, y_ptr + times(at_before, step_y) + of_y), mask=runs, other=0.0)
+    return dy, r, z, n, q, h_prev
 
 
-@triton.jit(
+@gluon.jit(
     do_not_specialize=BACKWARD_SCALARS,
     do_not_specialize_on_alignment=ANY_ALIGNMENT,
     launch_metadata=metadata.sequence_backward,
@@ -377,146 +412,218 @@ def sequence_backward(
     H,
     D,
     first_direction,
-    tiles,
+    first_row,
+    first_visit,  # of the visits first_visit .. stop_visit - 1 the last one comes first
+    stop_visit,
     stride_row,
     packed,
+    has_lengths,
     stride_rzn_t,
     stride_rzn_b,
-    vectors,
     bound,
     size_rows,  # rows of one direction in dgates
     stride_dy_t,
     stride_dy_b,
     stride_dy_h,
-    want_dh_0,
+    want_dh,  # dh of the state that the first visit begins with
     dy_ptr,  # [T, B, D, H]
-    dh_n_ptr,  # [D, B, H] float32
+    dh_n_ptr,  # [D, B, H] float32: dh of the state that the last visit ends with
     rzn_ptr,  # [T, B, D, 3H] r, z, n
     q_ptr,  # [T, B, D, H]
     y_ptr,  # [T, B, D, H]
-    h_0_ptr,  # [D, B, P]
-    e_ptr,  # [D, T, B, 4P] integers: dgates dn, dr, dz, dq, full of sentinels
-    state_ptr,  # [D, B, H] float32: dh * z of the visit after
-    dh_0_ptr,  # [D, B, H] float32
+    h_0_ptr,  # [D, B, H]
+    e_ptr,  # [directions, slots, groups, TILES, 3, ROWS * K] integers in fragment order: dr, dz, dq
+    dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
+    dh_0_ptr,  # [D, B, H] float32; may be dh_n
     w_ptr,  # [3, U, K] the transposes of W_hr, W_hz, W_hn, padded with zeros
     w_reverse_ptr,
-    sizes_ptr,
+    lengths_ptr,
     starts_ptr,
     status_ptr,
     report_ptr,
-    EXCHANGE: tl.constexpr,
-    PRECISION: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    NUM_K: tl.constexpr,
-    SPLIT: tl.constexpr,
-    PER_WAIT: tl.constexpr,  # of the 3 NUM_K chunks
+    PRECISION: gl.constexpr,
+    ROWS: gl.constexpr,
+    TILES: gl.constexpr,
+    UNITS: gl.constexpr,
+    PARTS: gl.constexpr,
+    PART: gl.constexpr,
+    WARPS: gl.constexpr,
+    SHARED: gl.constexpr,
+    WAITS: gl.constexpr,  # 1: all three gate gradients are awaited at once; 3: one after another
+    WAIT: gl.constexpr,
+    CONSTRAINTS: gl.constexpr,
+    PACK: gl.constexpr,
 ):
-    dtype: tl.constexpr = rzn_ptr.dtype.element_ty
-    direction = (first_direction + tl.program_id(2)).to(tl.int64)
-    w_ptr = of_direction(direction, w_ptr, w_reverse_ptr)
-    U = tl.num_programs(0) * BLOCK_H
-    P = vectors * VECTOR
-    offs_u = tl.program_id(0) * BLOCK_H + tl.arange(0, BLOCK_H)
-    u_mask = offs_u < H
-    first_row = tl.program_id(1) * tiles * BLOCK_B
-    bound = bound.to(tl.int64) * 1000
-    e_ptr += direction * size_rows * (4 * P)
+    dtype: gl.constexpr = rzn_ptr.dtype.element_ty
+    WIDTH: gl.constexpr = dtype.primitive_bitwidth
+    K: gl.constexpr = PARTS * PART
+    GATE: gl.constexpr = ROWS * K
+    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
+    left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
+    right: gl.constexpr = gl.DotOperandLayout(1, mma, 32 // WIDTH)
+    own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
+    in_parts: gl.constexpr = gl.BlockedLayout([WARPS, 1, 1], [1, 32 // UNITS, UNITS], [1, WARPS, 1], [2, 1, 0])
+    sums: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    factors: gl.constexpr = gl.SwizzledSharedLayout(128 // WIDTH, 1, 8, [1, 2, 0])
 
-    w = ()
-    for gate in tl.static_range(3):
-        w = w + load_slice(w_ptr, gate, U, offs_u, NUM_K, BLOCK_K, SPLIT, PRECISION)
+    direction = first_direction + gl.program_id(2)
+    group = gl.program_id(1)
+    first_unit = gl.program_id(0) * UNITS
+    w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
+    w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    if SHARED > 0:
+        w_n = into_shared(w_n, factors)
+    w_z = load_weights(w_ptr, 1, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    if SHARED > 1:
+        w_z = into_shared(w_z, factors)
+    w_r = load_weights(w_ptr, 0, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
+    if SHARED > 2:
+        w_r = into_shared(w_r, factors)
+    sum_dh = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
 
-    lost = 0
-    tile = 0
-    visit = 0  # counts from the last visit of the direction: this is number T - 1 - visit
-    at, rows = visited(T - 1, T, B, direction, sizes_ptr, starts_ptr, packed)
-    at_before, rows_before = visited(T - 2, T, B, direction, sizes_ptr, starts_ptr, packed)
-    at_src = at
-    rows_src = 0
-    offs_b = rows_of_tile(first_row, 0, BLOCK_B)
-    dy, r, z, n, q, h_prev = load_own(
-        dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, at, at_before, rows, rows_before, offs_b, offs_u, u_mask, direction,
-        stride_row, stride_dy_t, stride_dy_b, stride_dy_h, stride_rzn_t, stride_rzn_b, B, H, D, P,
-    )  # fmt: skip
-    if not EXCHANGE:
-        dr = tl.zeros((BLOCK_B, BLOCK_H), dtype)
-        dz = tl.zeros((BLOCK_B, BLOCK_H), dtype)
-        dq = tl.zeros((BLOCK_B, BLOCK_H), dtype)
-        dh_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    for _ in range((T + want_dh_0) * tiles):
-        offs_b = rows_of_tile(first_row, tile, BLOCK_B)
-        here = offs_b < rows
-        in_src = offs_b < rows_src
-        mask = here[:, None] & u_mask[None, :]
-        mask_src = in_src[:, None] & u_mask[None, :]
-        row_state = direction * B + offs_b
+    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, own)), 1)
+    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0) + first_unit
+    is_unit = unit < H
+    first = first_row + group * (TILES * ROWS)
+    lengths = ()
+    for i in gl.static_range(TILES):
+        lengths = lengths + (lengths_of(first + i * ROWS + row, is_unit, B, T, has_lengths, lengths_ptr),)
+    longest = longest_of(lengths, T, has_lengths)
+    last = gl.minimum(stop_visit, longest) - 1
 
-        # what the next step needs is asked for before this one waits
-        next_tile, next_visit = next_step(tile, visit, tiles)
-        at_next, rows_next = visited(T - 3 - visit, T, B, direction, sizes_ptr, starts_ptr, packed)
-        next_at = tl.where(next_tile == 0, at_before, at)
-        next_rows = tl.where(next_tile == 0, rows_before, rows)
-        next_at_before = tl.where(next_tile == 0, at_next, at_before)
-        next_rows_before = tl.where(next_tile == 0, rows_next, rows_before)
-        next_b = rows_of_tile(first_row, next_tile, BLOCK_B)
-        next_dy, next_r, next_z, next_n, next_q, next_h_prev = load_own(
-            dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, next_at, next_at_before, next_rows, next_rows_before, next_b,
-            offs_u, u_mask, direction, stride_row, stride_dy_t, stride_dy_b, stride_dy_h, stride_rzn_t, stride_rzn_b,
-            B, H, D, P,
+    k = gl.arange(0, PART // WARPS, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
+    of_left = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
+    k = gl.expand_dims(gl.expand_dims(k, 0), 1)
+    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
+    of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
+    vector = first_vector(warp, of_left, k, PART // WARPS, WIDTH).to(gl.int64)
+    status = status_ptr.to(gl.int64)
+    report = report_ptr.to(gl.int64)
+    own_place = place_in_tile(row, unit, K, WIDTH)
+    slot = gl.num_programs(1).to(gl.int64) * (TILES * 3 * GATE)
+    here = e_ptr + gl.program_id(2) * slot * (stop_visit - first_visit + 1) + group.to(gl.int64) * (TILES * 3 * GATE)
+
+    of_dy = ()
+    of_x = ()
+    of_y = ()
+    of_dgates = ()
+    of_state = ()
+    for i in gl.static_range(TILES):
+        b = (first + i * ROWS + row).to(gl.int64)
+        of_dy = of_dy + (b * stride_dy_b + (direction.to(gl.int64) * H + unit) * stride_dy_h,)
+        of_x = of_x + ((b * stride_rzn_b * D + direction) * (3 * H) + unit,)
+        of_y = of_y + ((b * D + direction) * H + unit,)
+        of_dgates = of_dgates + ((direction.to(gl.int64) * size_rows + b) * (4 * H) + unit,)
+        of_state = of_state + ((direction.to(gl.int64) * B + b) * H + unit,)
+    step_x = stride_rzn_t * D * (3 * H)
+    step_y = stride_row * D * H
+    step_dgates = stride_row * (4 * H)
+
+    # what comes from the visit after the last: dh_n as what is carried, no gate gradients
+    t = gl.where(direction == 0, last, longest - 1 - last)
+    step_t = gl.where(direction == 0, -1, 1)
+    at = place_of(t, T, packed, starts_ptr)
+    at_next = place_of(t + step_t, T, packed, starts_ptr)
+    at_after = place_of(t + 2 * step_t, T, packed, starts_ptr)
+    nothing = gl.zeros([ROWS, UNITS], dtype, layout=own)
+    carry = ()
+    given = ()
+    for i in gl.static_range(TILES):
+        for gate in gl.static_range(3):
+            publish(here + (3 * i + gate) * GATE + own_place, nothing)
+        mask = (first + i * ROWS + row < B) & is_unit
+        carry = carry + (gl.load(dh_n_ptr + of_state[i], mask=mask, other=0.0),)
+        given = given + (
+            load_own(
+                dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, of_dy[i], of_x[i], of_y[i], of_state[i], at, at_next, t,
+                t + step_t, lengths[i], last >= first_visit, stride_dy_t, step_x, step_y, stride_dy_h, H,
+            ),
         )  # fmt: skip
 
-        # dh of src, handed on: dh * z + dr W_hr + dz W_hz + dq W_hn
-        state_ptrs = state_ptr + row_state[:, None] * H + offs_u[None, :]
-        dh_n_mask = mask & ~in_src[:, None]  # a row that ends at this visit begins its way back here
-        dh_n = tl.load(dh_n_ptr + row_state[:, None] * H + offs_u[None, :], mask=dh_n_mask, other=0.0)
-        if EXCHANGE:
-            e_rows = e_ptr + (at_src * stride_row + offs_b) * (4 * P)
-            acc = tl.zeros((SPLIT, BLOCK_B, BLOCK_H), tl.float32)
-            for wait in tl.static_range(3 * NUM_K // PER_WAIT):
-                ptrs = ()
-                masks = ()
-                for i in tl.static_range(wait * PER_WAIT, (wait + 1) * PER_WAIT):  # the chunks of dr, of dz, of dq
-                    ptr, chunk_mask = chunk_of(e_rows + (1 + i // NUM_K) * P, in_src, P, i % NUM_K, BLOCK_K, SPLIT)
-                    ptrs = ptrs + (ptr,)
-                    masks = masks + (chunk_mask,)
-                left, lost = receive(ptrs, masks, lost, status_ptr, report_ptr, bound, dtype)
-                if wait == 0:  # behind the barriers of a wait, which order it after another thread's store
-                    dh_z = tl.load(state_ptrs, mask=mask_src, other=0.0)
-                acc = add_product(acc, left, w, wait * PER_WAIT, PRECISION)
-            acc = tl.reshape(sum_of_parts(acc, SPLIT, BLOCK_B * BLOCK_H), (BLOCK_B, BLOCK_H))
-        else:
-            acc = add_product(tl.zeros((BLOCK_B, BLOCK_H), tl.float32), (dr, dz, dq), w, 0, PRECISION)
-        dh_prev = tl.where(mask_src, acc + dh_z, 0.0)
-        if EXCHANGE:
-            dh_prev = tl.where(lost != 0, float("nan"), dh_prev)
+    zeros = gl.zeros([WARPS, ROWS, UNITS], gl.float32, layout=mma)
+    for back in range(first_visit, last + 1):
+        t_next = t + step_t
+        t_after = t_next + step_t
+        at_last = place_of(t_after + step_t, T, packed, starts_ptr)
+        carry_next = ()
+        given_next = ()
+        for i in gl.static_range(TILES):
+            # load: what the next visit needs besides dh is asked for before this one waits
+            given_next = given_next + (
+                load_own(
+                    dy_ptr, rzn_ptr, q_ptr, y_ptr, h_0_ptr, of_dy[i], of_x[i], of_y[i], of_state[i], at_next,
+                    at_after, t_next, t_after, lengths[i], back < last, stride_dy_t, step_x, step_y, stride_dy_h, H,
+                ),
+            )  # fmt: skip
 
-        # the gate gradients of this visit
-        dh = dh_prev + dy.to(tl.float32) + dh_n.to(tl.float32)
-        z = z.to(tl.float32)
-        dn, d_r, d_z, d_q = gru_gate_gradients(
-            dh, r.to(tl.float32), z, n.to(tl.float32), q.to(tl.float32), h_prev.to(tl.float32)
-        )
-        own = e_ptr + ((at * stride_row + offs_b) * (4 * P))[:, None] + offs_u[None, :]
-        own_mask = here[:, None] & (offs_u < P)[None, :]  # in the padding all four are 0
-        dr, dz, dq = d_r.to(dtype), d_z.to(dtype), d_q.to(dtype)
-        publish(own + P, dr, own_mask)
-        publish(own + 2 * P, dz, own_mask)
-        publish(own + 3 * P, dq, own_mask)
-        publish(own, dn.to(dtype), own_mask)
-        if EXCHANGE:
-            tl.store(state_ptrs, dh * z, mask=mask)
-        else:
-            dh_z = dh * z
+            # wait, product
+            tile = here + 3 * i * GATE
+            acc = product_of_gradients(
+                tile.to(gl.int64) + vector, status, report, bound, w_r, w_z, w_n, zeros, SHARED, WAITS, WAIT,
+                CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
+            )  # fmt: skip
+            sum_dh.store(acc)
+            dh = sum_over_warps(sum_dh, in_parts, own) + carry[i]
 
-        # a row that started at src ends its way back here
-        ends = mask_src & ~here[:, None]
-        dh_0_ptrs = dh_0_ptr + row_state[:, None] * H + offs_u[None, :]
-        tl.store(dh_0_ptrs, dh_prev.to(dh_0_ptr.dtype.element_ty), mask=ends)
+            # gates
+            dy, r, z, n, q, h_prev = given[i]
+            dh += dy.to(gl.float32)
+            runs = t < lengths[i]
+            z = z.to(gl.float32)
+            dn, dr, dz, dq = gru_gate_gradients(
+                dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev.to(gl.float32)
+            )
+            carry_next = carry_next + (gl.where(runs, dh * z, dh),)
+            dr = gl.where(runs, dr, 0.0).to(dtype)
+            dz = gl.where(runs, dz, 0.0).to(dtype)
+            dq = gl.where(runs, dq, 0.0).to(dtype)
 
-        dy, r, z, n, q, h_prev = next_dy, next_r, next_z, next_n, next_q, next_h_prev
-        at_src = tl.where(next_tile == 0, at, at_src)
-        rows_src = tl.where(next_tile == 0, rows, rows_src)
-        at, rows, at_before, rows_before = next_at, next_rows, next_at_before, next_rows_before
-        tile, visit = next_tile, next_visit
+            # publish
+            published = tile + slot + own_place
+            publish(published, as_factor(dr, PRECISION))
+            publish(published + GATE, as_factor(dz, PRECISION))
+            publish(published + 2 * GATE, as_factor(dq, PRECISION))
+
+            # save
+            dgates = dgates_ptr + times(at, step_dgates) + of_dgates[i]
+            gl.store(dgates, dn.to(dtype), mask=runs)
+            gl.store(dgates + H, dr, mask=runs)
+            gl.store(dgates + 2 * H, dz, mask=runs)
+            gl.store(dgates + 3 * H, dq, mask=runs)
+        carry, given = carry_next, given_next
+        t, at, at_next, at_after = t_next, at_next, at_after, at_last
+        here += slot
+
+    if want_dh != 0:
+        for i in gl.static_range(TILES):
+            tile = here + 3 * i * GATE
+            acc = product_of_gradients(
+                tile.to(gl.int64) + vector, status, report, bound, w_r, w_z, w_n, zeros, SHARED, WAITS, WAIT,
+                CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
+            )  # fmt: skip
+            sum_dh.store(acc)
+            dh = sum_over_warps(sum_dh, in_parts, own) + carry[i]
+            gl.store(dh_0_ptr + of_state[i], dh, mask=(first + i * ROWS + row < B) & is_unit)
+
+
+@gluon.jit
+def product_of_gradients(
+    address, status, report, bound, w_r, w_z, w_n, zeros, SHARED: gl.constexpr, WAITS: gl.constexpr, WAIT: gl.constexpr,
+    CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, PARTS: gl.constexpr, GATE_BYTES: gl.constexpr, dtype: gl.constexpr,
+    right: gl.constexpr, PRECISION: gl.constexpr,
+):  # fmt: skip
+    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, in the parts of the warps."""
+    if WAITS == 1:
+        seen = received(address, status, report, bound, WAIT, CONSTRAINTS, PACK, 3 * PARTS, dtype)
+        acc = add_product(zeros, seen, w_r, 0, SHARED > 2, right, PRECISION)
+        acc = add_product(acc, seen, w_z, PARTS, SHARED > 1, right, PRECISION)
+        acc = add_product(acc, seen, w_n, 2 * PARTS, SHARED > 0, right, PRECISION)
+    else:
+        seen_r = received(address, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+        acc = add_product(zeros, seen_r, w_r, 0, SHARED > 2, right, PRECISION)
+        seen_z = received(address + GATE_BYTES, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+        acc = add_product(acc, seen_z, w_z, 0, SHARED > 1, right, PRECISION)
+        seen_q = received(address + 2 * GATE_BYTES, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+        acc = add_product(acc, seen_q, w_n, 0, SHARED > 0, right, PRECISION)
+    return acc

@@ -244,7 +244,7 @@ def test_amd_was_not_measured() -> None:
         assert found == backend and "not measured" in reason
 
 
-@pytest.mark.parametrize("name", ["interpreter", "concurrent"])
+@pytest.mark.parametrize("name", ["interpreter"])
 def test_interpreted_kernels_are_not_chosen_by_a_gpu_s_times(name: str) -> None:
     device = describe(name)
     assert {chosen(H, 4, "fp32", True, T=T, device=device)[0] for H in (5, 64) for T in (2, 9)} == {"sequence"}

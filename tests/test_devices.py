@@ -75,7 +75,7 @@ def test_unknown_name_lists_the_valid_ones():
 
 def test_interpreter_has_no_target_and_no_binding_limit():
     interpreter = describe("interpreter")
-    assert interpreter.sms == 1
+    assert interpreter.sms == 8  # programs that wait for each other are threads: few
     gpus = [device for device in DEVICES.values() if device.vendor != "interpreter"]
     assert interpreter.shared_per_program > max(device.shared_per_program for device in gpus)
     with pytest.raises(ValueError, match="interpreter"):

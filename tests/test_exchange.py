@@ -20,6 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
+from tritongru.launch.concurrent import concurrent
 
 import tritongru
 from tests.kit.fences import poisoned
@@ -29,7 +30,6 @@ from tests.test_fences import call as call_between_fences
 from tritongru.inspection.check import Case, floor
 from tritongru.kernels.exchange import publish
 from tritongru.launch import runtime, sequence
-from tritongru.launch.concurrent import concurrent
 from tritongru.launch.interpreter import repair
 from tritongru.planning import cost
 

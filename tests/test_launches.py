@@ -80,29 +80,37 @@ def test_what_plan_lists_is_what_runs_of_column_sums(rows: int, few_rows_in_a_su
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("hidden", [16, 21])
+@pytest.mark.parametrize("hidden", [32, 21])
+@pytest.mark.parametrize("exchange_bytes", [None, 0], ids=["one-launch", "several"])
 @pytest.mark.parametrize("variant", ["plain", "two-layers", "recompute"])
-def test_what_plan_lists_is_what_runs_of_programs_that_exchange(variant: str, hidden: int, monkeypatch) -> None:
-    """And their bytes: a fill, and where H has no whole vectors an exchange buffer beside the output."""
+def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
+    variant: str, exchange_bytes: int | None, hidden: int, monkeypatch
+) -> None:
+    """And their bytes: an exchange buffer, with a fill before each launch, and another where K is wider than H."""
     from tests.kit.memory import memory
-    from tritongru.launch.concurrent import concurrent
+    from tritongru.planning import choose, sequence
 
+    if exchange_bytes is not None:
+        monkeypatch.setattr(sequence, "EXCHANGE_BYTES", exchange_bytes)
+    choose.cache_clear()  # a plan made before counts other launches
     layer = tritongru.GRU(5, hidden, backend="sequence", **VARIANTS[variant])
     x = torch.randn(3, 2, 5)
-    with concurrent(0):
-        plan = tritongru.plan(layer, x)
-        assert dict(plan.tiles)["forward"].exchange
-        forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
-        h_0 = torch.zeros(layer.num_layers * (1 + layer.bidirectional), 2, hidden)
-        with memory(monkeypatch) as found:
-            results = list(layer(x, h_0))
-            peak_forward = found.peak(results)
-            cotangents = [torch.randn_like(t) for t in results]
-            found.peak()
-            torch.autograd.backward(results, cotangents)
-            peak_backward = found.peak([*results, *cotangents, *(p.grad for p in layer.parameters())])
+    plan = tritongru.plan(layer, x)
+    assert dict(plan.tiles)["forward"].exchange
+    forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+    h_0 = torch.zeros(layer.num_layers * (1 + layer.bidirectional), 2, hidden)
+    layer.zero_grad()  # or gradients are added to those there, and both are alive for a moment
+    with memory(monkeypatch) as found:
+        results = list(layer(x, h_0))
+        peak_forward = found.peak(results)
+        cotangents = [torch.randn_like(t) for t in results]
+        found.peak()
+        torch.autograd.backward(results, cotangents)
+        peak_backward = found.peak([*results, *cotangents, *(p.grad for p in layer.parameters())])
+    choose.cache_clear()
     assert dict(forward) == dict(plan.launches.forward)
     assert dict(backward) == dict(plan.launches.backward)
+    assert (forward["sequence_forward"] > layer.num_layers) == (exchange_bytes == 0)
     assert (peak_forward, peak_backward) == (plan.cost.peak_forward_bytes, plan.cost.peak_backward_bytes)
 
 

@@ -63,7 +63,8 @@ def limit(
 
 def test_within_a_factor_of_two_of_the_design() -> None:
     """The table estimates what is within reach, the limit what nothing goes below, so it is the lower of the two: most
-    so, by 0.47 instead of 0.5, where latency is all (H 256 and 512), for it counts one trip over L2 and no issue."""
+    so, by 0.38 instead of 0.5, where latency is all (H 256 and 512), for it counts one trip over L2 and no issue, and
+    the table counted weights that are read from shared memory."""
     ratios, lines = [], []
     for H, row in TABLE.items():
         line = []
@@ -74,7 +75,7 @@ def test_within_a_factor_of_two_of_the_design() -> None:
             line.append(f"{us:5.2f} ({ratios[-1]:.2f})")
         lines.append(f"H {H:5}  " + "  ".join(line))
     print(f"\nlimit, us per step (over the early estimate), bf16, H200, B {BATCHES}", *lines, sep="\n")
-    assert min(ratios) >= 0.45 and max(ratios) <= 2
+    assert min(ratios) >= 0.38 and max(ratios) <= 2
     assert 0.5 <= math.exp(sum(map(math.log, ratios)) / len(ratios)) <= 1
 
 
@@ -86,14 +87,19 @@ def test_backward_in_one_group_is_bound_by_l2() -> None:
 
 def test_terms_of_a_step_by_hand() -> None:
     """H 512, B 32, bf16, H200: 32 programs of 16 units, 2 groups of one row tile."""
-    tiles = SequenceTiles(True, 16, 16, 512, 1, 8, 1, 8, programs=32, groups=2, tiles=1, directions=1)
+    tiles = SequenceTiles(
+        exchange=True, block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=1, waits=1, delay=0,
+        programs_per_sm=1, tiles=1, programs=32, groups=2, directions=1,
+    )  # fmt: skip
     found = limit("forward", "sequence", 32, 512, tiles=tiles)
     weights = 3 * 16 * 512 * 2
-    assert found.shared_us == pytest.approx(weights / 128 / 1980)
+    assert found.shared_us == pytest.approx(weights / 3 / 128 / 1980)  # of the one gate that is there
     assert found.l2_us == pytest.approx(16 * (512 + 3 * 16) * 2 / 92.3 / 1980)  # one SM's reads, not the 2 MB of all
     assert found.products_us == pytest.approx(2 * 16 * weights / 2 / (0.71 * 881e6 / 132))
     read = 16 * 512 * 2 / 92.3 / 1980
-    assert found.latency_us == pytest.approx(0.254 + read + found.shared_us + (33 + 4 * 70 + 120) / 1980)
+    assert found.latency_us == pytest.approx(
+        0.254 + read + max(found.shared_us, found.products_us) + (33 + 70 + 120) / 1980
+    )
     assert (found.us, found.binding) == (found.latency_us, "latency")
     assert (found.launch_us, found.dram_us) == (0, 0)
 
@@ -110,8 +116,10 @@ def test_a_step_is_a_launch_and_the_reading_of_w() -> None:
 
 
 def test_more_than_one_row_tile_hides_the_latency() -> None:
-    found = limit("forward", "sequence", 128, 2048)
-    assert found.latency_us < found.us == found.shared_us  # of 8 row tiles in turn
+    tiles = sequence_tiles("forward", 16, 2048, 1, "bf16", "tf32", H200)
+    assert isinstance(tiles, SequenceTiles)
+    found = limit("forward", "sequence", 128, 2048, tiles=replace(tiles, tiles=8))
+    assert found.latency_us < found.us == found.l2_us
 
 
 def test_two_launches_take_twice_as_long() -> None:
@@ -149,7 +157,10 @@ def test_grows_with_the_sizes_at_the_same_tiles(name: str, kind: str) -> None:
     """Other tiles may be faster at a larger size, as wide tiles of `step` are; the same ones are not."""
     device = describe(name)
     step = StepTiles(block_b=16, block_h=16, block_k=64, num_warps=4, num_stages=3)
-    one_row_tile = SequenceTiles(True, 16, 16, 512, 1, 8, 1, 8, programs=32, groups=1, tiles=1, directions=1)
+    one_row_tile = SequenceTiles(
+        exchange=True, block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=0, waits=1, delay=0,
+        programs_per_sm=1, tiles=1, programs=32, groups=1, directions=1,
+    )  # fmt: skip
 
     def sequence(tiles: int) -> SequenceTiles:
         return replace(one_row_tile, tiles=tiles)
@@ -198,7 +209,7 @@ def test_a_device_of_no_known_kind_has_no_limit() -> None:
     assert limit_us("forward", "step", step, 32, 512, 1, "bf16", "tf32", unknown) is None
 
 
-@pytest.mark.parametrize("name", ["t4", "interpreter", "concurrent"])
+@pytest.mark.parametrize("name", ["t4", "interpreter"])
 def test_described_devices_without_ceilings(name: str) -> None:
     assert ceilings(describe(name)) is None
 

@@ -37,7 +37,7 @@ def test_what_is_chosen_and_why(name: str) -> None:
     ("device", "dtype", "largest"),
     [
         ("h200", "bf16", 2048), ("h100", "fp16", 2048), ("b200", "bf16", 2048), ("h200", "fp32", 1024),
-        ("a100", "bf16", 1536), ("rtx4090", "fp16", 1024), ("l4", "bf16", 768), ("mi300x", "bf16", 128),
+        ("a100", "bf16", 1536), ("rtx4090", "fp16", 1536), ("l4", "bf16", 768), ("mi300x", "bf16", 128),
     ],
 )  # fmt: skip
 def test_the_largest_layer_kept_on_chip(device: str, dtype: str, largest: int) -> None:
@@ -49,12 +49,13 @@ def test_the_largest_layer_kept_on_chip(device: str, dtype: str, largest: int) -
     assert plan.backend != "sequence" and why_not is not None and why_not in plan.reason
 
 
-def test_host_and_kernel_pad_alike() -> None:
-    from tritongru.kernels import sequence as kernels
-    from tritongru.planning.sequence import VECTOR, padded
+def test_host_and_kernel_know_the_same_blocks() -> None:
+    """Of the exchange buffer: a block belongs to whole programs."""
+    from tritongru.kernels.exchange import units_of_block
+    from tritongru.planning import sequence
 
-    assert kernels.VECTOR.value == VECTOR
-    assert [padded(H) for H in (1, 8, 9, 16)] == [8, 8, 16, 16]
+    assert [sequence._units_of_block(dtype) for dtype in ("fp16", "bf16", "fp32")] == [16, 16, 8]
+    assert [units_of_block(width) for width in (16, 32)] == [16, 8]
 
 
 def test_float32_without_tf32_has_no_matrix_instructions() -> None:
@@ -66,10 +67,10 @@ def test_float32_without_tf32_has_no_matrix_instructions() -> None:
 
 def test_both_directions_in_one_launch_where_both_fit() -> None:
     both = replace(PROBLEM, directions=2, layers=2)
-    assert dict(choose(both, describe("h200")).launches.forward)["sequence_forward"] == 2
-    large = replace(both, hidden_size=1536)
-    assert dict(choose(large, describe("h200")).launches.forward)["sequence_forward"] == 4
-    assert dict(choose(large, describe("h200")).launches.backward)["sequence_backward"] == 4
+    assert dict(choose(both, describe("h200"), "sequence").launches.forward)["sequence_forward"] == 2
+    large = replace(both, hidden_size=1536, time=10)
+    assert dict(choose(large, describe("h200"), "sequence").launches.forward)["sequence_forward"] == 4
+    assert dict(choose(large, describe("h200"), "sequence").launches.backward)["sequence_backward"] == 4
 
 
 def test_a_plan_has_its_limits() -> None:

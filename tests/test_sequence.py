@@ -1,7 +1,7 @@
-"""Backend `sequence` where one program owns all hidden units of its rows, and nothing is exchanged.
+"""Backend `sequence`: values and gradients of its Gluon kernels, which exchange, in the emulator, all programs alive.
 
-The rule over all its draws is tests/test_step.py's, which runs this backend in `make long`; programs that exchange are
-tests/test_exchange.py.
+The rule over all its draws is tests/test_step.py's, which runs this backend in `make long`; what goes wrong between
+programs is tests/test_exchange.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.kit.rule import assert_not_wrong, assert_right
 from tests.test_fences import call as call_between_fences
 from tests.test_step import DTYPES, MORE_CASES, quiet, shapes
 from tritongru.inspection.check import CASES, Case
-from tritongru.launch import runtime, sequence
+from tritongru.launch import exchange, runtime
 
 pytestmark = pytest.mark.interpreted
 
@@ -150,7 +150,7 @@ def test_what_is_not_finite_is_where_nn_gru_has_it() -> None:
     h_0 = torch.randn(2, 6, 13)
     x.data[0, 1], x.data[-1, 2] = float("inf"), float("nan")
     h_0[1, 2, 3] = float("-inf")
-    h_0.view(torch.int32)[0, 4, 5] = sequence.SENTINEL
+    h_0.view(torch.int32)[0, 4, 5] = exchange.SENTINEL
     found = []
     for module in (ours, theirs):
         leaf = x.data.clone().requires_grad_()

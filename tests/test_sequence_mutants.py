@@ -11,6 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
+from tritongru.launch.concurrent import ConcurrencyError, concurrent
 
 import tritongru
 from tests.kit.fences import fences, poisoned
@@ -20,7 +21,6 @@ from tests.kit.rule import assert_not_wrong
 from tests.test_exchange import SHORT, SHORT_SECONDS, Call, Drawn, assert_not_finite_as_nn_gru, put
 from tritongru.inspection.check import Case
 from tritongru.launch import runtime, sequence
-from tritongru.launch.concurrent import ConcurrencyError, concurrent
 
 pytestmark = pytest.mark.interpreted
 

@@ -25,8 +25,9 @@ from tritongru.registry import has_triton
 if not has_triton():
     pytest.skip("needs Triton", allow_module_level=True)
 
-from tritongru.launch import runtime, sequence
 from tritongru.launch.concurrent import ConcurrencyError, concurrent
+
+from tritongru.launch import runtime, sequence
 
 interpreted, compiled, long = pytest.mark.interpreted, pytest.mark.compiled, pytest.mark.long
 

@@ -354,7 +354,7 @@ def test_the_host_reads_no_tensor_of_a_call(
         with looked_into(monkeypatch), ReadByTheHost() as read:
             trained(layer, x)
             trained(layer, sequence)
-    launcher = sys.modules.get("tritongru.launch.sequence")
+    launcher = sys.modules.get("tritongru.launch.exchange")
     allowed = [sequence.batch_sizes, *(status.report for status in (launcher._statuses.values() if launcher else ()))]
     memory = {tensor.untyped_storage().data_ptr() for tensor in allowed}
     assert [tensor for tensor in read.tensors if tensor.untyped_storage().data_ptr() not in memory] == []

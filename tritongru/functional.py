@@ -299,7 +299,7 @@ def _settle(
     if why_not is not None:
         return why_not
     reason = "asked for"
-    if found is None or found.name == "sequence":
+    if found is None or found.keeps_weights_on_chip:
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
         shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
         if found is None:
@@ -307,7 +307,7 @@ def _settle(
             aten = not (cell or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
             name, reason = fastest_backend(B, T, *shape, aten)
             found = registry.BACKENDS[name]
-        elif (why_not := off_chip(B, *shape)) is not None:
+        elif (why_not := off_chip(B, *shape, found.overrides)) is not None:
             return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
     return InGraph(found.name, autocast=True) if ops.seen_by_a_mode() else found

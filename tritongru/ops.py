@@ -154,7 +154,7 @@ def _layer(
     precision = rnn_precision(device.vendor == "nvidia")
     if not name:
         name, _ = fastest_backend(B, visits.time, H, D, dtype, precision, training, device, aten=False)
-    backend = registry.BACKENDS[name]
+    backend = registry.find(name)
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
     return Layer(backend, LayerCall(visits, D, H, dtype, precision, device, training), batch_first, recompute=recompute)

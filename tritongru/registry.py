@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -20,8 +20,9 @@ from torch.nn.utils.rnn import PackedSequence
 from . import ambient
 from .launch.products import rnn_precision
 from .planning import Device, Plan, Problem, choose, describe
-from .planning.choose import unserved
+from .planning.choose import unserved, with_overrides
 from .planning.devices import of_cuda
+from .planning.sequence import Overrides
 
 logger = logging.getLogger("tritongru")
 
@@ -37,11 +38,18 @@ class Backend:
     about: str
     module: str | None
     triton: bool = False
+    overrides: Overrides = ()  # fields of the tiles of `sequence`, set for a measurement
+
+    @property
+    def keeps_weights_on_chip(self) -> bool:
+        """Whether it is `sequence`, which serves what the chip holds."""
+        return self.module == "tritongru.launch.sequence"
 
     def load(self) -> Any:
-        """The module with `forward` and `backward`."""
+        """The module with `forward` and `backward`, or the two of them alone."""
         assert self.module is not None
-        return _load(self.module)
+        module = _load(self.module)
+        return module.overridden(self.overrides) if self.overrides else module
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on tensors of this device and dtype; None if it can."""
@@ -99,12 +107,10 @@ def interpreting() -> bool:
 
 
 def device_of(device: torch.device) -> Device:
-    """The described device behind a torch.device; on the CPU kernels can only be interpreted, one program after another
-    unless they run inside `tritongru.launch.concurrent.concurrent`."""
+    """The described device behind a torch.device; on the CPU kernels can only be interpreted."""
     if device.type == "cuda":
         return of_cuda(torch.cuda.current_device() if device.index is None else device.index)
-    scheduler = sys.modules.get("tritongru.launch.concurrent")  # not imported: no programs run concurrently
-    return describe("concurrent" if scheduler and scheduler.running_concurrently() else "interpreter")
+    return describe("interpreter")
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -183,11 +189,21 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def find(name: str) -> Backend:
-    """The backend of that name; ValueError lists the valid ones."""
-    try:
-        return BACKENDS[name]
-    except (KeyError, TypeError):
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}") from None
+    """The backend of that name; ValueError lists the valid ones.
+
+    "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set, as planning/sequence.py names them.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return _find(name)
+
+
+@lru_cache(maxsize=256)
+def _find(name: str) -> Backend:
+    base, overrides = with_overrides(name)
+    if base not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
+    return replace(BACKENDS[base], name=name, overrides=overrides) if overrides else BACKENDS[base]
 
 
 def asked_for(argument: str | None) -> Backend | None:
@@ -226,7 +242,7 @@ def synchronize(device: Any = None) -> None:
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize(device)
-    launcher = sys.modules.get("tritongru.launch.sequence")  # not imported: nothing of it has run
+    launcher = sys.modules.get("tritongru.launch.exchange")  # not imported: nothing of it has run
     if launcher is not None:
         launcher.check_all()
 

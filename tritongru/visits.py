@@ -61,8 +61,14 @@ class Visits:
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """int32 on the device: rows of each time step, and the first of them; of a dense batch nothing is read."""
-        sizes, starts = kept.tables(self.batch_sizes or (0,), device).unbind()
+        sizes, starts, _ = kept.tables(self.batch_sizes or (0,), device)
         return sizes, starts
+
+    def lengths(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """int32 on the device: how many time steps each row runs, and the first row of each of a packed batch; of a
+        dense batch nothing is read."""
+        _, starts, lengths = kept.tables(self.batch_sizes or (0,), device)
+        return lengths, starts
 
     def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a
@@ -134,8 +140,8 @@ class Visits:
 
 
 class Kept:
-    """Tables of packed batches, [2, T] each, those used last: copying one stalls the host, and may not be captured in
-    a CUDA graph. No more than `limit` bytes, keys and what objects take included."""
+    """Tables of packed batches, those used last: copying one stalls the host, and may not be captured in a CUDA graph.
+    No more than `limit` bytes, keys and what objects take included."""
 
     def __init__(self, limit: int):
         self.limit = limit
@@ -143,14 +149,22 @@ class Kept:
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def tables(self, sizes: Sequence[int], device: torch.device) -> Tensor:
-        """`Visits.tables` in one piece."""
+    def tables(self, sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
+        """Rows of each time step [T], the first of them [T], time steps of each row [B]: parts of one tensor."""
+        T, B = len(sizes), max(sizes)
+        return self._whole(sizes, device).split([T, T, max(1, B)])
+
+    def _whole(self, sizes: Sequence[int], device: torch.device) -> Tensor:
         key = array("i", sizes).tobytes(), device
         with self._lock:
             if key in self._found:
                 self._found.move_to_end(key)
                 return self._found[key]
-        table = torch.tensor([sizes, [0, *accumulate(sizes[:-1])]], dtype=torch.int32, device="cpu").to(device)
+        lengths = [0] * max(1, max(sizes))
+        for time, (rows, after) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
+            lengths[after:rows] = [time + 1] * (rows - after)
+        whole = [*sizes, 0, *accumulate(sizes[:-1]), *lengths]
+        table = torch.tensor(whole, dtype=torch.int32, device="cpu").to(device)
         with self._lock:
             if key not in self._found and self._size(key) <= self.limit:
                 self._found[key] = table
@@ -166,8 +180,8 @@ class Kept:
 
     @staticmethod
     def _size(key: tuple[bytes, torch.device]) -> int:
-        """Of an entry: sizes, and sizes and starts in the table, 4 bytes each; a kilobyte for their objects."""
-        return 3 * len(key[0]) + 1024
+        """Of an entry: sizes, and its table, of sizes, starts and lengths; and a kilobyte for their objects."""
+        return 3 * len(key[0]) + 4 * max(1, array("i", key[0][:4])[0]) + 1024
 
 
 kept = Kept(4 << 20)

@@ -19,12 +19,75 @@ A wait is bounded as in exchange.py. One thread alone makes an atomic and hands 
 import triton
 import triton.language as tl
 
-from ..exchange import POLLS_PER_LOOK, publish, receive
 from ..gates import gru_gates
-from ..sequence import VECTOR, chunk_of, load_slice, load_three, sum_of_parts
 from ..step import operand
+from .exchange import POLLS_PER_LOOK, publish, receive
 
 SCALARS = ("T", "B", "vectors", "bound")
+VECTOR = tl.constexpr(8)  # elements that a row of the exchange buffer is padded to: 16 bytes in half precision
+
+
+@triton.jit
+def sum_of_parts(x, SPLIT: tl.constexpr, SIZE: tl.constexpr):
+    """[SPLIT, ...] of SIZE elements each, SPLIT 4 or 8: their sum, flat [SIZE], added by halves in a fixed order."""
+    x = tl.permute(tl.reshape(x, (SPLIT, SIZE)), (1, 0))
+    if SPLIT == 8:
+        a, b = tl.split(tl.reshape(x, (SIZE, 4, 2)))
+        x = a + b
+    a, b = tl.split(tl.reshape(x, (SIZE, 2, 2)))
+    a, b = tl.split(a + b)
+    return a + b
+
+
+@triton.jit
+def parts_of_k(BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
+    """Which k each place of a chunk holds: [BLOCK_K], or [SPLIT, BLOCK_K / SPLIT]."""
+    if SPLIT == 1:
+        return tl.arange(0, BLOCK_K)
+    else:
+        part: tl.constexpr = BLOCK_K // SPLIT
+        return tl.arange(0, SPLIT)[:, None] * part + tl.arange(0, part)[None, :]
+
+
+@triton.jit
+def load_slice(
+    w_ptr,  # [3, U, K]
+    gate,
+    U,
+    offs_u,
+    NUM_K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """This program's slice of one gate's weights, a tuple of chunks [(SPLIT,) K, units]: what stays on chip."""
+    K: tl.constexpr = NUM_K * BLOCK_K
+    k = parts_of_k(BLOCK_K, SPLIT)
+    rows = w_ptr + (gate * U + offs_u).to(tl.int64) * K
+    found = ()
+    for c in tl.static_range(NUM_K):
+        if SPLIT == 1:
+            ptrs = rows[None, :] + (c * BLOCK_K + k)[:, None]
+        else:
+            ptrs = rows[None, None, :] + (c * BLOCK_K + k)[:, :, None]
+        found = found + (operand(tl.load(ptrs), PRECISION),)
+    return found
+
+
+@triton.jit
+def chunk_of(row_ptrs, row_mask, size, chunk, BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
+    """Pointers and mask of one chunk [SPLIT, BLOCK_B, BLOCK_K / SPLIT] of rows of `size` elements each."""
+    offs_k = (chunk * BLOCK_K + parts_of_k(BLOCK_K, SPLIT))[:, None, :]
+    return row_ptrs[None, :, None] + offs_k, row_mask[None, :, None] & (offs_k < size)
+
+
+@triton.jit
+def load_three(ptrs, mask, H):
+    """A tile of each of the three gates of rzn, in the storage dtype."""
+    r = tl.load(ptrs, mask=mask, other=0.0)
+    z = tl.load(ptrs + H, mask=mask, other=0.0)
+    n = tl.load(ptrs + 2 * H, mask=mask, other=0.0)
+    return r, z, n
 
 
 @triton.jit

@@ -55,10 +55,9 @@ class Fences:
 @contextmanager
 def fences(monkeypatch) -> Iterator[Fences]:
     """Inside: the launchers allocate fenced memory, x_proj too, in its own strides. Leaving checks the fences."""
-    import tritongru.launch.sequence as sequence_launcher
-    import tritongru.launch.step as launcher
+    from tritongru.launch import exchange, one_program, sequence, step
 
-    found, project = Fences(), launcher.project
+    found, project = Fences(), step.project
 
     def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
         tensor, whole = fenced(shape, dtype, device)
@@ -71,10 +70,10 @@ def fences(monkeypatch) -> Iterator[Fences]:
         return tensor.as_strided(x_proj.shape, x_proj.stride()).copy_(x_proj)
 
     with monkeypatch.context() as patch:
-        patch.setattr(launcher, "empty", empty)
-        patch.setattr(launcher, "project", fenced_project)
-        patch.setattr(sequence_launcher, "empty", empty)
-        patch.setattr(sequence_launcher, "project", fenced_project)
+        for launcher in (step, sequence, one_program):
+            patch.setattr(launcher, "empty", empty)
+            patch.setattr(launcher, "project", fenced_project)
+        patch.setattr(exchange, "empty", empty)
         yield found
     found.check()
     assert found.wholes, "the launcher allocated nothing through `empty`"

@@ -1,72 +1,103 @@
-"""A litmus test of the exchange alone: every program hands tiles to every other, and counts what it received wrong."""
+"""A litmus test of the exchange alone: each program hands a block to every other, and counts what it received wrong."""
 
 from __future__ import annotations
 
 import torch
 import triton
-import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
 
-from tritongru.kernels.exchange import publish, receive
-from tritongru.launch.runtime import Launch
-from tritongru.launch.sequence import SENTINEL, Status, wait_seconds
+from tritongru.kernels import exchange
+from tritongru.kernels.exchange import first_vector, place, publish
+from tritongru.kernels.sequence import received
+from tritongru.launch.exchange import SENTINEL, Buffer, Status, wait_seconds
+from tritongru.launch.runtime import Launch, interpreted
+
+ROWS = 16
 
 
-@triton.jit
-def expected(program, round, element):
+@gluon.jit
+def expected(round, row, unit):
     """What an element holds: whole numbers below 256, exact in every dtype, different from round to round."""
-    return ((program * 31 + round * 17 + element * 7) % 251).to(tl.float32)
+    return ((round * 17 + row * 31 + unit * 7) % 251).to(gl.float32)
 
 
-@triton.jit(do_not_specialize=["rounds", "bound"])
+@gluon.jit(do_not_specialize=["rounds", "bound"])
 def all_to_all(
     rounds,
-    bound,  # microseconds
-    tiles_ptr,  # [rounds, programs, SIZE] integers, full of sentinels
+    bound,
+    e_ptr,  # [rounds, K / UNITS blocks] integers in fragment order, full of sentinels
     like_ptr,  # a tensor of the dtype that is handed on; not read
     wrong_ptr,  # [programs] int32: elements that were not as published
     status_ptr,
     report_ptr,
-    PROGRAMS: tl.constexpr,  # a power of two at least as large as the grid
-    SIZE: tl.constexpr,
+    UNITS: gl.constexpr,  # of a block: what a program publishes
+    K: gl.constexpr,
+    WARPS: gl.constexpr,
+    WAIT: gl.constexpr,
+    CONSTRAINTS: gl.constexpr,
+    PACK: gl.constexpr,
 ):
-    """In every round a program publishes its tile, then waits for everybody's of the same round."""
-    dtype: tl.constexpr = like_ptr.dtype.element_ty
-    me = tl.program_id(0)
-    programs = tl.num_programs(0)
-    elements = tl.arange(0, SIZE)
-    sources = tl.arange(0, PROGRAMS)
-    mask = (sources < programs)[:, None] & (elements >= 0)[None, :]
-    wrong = 0
-    lost = 0
+    """In every round a program publishes its block, then waits for everybody's of the same round."""
+    dtype: gl.constexpr = like_ptr.dtype.element_ty
+    WIDTH: gl.constexpr = dtype.primitive_bitwidth
+    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
+    left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
+    own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
+    row = gl.expand_dims(gl.arange(0, 16, layout=gl.SliceLayout(1, own)), 1)
+    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0)
+    k = gl.arange(0, K // WARPS, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
+    of_left = gl.arange(0, 16, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
+    k = gl.expand_dims(gl.expand_dims(k, 0), 1)
+    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
+    of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
+    vector = first_vector(warp, of_left, k, K // WARPS, WIDTH).to(gl.int64)
+    source = warp * (K // WARPS) + k
+    owned = source < gl.num_programs(0) * UNITS
+    first = gl.program_id(0) * UNITS
+    wrong = gl.zeros([WARPS, 16, K // WARPS], gl.int32, layout=left)
+    here = e_ptr
     for round in range(rounds):
-        first = programs.to(tl.int64) * round
-        own = tiles_ptr + (first + me) * SIZE + elements
-        publish(own, expected(me, round, elements).to(dtype), elements >= 0)
-        ptrs = (tiles_ptr + (first + sources)[:, None] * SIZE + elements[None, :],)
-        found, lost = receive(ptrs, (mask,), lost, status_ptr, report_ptr, bound.to(tl.int64) * 1000, dtype)
-        right = found[0].to(tl.float32) == expected(sources[:, None], round, elements[None, :])
-        wrong += tl.sum(tl.where(mask & ~right, 1, 0))
-    tl.store(wrong_ptr + me, wrong)
+        value = expected(round, row, first + unit)
+        publish(here + first * 16 + place(row, unit, WIDTH), value.to(dtype))
+        (found,) = received(
+            here.to(gl.int64) + vector, status_ptr.to(gl.int64), report_ptr.to(gl.int64), bound, WAIT, CONSTRAINTS,
+            PACK, 1, dtype,
+        )  # fmt: skip
+        right = found.to(gl.float32) == expected(round, of_left, source)
+        wrong += gl.where(right | (owned == 0), 0, 1)
+        here += 16 * K
+    gl.store(wrong_ptr + gl.program_id(0), gl.sum(gl.sum(gl.sum(wrong, 2), 1), 0))
 
 
 def wrong_elements(
-    programs: int, rounds: int, size: int, dtype: torch.dtype, device: torch.device, fill: int = SENTINEL
+    programs: int, rounds: int, dtype: torch.dtype, device: torch.device, fill: int = SENTINEL, warps: int = 8
 ) -> int:
     """Elements received wrong by all programs over all rounds; RuntimeError where a wait ran out."""
-    bits = torch.int32 if dtype == torch.float32 else torch.int16
-    tiles = torch.full((rounds, programs, size), fill, dtype=bits, device=device)
+    width = 8 * dtype.itemsize
+    units = exchange.units_of_block(width)
+    K = max(16 * warps, triton.next_power_of_2(programs * units))
+    wait = exchange.wait_text(ROWS, K, 1, 1, warps, width, 0)
+    if interpreted(all_to_all):
+        from tritongru.launch import twins
+
+        twins.register(wait)
+    buffer = Buffer((1, 1, K // units, ROWS * units), rounds, programs, dtype, device).filled(rounds)
+    if fill != SENTINEL:
+        buffer.fill_(fill)
     wrong = torch.full((programs,), -1, dtype=torch.int32, device=device)
     status = Status(device)
     launch = Launch(
         all_to_all, ("rounds", "bound"),
         dict(
-            tiles_ptr=tiles, like_ptr=torch.empty(1, dtype=dtype, device=device), wrong_ptr=wrong,
-            status_ptr=status.word, report_ptr=status.report,
-            PROGRAMS=triton.next_power_of_2(programs), SIZE=size,
+            e_ptr=buffer, like_ptr=torch.empty(1, dtype=dtype, device=device), wrong_ptr=wrong, status_ptr=status.word,
+            report_ptr=status.report, UNITS=units, K=K, WARPS=warps, WAIT=wait.text, CONSTRAINTS=wait.constraints,
+            PACK=wait.pack,
         ),
-        num_warps=4, num_stages=1, cooperative=True,
+        num_warps=warps, num_stages=1, cooperative=True, max_registers=65536 // (32 * warps) - 1,
     )  # fmt: skip
-    launch((programs, 1, 1), (rounds, int(1e6 * wait_seconds())))
+    launch((programs, 1, 1), (rounds, exchange.bound_of(wait_seconds())))
     found = int(wrong.sum())  # waits for the device
     status.check()
     assert (wrong >= 0).all(), "a program did not run to its end"

@@ -82,9 +82,6 @@ CASES = (
     Case(T=7, B=5, I=16, H=32, bias=False, recompute=True),
 )
 
-# Interpreted, programs that exchange run concurrently under a scheduler, which takes its time: fewer shapes.
-EXCHANGING_CASES = (CASES[0], CASES[4])
-
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 
 
@@ -189,24 +186,21 @@ def _draw(
 def rows(device: torch.device) -> Iterator[tuple[str, str, Case, dict[str, Figures] | str]]:
     """(backend, dtype, case, figures) of all that can run here; a backend that cannot run gives its reason instead.
 
-    In the interpreter `sequence` runs twice: in one program, and as programs that exchange, all of them at once.
+    On the CPU `sequence` runs twice: as programs that exchange, all of them alive in the emulator, and in one program.
     """
     for backend in registry.BACKENDS.values():
         for dtype, dtype_name in registry.DTYPES.items():
             why_not = backend.why_not(device, dtype)
             if dtype == torch.float64 and (backend.triton or device.type == "cuda"):
                 continue  # no kernel's, or the truth itself
+            emulated = backend.name == "sequence" and device.type == "cpu" and not why_not
             for case in CASES:
                 yield backend.name, dtype_name, case, why_not or measure(case, backend.name, dtype, device)
                 if why_not:
                     break
-            if backend.name == "sequence" and device.type == "cpu" and not why_not:
-                from ..launch.concurrent import concurrent
-
-                for case in EXCHANGING_CASES:
-                    with concurrent(seed=0):
-                        figures = measure(case, backend.name, dtype, device)
-                    yield "sequence, exchanging", dtype_name, case, figures
+            if emulated:
+                for case in CASES:
+                    yield "sequence, one program", dtype_name, case, measure(case, "sequence:exchange=0", dtype, device)
 
 
 def main() -> int:
@@ -229,7 +223,7 @@ def main() -> int:
     found: dict[tuple[str, str], list[tuple[Case, dict[str, Figures]]]] = {}
     notes: dict[str, str] = {}
     with Progress(console=console, transient=True) as progress:
-        expected = len(CASES) * (4 + 4 + 3 + 3) + 3 * len(EXCHANGING_CASES)
+        expected = len(CASES) * (4 + 4 + 3 + 3 + 3)
         task = progress.add_task("checking", total=expected)
         with _observed(count):
             for backend, dtype, case, figures in rows(device):

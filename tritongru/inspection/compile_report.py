@@ -172,6 +172,8 @@ def _compile(specimen: Specimen, device: Device) -> Any:
     launch = dict(**examples, **specimen.constants, **options, debug=debug)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     parsed, signature, constants, attributes = kernel._pack_args(backend, launch, *bind(**launch))
+    if kernel.is_gluon():
+        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
     source = ASTSource(kernel, signature, constants, attributes)
     return triton.compile(source, target=target, options=parsed.__dict__)
 

@@ -54,8 +54,14 @@ def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
 
 
 def interpreted(kernel: Any) -> bool:
-    """Whether this process runs Triton kernels in the interpreter (TRITON_INTERPRET=1 when they were imported)."""
-    return isinstance(kernel, InterpretedFunction)
+    """Whether this process runs a kernel in Python: Triton's in Triton's interpreter (TRITON_INTERPRET=1 when they were
+    imported), Gluon's, which know of none, in the emulator."""
+    return isinstance(kernel, InterpretedFunction) or (in_gluon(kernel) and bool(triton.knobs.runtime.interpret))
+
+
+def in_gluon(kernel: Any) -> bool:
+    """Whether a kernel is written in Gluon."""
+    return bool(getattr(kernel, "is_gluon", lambda: False)())
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,10 @@ class Launch:
             return
         if interpreted(self.kernel):
             with launching:
-                self.kernel[grid](*scalars, *self.rest, **self.options)
+                if in_gluon(self.kernel):
+                    self._emulate(grid, scalars)
+                else:
+                    self.kernel[grid](*scalars, *self.rest, **self.options)
             return
         compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
         if compiled is not None:  # None where a hook of Triton kept it from compiling
@@ -128,9 +137,16 @@ class Launch:
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
         kernel = self.kernel
-        told = kernel.kwargs["launch_metadata"] if interpreted(kernel) else kernel.launch_metadata
+        told = kernel.kwargs["launch_metadata"] if isinstance(kernel, InterpretedFunction) else kernel.launch_metadata
         found: dict[str, Any] = told(grid, None, dict(zip(kernel.arg_names, (*scalars, *self.rest), strict=True)))
         return found
+
+    def _emulate(self, grid: Grid, scalars: Sequence[int]) -> None:
+        from .emulator import emulate  # imports what no other launch needs
+
+        given = dict(zip(self.kernel.arg_names, (*scalars, *self.rest), strict=True))
+        constants = {p.name: given.pop(p.name) for p in self.kernel.params if p.is_constexpr}
+        emulate(self.kernel, grid, given, constants, self.options["num_warps"])
 
     def _bound(self, compiled: Any) -> Callable[..., None]:
         driver, hooks = triton.runtime.driver.active, triton.knobs.runtime

@@ -16,7 +16,7 @@ from .devices import Device
 from .limit import Limit, limit_us
 from .measured import fastest
 from .problem import BYTES, Problem
-from .sequence import SequenceTiles, sequence_tiles
+from .sequence import Overrides, SequenceTiles, parse_overrides, sequence_tiles
 from .step import StepTiles, step_tiles
 
 KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
@@ -93,9 +93,9 @@ def _in_words(tiles: StepTiles | SequenceTiles) -> str:
     both = " of both directions" if s.directions == 2 else ""
     if not s.exchange:
         return f"{each}, {s.groups * s.directions} programs{both} with all of W_h each, nothing exchanged"
-    waits = f"{s.per_wait} of K's chunks of {s.block_k} awaited at once"
+    shared = f", {s.shared_gates} of 3 gates' weights in shared memory" if s.shared_gates else ""
     return (
-        f"{each}, K in {s.num_k} x {s.split} parts, {waits}; {s.groups * s.directions} group(s){both} of {s.programs} "
+        f"{each}, K {s.num_k} x {s.block_k}{shared}; {s.groups * s.directions} group(s){both} of {s.programs} "
         f"programs, {s.tiles} row tile(s) each"
     )
 
@@ -112,14 +112,21 @@ def unserved(dtype: str, device: Device) -> str | None:
 
 @lru_cache(maxsize=4096)
 def off_chip(
-    batch: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool, device: Device
-) -> str | None:
+    batch: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool, device: Device,
+    overrides: Overrides = (),
+) -> str | None:  # fmt: skip
     """Why `sequence` cannot keep W_h on chip; None if it can, in every pass that is needed."""
     for kind in ("forward", "backward") if training else ("forward",):
-        tiles = sequence_tiles(kind, batch, hidden_size, directions, dtype, precision, device)
+        tiles = sequence_tiles(kind, batch, hidden_size, directions, dtype, precision, device, overrides)
         if isinstance(tiles, str):
             return tiles
     return None
+
+
+def with_overrides(backend: str) -> tuple[str, Overrides]:
+    """A backend's name without the fields of tiles set behind a colon, and these."""
+    name, colon, fields = backend.partition(":")
+    return (name, parse_overrides(fields)) if name == "sequence" and colon else (backend, ())
 
 
 @lru_cache(maxsize=4096)
@@ -170,11 +177,11 @@ def too_large(problem: Problem, device: Device) -> str | None:
 
 def unserved_by(backend: str, problem: Problem, device: Device) -> str | None:
     """Why a Triton backend cannot serve a problem; None if it can."""
-    p = problem
+    p, (name, overrides) = problem, with_overrides(backend)
     why_not = unserved(p.dtype, device)
-    if why_not or backend != "sequence":
+    if why_not or name != "sequence":
         return why_not
-    return off_chip(p.batch, p.hidden_size, p.directions, p.dtype, p.precision, p.training, device)
+    return off_chip(p.batch, p.hidden_size, p.directions, p.dtype, p.precision, p.training, device, overrides)
 
 
 @lru_cache(maxsize=1024)
@@ -197,18 +204,18 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
             shape = (p.batch, p.time, p.hidden_size, p.directions)
             aten = aten and not (p.recompute and p.training)
             chosen, reason = fastest_backend(*shape, p.dtype, p.precision, p.training, device, aten)
-    elif backend in BACKENDS:
-        why_not = unserved_by(backend, p, device) if backend in TRITON_BACKENDS else None
+    elif (name := with_overrides(backend)[0]) in BACKENDS:
+        why_not = unserved_by(backend, p, device) if name in TRITON_BACKENDS else None
         if why_not:
             able = [b for b in BACKENDS if b not in TRITON_BACKENDS or unserved_by(b, p, device) is None]
             raise ValueError(f"backend {backend!r} cannot run here: {why_not}; these can: {', '.join(able)}")
-        chosen, reason = backend, "asked for"
+        chosen, reason = name, "asked for"
     else:
         raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     if chosen not in TRITON_BACKENDS:
         return Plan(p, device.name, chosen, reason, (), (), Launches((), ()), Cost(0, 0, 0, 0, 0))
     if chosen == "sequence":
-        return _sequence_plan(p, device, reason)
+        return _sequence_plan(p, device, reason, with_overrides(backend)[1] if backend else ())
     kinds = ["cell" if p.time == 1 else "forward"]
     if p.training:
         kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
@@ -224,16 +231,16 @@ def _shape(p: Problem) -> tuple[int, int, int, str, str]:
     return p.batch, p.hidden_size, p.directions, p.dtype, p.precision
 
 
-def _sequence_plan(p: Problem, device: Device, reason: str) -> Plan:
-    tiles: dict[str, SequenceTiles] = {}
-    for kind in ("forward", "backward") if p.training else ("forward",):
-        found = sequence_tiles(kind, *_shape(p), device)
+def _sequence_plan(p: Problem, device: Device, reason: str, overrides: Overrides) -> Plan:
+    def tiles_of(kind: str, directions: int) -> SequenceTiles:
+        found = sequence_tiles(kind, p.batch, p.hidden_size, directions, p.dtype, p.precision, device, overrides)
         assert isinstance(found, SequenceTiles)  # else `unserved_by` had a reason
-        tiles[kind] = found
-    forward, backward = tiles["forward"], tiles.get("backward")
+        return found
+
+    tiles = {kind: tiles_of(kind, p.directions) for kind in (("forward", "backward") if p.training else ("forward",))}
     return Plan(
         p, device.name, "sequence", reason, tuple(tiles.items()), _limits("sequence", tiles, p, device),
-        sequence_launches(p, forward, backward), sequence_cost(p, forward, backward),
+        sequence_launches(p, tiles_of), sequence_cost(p, tiles_of),
     )  # fmt: skip
 
 

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from .problem import BYTES, Problem
-from .sequence import SequenceTiles, padded
+from .sequence import SequenceTiles
 
 ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once
 ROWS_OF_A_SUM = 128  # of a column sum's rows, how many one launch adds: see launch/products.py
 
 Counts = tuple[tuple[str, int], ...]  # (what, how many)
+TilesOfPass = Callable[[str, int], SequenceTiles]  # of "forward" or "backward" of so many directions
 
 
 def steps_at_once(T: int, B: int) -> int:
@@ -87,39 +88,34 @@ def _of_step(visits: int, directions: int, want_dh_0: bool, last: bool) -> Mappi
     return {"step_backward": visits - (visits > 1 and not want_dh_0)}
 
 
-def sequence_launches(p: Problem, forward_tiles: SequenceTiles, backward_tiles: SequenceTiles | None) -> Launches:
+def sequence_launches(p: Problem, tiles: TilesOfPass) -> Launches:
     """Launches of backend `sequence`, as `step_launches` counts them. A "padded copy" is a fill and a copy."""
-    forward = Counter({"sequence_forward": p.layers * (p.directions // forward_tiles.directions)})
-    forward.update(_forward_launches(p))
-    for what, n in _around_sequence(p, forward_tiles, p.directions, transpose=False).items():
+    forward = Counter(_forward_launches(p))
+    for what, n in _of_sequence("forward", tiles("forward", p.directions), p, p.time, p.directions).items():
         forward[what] += p.layers * n
     if not p.training:
         return Launches(_counted(forward), ())
-    assert backward_tiles is not None
-    tiles = backward_tiles
 
-    def of_sequence(visits: int, directions: int, want_dh_0: bool, last: bool) -> Mapping[str, int]:
-        found = Counter(_around_sequence(p, tiles, directions, transpose=True))
-        found["sequence_backward"] = 1 if directions == 1 else directions // tiles.directions
+    def recurrence(visits: int, directions: int, want_dh_0: bool, last: bool) -> Mapping[str, int]:
+        found = Counter(_of_sequence("backward", tiles("backward", directions), p, visits, directions))
         found["copy"] += last and _narrow(p)  # dh_n in float32, in which dh comes from the chunk after it
         return found
 
-    backward = _backward_launches(p, of_sequence, padded(p.hidden_size))
-    if padded(p.hidden_size) > p.hidden_size:  # dgates' padding is left out of dW_h; W_i is padded for dx
-        calls = chunks(p) if in_chunks(p) else 1
-        backward["copy"] += p.layers * p.directions * calls
-        backward["padded copy"] += (p.layers - 1) * p.directions * calls
-    return Launches(_counted(forward), _counted(backward))
+    return Launches(_counted(forward), _counted(_backward_launches(p, recurrence, p.hidden_size)))
 
 
-def _around_sequence(p: Problem, tiles: SequenceTiles, directions: int, transpose: bool) -> dict[str, int]:
-    """What a sequence kernel's launch needs besides: sentinels, W_hh as the kernel reads it, h_0 in whole vectors."""
-    fits = (tiles.programs * tiles.block_h, tiles.num_k * tiles.block_k) == (p.hidden_size, p.hidden_size)
-    return {
-        "fill": int(tiles.exchange),
-        "padded copy": directions * (not fits) + (padded(p.hidden_size) != p.hidden_size),
-        "copy": directions * (fits and transpose),
-    }
+def _of_sequence(kind: str, tiles: SequenceTiles, p: Problem, visits: int, directions: int) -> Counter[str]:
+    """A pass of one layer: its launches, the fill before each, W_hh as the kernel reads it."""
+    fits = (tiles.programs * tiles.block_h, tiles.units) == (p.hidden_size, p.hidden_size)
+    found = Counter({"padded copy": directions * (not fits), "copy": directions * (fits and kind == "backward")})
+    if not tiles.exchange:
+        found[f"one_program_{kind}"] = 1
+        return found
+    each = tiles.visits_per_launch(kind, p.dtype, visits, visits * p.batch, p.hidden_size, directions)
+    launches = -(-visits // each) * tiles.row_launches(p.batch) * (directions // tiles.directions)
+    found[f"sequence_{kind}"] = launches
+    found["fill"] = launches * (1 + (tiles.programs * tiles.block_h < tiles.units))  # sentinels, zeros in the padding
+    return found
 
 
 def _forward_launches(p: Problem) -> Counter[str]:
@@ -199,36 +195,46 @@ def step_cost(p: Problem, block_b: int, block_h: int) -> Cost:
         saved_bytes(p),
         # h of two steps, and h in float32 where y is narrower
         peak_forward_bytes(p, D * B * H * (2 * size + 4 * _narrow(p)) if several else 0, projects=several),
-        peak_backward_bytes(p, H, lambda first, last: B * H * 4) if p.training else 0,  # dh in float32
+        peak_backward_bytes(p, H, _dh_in_float32(p)) if p.training else 0,
         step_bytes,
         2 * D * B * 3 * H * (H + inputs),
     )
 
 
-def sequence_cost(p: Problem, forward: SequenceTiles, backward: SequenceTiles | None) -> Cost:
+def _dh_in_float32(p: Problem) -> OwnBytes:
+    return lambda first, last, visits, directions: directions * p.batch * p.hidden_size * 4
+
+
+def sequence_cost(p: Problem, tiles: TilesOfPass) -> Cost:
     """Bytes and flops of backend `sequence`; tests/test_memory.py holds the bytes against what is allocated."""
-    B, H, D, size, P = p.batch, p.hidden_size, p.directions, BYTES[p.dtype], padded(p.hidden_size)
-    own = [0, 0]
-    for i, tiles in enumerate((forward, backward)):
-        if tiles is None:
-            continue
-        K, U = tiles.num_k * tiles.block_k, tiles.programs * tiles.block_h
-        copied = i == 1 or (U, K) != (H, H)  # W_hh as the kernel reads it
-        own[i] = 3 * U * K * size * copied + B * H * 4 * tiles.exchange + B * P * size * (P != H)
-    if forward.exchange and P != H:
-        own[0] += p.time * B * P * size  # an exchange buffer beside the output
-    rows, K = forward.groups * forward.tiles * forward.block_b, forward.num_k * forward.block_k
-    reads = forward.programs * rows * H * size if forward.exchange else 0
+    B, H, D, size = p.batch, p.hidden_size, p.directions, BYTES[p.dtype]
+    forward = tiles("forward", D)
+    fits = (forward.programs * forward.block_h, forward.units) == (H, H)
+    each = forward.visits_per_launch("forward", p.dtype, p.time, p.time * B, H, D)
+    own = D * 3 * forward.programs * forward.block_h * forward.units * size * (not fits)  # W_hh as the kernel reads it
+    own += exchange_bytes("forward", forward, p, p.time, D) + D * B * H * 4 * (each < p.time)  # h between launches
+    reads = forward.programs * -(-B // forward.block_b) * forward.block_b * H * size if forward.exchange else 0
+
+    def own_backward(first: bool, last: bool, visits: int, directions: int) -> int:
+        found = tiles("backward", directions)
+        # dh_n and dh_0 are float32, also where the caller's are narrower
+        rows = B * H * (4 * last * _narrow(p) + (4 - size) * first)
+        weights = 3 * found.programs * found.block_h * found.units * size
+        return directions * (weights + rows) + exchange_bytes("backward", found, p, visits, directions)
+
     return Cost(
         saved_bytes(p),
-        peak_forward_bytes(p, D * own[0], projects=True),
-        # dh_n and dh_0 are float32, also where the caller's are narrower
-        peak_backward_bytes(p, P, lambda first, last: own[1] + B * H * (4 * last * _narrow(p) + (4 - size) * first))
-        if p.training
-        else 0,
+        peak_forward_bytes(p, own, projects=True),
+        peak_backward_bytes(p, H, own_backward) if p.training else 0,
         D * (reads + B * 3 * H * size),
         2 * D * B * 3 * H * H,
     )
+
+
+def exchange_bytes(kind: str, tiles: SequenceTiles, p: Problem, visits: int, directions: int) -> int:
+    """Bytes of the exchange buffer of a pass."""
+    each = tiles.visits_per_launch(kind, p.dtype, visits, visits * p.batch, p.hidden_size, directions)
+    return tiles.slot_bytes(kind, p.dtype) * (each + 1)
 
 
 def _gates(p: Problem) -> int:
@@ -275,9 +281,13 @@ def peak_forward_bytes(p: Problem, own: int, projects: bool) -> int:
     return peak
 
 
-def peak_backward_bytes(p: Problem, columns: int, own: Callable[[bool, bool], int]) -> int:
-    """`columns`: P of dgates [D, rows, 4P]; `own`: what a backend allocates per direction besides dgates and dh_0, in a
-    chunk of time that is the first, or the last."""
+# (first, last, visits, directions): what a backend allocates besides dgates and dh_0 for a chunk of time that is the
+# first, or the last
+OwnBytes = Callable[[bool, bool, int, int], int]
+
+
+def peak_backward_bytes(p: Problem, columns: int, own: OwnBytes) -> int:
+    """`columns`: P of dgates [D, rows, 4P]."""
     size, D, B, H = BYTES[p.dtype], p.directions, p.batch, p.hidden_size
     N, gates, output = p.time * B, _gates(p), _output(p)
     peak = 0
@@ -296,7 +306,7 @@ def peak_backward_bytes(p: Problem, columns: int, own: Callable[[bool, bool], in
             part = N if p.packed else max(N - B, B)
             peak = max(peak, kept + again + h_prev + 3 * H * min(part, ROWS_AT_ONCE) * size)
         dgates = D * N * 4 * columns * size
-        peak = max(peak, kept + again + dgates + D * (own(True, True) + B * H * size))
+        peak = max(peak, kept + again + dgates + own(True, True, p.time, D) + D * B * H * size)
         kept -= gates - again  # they have been read
         # W_i and dW_i in the order of dgates, dW_h with its padding
         d_w_hh = h_prev + 3 * columns * H * size * (columns > H)
@@ -313,7 +323,7 @@ def _column_sums(p: Problem, columns: int, rows: int) -> int:
     return 4 * columns * max(wide + size * _narrow(p), *(wide * (a + b) for a, b in pairwise(stages)))
 
 
-def _chunk_bytes(p: Problem, I: int, columns: int, own: Callable[[bool, bool], int], want_dx: bool) -> int:
+def _chunk_bytes(p: Problem, I: int, columns: int, own: OwnBytes, want_dx: bool) -> int:
     """The most that a chunk of a direction takes, what is carried from chunk to chunk included."""
     size, B, H, both = BYTES[p.dtype], p.batch, p.hidden_size, p.directions == 2
     wide, steps = max(4, size), steps_at_once(p.time, B)
@@ -334,7 +344,7 @@ def _chunk_bytes(p: Problem, I: int, columns: int, own: Callable[[bool, bool], i
             peak = max(
                 peak,
                 before + gates + 3 * H * max(R - B, B) * size,
-                before + gates + dgates + own(first, last) + dh + h_prev,
+                before + gates + dgates + own(first, last, R // B, 1) + dh + h_prev,
                 before + dgates + dx + dh * (not first) + max(d_w_ih, d_b),
                 before + found + dx * (1 + direction) + dh * (not first),
             )

@@ -112,21 +112,10 @@ DEVICES = {
         l2_bytes=8 * 4 * MIB,  # 4 MiB on each of 8 dies [rocm], not coherent with each other; a driver may report one
         memory_bytes=192 * GIB,  # [paper: CDNA 3]
     ),
-    # Programs run one after another in host memory: no limit of a GPU binds.
+    # Programs run in host memory, where no limit of a GPU binds; those that wait for each other take turns in the
+    # emulator (tritongru/launch/emulator): few, for each is a thread.
     "interpreter": Device(
         name="interpreter",
-        vendor="interpreter",
-        capability=None,
-        arch="interpreter",
-        sms=1,
-        shared_per_program=1 << 30,
-        shared_per_sm=1 << 30,
-        registers_per_sm=1 << 30,
-        l2_bytes=1 << 30,
-    ),
-    # Programs take turns under a scheduler (tritongru/launch/concurrent.py): few, for each is a thread.
-    "concurrent": Device(
-        name="concurrent interpreter",
         vendor="interpreter",
         capability=None,
         arch="interpreter",

@@ -34,7 +34,7 @@ from functools import lru_cache
 
 from .devices import DEVICES, Device, _described
 from .problem import BYTES, Problem
-from .sequence import BLOCK_B, SequenceTiles, padded, sequence_tiles
+from .sequence import SequenceTiles, sequence_tiles
 from .step import StepTiles, step_tiles
 
 BACKENDS = ("step", "sequence")
@@ -171,8 +171,6 @@ _LIKE = {86: 89, 103: 100, 121: 120}
 SHARED_TRIP = 70  # a tile from warp to warp: store, barrier, load
 MMA = 33  # the last matrix instruction
 GATES = {"forward": 120, "backward": 40}  # two sigmoids and a tanh, one after the other; products with what is there
-# Trips of one wait: whether any warp still misses something, up and down, and the awaited tile into the matrix layout.
-TRIPS_OF_WAIT = 3
 
 # Elements that a unit of a row needs at a step from memory, besides what it is multiplied with: x_proj of three gates;
 # dy, r, z, n, q, h_prev.
@@ -275,30 +273,31 @@ def _sequence_limit(
     # row tiles that one SM works through at each step: a group's, or those of the groups that share it
     turns = tiles.tiles if tiles.exchange else -(-tiles.groups * tiles.directions // top.sms)
     # elements of a row that a program reads of all units' (h; dr, dz, dq), and of its own (OWN_READS)
-    whole = (1 if forward else 3) * padded(H) if tiles.exchange else 0
+    whole = (1 if forward else 3) * tiles.units if tiles.exchange else 0
     own = OWN_READS[kind] * min(tiles.block_h, H)
     one_sm = top.l2_bytes_per_clock * clocks_per_us  # bytes in a microsecond, as the next
     all_sms = 1e6 * top.l2_read_tb_s
-    read_by_one = min(B, turns * BLOCK_B) * (whole + own) * size
-    read_by_all = tiles.directions * B * (tiles.programs * whole + OWN_READS[kind] * H) * size
+    rows = min(B, tiles.rows)  # of a launch
+    read_by_one = min(rows, turns * tiles.block_b) * (whole + own) * size
+    read_by_all = tiles.directions * rows * (tiles.programs * whole + OWN_READS[kind] * H) * size
 
-    flops = 2 * BLOCK_B * 3 * tiles.block_h * K  # of a program and row tile: rows of padding are multiplied too
-    product = flops * top.sms / (1e6 * top.product_tflops(dtype, precision, BLOCK_B))
+    flops = 2 * tiles.block_b * 3 * tiles.block_h * K  # of a program and row tile: rows of padding are multiplied too
+    product = flops * top.sms / (1e6 * top.product_tflops(dtype, precision, tiles.block_b))
     # AMD's programs keep the weights in registers
-    weights = 0 if device.vendor == "amd" else 3 * tiles.block_h * K * size
+    gates = 0 if device.vendor == "amd" else tiles.shared_gates if tiles.exchange else 3
+    weights = gates * tiles.block_h * K * size
     shared = weights / (top.shared_bytes_per_clock * clocks_per_us)
 
     clocks = MMA + SHARED_TRIP + GATES[kind]  # the parts of the sums; without exchange, h into the matrix layout
     latency = max(product, shared)
     if tiles.exchange:
-        waits = (tiles.num_k if forward else 3 * tiles.num_k) // tiles.per_wait  # each begins after the one before it
-        clocks += waits * TRIPS_OF_WAIT * SHARED_TRIP
+        waits = tiles.waits  # each begins after the one before it
         # The poll that ends a wait loads all of it, after the last program has published: a group's programs at once.
-        awaited = min(B, BLOCK_B) * whole * size
+        awaited = min(rows, tiles.block_b) * whole * size
         latency += waits * top.l2_round_trip_ns / 1e3 + max(awaited / one_sm, tiles.programs * awaited / all_sms)
     latency += clocks / clocks_per_us
 
-    launches = D // tiles.directions  # one after the other
+    launches = D // tiles.directions * tiles.row_launches(B)  # one after the other
     return _limit(
         launch=0.0,
         l2=launches * max(read_by_one / one_sm, read_by_all / all_sms),

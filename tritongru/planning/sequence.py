@@ -1,50 +1,116 @@
 """Tiles of the kernels of one launch per sequence (kernels/sequence.py), and whether a device can hold them.
 
-All programs that hand data to each other must be on the device at once, each with its slice of W_h in shared memory. So
-a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
+All programs that hand data to each other must be on the device at once, each with its slice of W_h in registers and
+shared memory. So a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
 
-Tiles come in few classes, so that few kernels are compiled whatever H and B are: K (H padded) is one of CLASSES, and
-H, B and T themselves are arguments. tests/test_sequence_compiles.py counts the kernels, holds `shared_bytes` against
-the compiler's figure and finds that nothing spills.
+Tiles are data. K, H padded, comes in classes, each with forms of a kernel in order of preference (`FORMS`): the winners
+of measurements, where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and T themselves are
+arguments of a compiled kernel. tests/test_sequence_compiles.py counts the kernels, holds `shared_bytes` against the
+compiler's figure and finds that nothing spills.
 """
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
-from .devices import Device
+from .devices import MIB, Device
 from .problem import BYTES
 
-# K of a program that owns all units; and of programs that exchange: (K, chunk). Chunks are powers of two.
-ONE_PROGRAM = (64, 128)
-CLASSES = ((128, 128), (256, 256), (512, 512), (768, 256), (1024, 1024), (1536, 512), (2048, 1024))
-VECTOR = (
-    8  # elements that rows in an exchange buffer are padded to, 16 bytes in half precision; the kernels have it too
-)
 BLOCK_B = 16  # rows of a tile: the least that a matrix instruction takes
+ONE_PROGRAM = (64, 128)  # K of a program that owns all units
+REGISTERS_PER_SM = 1 << 16
+EXCHANGE_BYTES = 4 * MIB  # that the exchange buffer may take in any case
+
+Overrides = tuple[tuple[str, int], ...]  # fields of SequenceTiles by name
 
 
-def padded(hidden_size: int) -> int:
-    """P: the units of a row in the buffers in which programs exchange, H in whole vectors."""
-    return -(-hidden_size // VECTOR) * VECTOR
+@dataclass(frozen=True)
+class Turns:
+    """How a program takes the rows of its group."""
+
+    block_b: int = 16
+    tiles: int = 1  # in turn
+    waits: int = 0  # where more rows leave fewer registers; 0: as the form
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of an exchanging kernel for one class of K: fields of SequenceTiles, told there."""
+
+    block_h: int
+    num_warps: int
+    shared_gates: int = 0
+    waits: int = 1
+    turns: tuple[Turns, ...] = (
+        Turns(),
+        Turns(tiles=2),
+    )  # fewest rows first, for batches larger than the groups that fit
+
+
+# By pass and bytes of an element, then by (units of a tensor, tensors) of K: the first form that fits is taken. Fewer
+# warps win up to H 256, in forward. Wide slices leave room for more groups; narrow ones need fewer registers, and
+# forms with more gates in shared memory serve devices with fewer SMs. At H 512 one tile of 64 rows beats four of 16.
+FORMS: Mapping[tuple[str, int], Mapping[tuple[int, int], tuple[Form, ...]]] = {
+    ("forward", 2): {
+        (128, 1): (Form(16, 4),),
+        (256, 1): (Form(16, 4),),
+        (512, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2), Turns(64))),),
+        (256, 3): (Form(16, 8),),
+        (1024, 1): (Form(16, 8),),
+        (512, 3): (Form(16, 8, shared_gates=1),),
+        (2048, 1): (Form(16, 8, shared_gates=2), Form(16, 8, shared_gates=1, turns=(Turns(),))),
+    },
+    ("backward", 2): {
+        (128, 1): (Form(16, 4),),
+        (256, 1): (Form(16, 8),),
+        (512, 1): (Form(16, 8),),
+        (256, 3): (Form(16, 8),),
+        (1024, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2, waits=3))),),
+        (512, 3): (Form(16, 8, shared_gates=1, waits=3),),
+        (2048, 1): (Form(16, 8, shared_gates=2, waits=3),),
+    },
+    ("forward", 4): {
+        (128, 1): (Form(16, 4),),
+        (256, 1): (Form(16, 8),),
+        (512, 1): (Form(16, 8),),
+        (256, 3): (Form(8, 8), Form(16, 8, shared_gates=1)),
+        (1024, 1): (Form(8, 8), Form(16, 8, shared_gates=1, turns=(Turns(),))),
+    },
+    ("backward", 4): {
+        (128, 1): (Form(16, 4),),
+        (256, 1): (Form(16, 8),),
+        (512, 1): (Form(16, 8, waits=3),),
+        (256, 3): (Form(8, 8, waits=3), Form(16, 8, shared_gates=1, waits=3)),
+        (1024, 1): (
+            Form(8, 8, shared_gates=1, waits=3),
+            Form(16, 8, shared_gates=2, waits=3, turns=(Turns(),)),
+            Form(16, 8, shared_gates=1, waits=3, turns=(Turns(),)),
+        ),
+    },
+}
+DELAY = 250  # nanoseconds; 100 and 0 were slower at every shape, more was not tried
 
 
 @dataclass(frozen=True)
 class SequenceTiles:
-    """What one launch of a sequence kernel does. Every field but the last four is a constant of the compiled kernel."""
+    """What a launch of a sequence kernel does. The fields up to `tiles` are constants of the compiled kernel."""
 
     exchange: bool  # programs hand slices of h to each other; else one program owns all units of its rows
-    block_b: int
+    block_b: int  # rows of a tile
     block_h: int  # units of a program
-    block_k: int  # of a chunk
-    num_k: int  # chunks
-    split: int  # parts of a chunk's K, one per warp
-    per_wait: int  # chunks that are awaited together
+    block_k: int  # units of each of the tensors that K is made of
+    num_k: int  # tensors
     num_warps: int
+    shared_gates: int  # whose weights are in shared memory, those of the others in registers
+    waits: int  # of a visit: 3 where backward waits for one gate gradient after another
+    delay: int  # nanoseconds of sleep before the first look, where the data was published just before
+    programs_per_sm: int  # that registers are dealt out for
+    tiles: int  # row tiles of a group, in turn
     programs: int  # of a group: slices of the hidden units
-    groups: int  # each with all of W_h
-    tiles: int  # row tiles of a group
+    groups: int  # each with all of W_h; where they do not take all rows, there are several launches
     directions: int  # of one launch; a bidirectional layer with 1 takes two launches
 
     @property
@@ -52,134 +118,229 @@ class SequenceTiles:
         return self.programs, self.groups, self.directions
 
     @property
-    def max_registers(self) -> int | None:
-        """Registers that a thread of an exchanging kernel may have: all of an SM, where its program is alone.
+    def rows(self) -> int:
+        """Rows that one launch serves."""
+        return self.groups * self.tiles * self.block_b
 
-        The assembler does not know that it is. It aims at two programs of 8 warps, so at 128 registers for each thread,
-        and spilled a few for that, here and there from one edit of the kernel to the next. Told that more are to be
-        had, it spills none, and the loop over time is up to 12 % shorter; in one form (backward, K 768, sm_90) it is
-        10 % longer. Programs that exchange nothing may share an SM, and get no such word.
+    @property
+    def units(self) -> int:
+        """K: the units that a row has in the exchange buffer."""
+        return self.block_k * self.num_k
+
+    @property
+    def max_registers(self) -> int | None:
+        """Registers that a thread of an exchanging kernel may have: all that its SM has for it.
+
+        The assembler does not know that a program has an SM to itself. It aims at two programs of 8 warps, so at 128
+        registers for each thread, and would spill for that. Programs that exchange nothing get no such word.
         """
-        return min(255, 64 * 1024 // (32 * self.num_warps)) if self.exchange else None
+        share = REGISTERS_PER_SM // (32 * self.num_warps * self.programs_per_sm)
+        return min(255, share) if self.exchange else None
 
     @property
     def form(self) -> tuple[object, ...]:
         """What tells its compiled kernel from another of the same pass, dtype and precision."""
-        return (
-            self.exchange, self.block_b, self.block_h, self.block_k, self.num_k, self.split, self.per_wait,
-            self.num_warps,
-        )  # fmt: skip
+        return dataclasses.astuple(self)[: len(dataclasses.fields(self)) - 3]
+
+    def row_launches(self, batch: int) -> int:
+        """Launches that take all rows, one after another."""
+        return -(-batch // self.rows) if self.exchange else 1
+
+    def slot_bytes(self, kind: str, dtype: str) -> int:
+        """Bytes of the exchange buffer for one visit."""
+        gates = 1 if kind == "forward" else 3
+        return self.directions * self.rows * self.units * gates * BYTES[dtype] * self.exchange
+
+    def visits_per_launch(self, kind: str, dtype: str, time: int, rows: int, hidden_size: int, directions: int) -> int:
+        """Visits of one launch: as many as the exchange buffer may have slots for, less one, dealt out evenly.
+
+        The buffer takes at most the larger of EXCHANGE_BYTES and a quarter of what training keeps, which is r, z, n, q
+        and the output. rows: of the batch over all time steps.
+        """
+        if not self.exchange:
+            return time
+        kept = 5 * directions * rows * hidden_size * BYTES[dtype]
+        most = max(1, max(EXCHANGE_BYTES, kept // 4) // self.slot_bytes(kind, dtype) - 1)
+        return -(-time // -(-time // most))
+
+
+OVERRIDABLE = tuple(field.name for field in dataclasses.fields(SequenceTiles) if field.name != "programs")
+
+
+def parse_overrides(text: str) -> Overrides:
+    """Fields of the tiles from "block_h=8,num_warps=4".
+
+    Raises:
+        ValueError: a field that is not one of OVERRIDABLE, or no number.
+    """
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if name not in OVERRIDABLE:
+            raise ValueError(f"backend 'sequence' takes the fields {', '.join(OVERRIDABLE)}, got {name!r}")
+        if not value.isdecimal():
+            raise ValueError(f"field {name} of backend 'sequence' must be a number of digits, got {value!r}")
+        found[name] = int(value)
+    return tuple(found.items())
 
 
 def shared_bytes(tiles: SequenceTiles, kind: str, dtype: str) -> int:
-    """An upper bound of the shared memory of one program, on NVIDIA: the weights, and the larger of what is in work.
-
-    kind: "forward" or "backward". Exchanging, in work are the chunks of one wait, as a factor of the product, and then
-    the parts of the sums on their way from warp to warp: in float32, forward those of three gates and an empty slot.
-    """
+    """An upper bound of the shared memory of one program, on NVIDIA: of an exchanging one the weights that are there,
+    the parts of the sums, and what the longest row of a tile is found with."""
     size = BYTES[dtype]
-    K = tiles.block_k * tiles.num_k
-    weights = 3 * tiles.block_h * K * size
     if not tiles.exchange:
-        return weights + tiles.block_b * K * (size + 4)
-    left = tiles.per_wait * tiles.block_b * tiles.block_k * size
-    parts = tiles.split * tiles.block_b * tiles.block_h * 4 * (4 if kind == "forward" else 1)
-    return weights + max(left, parts)
+        return 3 * tiles.block_h * tiles.units * size + tiles.block_b * tiles.units * (size + 4)
+    sums = (3 if kind == "forward" else 1) * tiles.num_warps * tiles.block_b * tiles.block_h * 4
+    return tiles.shared_gates * tiles.block_h * tiles.units * size + sums + 4 * tiles.num_warps * tiles.block_b
 
 
 @lru_cache(maxsize=4096)
 def sequence_tiles(
-    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device
-) -> SequenceTiles | str:
-    """Tiles of `forward` or `backward`, or why the device cannot hold them. Never depends on T."""
+    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device,
+    overrides: Overrides = (),
+) -> SequenceTiles | str:  # fmt: skip
+    """Tiles of `forward` or `backward`, or why the device cannot hold them. Never depends on T.
+
+    Raises:
+        ValueError: an unknown kind, or overrides that no kernel can have.
+    """
     if kind not in ("forward", "backward"):
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
-    row_tiles = -(-batch // BLOCK_B)
-    if device.vendor == "interpreter" and device.sms == 1:
-        K = max(16, 1 << (hidden_size - 1).bit_length())
-        return _one_program(K, row_tiles, directions, 4)
-    if device.vendor != "interpreter":
-        for K in ONE_PROGRAM:
-            if hidden_size <= K <= _largest_of_one_program(dtype):
-                tiles = _one_program(K, row_tiles, directions, _warps_of_one_program(K, device))
-                # AMD's compiler keeps the weights in registers: its LDS holds what is in work, and that fits
-                if device.vendor == "amd" or shared_bytes(tiles, kind, dtype) <= device.shared_per_program:
-                    return tiles
+    given = dict(overrides)
+    exchange = given.pop("exchange", None)
+    one_program = _one_program(kind, batch, hidden_size, directions, dtype, device)
+    if exchange is None:
+        exchange = device.vendor == "interpreter" or one_program is None or bool(given)
+    if not exchange:
+        if given:
+            raise ValueError(f"fields of a program that exchanges nothing cannot be set: {', '.join(given)}")
+        return one_program or f"no program of {device.name} holds all of W_h of H {hidden_size} in {dtype}"
     if device.vendor == "amd":
         return (
-            f"{device.name} holds W_h of H up to {_largest_of_one_program(dtype)} in one program, not of H "
+            f"{device.name} holds W_h of H up to {_largest_of_one_program(dtype, device)} in one program, not of H "
             f"{hidden_size}; and programs cannot hand h to each other there (L2s of several dies are not coherent)"
         )
     if dtype == "fp32" and precision == "ieee" and device.vendor == "nvidia":
         return f"float32 without TF32 has no matrix instructions: only H up to 64 is kept on chip, not {hidden_size}"
-    return _exchanging(kind, row_tiles, hidden_size, directions, dtype, device)
+    return _exchanging(kind, batch, hidden_size, directions, dtype, device, given)
 
 
-def _one_program(K: int, row_tiles: int, directions: int, num_warps: int) -> SequenceTiles:
-    return SequenceTiles(
-        exchange=False, block_b=BLOCK_B, block_h=K, block_k=K, num_k=1, split=1, per_wait=1, num_warps=num_warps,
-        programs=1, groups=row_tiles, tiles=1, directions=directions,
-    )  # fmt: skip
+def _one_program(
+    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device
+) -> SequenceTiles | None:
+    if device.vendor == "interpreter":
+        classes: tuple[int, ...] = (max(16, 1 << (hidden_size - 1).bit_length()),)
+    else:
+        classes = tuple(K for K in ONE_PROGRAM if hidden_size <= K <= _largest_of_one_program(dtype, device))
+    for K in classes:
+        # AMD's threads hold the weights too
+        num_warps = {"interpreter": 4, "amd": K // 16}.get(device.vendor, 8)
+        tiles = SequenceTiles(
+            exchange=False, block_b=BLOCK_B, block_h=K, block_k=K, num_k=1, num_warps=num_warps, shared_gates=0,
+            waits=0, delay=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B),
+            directions=directions,
+        )  # fmt: skip
+        # AMD's compiler keeps the weights in registers: its LDS holds what is in work, and that fits
+        if device.vendor == "amd" or shared_bytes(tiles, kind, dtype) <= device.shared_per_program:
+            return tiles
+    return None
 
 
-def _warps_of_one_program(K: int, device: Device) -> int:
-    """8: with 16 a thread has 128 registers, which spills K 128 on sm_100. AMD's threads hold the weights too."""
-    return K // 16 if device.vendor == "amd" else 8
+def _largest_of_one_program(dtype: str, device: Device) -> int:
+    """Above H 64 programs that exchange take a third of the time on an H200; a device of AMD's has no others."""
+    return 128 if device.vendor == "amd" and dtype != "fp32" else 64
 
 
-def _largest_of_one_program(dtype: str) -> int:
-    """Not K 128 in float32: forward spills on sm_90 and sm_100, with 4, 8 or 16 warps. Its loop takes 1300 instructions
-    besides, where that of 8 programs which exchange takes 500."""
-    return 64 if dtype == "fp32" else 128
+def _class(kind: str, hidden_size: int, dtype: str, device: Device) -> tuple[tuple[int, int], tuple[Form, ...]] | None:
+    """The class of K and its forms; for the interpreter, small ones."""
+    if device.vendor == "interpreter":
+        return (max(32, 1 << (hidden_size - 1).bit_length()), 1), (Form(16, 2),)
+    for parts, forms in FORMS[kind, BYTES[dtype]].items():
+        if hidden_size <= parts[0] * parts[1]:
+            return parts, forms
+    return None
 
 
 def _exchanging(
-    kind: str, row_tiles: int, hidden_size: int, directions: int, dtype: str, device: Device
+    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device, given: Mapping[str, int]
 ) -> SequenceTiles | str:
-    fitting = [(K, chunk) for K, chunk in CLASSES if hidden_size <= K]
-    if not fitting:
-        return f"H {hidden_size} is above {CLASSES[-1][0]}, the largest whose weights any device holds"
-    K, chunk = fitting[0]
-    # Wide slices, for more groups; narrow ones where few rows leave nothing else to spread over the SMs. Not in
-    # backward, where twice the programs read twice the gate gradients, three times h: there wide ones have the lower
-    # limit.
-    narrow = kind == "forward" and K == 1024 and row_tiles == 1 and dtype != "fp32"
-    widths = (8, 16) if narrow else (16, 8)
+    found = _class(kind, hidden_size, dtype, device)
+    if found is None:
+        largest = max(part * parts for part, parts in FORMS[kind, BYTES[dtype]])
+        return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
+    (block_k, num_k), forms = found
     needed = []
-    for block_h in widths:
-        programs = -(-hidden_size // block_h)
-        if programs > device.sms:
-            needed.append(f"{programs} programs of {block_h} units are more than its {device.sms} SMs")
-            continue
-        for split in (8, 4):
-            tiles = _with_longest_wait(kind, K, chunk, block_h, split, dtype, device)
-            if tiles is None:
-                continue
-            together = directions if directions * programs <= device.sms else 1
-            most = device.sms // (programs * together)
-            per_group = -(-row_tiles // min(most, row_tiles))
-            return SequenceTiles(
-                exchange=True, block_b=BLOCK_B, block_h=block_h, block_k=chunk, num_k=K // chunk, split=split,
-                per_wait=tiles, num_warps=split, programs=programs, groups=-(-row_tiles // per_group), tiles=per_group,
-                directions=together,
-            )  # fmt: skip
-        kib = 3 * block_h * K * BYTES[dtype] // 1024
-        needed.append(f"slices of {block_h} units take {kib} KiB of its {device.shared_per_program // 1024} KiB")
-    return f"{device.name} cannot hold W_h of H {hidden_size} in {dtype}: {'; '.join(needed)}"
+    for form in forms:
+        tiles = _dealt_out(kind, form, block_k, num_k, batch, hidden_size, directions, dtype, device, given)
+        if isinstance(tiles, SequenceTiles):
+            return tiles
+        needed.append(tiles)
+    return f"{device.name} cannot hold W_h of H {hidden_size} in {dtype}: {'; '.join(dict.fromkeys(needed))}"
 
 
-def _with_longest_wait(
-    kind: str, K: int, chunk: int, block_h: int, split: int, dtype: str, device: Device
-) -> int | None:
-    """How many chunks are awaited together: what registers (a third of them) and shared memory hold; None: not one."""
-    num_k = K // chunk
-    total = num_k if kind == "forward" else 3 * num_k
-    for per_wait in range(total, 0, -1):
-        if total % per_wait:
-            continue
-        tiles = SequenceTiles(True, BLOCK_B, block_h, chunk, num_k, split, per_wait, split, 1, 1, 1, 1)
-        awaited = per_wait * BLOCK_B * chunk * BYTES[dtype]
-        registers = split * 32 * 4 * 96  # 96 of 255 for each thread
-        if awaited <= registers and shared_bytes(tiles, kind, dtype) <= device.shared_per_program:
-            return per_wait
-    return None
+def _dealt_out(
+    kind: str, form: Form, block_k: int, num_k: int, batch: int, hidden_size: int, directions: int, dtype: str,
+    device: Device, given: Mapping[str, int],
+) -> SequenceTiles | str:  # fmt: skip
+    """A form's tiles, its groups and rows dealt out to the device's SMs; or what it would need more of."""
+    block_h = given.get("block_h", form.block_h)
+    per_sm = given.get("programs_per_sm", 1)
+    if block_h not in (8, 16, 32) or per_sm < 1:
+        raise ValueError(f"block_h must be 8, 16 or 32 and programs_per_sm 1 or more, got {block_h} and {per_sm}")
+    units = max(block_h, _units_of_block(dtype))  # a block of the exchange buffer belongs to whole programs
+    programs = -(-hidden_size // units) * units // block_h
+    places = max(device.sms * per_sm, programs if device.vendor == "interpreter" else 0)
+    if programs > places:
+        return f"{programs} programs of {block_h} units are more than its {places} places"
+    together = given.get("directions", directions if directions * programs <= places else 1)
+    most = max(1, places // (programs * together))
+    for turns in form.turns:
+        block_b, in_turn = given.get("block_b", turns.block_b), given.get("tiles", turns.tiles)
+        if block_b not in (16, 32, 64) or in_turn < 1:
+            raise ValueError(f"block_b must be 16, 32 or 64 and tiles 1 or more, got {block_b} and {in_turn}")
+        row_tiles = -(-batch // block_b)
+        if row_tiles <= most * in_turn:
+            break
+    tiles = SequenceTiles(
+        exchange=True, block_b=block_b, block_h=block_h, block_k=given.get("block_k", block_k),
+        num_k=given.get("num_k", num_k), num_warps=given.get("num_warps", form.num_warps),
+        shared_gates=given.get("shared_gates", form.shared_gates),
+        waits=given.get("waits", turns.waits or form.waits) if kind == "backward" else 1,
+        delay=given.get("delay", DELAY if in_turn == 1 and device.vendor != "interpreter" else 0),
+        programs_per_sm=per_sm, tiles=in_turn, programs=programs,
+        groups=given.get("groups", min(most, -(-row_tiles // in_turn))), directions=together,
+    )  # fmt: skip
+    _check(tiles, hidden_size, directions, places)
+    shared = shared_bytes(tiles, kind, dtype)
+    if shared > device.shared_per_program or (shared + 1024) * per_sm > device.shared_per_sm:
+        return (
+            f"{per_sm} program(s) of {block_h} units an SM take {per_sm * shared // 1024} KiB of its "
+            f"{device.shared_per_program // 1024} KiB of shared memory"
+        )
+    return tiles
+
+
+def _units_of_block(dtype: str) -> int:
+    """Units of a block of the exchange buffer (kernels/exchange.py)."""
+    return 32 // BYTES[dtype]
+
+
+def _check(tiles: SequenceTiles, hidden_size: int, directions: int, places: int) -> None:
+    """Raise ValueError where overrides ask for what no kernel can be."""
+    t = tiles
+    together = t.programs * t.groups * t.directions
+    for holds, what in (
+        (t.block_k > 0 and t.block_k & (t.block_k - 1) == 0, f"block_k must be a power of 2, got {t.block_k}"),
+        (t.num_k in (1, 3), f"num_k must be 1 or 3, got {t.num_k}"),
+        (t.units >= hidden_size, f"block_k * num_k must be H, {hidden_size}, or more, got {t.units}"),
+        (t.num_warps in (1, 2, 4, 8, 16), f"num_warps must be 1, 2, 4, 8 or 16, got {t.num_warps}"),
+        (t.block_k >= 16 * t.num_warps, f"block_k must be 16 units a warp or more, got {t.block_k} / {t.num_warps}"),
+        (t.shared_gates <= 3, f"shared_gates must be 0 to 3, got {t.shared_gates}"),
+        (t.waits in (1, 3), f"waits must be 1 or 3, got {t.waits}"),
+        (t.delay <= 1_000_000, f"delay must be 1000000 ns or less, got {t.delay}"),
+        (t.directions in (1, directions), f"directions must be 1 or the layer's {directions}, got {t.directions}"),
+        (t.groups >= 1, f"groups must be 1 or more, got {t.groups}"),
+        (together <= places or t.groups == 1, f"{together} programs are more than the {places} that run at once"),
+    ):
+        if not holds:
+            raise ValueError(f"tiles of backend 'sequence': {what}")

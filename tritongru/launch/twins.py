@@ -1,0 +1,82 @@
+"""What the inline PTX of kernels/ does, in Python: for the emulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import triton.language as tl
+
+from ..kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, units_of_block
+from .emulator import TWINS, Tensor
+
+
+def places_in_vectors(rows: int, k: int, width: int) -> tuple[Any, Any]:
+    """Of every element [rows, k] of a warp's left factor: which of the thread's vectors it lies in, at which byte.
+
+    The order of a lane's registers in m16n8k16 (float32: m16n8k8) by the PTX manual: k within a register, rows 8
+    apart, then the upper half of the block's k; then blocks of k, and of 16 rows.
+    """
+    row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(width)
+    vector = row // 16 * (k // units) + unit // units
+    half = unit % units // (units // 2)
+    byte = 2 * (unit % 2) * (width == 16) + 4 * (row // 8 % 2) + 8 * half
+    return vector, byte
+
+
+def twin(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
+    """What the text of a wait does, for all threads of a program at once."""
+
+    def waits(
+        turn: Any, address: Tensor, status: Tensor, report: Tensor, bound: Tensor, dtype: tuple[Any, ...]
+    ) -> tuple[Tensor, ...]:
+        tensors = len(dtype)
+        vector, byte = places_in_vectors(address.v.shape[1], address.v.shape[2], wait.width)
+        each = len(wait.displacements) // tensors
+        displacements = np.asarray(wait.displacements).reshape(tensors, each)
+        addresses = address.v[None] + (displacements[:, vector] + byte)[:, None]
+        looks = end = 0
+        while True:
+            found = turn.load(addresses, dtype[0]).v
+            if not (found == -1).any():
+                break
+            looks += 1
+            if looks % LOOKS:
+                turn.wait()
+                continue
+            now = turn.clock() >> CLOCK_SHIFT
+            if looks == LOOKS:
+                end = now + int(bound.v)
+            if turn.load(status.v, tl.int32).v:
+                break
+            if now >= end:
+                one = Tensor(np.int32(1), tl.int32)
+                turn.store(status.v, one)
+                turn.store(report.v, one)
+                break
+        return tuple(Tensor(found[i], kind) for i, kind in enumerate(dtype))
+
+    return waits
+
+
+def times(turn: Any, a: Tensor, b: Tensor, dtype: Any) -> Tensor:
+    """Of two int32 the product in 64 bits."""
+    return Tensor(a.v.astype(np.int64) * b.v.astype(np.int64), dtype)
+
+
+def rounded_to_tf32(turn: Any, x: Tensor, dtype: Any) -> Tensor:
+    """The bits of float32 values rounded to nearest, ties away from zero."""
+    bits = np.asarray(x.v, np.float32).view(np.int32)
+    found = np.where(np.isnan(x.v), np.int32(0x7FFFFFFF), (bits + 0x1000) & -0x2000)
+    return Tensor(found.astype(np.int32).reshape(x.v.shape), dtype)
+
+
+TWINS[MULTIPLY.value] = times
+TWINS[ROUND_TO_TF32.value] = rounded_to_tf32
+
+
+def register(wait: Wait) -> None:
+    """Let the emulator run the text of a wait."""
+    if wait.text not in TWINS:
+        TWINS[wait.text] = twin(wait)
