@@ -69,7 +69,7 @@ def forward(
     y = empty(*by_row, D * H, dtype=dtype, device=device)
     h_n = empty(D, B, H, dtype=dtype, device=device)
     several = _visits_per_launch("forward", call, tiles) < call.visits.time
-    state = empty(D, B, H, dtype=torch.float32, device=device) if several else _unread(device)
+    state = empty(D, B, H, dtype=torch.float32, device=device) if several else status(device).word.view(torch.float32)
     first, last = weights.direction(0), weights.direction(-1)
     arguments = dict(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, state_ptr=state,
@@ -157,13 +157,6 @@ def _step_instead(why: str) -> None:
 def _visits_per_launch(kind: str, call: LayerCall, tiles: SequenceTiles) -> int:
     v = call.visits
     return tiles.visits_per_launch(kind, call.dtype, v.time, v.size_rows, call.hidden_size, call.directions)
-
-
-@lru_cache(maxsize=8)
-def _unread(device: torch.device) -> Tensor:
-    """For a float32 argument that a launch does not touch."""
-    with torch.inference_mode(False):
-        return torch.empty(1, dtype=torch.float32, device=device)
 
 
 def _launch(
