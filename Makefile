@@ -1,6 +1,13 @@
 # Everything runs in .venv, which is built when it is missing. PYTHON names another interpreter to build it with.
+# Times are those of two idle cores.
+# TORCH=2.15.0 TRITON=3.9.0 beside a target: on these versions, in .venv-2.15.0.
 PYTHON ?= python3
 VENV := .venv
+VERSIONS := -c constraints.txt
+ifdef TORCH
+VENV := .venv-$(TORCH)
+VERSIONS := torch==$(TORCH) $(if $(TRITON),triton==$(TRITON))
+endif
 PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n 2 -q
 
@@ -8,18 +15,18 @@ PYTEST := $(PY) -m pytest -n 2 -q
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(VERSIONS)
 	touch $@
 
-demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/
+demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/; 4 minutes
 	$(PY) -m tritongru demo
 
-test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own
+test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own; about 8 minutes
 	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu and not long"
 	$(PYTEST) -m "compiled and not long"
 	$(PY) -m tests.kit.reached
 
-long: $(VENV)/installed  ## the long exploration; CI runs it
+long: $(VENV)/installed  ## the long exploration; CI runs it; about a quarter of an hour
 	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
 	$(PYTEST) -m "long and compiled"
 
@@ -45,4 +52,4 @@ gpu: $(VENV)/installed  ## on a CUDA machine: tests, check, suite quick and what
 	$(PY) -m benchmarks day
 
 clean:
-	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

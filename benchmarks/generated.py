@@ -7,23 +7,25 @@ from pathlib import Path
 
 from tritongru.demo.output import replacing
 
+PROGRAM = "python -m benchmarks"
 
-def _around(document: Path, command: str) -> tuple[str, str, str]:
+
+def _around(document: Path, command: str, program: str) -> tuple[str, str, str]:
     """What is before, between and after the marks, which belong to the first and the last."""
-    begin, end = (f"<!-- {mark}: python -m benchmarks {command} -->" for mark in ("begin", "end"))
+    begin, end = (f"<!-- {mark}: {program} {command} -->" for mark in ("begin", "end"))
     before, rest = document.read_text(encoding="utf-8").split(begin)
     between, after = rest.split(end)
     return before + begin, between, end + after
 
 
-def generated(document: Path, command: str) -> str:
+def generated(document: Path, command: str, program: str = PROGRAM) -> str:
     """What stands between the marks."""
-    return _around(document, command)[1].strip("\n")
+    return _around(document, command, program)[1].strip("\n")
 
 
-def generate(document: Path, command: str, text: str) -> None:
+def generate(document: Path, command: str, text: str, program: str = PROGRAM) -> None:
     """Put `text` between them."""
-    before, _, after = _around(document, command)
+    before, _, after = _around(document, command, program)
     with replacing(document) as temporary:
         temporary.write_text(f"{before}\n{text}\n{after}", encoding="utf-8")
 

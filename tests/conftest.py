@@ -98,10 +98,20 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
     """A function of how many rows backward with recompute takes at once."""
+    yield from _few(monkeypatch, "ROWS_AT_ONCE")
+
+
+@pytest.fixture
+def few_rows_in_a_sum(monkeypatch: pytest.MonkeyPatch):
+    """A function of how many rows one launch of a column sum adds."""
+    yield from _few(monkeypatch, "ROWS_OF_A_SUM")
+
+
+def _few(monkeypatch: pytest.MonkeyPatch, name: str):
     from tritongru.planning import choose, cost
 
     def few(rows: int) -> None:
-        monkeypatch.setattr(cost, "ROWS_AT_ONCE", rows)
+        monkeypatch.setattr(cost, name, rows)
         choose.cache_clear()  # a plan made before counts other chunks
 
     yield few

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from tests.kit.versions import TRITON
 from tritongru.inspection.compile_report import compile_report
 from tritongru.launch.step import specimens
 from tritongru.planning import Problem, describe
@@ -31,6 +32,9 @@ class Choice:
     directions: int = 1
 
 
+# The assembler of Triton 3.6 stores and loads one register of these once, for few rows (kernels/README.md).
+SPILL_A_WORD_ON_3_6 = {("step_backward", "a100"), ("step_backward", "l4")}
+
 CHOICES = (
     Choice("few-rows", batch=8, hidden=512),
     Choice("many-rows", batch=64, hidden=512),
@@ -51,7 +55,10 @@ def check(choice: Choice, target: str, dtype: str, precision: str, aligned: bool
     for specimen in specimens(problem, device, aligned):
         report = compile_report(specimen, device)
         where = f"{report.kernel} {dict(specimen.constants)} on {target}"
-        assert report.spill_bytes == 0, f"{where}: {report.registers} registers and {report.spill_bytes} bytes spilled"
+        known = TRITON == (3, 6) and (report.kernel, target) in SPILL_A_WORD_ON_3_6 and not report.loops
+        assert report.spill_bytes <= 8 * known, (
+            f"{where}: {report.registers} registers and {report.spill_bytes} bytes spilled"
+        )
         assert report.shared_bytes <= device.shared_per_program, (
             f"{where}: {report.shared_bytes} bytes of shared memory"
         )

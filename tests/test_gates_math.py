@@ -69,3 +69,18 @@ def test_rounding_to_bfloat16_is_to_nearest_even() -> None:
     assert torch.equal(found[~found.isnan()], expected[~expected.isnan()])
     back = torch.from_numpy(bfloat16_to_float32(expected.view(torch.int16).numpy().view(np.uint16)))
     assert torch.equal(back[~back.isnan()], expected.float()[~back.isnan()])
+
+
+@triton.jit
+def load_if(x_ptr, wanted, out_ptr, SIZE: tl.constexpr):
+    offs = tl.arange(0, SIZE)
+    mask = (offs < SIZE - 1) & (wanted != 0)
+    tl.store(out_ptr + offs, tl.load(x_ptr + offs, mask=mask, other=-1), mask=mask)
+
+
+@pytest.mark.parametrize("wanted", [0, 1])
+def test_a_comparison_of_scalars_is_a_mask(wanted: int) -> None:
+    repair()
+    x, out = torch.arange(4), torch.full((4,), 9)
+    load_if[(1,)](x, wanted, out, SIZE=4)
+    assert out.tolist() == ([0, 1, 2, 9] if wanted else [9] * 4)

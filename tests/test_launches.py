@@ -70,6 +70,16 @@ def test_what_plan_lists_is_what_runs_in_chunks(
 
 
 @pytest.mark.interpreted
+@pytest.mark.parametrize("rows", [2, 3, 4])
+def test_what_plan_lists_is_what_runs_of_column_sums(rows: int, few_rows_in_a_sum, monkeypatch) -> None:
+    few_rows_in_a_sum(rows)
+    layer = tritongru.GRU(5, 6, backend="step")
+    x = torch.randn(7, 3, 5)
+    _, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+    assert dict(backward) == dict(tritongru.plan(layer, x).launches.backward)
+
+
+@pytest.mark.interpreted
 @pytest.mark.parametrize("hidden", [32, 21])
 @pytest.mark.parametrize("exchange_bytes", [None, 0], ids=["one-launch", "several"])
 @pytest.mark.parametrize("variant", ["plain", "two-layers", "recompute"])

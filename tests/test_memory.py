@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from tests.kit.memory import memory
+from tritongru.launch import products
 from tritongru.planning import Plan, Problem, choose, describe
 
 pytestmark = pytest.mark.interpreted
@@ -72,6 +73,36 @@ def test_recompute_in_chunks(backend: str, variant: str, rows: int, few_rows_at_
     layer = tritongru.GRU(5, 6, backend=backend, recompute=True, **VARIANTS[variant])
     x = torch.randn(5, 4, 5, dtype=layer.weight_hh_l0.dtype)
     assert allocated(layer, x, monkeypatch) == planned(tritongru.plan(layer, x))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 19, 20])
+@pytest.mark.parametrize("variant", ["plain", "two-layers", "bf16"])
+def test_column_sums_of_few_rows_at_once(variant: str, rows: int, few_rows_in_a_sum, monkeypatch) -> None:
+    few_rows_in_a_sum(rows)
+    layer = tritongru.GRU(2, 3, backend="step", **VARIANTS[variant])
+    x = torch.randn(5, 4, 2, dtype=layer.weight_hh_l0.dtype)
+    assert allocated(layer, x, monkeypatch) == planned(tritongru.plan(layer, x))
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_gates_that_were_read_are_gone_unless_the_graph_is_retained(backend: str, packed: bool, monkeypatch) -> None:
+    """They are not there when the gradients of the weights are made."""
+    layer, lived = tritongru.GRU(5, 6, backend=backend), []
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    column_sums = products.column_sums
+
+    def watched(rows: Tensor) -> Tensor:
+        lived.append(found.now())
+        return column_sums(rows)
+
+    monkeypatch.setattr(products, "column_sums", watched)
+    for retain in (True, False):
+        with memory(monkeypatch) as found:
+            output, _ = layer(pack_sequence(list(x.transpose(0, 1))) if packed else x)
+            output = output.data if packed else output
+            torch.autograd.grad(output, [x, *layer.parameters()], torch.ones_like(output), retain_graph=retain)
+    assert lived[0] - lived[1] == tritongru.plan(layer, x).cost.saved_bytes > 0
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

@@ -5,8 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from tritongru.launch.products import bias_gradients, hidden_weight_gradient, input_gradient, input_weight_gradient
+from tritongru.launch.products import (
+    bias_gradients,
+    column_sums,
+    hidden_weight_gradient,
+    input_gradient,
+    input_weight_gradient,
+)
 
 N, I, H = 11, 5, 6
 
@@ -32,6 +39,32 @@ def test_padding_columns_change_nothing(P: int, dtype: torch.dtype) -> None:
     for a, b in zip(found, gradients(dgates.flatten(-2), x, h, w_ih), strict=True):
         assert a.shape == b.shape and a.is_contiguous()
         assert (a - b).norm() <= 4 * u * b.norm()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 256, 1000, 16384, 16385, 40000])
+def test_column_sums(rows: int) -> None:
+    """Of bfloat16 in float32, whose partial sums are not rounded: exact where they fit float32."""
+    torch.manual_seed(0)
+    values = torch.randint(-8, 9, (rows, 6)).to(torch.bfloat16)
+    found = column_sums(values)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.double(), values.double().sum(0))
+
+
+@pytest.mark.parametrize("rows", [5, 255, 4097])
+def test_no_sum_has_so_many_rows_that_pytorch_s_cuda_kernel_takes_a_buffer(rows: int) -> None:
+    """From 256 values a thread on (aten/src/ATen/native/cuda/Reduce.cuh, max_values_per_thread) it may."""
+    lengths = []
+
+    class Sums(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.overloadpacket.__name__ == "sum":
+                lengths.append(args[0].shape[args[1][0]])
+            return func(*args, **(kwargs or {}))
+
+    with Sums():
+        column_sums(torch.zeros(rows, 8))
+    assert lengths and max(lengths) < 256
 
 
 def test_gradients_are_in_the_order_of_pytorch() -> None:

@@ -1,9 +1,14 @@
 """The backends against float64 and nn.GRU: output, h_n and every gradient, by `check`'s rule.
 
-Of `sequence` what is quick stands in tests/test_sequence.py; here it runs in `make long`.
+Of `sequence` what is quick stands in tests/test_sequence.py; here it runs in `make long`. So does what takes long
+of `step` and another case shows: bfloat16 of odd shapes, and most of backward in chunks, which is outside backends.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +27,7 @@ BACKENDS = (
 )
 
 MORE_CASES = (
-    Case(T=3, B=2, I=1, H=65, batch_first=True),
+    Case(T=3, B=9, I=1, H=65, batch_first=True),  # B 9: fewer draws give the gradient of x its 256 elements
     Case(T=2, B=18, I=6, H=16, bias=False),
     Case(T=3, B=3, I=5, H=17, layers=2, bidirectional=True, recompute=True),
     Case(T=1, B=3, I=70, H=9, layers=2, bidirectional=True),
@@ -32,9 +37,22 @@ MORE_CASES = (
 )
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("case", CASES + MORE_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("backend", BACKENDS)
+def with_long(quick: Callable[..., bool], *values: Sequence[Any]) -> list[Any]:
+    """Every combination, of which those with backend `step` that are not `quick` are marked `long`."""
+    found = []
+    for backend, *others in product(BACKENDS, *values):
+        name, marks = (backend, []) if isinstance(backend, str) else (backend.values[0], list(backend.marks))
+        if name == "step" and not quick(*others):
+            marks.append(pytest.mark.long)
+        ids = "-".join([name, *(other.name if isinstance(other, Case) else str(other) for other in others)])
+        found.append(pytest.param(name, *others, marks=marks, id=ids))
+    return found
+
+
+@pytest.mark.parametrize(
+    "backend, case, dtype",
+    with_long(lambda case, dtype: case in CASES or dtype != torch.bfloat16, CASES + MORE_CASES, DTYPES),
+)
 def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
     assert_right(case, backend, dtype)
 
@@ -51,18 +69,17 @@ def test_reference_in_float64(case: Case) -> None:
     assert_right(case, "reference", torch.float64)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("rows", [3, 12])
-@pytest.mark.parametrize(
-    "case",
-    [
-        Case(T=7, B=3, I=5, H=18, bias=False, recompute=True),
-        Case(T=7, B=3, I=5, H=18, layers=2, bidirectional=True, batch_first=True, recompute=True),
-        Case(I=4, H=13, bidirectional=True, lengths=(7, 1, 4), recompute=True),
-    ],
-    ids=lambda case: case.name,
+CHUNKED = (
+    Case(T=7, B=3, I=5, H=18, bias=False, recompute=True),
+    Case(T=7, B=3, I=5, H=18, layers=2, bidirectional=True, batch_first=True, recompute=True),
+    Case(I=4, H=13, bidirectional=True, lengths=(7, 1, 4), recompute=True),
 )
-@pytest.mark.parametrize("backend", BACKENDS)
+
+
+@pytest.mark.parametrize(
+    "backend, case, rows, dtype",
+    with_long(lambda case, rows, dtype: rows == 3 and dtype == torch.float16, CHUNKED, (3, 12), DTYPES),
+)
 def test_rule_in_chunks(case: Case, rows: int, dtype: torch.dtype, backend: str, few_rows_at_once) -> None:
     few_rows_at_once(rows)
     assert_right(case, backend, dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from benchmarks.generated import generated
 from benchmarks.results import RESULTS
 from tests.kit.lint import ASYNCHRONOUS, exchange_faults
 from tests.kit.mutants import mutant
+from tests.kit.versions import TRITON
 from tritongru.inspection.compile_report import compile_report
 from tritongru.planning import describe
 from tritongru.registry import has_triton
@@ -209,10 +210,10 @@ def barrier_faults(sass: str) -> list[str]:
     """What is wrong with the order of a counter barrier in the machine code."""
     # of the time loop and what is around it, in the order of the text: what orders memory, and what is ordered
     names = r"BAR\.SYNC|MEMBAR|CCTL|REDG|STG|LDG\.E\.STRONG\.GPU"
-    order = re.findall(rf"\s({names})\b", sass)
+    order = [name for name, _ in groupby(re.findall(rf"\s({names})\b", sass))]
     found = [f"{name}: an asynchronous copy" for name in re.findall(ASYNCHRONOUS, sass)]
     at = order.index("REDG") if "REDG" in order else 0
-    if order[at - 3 : at + 1] != ["STG", "BAR.SYNC", "MEMBAR", "REDG"]:
+    if order[max(0, at - 3) : at + 1] != ["STG", "BAR.SYNC", "MEMBAR", "REDG"]:
         found.append(f"the count follows {order[max(0, at - 3) : at]}, not a store, a barrier and a fence")
     looks = [after for name, after in pairwise(order) if name == "LDG.E.STRONG.GPU"]
     if looks != ["CCTL", "CCTL"]:
@@ -227,11 +228,16 @@ def barrier_faults(sass: str) -> list[str]:
         ("", "", ""),
         ('1, sem="release"', '1, sem="relaxed"', "the count follows"),
         ('0, sem="acquire"', '0, sem="relaxed"', "a look at the counter"),
-        ("    tl.debug_barrier()\n    tl.atomic_add(counter_ptr, 1,", "    tl.atomic_add(counter_ptr, 1,", "the count"),
+        pytest.param(
+            "    tl.debug_barrier()\n    tl.atomic_add(counter_ptr, 1,",
+            "    tl.atomic_add(counter_ptr, 1,",
+            "the count",
+            marks=pytest.mark.skipif(TRITON >= (3, 9), reason="Triton 3.9 puts a barrier before every atomic itself"),
+        ),
     ],
     ids=["as it is", "relaxed count", "relaxed look", "no barrier before the count"],
 )
 def test_the_counter_barrier_orders_what_it_has_to(old: str, new: str, fault: str, tmp_path: Path) -> None:
     kernels = mutant(tmp_path, "study/sequence.py", old, new, module="study.sequence") if old else None
     found = barrier_faults(report_of(BARRIER, kernels)[0].sass)
-    assert [said for said in found if fault and said.startswith(fault)] == found[:1] if fault else found == []
+    assert found == [] if not fault else found and found[0].startswith(fault)

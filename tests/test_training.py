@@ -30,7 +30,6 @@ from tritongru import registry
 from tritongru.planning import Problem, choose, describe
 
 ROOT = Path(__file__).parents[1]
-HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 
 
 # Mixed precision.
@@ -76,8 +75,13 @@ def losses_of_nn_gru(dtype: torch.dtype, autocast: bool) -> list[float]:
     return [last for _, last in found]
 
 
-@pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "half-parameters"])
-@HALVES
+@pytest.mark.parametrize(
+    "dtype, autocast",
+    [pytest.param(torch.bfloat16, True, id="bfloat16-autocast"),
+     pytest.param(torch.float16, False, id="float16-half-parameters"),
+     pytest.param(torch.float16, True, id="float16-autocast", marks=pytest.mark.long),
+     pytest.param(torch.bfloat16, False, id="bfloat16-half-parameters", marks=pytest.mark.long)],
+)  # fmt: skip
 @pytest.mark.parametrize(
     "backend",
     ["reference", pytest.param("step", marks=[pytest.mark.interpreted, pytest.mark.long]),

@@ -59,12 +59,15 @@ class GRULayer(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None) -> Any:
         layer: Layer = ctx.layer
         x, h_0, y, rzn, q, *flat = ctx.saved_tensors
-        gates = None if rzn is None else SavedGates(rzn, q)
+        gates = [] if rzn is None else [SavedGates(rzn, q)]
+        del rzn, q
         dh_n = None if dh_n is None else dh_n.view(h_0.shape)  # a cell's has one dimension less
         run = backward_pass
         if _by_operator(dy, dh_n):
             # Here, for ops.py is built on this file.
             from .ops import backward_by_operator as run
+        else:
+            ctx.maybe_clear_saved_tensors()  # unless the graph is retained; then nothing but the list holds the gates
         return None, *run(layer, x, h_0, y, gates, flat, dy, dh_n, ctx.needs_input_grad[1:])
 
 
@@ -102,13 +105,13 @@ def backward_pass(
     x: Tensor,
     h_0: Tensor,
     y: Tensor,
-    gates: SavedGates | None,
+    gates: list[SavedGates],
     flat: Sequence[Tensor],
     dy: Tensor | None,
     dh_n: Tensor | None,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """Gradients of (x, h_0, *flat), None where not wanted."""
+    """Gradients of (x, h_0, *flat), None where not wanted; `gates` as in `BackwardPass`."""
     call = layer.call
     if layer.batch_first:
         x, y = x.transpose(0, 1), y.transpose(0, 1)

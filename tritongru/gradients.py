@@ -42,7 +42,7 @@ class BackwardPass:
     x: Tensor  # [T, B, I] or [N, I]
     h_0: Tensor  # [D, B, H]
     y: Tensor  # [T, B, D * H] or [N, D * H]
-    gates: SavedGates | None  # None: to be computed again
+    gates: list[SavedGates]  # taken out by who reads them, to be gone thereafter; none: to be computed again
     dy: Tensor  # as y
     dh_n: Tensor  # [D, B, H]
     wanted: Wanted
@@ -51,26 +51,28 @@ class BackwardPass:
 @part("gradient products")
 def whole(p: BackwardPass) -> Gradients:
     """All T at once."""
-    visits, D, H = p.call.visits, p.call.directions, p.call.hidden_size
-    gates = p.gates
-    need_x = gates is None or any(want[0] for want in p.wanted.weights)
-    need_h_prev = gates is None or any(want[1] for want in p.wanted.weights)
-    rows = p.x.reshape(visits.size_rows, -1) if need_x else p.x  # copies a batch-first x
-    y = p.y.reshape(visits.size_rows, D, H)
-    h_prev = [visits.h_prev(y[:, d], p.h_0[d], d) if need_h_prev else [] for d in range(D)]
-    if gates is None:
-        gates = recompute_gates(rows, h_prev, p.weights, p.y.shape[:-1])
+    H = p.call.hidden_size
+    gates = p.gates.pop() if p.gates else recompute_gates(p)
     dgates, dh_0 = p.backend.backward(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
-    del gates  # computed again, they are gone before dx comes
+    del gates  # unless the graph is retained they are gone before anything else comes
     dx = products.input_gradient(dgates, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
+    need_x = any(want[0] for want in p.wanted.weights)
+    rows = p.x.reshape(p.call.visits.size_rows, -1) if need_x else p.x  # copies a batch-first x
     d_weights: list[Tensor | None] = []
-    for dgate, h, want in zip(dgates, h_prev, p.wanted.weights, strict=True):
+    for direction, (dgate, want) in enumerate(zip(dgates, p.wanted.weights, strict=True)):
         d_weights.append(products.input_weight_gradient(dgate, rows, H) if want[0] else None)
-        d_weights.append(products.hidden_weight_gradient(dgate, h) if want[1] else None)
+        d_weights.append(products.hidden_weight_gradient(dgate, _h_prev(p, direction)) if want[1] else None)
         if len(want) == 4:
             db_ih, db_hh = products.bias_gradients(dgate, H) if want[2] or want[3] else (None, None)
             d_weights += [db_ih if want[2] else None, db_hh if want[3] else None]
     return dx, dh_0, d_weights
+
+
+def _h_prev(p: BackwardPass, direction: int) -> list[tuple[slice, Tensor]]:
+    """h_{t-1} of every row of a direction, as `Visits.h_prev` gives it."""
+    visits = p.call.visits
+    y = p.y.reshape(visits.size_rows, p.call.directions, p.call.hidden_size)
+    return visits.h_prev(y[:, direction], p.h_0[direction], direction)
 
 
 @part("gradient products")
@@ -125,7 +127,7 @@ def _chunk(
     dx_chunk, dh_0, d_weights = whole(
         BackwardPass(
             p.backend, replace(p.call, visits=Visits(stop - start, B), directions=1), p.weights.only(direction),
-            x, h_0[None], y.contiguous(), None, dy, dh_n,
+            x, h_0[None], y.contiguous(), [], dy, dh_n,
             Wanted(p.wanted.x, dh_0_dtype, p.wanted.weights[direction : direction + 1]),
         )
     )  # fmt: skip
@@ -145,30 +147,28 @@ def _plus(total: Tensor | None, part: Tensor | None, dtype: torch.dtype) -> Tens
 
 
 @part("recompute")
-def recompute_gates(
-    x: Tensor,
-    h_prev: Sequence[Sequence[tuple[slice, Tensor]]],
-    weights: LayerWeights,
-    shape: Sequence[int],
-) -> SavedGates:
-    """The gates again, from x [N, I] and h_{t-1} of each direction as `Visits.h_prev` gives it; `shape` is y's, [T, B]
-    or packed [N]. As in forward, r, z, n take the place of x_proj."""
-    D, H, at_once = len(h_prev), weights.w_hh[0].shape[-1], cost.ROWS_AT_ONCE
-    x_proj = products.project(x, weights.w_ih, weights.b_ih).view(-1, D, 3 * H)
-    q = x.new_empty(len(x), D, H)
-    for direction, parts in enumerate(h_prev):
-        w_hh, b_hh = weights.w_hh[direction], weights.b_hh[direction] if weights.b_hh else None
-        for rows, h in parts:
-            for h_part, out, out_q in zip(
-                *(t.split(at_once) for t in (h, x_proj[rows, direction], q[rows, direction])), strict=True
-            ):
-                a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)
-                r_z, n = out.tensor_split([2 * H], -1)
-                r_z.add_(a_h[:, : 2 * H]).sigmoid_()
-                out_q.copy_(a_h[:, 2 * H :])
-                n.addcmul_(r_z[:, :H], out_q).tanh_()
-                del a_h  # before there is another
+def recompute_gates(p: BackwardPass) -> SavedGates:
+    """The gates again, from x and h_{t-1}. As in forward, r, z, n take the place of x_proj."""
+    N, D, H, shape = p.call.visits.size_rows, p.call.directions, p.call.hidden_size, p.y.shape[:-1]
+    x_proj = products.project(p.x.reshape(N, -1), p.weights.w_ih, p.weights.b_ih).view(N, D, 3 * H)
+    q = p.x.new_empty(N, D, H)
+    for direction in range(D):
+        _into_gates(p, direction, x_proj[:, direction], q[:, direction])
     return SavedGates(x_proj.view(*shape, D, 3 * H), q.view(*shape, D, H))
+
+
+def _into_gates(p: BackwardPass, direction: int, x_proj: Tensor, q: Tensor) -> None:
+    """x_proj [N, 3H] of a direction into its r, z, n; fills q [N, H]."""
+    H, at_once = p.call.hidden_size, cost.ROWS_AT_ONCE
+    w_hh, b_hh = p.weights.w_hh[direction], p.weights.b_hh[direction] if p.weights.b_hh else None
+    for rows, h in _h_prev(p, direction):
+        for h_part, out, out_q in zip(*(t.split(at_once) for t in (h, x_proj[rows], q[rows])), strict=True):
+            a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)
+            r_z, n = out.tensor_split([2 * H], -1)
+            r_z.add_(a_h[:, : 2 * H]).sigmoid_()
+            out_q.copy_(a_h[:, 2 * H :])
+            n.addcmul_(r_z[:, :H], out_q).tanh_()
+            del a_h  # before there is another
 
 
 def second_gradients(

@@ -112,7 +112,7 @@ def layer_backward(
     if not h_0.shape[1]:
         return _zero_gradients(x, h_0, weights, batch_first, wanted)
     layer = _layer(backend, x, h_0, batch_sizes, batch_first, training=True, recompute=not rzn.numel())
-    gates = None if layer.recompute else SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)
+    gates = [] if layer.recompute else [SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)]
     found = backward_pass(layer, x, h_0, y, gates, weights, dy, dh_n, wanted)
     return [gradient for gradient in found if gradient is not None]
 
@@ -186,13 +186,13 @@ layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 
 def backward_by_operator(
-    layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: SavedGates | None, flat: Sequence[Tensor],
+    layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: list[SavedGates], flat: Sequence[Tensor],
     dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
     """`autograd.backward_pass` as one operator, whose results can be differentiated once more."""
     sizes = layer.call.visits.batch_sizes
     batch_sizes = None if sizes is None else torch.tensor(sizes, device="cpu")
-    rzn, q = gates or (x.new_empty(0), x.new_empty(0))
+    rzn, q = gates[0] if gates else (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
     y = (

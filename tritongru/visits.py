@@ -120,19 +120,23 @@ class Visits:
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
             return [(rows, h) for rows, h in (later if direction == 0 else earlier) if len(h)]
-        return [(slice(0, N), torch.cat([y, h_0]).index_select(0, self._carried_rows(direction, y.device)))]
+        carried, begun = self._rows_before(direction, y.device)
+        return [(slice(0, N), y.index_select(0, carried).index_copy_(0, begun, h_0))]
 
-    def _carried_rows(self, direction: int, device: torch.device) -> Tensor:
-        """Packed: for every row, the row of [y; h_0] that holds its h_{t-1}. Made on the device: the host goes on."""
+    def _rows_before(self, direction: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Packed: for every row, the row of y that holds its h_{t-1}, or itself where it begins from h_0; and which
+        rows do, in the order of the batch. Made on the device: the host goes on."""
         N = self.size_rows
         sizes, starts = (table.long() for table in self.tables(device))
         t = torch.repeat_interleave(sizes, output_size=N)
         at = torch.arange(N, device=device)
         if direction == 0:  # no step has more rows than the one before it
-            return torch.where(at < self.batch, N + at, at - sizes[t - 1])
-        row = at - starts[t]
+            return torch.where(at < self.batch, at, at - sizes[t - 1]), at[: self.batch]
         after = torch.nn.functional.pad(sizes[1:], (0, 1))
-        return torch.where(row < after[t], at + sizes[t], N + row)
+        carried = torch.where(at - starts[t] < after[t], at + sizes[t], at)
+        b = at[: self.batch]
+        lengths = self.time - torch.searchsorted(sizes.flip(0), b, right=True)
+        return carried, starts[lengths - 1] + b
 
 
 class Kept:

@@ -14,7 +14,7 @@ from tritongru.launch import runtime
 
 KINDS = {
     "library product": ("addmm", "mm", "addmm_", "bmm"),
-    "copy": ("cat", "copy_", "roll", "flip", "index_select", "clone", "_to_copy"),
+    "copy": ("cat", "copy_", "roll", "flip", "index_select", "index_copy_", "clone", "_to_copy"),
     "padded copy": ("constant_pad_nd",),
     "column sum": ("sum",),
     "element-wise": ("add", "mul", "sigmoid", "tanh", "add_", "mul_", "sigmoid_", "tanh_", "addcmul_"),

@@ -25,7 +25,8 @@ from tritongru.planning.sequence import SequenceTiles
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
 ASYNCHRONOUS = r"\b(?:LDGSTS|LDGDEPBAR|UTMALDG|UBLKCP)\b"
 VOLATILE = "LDG.E.128.STRONG.SYS"
-VOTES = 5  # barriers in a wait: three for whether anything is missing, three more for whether it is given up
+# Barriers in a wait, of two votes (is anything missing, is it given up): three each, from Triton 3.9 on two
+VOTES = 4
 MATRIX = r"[A-Z]*MMA\."  # HMMA, HGMMA, UTCHMMA
 
 

@@ -153,6 +153,8 @@ def _compile(specimen: Specimen, device: Device) -> Any:
         from triton.backends.compiler import GPUTarget
         from triton.compiler import ASTSource, make_backend
         from triton.runtime.jit import JITFunction, create_function_from_signature
+
+        from ..launch.runtime import FUSED
     except ImportError as error:
         raise ImportError("compile_report needs Triton: pip install 'tritongru[triton]'") from error
     kernel = specimen.kernel
@@ -162,7 +164,7 @@ def _compile(specimen: Specimen, device: Device) -> Any:
         )
     target = GPUTarget(*device.target)
     backend = make_backend(target)
-    options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages}
+    options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages, **FUSED}
     if specimen.max_registers:
         options["maxnreg"] = specimen.max_registers
     debug = kernel.debug or triton.knobs.runtime.debug

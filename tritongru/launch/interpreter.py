@@ -6,6 +6,8 @@
 4. tl.extra.cuda.globaltimer(), by which kernels bound their waits, is inline assembly and out of reach besides: 3.6 and
    3.7. Here it reads the host's monotonic clock. Any other inline assembly stays the interpreter's own error.
 5. Every call of a device function patches the whole language again, a quarter of the time: 3.6 and 3.7.
+6. A comparison of scalars, spread over a tile, is a tile of the scalars' integers: 3.6 to 3.9, which refuses it as a
+   mask.
 
 They change `triton.runtime.interpreter` in this process only, which nothing but an interpreted kernel uses.
 
@@ -102,6 +104,14 @@ def _repair() -> None:
 
     builder.cast_impl = rounding(builder.cast_impl)
     builder.create_fp_to_fp = rounding(builder.create_fp_to_fp)
+
+    splat = builder.create_splat
+
+    def splat_of_truth(self: Any, of: Any, value: Any) -> Any:
+        found = splat(self, of, value)
+        return handle(found.data.astype(bool), tl.int1) if of.scalar == tl.int1 else found
+
+    builder.create_splat = splat_of_truth
 
     inline_asm = builder.create_inline_asm
 

@@ -19,6 +19,9 @@ from triton.runtime.interpreter import InterpretedFunction
 from .interpreter import launching
 
 Grid = tuple[int, int, int]
+FUSED = {
+    "enable_fp_fusion": True
+}  # a * b + c rounds once; without being told, Triton 3.9 warns and 3.10 no longer fuses
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
 
 
@@ -106,6 +109,8 @@ class Launch:
         self.name: str = kernel.fn.__name__
         self.rest = [arguments[name] for name in names[len(scalars) :]]  # keeps the tensors alive
         self.options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
+        if not interpreted(kernel):
+            self.options |= FUSED
         if cooperative and not interpreted(kernel):
             self.options["launch_cooperative_grid"] = True
         if max_registers and not interpreted(kernel):

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .problem import BYTES, Problem
 from .sequence import SequenceTiles
 
 ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once
+ROWS_OF_A_SUM = 128  # of a column sum's rows, how many one launch adds: see launch/products.py
 
 Counts = tuple[tuple[str, int], ...]  # (what, how many)
 TilesOfPass = Callable[[str, int], SequenceTiles]  # of "forward" or "backward" of so many directions
@@ -28,6 +30,21 @@ def in_chunks(p: Problem) -> bool:
 def chunks(p: Problem) -> int:
     """How many there are, in each direction."""
     return -(-p.time // steps_at_once(p.time, p.batch))
+
+
+def partial_sums(rows: int) -> list[int]:
+    """How many sums are left after each stage of a column sum but the last, which adds the last of these up."""
+    found = []
+    while rows > ROWS_OF_A_SUM:
+        rows = -(-rows // ROWS_OF_A_SUM)
+        found.append(rows)
+    return found
+
+
+def _column_sum_launches(rows: int) -> int:
+    """One per stage, and one for the rows of a stage that are too few for a sum like the others."""
+    before = [rows, *partial_sums(rows)]
+    return len(before) + sum(n % ROWS_OF_A_SUM > 0 for n in before[:-1])
 
 
 @dataclass(frozen=True)
@@ -122,11 +139,13 @@ def _backward_launches(p: Problem, recurrence: Recurrence, columns: int) -> Coun
     found["library product"] += L * D * (1 + parts) + (L - 1) * D
     # per direction: dW_i into order r z n; the two db put together (and cast); h_prev gathered; W_i for dx
     found["copy"] += L * D * (1 + bias * (2 + _narrow(p)) + p.packed * 2) + (L - 1) * D
-    found["column sum"] += L * D * bias
+    found["column sum"] += L * D * bias * _column_sum_launches(p.time * p.batch)
     found["host to device"] += L * D * p.packed
-    if p.recompute:  # x_proj, W_i and b_i side by side for it; h_prev W_h^T, and q's copy, of each part
+    if (
+        p.recompute
+    ):  # x_proj, W_i and b_i side by side for it; h_prev gathered; h_prev W_h^T, and q's copy, of each part
         found["library product"] += L * (1 + D * parts)
-        found["copy"] += L * ((D == 2) * (1 + bias) + D * parts)
+        found["copy"] += L * ((D == 2) * (1 + bias) + D * (p.packed * 2 + parts))
         found["element-wise"] += L * D * parts * 4
     return found
 
@@ -152,7 +171,7 @@ def _backward_launches_in_chunks(p: Problem, recurrence: Recurrence, columns: in
             found["copy"] += L * (parts + 1 + bias * (2 + _narrow(p))) + (L - 1) * 2
             if _narrow(p):  # the sums become float32 at the first chunk, and are rounded after the last
                 found["copy"] += L * weights * (last + first)
-            found["column sum"] += L * bias
+            found["column sum"] += L * bias * _column_sum_launches(length * B)
             found["element-wise"] += L * (4 * parts + weights * (not last)) + (L - 1) * direction
     return found
 
@@ -280,23 +299,27 @@ def peak_backward_bytes(p: Problem, columns: int, own: OwnBytes) -> int:
         if in_chunks(p):
             peak = max(peak, kept + dx + _chunk_bytes(p, I, columns, own, layer > 0))
             continue
-        h_prev = D * N * H * size if p.packed else 0
-        peak = max(peak, kept + h_prev + ((N + B) * H * size if p.packed else 0))
+        h_prev = N * H * size if p.packed else 0  # of a direction, gathered
         again = gates if p.recompute else 0
         if p.recompute:
-            peak = max(peak, kept + h_prev + _side_by_side(p, layer) + gates * 3 // 4)
+            peak = max(peak, kept + _side_by_side(p, layer) + gates * 3 // 4)
             part = N if p.packed else max(N - B, B)
-            peak = max(peak, kept + h_prev + again + 3 * H * min(part, ROWS_AT_ONCE) * size)
+            peak = max(peak, kept + again + h_prev + 3 * H * min(part, ROWS_AT_ONCE) * size)
         dgates = D * N * 4 * columns * size
-        peak = max(peak, kept + h_prev + again + dgates + own(True, True, p.time, D) + D * B * H * size)
+        peak = max(peak, kept + again + dgates + own(True, True, p.time, D) + D * B * H * size)
+        kept -= gates - again  # they have been read
         # W_i and dW_i in the order of dgates
-        peak = max(peak, kept + h_prev + dgates + dx + max(3 * columns * I * size, _column_sums(p, columns)))
+        peak = max(peak, kept + dgates + dx + max(3 * columns * I * size, h_prev, _column_sums(p, columns, N)))
     return peak
 
 
-def _column_sums(p: Problem, columns: int) -> int:
-    """Bytes of the sums of dgates' columns, and of the same cast."""
-    return 4 * columns * (max(4, BYTES[p.dtype]) + BYTES[p.dtype] * _narrow(p)) if p.bias else 0
+def _column_sums(p: Problem, columns: int, rows: int) -> int:
+    """Bytes of the sums of dgates' columns: of one stage and the next, and of the last and the same cast."""
+    if not p.bias:
+        return 0
+    size = BYTES[p.dtype]
+    wide, stages = max(4, size), [0, *partial_sums(rows), 1]
+    return 4 * columns * max(wide + size * _narrow(p), *(wide * (a + b) for a, b in pairwise(stages)))
 
 
 def _chunk_bytes(p: Problem, I: int, columns: int, own: OwnBytes, want_dx: bool) -> int:
@@ -316,7 +339,7 @@ def _chunk_bytes(p: Problem, I: int, columns: int, own: OwnBytes, want_dx: bool)
             h_prev = B * H * size * (both and B > 1 and not first and columns == H)
             found = weights * size if _narrow(p) or not last else 0
             d_w_ih = 3 * columns * I * size * (2 if found else 1)  # before and after its gates are put in order
-            d_b = found + _column_sums(p, columns) - 6 * H * p.bias * size * _narrow(p)  # the cast comes before them
+            d_b = found + _column_sums(p, columns, R) - 6 * H * p.bias * size * _narrow(p)  # the cast comes before them
             peak = max(
                 peak,
                 before + gates + 3 * H * max(R - B, B) * size,

@@ -46,7 +46,9 @@ def step_tiles(
     if device.vendor == "amd":
         num_stages = 2
     elif kind == "backward_first":
-        num_stages = 3 if vector else 2  # with 2, sm_100 spills a register of ieee's
+        num_stages = 3 if dtype == "fp32" else 2  # with 2, sm_89, 90 and 100 spill registers of tf32's or ieee's
+    elif kind == "cell" and dtype == "fp32" and not wide and not vector and (device.capability or 0) < 89:
+        num_stages = 4  # with more, sm_80 spills a register of odd sizes'
     elif kind == "backward" and dtype == "fp32" and (device.capability or 0) >= 100:
         num_stages = 2 if (device.capability or 0) >= 120 else 3  # with more, both spill a register of odd sizes' tf32
     else:
