@@ -43,7 +43,9 @@ class Form:
 
     def __str__(self) -> str:
         t = self.tiles
-        how = f"units{t.block_h}-chunk{t.block_k}-split{t.split}-wait{t.per_wait}" if t.exchange else "one-program"
+        how = "one-program"
+        if t.exchange:
+            how = f"units{t.block_h}-rows{t.block_b}x{t.tiles}-warps{t.num_warps}-shared{t.shared_gates}-waits{t.waits}"
         precision = "-ieee" if self.precision == "ieee" else ""
         return f"{self.device}-{self.kind}-{self.dtype}{precision}-K{t.block_k * t.num_k}-{how}"
 
