@@ -58,12 +58,13 @@ def needed(tiles: SequenceTiles, kind: str, dtype: str) -> Needed:
     )
 
 
-def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str) -> list[str]:
+def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, spills: int = 0) -> list[str]:
     """What is wrong with the machine code of a kernel that exchanges; [] if nothing.
 
     Args:
         report: of kernels/sequence.py's kernel of that kind with those tiles, for an NVIDIA device.
         kind: "forward" or "backward".
+        spills: bytes that the time loop may spill.
     """
     if not tiles.exchange:
         raise ValueError("one program owns all units here: it exchanges nothing")
@@ -86,7 +87,8 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
     for opcode in sorted({opcode.split(".")[0] for opcode in opcodes} & set(ASYNCHRONOUS)):
         faults.append(f"{opcode}: an asynchronous copy, which a pipeline makes")
     spilled = sum(bytes_moved(opcode) * n for opcode, n in loop.items() if opcode.startswith(("LDL", "STL")))
-    expect(spilled, 0, "bytes spilled", "registers are short")
+    if spilled > spills:
+        faults.append(f"{spilled} bytes spilled in the time loop, with {report.registers} registers")
     expect(count(MATRIX), want.matrix, "matrix instructions", "a product is gone, or repeated by warps")
     expect(count(("BAR",)), want.barriers, "barriers", "the parts of the sums take two for each row tile")
 
