@@ -403,7 +403,7 @@ def forward_alone(drawn: Drawn, **options: Any) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_a_wait_in_forward_that_runs_out(mistake: tuple[str, str], name: str, tmp_path, monkeypatch) -> None:
-    """The launch ends, a row that was waited for is NaN from there on, others are right, the next call says so, and the one after it is right."""
+    """The launch ends; the rows that were waited for are NaN from there on, others right; the next call says so, once."""
     drawn = Drawn(CALLS[name])
     there = torch.ones(drawn.call.case.H, dtype=torch.bool)
     there[16:] = False  # the units of program 1

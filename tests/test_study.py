@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-import contextlib
-import re
-from itertools import groupby, pairwise
-=======
->>>>>>> 41fe6a9 (Kernel study: the forms that lost for good go, their rows stay with their commit; compiled rows of the Gluon kernels)
 from pathlib import Path
 
 import pytest
@@ -19,12 +13,6 @@ from benchmarks.cases import Case
 from benchmarks.generated import generated
 from benchmarks.results import RESULTS
 from tests.kit.mutants import mutant
-<<<<<<< HEAD
-from tests.kit.versions import TRITON
-from tritongru.inspection.compile_report import compile_report
-from tritongru.planning import describe
-=======
->>>>>>> 41fe6a9 (Kernel study: the forms that lost for good go, their rows stay with their commit; compiled rows of the Gluon kernels)
 from tritongru.registry import has_triton
 
 if not has_triton():
@@ -152,60 +140,3 @@ def test_a_measured_time_is_shown_beside_the_form() -> None:
     assert "| form | NVIDIA H200 |" in study.text(rows, measured[:1])
     assert "| `step` | 3.25 |" in study.text(rows, measured[:1])
     assert "no GPU has measured" in study.text(rows, [{**measured[1], "provider": "step"}])
-<<<<<<< HEAD
-
-
-def report_of(name: str, kernels: object = None):
-    form, device = forms.SEQUENCE[name], describe("h200")
-    tiles = form.tiles(16, 256, "bf16", "tf32", device)
-    specimen = form.specimen(tiles, "bf16", "tf32")
-    if kernels is not None:
-        specimen = specimen.__class__(**{**vars(specimen), "kernel": kernels.study_forward})
-    return compile_report(specimen, device), tiles
-
-
-@compiled
-@pytest.mark.parametrize("name", [name for name, form in forms.SEQUENCE.items() if not form.barrier])
-def test_the_exchange_is_as_strong_as_that_of_sequence(name: str) -> None:
-    report, tiles = report_of(name)
-    assert exchange_faults(report, tiles, "forward", "bf16") == []
-    assert report.spill_bytes == 0
-
-
-def barrier_faults(sass: str) -> list[str]:
-    """What is wrong with the order of a counter barrier in the machine code."""
-    # of the time loop and what is around it, in the order of the text: what orders memory, and what is ordered
-    names = r"BAR\.SYNC|MEMBAR|CCTL|REDG|STG|LDG\.E\.STRONG\.GPU"
-    order = [name for name, _ in groupby(re.findall(rf"\s({names})\b", sass))]
-    found = [f"{name}: an asynchronous copy" for name in re.findall(ASYNCHRONOUS, sass)]
-    at = order.index("REDG") if "REDG" in order else 0
-    if order[max(0, at - 3) : at + 1] != ["STG", "BAR.SYNC", "MEMBAR", "REDG"]:
-        found.append(f"the count follows {order[max(0, at - 3) : at]}, not a store, a barrier and a fence")
-    looks = [after for name, after in pairwise(order) if name == "LDG.E.STRONG.GPU"]
-    if looks != ["CCTL", "CCTL"]:
-        found.append(f"a look at the counter is followed by {looks}, not each by what drops stale lines of L1")
-    return found
-
-
-@compiled
-@pytest.mark.parametrize(
-    ("old", "new", "fault"),
-    [
-        ("", "", ""),
-        ('1, sem="release"', '1, sem="relaxed"', "the count follows"),
-        ('0, sem="acquire"', '0, sem="relaxed"', "a look at the counter"),
-        pytest.param(
-            "    tl.debug_barrier()\n    tl.atomic_add(counter_ptr, 1,",
-            "    tl.atomic_add(counter_ptr, 1,",
-            "the count",
-            marks=pytest.mark.skipif(TRITON >= (3, 9), reason="Triton 3.9 puts a barrier before every atomic itself"),
-        ),
-    ],
-    ids=["as it is", "relaxed count", "relaxed look", "no barrier before the count"],
-)
-def test_the_counter_barrier_orders_what_it_has_to(old: str, new: str, fault: str, tmp_path: Path) -> None:
-    kernels = mutant(tmp_path, "study/sequence.py", old, new, module="study.sequence") if old else None
-    found = barrier_faults(report_of(BARRIER, kernels)[0].sass)
-    assert found == [] if not fault else found and found[0].startswith(fault)
-=======
->>>>>>> 41fe6a9 (Kernel study: the forms that lost for good go, their rows stay with their commit; compiled rows of the Gluon kernels)
