@@ -26,7 +26,15 @@ test: $(VENV)/installed  ## kernels in the interpreter, then what needs the comp
 	$(PYTEST) -m "compiled and not long"
 	$(PY) -m tests.kit.reached
 
-long: $(VENV)/installed  ## the long exploration; CI runs it; about a quarter of an hour
+# Other Tritons that serve `sequence`, to compile its kernels with; PyTorch is not needed for that
+TRITONS := 3.6.0 3.9.0
+
+.venv-triton-%/installed:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check numpy triton==$*
+	touch $@
+
+long: $(VENV)/installed $(TRITONS:%=.venv-triton-%/installed)  ## the long exploration; CI runs it; about a quarter of an hour
 	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
 	$(PYTEST) -m "long and compiled"
 

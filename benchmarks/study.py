@@ -3,18 +3,21 @@
 Every form is compiled for one call: forward without gates saved, one layer, I = H. `text` makes the generated part of
 kernels/README.md of the rows; a time is there once a GPU has measured it (results/<gpu>/gru.csv).
 
+    commit             the last one with the form, where its kernel is gone: such rows stay as they are; else empty
     launches           of the recurrence, in a call of T timesteps
     read_bytes         that all programs of a timestep load, most of which L2 delivers: h_{t-1} once in each program
                        that needs it, W_h where it is not kept, x_proj; of a library product each factor once, its least
     flops              of a timestep's products
     counted            what the instructions are counted in: "time loop", or "launch" where each timestep is one
     shared_bytes ...   as in compiled.csv (compiled.py)
-    signature          types of the arguments and constants, from which the same compiler makes the same kernel
+    signature          types of the arguments and constants, from which the same compiler makes the same kernel; of a
+                       PTX text its length and checksum
 """
 
 from __future__ import annotations
 
 import sys
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +41,8 @@ FILE = "study.csv"  # in benchmarks/results
 README = Path(__file__).parents[1] / "kernels" / "README.md"
 DEVICE, B, H, DTYPE, PRECISION = "h200", 32, 512, "bf16", "tf32"
 COLUMNS = (
-    "schema", "triton", "target", "form", "kernel", "dtype", "B", "H", "launches", "read_bytes", "flops", "warps",
-    "registers", "spill_bytes", "shared_bytes", "instructions", "loop_instructions", "counted", *SASS_CLASSES,
+    "schema", "commit", "triton", "target", "form", "kernel", "dtype", "B", "H", "launches", "read_bytes", "flops",
+    "warps", "registers", "spill_bytes", "shared_bytes", "instructions", "loop_instructions", "counted", *SASS_CLASSES,
     "signature",
 )  # fmt: skip
 # The columns of the table: instruction classes by what they do.
@@ -83,19 +86,10 @@ def _planned(backend: str, T: int) -> Made:
     return Made(specimen, launches, read_bytes, plan.cost.step_flops, backend == "sequence")
 
 
-def _sequence(form: forms.SequenceForm) -> Made:
-    tiles = form.tiles(B, H, DTYPE, PRECISION, describe(DEVICE))
-    if isinstance(tiles, str):
-        raise ValueError(f"{form} does not serve the study's sizes: {tiles}")
-    read_bytes = forms.read_by_a_step(tiles, B, H, DTYPE)
-    return Made(form.specimen(tiles, DTYPE, PRECISION), "1", read_bytes, in_time_loop=True)
-
-
 FORMS: dict[str, Callable[[], Made]] = {
     "unfused": _unfused,
     "step": lambda: _planned("step", STUDY_T),
     "step-input": lambda: _planned("step", 1),
-    **{name: lambda form=form: _sequence(form) for name, form in forms.SEQUENCE.items()},
     "sequence": lambda: _planned("sequence", STUDY_T),
 }
 
@@ -105,11 +99,18 @@ def signature(specimen: Specimen) -> str:
     by_type: dict[str, list[str]] = {}
     for name, kind in specimen.arguments.items():
         by_type.setdefault(kind, []).append(name.removesuffix("_ptr"))
-    constants = ", ".join(f"{name}={value}" for name, value in specimen.constants.items())
+    constants = ", ".join(f"{name}={_short(value)}" for name, value in specimen.constants.items())
     options = f"num_warps={specimen.num_warps}, num_stages={specimen.num_stages}"
     if specimen.max_registers:
         options += f", maxnreg={specimen.max_registers}"
     return "; ".join([*(f"{kind}: {', '.join(names)}" for kind, names in by_type.items()), constants, options])
+
+
+def _short(value: object) -> object:
+    """A constant; of a PTX text, or its constraints, what tells it from another."""
+    if isinstance(value, str) and len(value) > 40:
+        return f"<{len(value)} characters, {zlib.crc32(value.encode()):08x}>"
+    return value
 
 
 def row(name: str) -> dict[str, str]:
@@ -121,8 +122,9 @@ def row(name: str) -> dict[str, str]:
     loop = report.loops[0] if report.loops else None
     counts = loop.counts if loop and made.in_time_loop else report.counts
     cells = {
-        "schema": SCHEMA, "triton": triton.__version__, "target": report.target, "form": name, "kernel": report.kernel,
-        "dtype": DTYPE, "B": B, "H": H, "launches": made.launches, "read_bytes": made.read_bytes, "flops": made.flops,
+        "schema": SCHEMA, "commit": "", "triton": triton.__version__, "target": report.target, "form": name,
+        "kernel": report.kernel, "dtype": DTYPE, "B": B, "H": H, "launches": made.launches,
+        "read_bytes": made.read_bytes, "flops": made.flops,
         "warps": report.num_warps, "registers": report.registers, "spill_bytes": report.spill_bytes,
         "shared_bytes": report.shared_bytes, "instructions": report.instructions,
         "loop_instructions": loop.instructions if loop else "",
@@ -161,7 +163,10 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
         f"Compiled with Triton {first['triton']} for {first['target']}, {first['dtype']}, B {first['B']}, "
         f"H {first['H']}, I = H; no GPU, nothing timed. MB (all programs' loads) and Mflop are those of a timestep. "
         "Instructions are the text of the time loop, as one warp runs it, or of a launch where each timestep is one; "
-        "of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least."
+        "of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least. "
+        + " ".join(
+            f"`{r['form']}`, whose kernel is gone, is that of commit {r['commit']}." for r in rows if r["commit"]
+        )
     )
     signatures = "\n".join(f"- `{r['form']}`: `{r['kernel']}`, {r['signature']}" for r in rows)
     details = f"<details><summary>What was compiled, exactly</summary>\n\n{signatures}\n\n</details>"
@@ -206,7 +211,9 @@ def main(out: Path, readme: Path = README) -> int:
         need = "a process without TRITON_INTERPRET" if has_triton() else "Triton (pip install 'tritongru[triton]')"
         print(f"python -m benchmarks study: compiling needs {need}", file=sys.stderr)
         return 1
-    rows = [row(name) for name in track(FORMS, description="compiling")]
+    lost = [old for old in committed() if old["commit"]]
+    made = [row(name) for name in track(FORMS, description="compiling")]
+    rows = [*made[:-1], *lost, made[-1]]
     write_rows(out / FILE, COLUMNS, ([r[name] for name in COLUMNS] for r in rows))
     generate(readme, "study", generated(out))
     print(f"{len(rows)} forms in {out / FILE} and {readme}")

@@ -223,7 +223,7 @@ def sequence_forward(
     e_ptr,  # [directions, slots, groups, TILES, ROWS * K] integers in fragment order: the exchange buffer
     h_0_ptr,  # [D, B, H]
     h_n_ptr,  # [D, B, H]
-    state_ptr,  # [D, B, H] float32: h between launches; not touched where one launch takes all visits
+    state_ptr,  # [D, B, H] bits of float32: h between launches; not touched where one launch takes all visits
     w_ptr,  # [3, U, K] W_hh, padded with zeros
     w_reverse_ptr,
     b_ptr,  # [3H] b_hh
@@ -324,8 +324,8 @@ def sequence_forward(
         state = (direction.to(gl.int64) * B + b) * H + unit
         mask = (b < B) & is_unit
         begins = gl.load(h_0_ptr + state, mask=mask & (first_visit == 0), other=0.0).to(gl.float32)
-        goes_on = gl.load(state_ptr + state, mask=mask & (first_visit > 0), other=0.0)
-        h_i = gl.where(first_visit == 0, begins, goes_on)
+        goes_on = gl.load(state_ptr + state, mask=mask & (first_visit > 0), other=0)
+        h_i = gl.where(first_visit == 0, begins, goes_on.to(gl.float32, bitcast=True))
         publish(here + i * (ROWS * K) + own_place, as_factor(h_i.to(dtype), PRECISION))
         h = h + (h_i,)
         x = x + (load_three(rzn_ptr + times(at, step_x) + of_x[i], (t < lengths[i]) & (first_visit < stop), H),)
@@ -383,7 +383,7 @@ def sequence_forward(
         state = (direction.to(gl.int64) * B + b) * H + unit
         mask = (b < B) & is_unit
         gl.store(h_n_ptr + state, h[i].to(dtype), mask=mask & (stop_visit == T))
-        gl.store(state_ptr + state, h[i], mask=mask & (stop_visit < T))
+        gl.store(state_ptr + state, h[i].to(gl.int32, bitcast=True), mask=mask & (stop_visit < T))
 
 
 @gluon.jit

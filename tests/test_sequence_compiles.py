@@ -1,5 +1,5 @@
-"""Every form of the sequence kernels compiles within its device's limits, without spills, with matrix instructions in
-the time loop, and with an exchange as strong as its source. No GPU is needed.
+"""Every form of the sequence kernels compiles within its device's limits, without spills, with the instructions that
+its tiles promise and an exchange as strong as its source, under each Triton that serves it. No GPU is needed.
 
 What this cannot see: whether the machine code computes the right thing, and how fast. `make compile-all` shows the
 figures of all forms in a table.
@@ -7,51 +7,58 @@ figures of all forms in a table.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.kit.compile_all import DEVICES, Form, examine, forms, plans
-from tests.kit.lint import exchange_faults
+from tests.kit.compile_elsewhere import examined, python_of
+from tests.kit.lint import exchange_faults, time_loop
 from tests.kit.mutants import mutant
 from tritongru.inspection.compile_report import CompileReport, compile_report
 from tritongru.launch.sequence import specimen
 from tritongru.planning import describe
-from tritongru.planning.sequence import sequence_tiles, shared_bytes
+from tritongru.planning.sequence import SequenceTiles, sequence_tiles, shared_bytes
 
 pytestmark = pytest.mark.compiled
 
 ARCHITECTURES = {arch: [d for d in DEVICES if describe(d).arch == arch] for arch in {describe(d).arch for d in DEVICES}}
+OTHER_TRITONS = ("3.6.0", "3.9.0")
 
 
+@pytest.mark.parametrize("dtype", ["fp16", "bf16", "fp32"])
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-def test_at_most_60_kernels_per_target(arch: str) -> None:
-    found = forms(*ARCHITECTURES[arch])
-    assert 0 < len(found) <= 60
+def test_at_most_40_kernels_per_dtype_and_target(arch: str, dtype: str) -> None:
+    found = [form for form in forms(*ARCHITECTURES[arch]) if form.dtype == dtype]
+    assert 0 < len(found) <= 40
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_all_programs_of_every_plan_are_on_the_device_at_once(device: str) -> None:
-    """What exchanges, waits for each other; one such program fills an SM. Every program fits by itself."""
+    """What exchanges, waits for each other. Every program fits by itself."""
     limits = describe(device)
     for kind, dtype, _, tiles in plans(device):
+        shared = shared_bytes(tiles, kind, dtype)
         if limits.vendor == "nvidia":
-            assert shared_bytes(tiles, kind, dtype) <= limits.shared_per_program, (kind, dtype, tiles)
+            assert shared <= limits.shared_per_program, (kind, dtype, tiles)
         if tiles.exchange:
             assert limits.vendor == "nvidia", "L2s of several dies are not coherent"
-            assert tiles.programs * tiles.groups * tiles.directions <= limits.sms, (kind, dtype, tiles)
-            assert (tiles.max_registers or 255) * 32 * tiles.num_warps <= limits.registers_per_sm, tiles
+            per_sm = tiles.programs_per_sm
+            assert tiles.programs * tiles.groups * tiles.directions <= limits.sms * per_sm, (kind, dtype, tiles)
+            assert (tiles.max_registers or 255) * 32 * tiles.num_warps * per_sm <= limits.registers_per_sm, tiles
+            assert (shared + 1024) * per_sm <= limits.shared_per_sm, tiles  # the system keeps 1 KiB of each program's
 
 
-# Both passes, all dtypes, one program and several, each target; small forms, which compile fast
+# Both passes, all dtypes, one program and several, each target and each way of keeping weights
 SAMPLE = (
-    ("h200", "forward", "bf16", 1024, 16), ("h200", "backward", "fp16", 256, 64), ("h200", "backward", "fp32", 512, 16),
-    ("h200", "forward", "fp32", 650, 16), ("h200", "forward", "fp16", 100, 16), ("h200", "backward", "bf16", 64, 16),
-    ("a100", "forward", "fp32", 128, 16), ("a100", "backward", "bf16", 512, 16),
+    ("h200", "forward", "bf16", 2048, 16), ("h200", "forward", "fp32", 650, 16), ("h200", "forward", "fp16", 100, 16),
+    ("h200", "backward", "fp16", 256, 64), ("h200", "backward", "fp32", 512, 16), ("h200", "backward", "bf16", 64, 16),
+    ("a100", "forward", "fp32", 1024, 16), ("a100", "backward", "bf16", 512, 128),
     ("l4", "forward", "bf16", 512, 16), ("l4", "backward", "fp32", 256, 16),
-    ("b200", "forward", "bf16", 256, 16), ("b200", "backward", "bf16", 128, 16),
-    ("rtx5090", "forward", "fp16", 768, 16), ("rtx5090", "backward", "fp32", 128, 16),
+    ("b200", "forward", "bf16", 256, 512), ("b200", "backward", "bf16", 1536, 16),
+    ("rtx5090", "forward", "fp16", 768, 16), ("rtx5090", "backward", "bf16", 1024, 16),
     ("mi300x", "forward", "bf16", 128, 16), ("mi300x", "backward", "fp32", 64, 16),
 )  # fmt: skip
 
@@ -61,11 +68,15 @@ def check(form: Form) -> None:
     assert not found, f"{form}: {'; '.join(found)}"
 
 
-@pytest.mark.parametrize(("device", "kind", "dtype", "hidden_size", "batch"), SAMPLE)
-def test_sample(device: str, kind: str, dtype: str, hidden_size: int, batch: int) -> None:
+def tiles_of(kind: str, hidden_size: int, batch: int, dtype: str = "bf16", device: str = "h200") -> SequenceTiles:
     tiles = sequence_tiles(kind, batch, hidden_size, 1, dtype, "tf32", describe(device))
     assert not isinstance(tiles, str), tiles
-    check(Form(device, kind, dtype, "tf32", tiles))
+    return tiles
+
+
+@pytest.mark.parametrize(("device", "kind", "dtype", "hidden_size", "batch"), SAMPLE)
+def test_sample(device: str, kind: str, dtype: str, hidden_size: int, batch: int) -> None:
+    check(Form(device, kind, dtype, "tf32", tiles_of(kind, hidden_size, batch, dtype, device)))
 
 
 @pytest.mark.parametrize("kind", ["forward", "backward"])
@@ -81,91 +92,127 @@ def test_all(form: Form) -> None:
     check(form)
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("arch", [arch for arch in sorted(ARCHITECTURES) if arch.startswith("sm_")])
+@pytest.mark.parametrize("version", OTHER_TRITONS)
+def test_under_another_triton(version: str, arch: str) -> None:
+    """The forms that exchange; in float16 the machine code is bfloat16's but for the names of types."""
+    if not python_of(version).exists():
+        pytest.skip(f"no environment with Triton {version}: `make long` makes it")
+    meant = [form for form in forms(*ARCHITECTURES[arch]) if form.tiles.exchange and form.dtype != "fp16"]
+    found = examined(version, meant)
+    assert {compiled_by for compiled_by, _ in found} == {version}
+    wrong = {str(form): faults for form, (_, faults) in zip(meant, found, strict=True) if faults}
+    assert not wrong, wrong
+
+
+# Instructions of the time loop of the study's kernels, those that were fast on an H200 (prototypes.csv in
+# benchmarks/results/nvidia-h200), compiled by Triton 3.7.1 for sm_90 in bfloat16; forward saves r, z, n, q. They are
+# dense, in one direction, of an H known to the compiler, and their waits end by a count, without clock or status word.
+STUDY = {
+    ("forward", 256): 322, ("forward", 512): 236, ("forward", 1024): 304, ("forward", 2048): 531,
+    ("backward", 512): 286, ("backward", 1024): 443,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "hidden_size"), STUDY)
+def test_the_time_loop_is_at_most_a_tenth_longer_than_the_studys(kind: str, hidden_size: int) -> None:
+    """Without what runs only once a wait looks at the clock."""
+    tiles = tiles_of(kind, hidden_size, 16)
+    assert tiles.tiles == 1 and tiles.block_h == 16
+    found = time_loop(compile_report(specimen(kind, tiles, "bf16", "tf32"), describe("h200")))
+    assert STUDY[kind, hidden_size] / 2 < found <= 1.1 * STUDY[kind, hidden_size]
+
+
 # The lint, on kernels broken on purpose. A fault has the words by which these tests know it.
 
 
 def lint(
-    kind: str, device: str = "h200", kernels: object = None, num_stages: int = 1
+    kind: str, kernels: object = None, text: tuple[str, str] | None = None, num_stages: int = 1, **tiles: int
 ) -> tuple[CompileReport, list[str]]:
-    """The faults of a kernel of H 256 in bfloat16, the real one or one of `kernels`."""
-    tiles = sequence_tiles(kind, 16, 256, 1, "bf16", "tf32", describe(device))
-    assert not isinstance(tiles, str), tiles
-    found = replace(specimen(kind, tiles, "bf16", "tf32"), num_stages=num_stages)
+    """The faults of a kernel of H 256 in bfloat16: the real one, one of `kernels`, one with another text of its wait,
+    or one compiled with other tiles than those that the lint is told."""
+    meant = tiles_of(kind, 256, 16)
+    found = replace(specimen(kind, replace(meant, **tiles), "bf16", "tf32"), num_stages=num_stages)
     if kernels is not None:
         found = replace(found, kernel=getattr(kernels, f"sequence_{kind}"))
-    report = compile_report(found, describe(device))
-    return report, exchange_faults(report, tiles, kind, "bf16")
+    if text is not None:
+        assert text[0] in found.constants["WAIT"], f"the wait no longer holds {text[0]!r}"
+        found = replace(found, constants={**found.constants, "WAIT": found.constants["WAIT"].replace(*text)})
+    report = compile_report(found, describe("h200"))
+    return report, exchange_faults(report, meant, kind, "bf16")
 
 
-@pytest.mark.parametrize("kind", ["forward", "backward"])
+PASSES = pytest.mark.parametrize("kind", ["forward", "backward"])
+
+
+@PASSES
 def test_lint_finds_nothing_in_the_kernels(kind: str) -> None:
     assert lint(kind)[1] == []
 
 
-@pytest.mark.parametrize("kind", ["forward", "backward"])
-def test_lint_finds_receiving_loads_that_are_not_volatile(kind: str, tmp_path: Path) -> None:
-    broken = mutant(tmp_path, "exchange.py", "other=0, volatile=True)", "other=0)", module="sequence")
-    _, faults = lint(kind, kernels=broken)
-    assert any(fault.startswith("0 strong loads of 16 bytes") for fault in faults), faults
+@PASSES
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("ld.relaxed.gpu.global.v4", "ld.global.v4", "0 strong loads of 16 bytes"),
+        ("@p bra found; add", "bra found; add", "loops that load [] vectors again"),
+        ("nanosleep.u32 250;", "", "0 sleeps"),
+        ("ld.relaxed.gpu.global.u32 bits", "ld.global.u32 bits", "0 bytes of other strong loads"),
+    ],
+    ids=["weak loads", "no loop", "no sleep", "a weak look at the status word"],
+)
+def test_lint_finds_a_wait_that_is_none(kind: str, old: str, new: str, fault: str) -> None:
+    assert any(found.startswith(fault) for found in lint(kind, text=(old, new))[1])
 
 
-@pytest.mark.parametrize("kind", ["forward", "backward"])
-def test_lint_finds_warps_that_part_when_a_wait_is_given_up(kind: str, tmp_path: Path) -> None:
-    vote = "lost = tl.max(tl.zeros(found[0].shape, tl.int32) + late.to(tl.int32))"
-    broken = mutant(tmp_path, "exchange.py", vote, "lost = late.to(tl.int32)", module="sequence")
-    _, faults = lint(kind, kernels=broken)
-    assert any(fault.endswith("without a vote warps may part") for fault in faults), faults
+KERNELS = {
+    "weak publishing stores": ("exchange.py", ', cache_modifier=".cg")', ")", "bytes of strong stores"),
+    "weights loaded in the time loop": (
+        "sequence.py", "sum_n.store(add_product(zeros, seen, w_n,",
+        "w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)\n"
+        "            sum_n.store(add_product(zeros, seen, w_n,", "bytes of weak loads",
+    ),
+    "one buffer for all sums": (
+        "sequence.py", "sum_z = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)", "sum_z = sum_r",
+        "barriers",
+    ),
+    "a product dropped": (
+        "sequence.py", "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, right, PRECISION))",
+        "sum_z.store(zeros)", "matrix instructions",
+    ),
+    "a gate not saved": ("sequence.py", "gl.store(rzn + H, z.to(dtype), mask=saves)", "pass", "bytes of weak stores"),
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["forward", "backward"])
-def test_lint_finds_weak_publishing_stores(kind: str, tmp_path: Path) -> None:
-    broken = mutant(tmp_path, "exchange.py", ', cache_modifier=".cg")', ")", module="sequence")
-    _, faults = lint(kind, kernels=broken)
-    assert any(fault.startswith("strong stores of 0 bytes") for fault in faults), faults
-    assert any(fault.endswith("a weak store to the exchange buffer") for fault in faults), faults
+@pytest.mark.parametrize("mistake", KERNELS)
+def test_lint_finds_a_mistake_in_a_kernel(mistake: str, tmp_path: Path) -> None:
+    *change, fault = KERNELS[mistake]
+    faults = lint("forward", mutant(tmp_path, *change, module="sequence"))[1]
+    assert any(fault in found for found in faults), faults
 
 
-@pytest.mark.parametrize("device", ["h200", "a100", "b200"])
-def test_lint_finds_two_stages(device: str) -> None:
-    """The machine code is that of one stage: nothing in these loops is pipelined, but nothing promises it either."""
-    report, faults = lint("forward", device, num_stages=2)
-    assert len(faults) == 1
-    assert faults[0].startswith("num_stages is 2")
-    assert report.sass == lint("forward", device)[0].sass
+def test_lint_finds_weights_in_shared_memory_that_the_tiles_have_in_registers() -> None:
+    assert any("bytes from shared memory" in fault for fault in lint("forward", shared_gates=1)[1])
 
 
-def test_lint_finds_asynchronous_copies() -> None:
-    """As a pipeline makes them."""
-    report, _ = lint("forward")
-    tiles = sequence_tiles("forward", 16, 256, 1, "bf16", "tf32", describe("h200"))
-    assert not isinstance(tiles, str)
-    pipelined = replace(report, sass=report.sass.replace("LDG.E.128.STRONG.SYS", "LDGSTS.E.128"))
-    faults = exchange_faults(pipelined, tiles, "forward", "bf16")
-    assert any(fault.startswith("LDGSTS: an asynchronous copy") for fault in faults), faults
+def test_lint_finds_two_stages() -> None:
+    """Nothing in these loops is pipelined, but nothing promises it either."""
+    assert [fault[:15] for fault in lint("forward", num_stages=2)[1]] == ["num_stages is 2"]
 
 
-def test_lint_finds_weights_loaded_in_the_time_loop(tmp_path: Path) -> None:
-    resident = "q = add_product(q, left, w_n, wait * PER_WAIT, PRECISION)"
-    fetched = resident.replace("w_n", "load_slice(w_ptr, 2, U, offs_u, NUM_K, BLOCK_K, SPLIT, PRECISION)")
-    _, faults = lint("forward", kernels=mutant(tmp_path, "sequence.py", resident, fetched, module="sequence"))
-    assert len(faults) == 1
-    assert faults[0].startswith("weak loads of")
-    assert "weights" in faults[0]
+BINARIES: dict[str, tuple[Callable[[str], str], str]] = {
+    "lanes that part": (lambda sass: sass.replace("WARPSYNC", "NOP"), "no WARPSYNC after a wait"),
+    "an asynchronous copy": (lambda sass: sass.replace("LDG.E.U16 ", "LDGSTS.E.128 "), "LDGSTS: an asynchronous copy"),
+    "a product without matrix instructions": (lambda sass: sass.replace("HMMA.", "FFMA."), "0 matrix instructions"),
+    "spills": (lambda sass: sass.replace("STS.64", "STL.64"), "bytes spilled"),
+}
 
 
-def test_lint_finds_a_product_without_matrix_instructions() -> None:
-    report, _ = lint("forward")
-    tiles = sequence_tiles("forward", 16, 256, 1, "bf16", "tf32", describe("h200"))
-    assert not isinstance(tiles, str)
-    vector = replace(report, sass=report.sass.replace("HMMA.", "FFMA."))
-    assert exchange_faults(vector, tiles, "forward", "bf16") == ["no matrix instruction in the time loop"]
-
-
-def test_adding_parts_by_halves_computes_each_gate_once(tmp_path: Path) -> None:
-    """With `tl.sum` every warp holds the whole sum: 8 warps compute the gates 8 times, behind more barriers."""
-    named = "def sum_of_parts(x, SPLIT: tl.constexpr, SIZE: tl.constexpr):"
-    plain = f"{named}\n    return tl.sum(tl.reshape(x, (SPLIT, SIZE)), 0)\n\n\n@triton.jit\n"
-    other = mutant(tmp_path, "sequence.py", named, plain + named.replace("sum_of_parts", "unused"), module="sequence")
-    by_halves, by_sum = (lint("forward", kernels=kernels)[0].loops[0].counts for kernels in (None, other))
-    assert by_sum["MUFU"] == 8 * by_halves["MUFU"]
-    assert by_sum["BAR"] > 2 * by_halves["BAR"]
+@PASSES
+@pytest.mark.parametrize("mistake", BINARIES)
+def test_lint_finds_what_a_compiler_could_make(kind: str, mistake: str) -> None:
+    report, _ = lint(kind)
+    change, fault = BINARIES[mistake]
+    faults = exchange_faults(replace(report, sass=change(report.sass)), tiles_of(kind, 256, 16), kind, "bf16")
+    assert any(fault in found for found in faults), faults

@@ -1,136 +1,167 @@
-"""The lint that reads the binary of an exchanging kernel: what the interpreter cannot see, and a GPU shows rarely.
+"""The lint that reads the binary of an exchanging kernel: what the emulator cannot see, and a GPU shows rarely.
 
-kernels/exchange.py is right only if the machine code keeps what its source says: loads that are volatile and stay in
-the wait, stores that are strong, nothing moved ahead by a pipeline. The exact number of each is known from the tiles:
-one that is weak, narrow, gone or doubled shows as a count that is off. On sm_80 to sm_120 the source becomes:
+kernels/exchange.py is right, and kernels/sequence.py fast, only if the machine code keeps what the source says. How
+many of each instruction there are is known from the tiles: one that is weak, narrow, gone or doubled shows as a count
+that is off. On sm_80 to sm_120 the source becomes:
 
-    tl.load(volatile=True)             LDG.E.128.STRONG.SYS    ld.volatile.global.v4.b32 in PTX
-    tl.store(cache_modifier=".cg")     STG.E.U16.STRONG.GPU    st.global.cg.b16
-    a plain load or store              LDG.E.U16, STG.E        weak: the memory model promises other programs nothing
-
-With num_stages = 2, Triton 3.6.0 and 3.7.1 make the very binary of num_stages = 1: there is nothing in these loops that
-they would pipeline. Nothing promises that it stays so: what was asked for is therefore a fault by itself, besides what
-the binary shows.
+    ld.relaxed.gpu.global.v4.b32       LDG.E.128.STRONG.GPU
+    gl.store(cache_modifier=".cg")     STG.E.U16.STRONG.GPU
+    a plain load or store              LDG.E.U16, STG.E       weak: the memory model promises other programs nothing
+    the product's begin after a wait   WARPSYNC               the lanes of a warp end their waits one by one
 """
 
 from __future__ import annotations
 
-import re
 from collections import Counter
+from collections.abc import Iterable
+from typing import NamedTuple
 
-from tritongru.inspection.compile_report import CompileReport, bytes_moved, loop_opcodes
+from tritongru.inspection.compile_report import CompileReport, bytes_moved, control_flow
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
-ASYNCHRONOUS = r"\b(?:LDGSTS|LDGDEPBAR|UTMALDG|UBLKCP)\b"
-VOLATILE = "LDG.E.128.STRONG.SYS"
-# Barriers in a wait, of two votes (is anything missing, is it given up): three each, from Triton 3.9 on two
-VOTES = 4
-MATRIX = r"[A-Z]*MMA\."  # HMMA, HGMMA, UTCHMMA
+ASYNCHRONOUS = ("LDGSTS", "LDGDEPBAR", "UTMALDG", "UBLKCP")
+MATRIX = ("HMMA", "HGMMA", "UTCMMA")
+RECEIVED = "LDG.E.128.STRONG.GPU"
+CLOCK = "SR_GLOBALTIMER"
 
 
-def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str) -> list[str]:
+class Needed(NamedTuple):
+    """What a visit of all row tiles of a program takes, by its source. Bytes are those of one thread."""
+
+    waits: int  # in the time loop
+    vectors: int  # of 16 bytes, of a wait
+    matrix: int  # matrix instructions of a warp
+    barriers: int
+    published: int  # bytes
+    stored: int  # bytes of y, r, z, n, q, or of dgates
+    loaded: int  # bytes of what is not exchanged: x_proj, or dy, r, z, n, q, h_prev; and where a timestep begins
+    from_shared: int  # bytes: the parts of the sums, and the weights of the gates that are there
+
+
+def needed(tiles: SequenceTiles, kind: str, dtype: str) -> Needed:
+    """By kernels/sequence.py, for its kernel of that kind."""
+    t, size, threads = tiles, BYTES[dtype], 32 * tiles.num_warps
+    own = max(1, t.block_b * t.block_h // threads)  # elements of a tile
+    gates, sums = (1, 3) if kind == "forward" else (3, 1)
+    blocks = t.block_b // 16 * (t.units // t.num_warps) * size // 32  # left factors of a warp and gate
+    return Needed(
+        waits=t.tiles * t.waits,
+        vectors=gates * blocks // t.waits,
+        matrix=t.tiles * 3 * blocks * (t.block_h // 8),
+        barriers=2 * t.tiles,
+        published=t.tiles * gates * own * size,
+        stored=t.tiles * (5 if kind == "forward" else 4) * own * size,
+        loaded=t.tiles * (3 if kind == "forward" else 6) * own * size + 4,
+        from_shared=t.tiles * (4 * sums * t.num_warps * own + t.shared_gates * t.block_h * t.units * size // threads),
+    )
+
+
+def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, spills: int = 0) -> list[str]:
     """What is wrong with the machine code of a kernel that exchanges; [] if nothing.
 
     Args:
         report: of kernels/sequence.py's kernel of that kind with those tiles, for an NVIDIA device.
         kind: "forward" or "backward".
+        spills: bytes that the time loop may spill.
     """
     if not tiles.exchange:
         raise ValueError("one program owns all units here: it exchanges nothing")
-    loops = loop_opcodes(report)
-    if not loops:
-        return ["no loop over the time steps"]
+    opcodes, before, bodies = control_flow(report)
+    if not bodies:
+        return ["no loop over the visits"]
+    body = bodies[0]  # the time loop is by far the largest
+    loop, want = Counter(opcodes[i] for i in body), needed(tiles, kind, dtype)
     faults = []
-    in_time, inside = loops[0], loops[1:]  # the time loop is by far the largest
-    needed = _Needed(tiles, kind, dtype)
+
+    def count(names: Iterable[str]) -> int:
+        return sum(n for opcode, n in loop.items() if opcode.split(".")[0] in names)
+
+    def expect(found: int, wanted: int, what: str, why: str) -> None:
+        if found != wanted:
+            faults.append(f"{found} {what} in the time loop, the tiles need {wanted}: {why}")
 
     if report.num_stages != 1:
         faults.append(f"num_stages is {report.num_stages}: a pipeline may load what is not written yet")
-    for opcode in sorted(set(re.findall(ASYNCHRONOUS, report.sass))):
-        faults.append(f"{opcode}: an asynchronous copy, which software pipelining makes")
+    for opcode in sorted({opcode.split(".")[0] for opcode in opcodes} & set(ASYNCHRONOUS)):
+        faults.append(f"{opcode}: an asynchronous copy, which a pipeline makes")
+    spilled = sum(bytes_moved(opcode) * n for opcode, n in loop.items() if opcode.startswith(("LDL", "STL")))
+    if spilled > spills:
+        faults.append(f"{spilled} bytes spilled in the time loop, with {report.registers} registers")
+    expect(count(MATRIX), want.matrix, "matrix instructions", "a product is gone, or repeated by warps")
+    expect(count(("BAR",)), want.barriers, "barriers", "the parts of the sums take two for each row tile")
 
-    # every tile is loaded once before its wait and again in it; each wait also looks at the status word
-    wide, wanted = in_time[VOLATILE], 2 * needed.waits * needed.vectors
-    if wide != wanted:
-        faults.append(
-            f"{wide} strong loads of 16 bytes in the time loop, where the exchange needs {wanted}: some are weak, "
-            "narrow or gone"
-        )
-    status = _bytes(in_time, "LDG", strong="SYS") - 16 * wide
-    if status != 4 * needed.waits:
-        faults.append(
-            f"strong loads of {status} bytes besides those of 16 bytes, where looking at the status word in each wait "
-            f"takes {4 * needed.waits}"
-        )
-    waiting = [loop for loop in inside if loop[VOLATILE] == needed.vectors]
-    if len(waiting) != needed.waits:
-        faults.append(
-            f"{len(waiting)} loops load the {needed.vectors} vectors of a wait again and again, not {needed.waits}"
-        )
+    expect(loop[RECEIVED], want.waits * want.vectors, "strong loads of 16 bytes", "some are weak, narrow or gone")
+    waiting = [inner for inner in bodies[1:] if inner < body and sum(opcodes[i] == RECEIVED for i in inner)]
+    again = [sum(opcodes[i] == RECEIVED for i in inner) for inner in waiting]
+    if again != [want.vectors] * want.waits:
+        faults.append(f"loops that load {again} vectors again, the tiles need {want.waits} of {want.vectors} each")
+    status = _bytes(loop, "LDG", "GPU") - 16 * loop[RECEIVED]
+    expect(status, 4 * want.waits, "bytes of other strong loads", "each wait looks at the status word")
+    expect(count(("NANOSLEEP",)), want.waits * bool(tiles.delay), "sleeps", "each wait may have one before it looks")
 
-    parting = [loop for loop in waiting if sum(n for opcode, n in loop.items() if opcode.startswith("BAR")) < VOTES]
-    if parting:
-        faults.append(
-            f"{len(parting)} waits with fewer than {VOTES} barriers: each warp looks at the clock and the status word "
-            "for itself, and without a vote warps may part"
-        )
+    told = 4 * want.waits  # the status word, and the one that the host reads
+    expect(_bytes(loop, "STG", "GPU"), want.published + told, "bytes of strong stores", "some are weak or gone")
+    expect(_bytes(loop, "STG", "SYS"), told, "bytes of stores for the host", "a wait that runs out says so once")
+    expect(_bytes(loop, "STG", None), want.stored, "bytes of weak stores", "a weak store to the exchange buffer")
+    expect(_bytes(loop, "LDG", None), want.loaded, "bytes of weak loads", "weights or the exchange are among them")
+    shared = _bytes(loop, "LDS", None) + _bytes(loop, "LDSM", None)
+    expect(shared, want.from_shared, "bytes from shared memory", "weights that should be in registers, or parts twice")
 
-    strong_stores = _bytes(in_time, "STG", strong="GPU")
-    if strong_stores != needed.published:
-        faults.append(
-            f"strong stores of {strong_stores} bytes per thread and step, {needed.published} are published: "
-            "some are weak or gone"
-        )
-    weak_stores = _bytes(in_time, "STG", strong=None)
-    if weak_stores > needed.stored:
-        faults.append(
-            f"weak stores of {weak_stores} bytes per thread and step, {needed.stored} are its own: a weak store to the "
-            "exchange buffer"
-        )
-    weak_loads = _bytes(in_time, "LDG", strong=None)
-    if weak_loads > needed.loaded:
-        faults.append(
-            f"weak loads of {weak_loads} bytes per thread and step, where it needs {needed.loaded}: weights (in all "
-            f"{needed.weights} bytes per thread) or the exchange are loaded in the time loop"
-        )
-    if not any(re.match(MATRIX, opcode) for opcode in in_time):
-        faults.append("no matrix instruction in the time loop")
+    parted = _unordered(opcodes, before)
+    if parted:
+        faults.append(f"{parted} matrix instructions that a lane may reach before its warp: no WARPSYNC after a wait")
     return faults
 
 
-class _Needed:
-    """What kernels/sequence.py moves between a thread and global memory in a time step: bytes, but where told."""
+def time_loop(report: CompileReport) -> int:
+    """Instructions of the time loop, without those that run only once a wait looks at the clock."""
+    _, before, bodies = control_flow(report)
+    body = bodies[0]
+    clocks = {i for i, line in enumerate(_lines(report)) if CLOCK in line}
+    after: dict[int, list[int]] = {i: [] for i in body}
+    for i in body:
+        for previous in before[i]:
+            if previous in body:
+                after[previous].append(i)
+    head = next(i for i in body if any(previous not in body for previous in before[i]))
+    seen, pending = {head}, [head]
+    while pending:
+        new = [i for i in after[pending.pop()] if i not in seen and i not in clocks]
+        seen.update(new)
+        pending += new
+    return len(seen)
 
-    def __init__(self, tiles: SequenceTiles, kind: str, dtype: str):
-        size, threads = BYTES[dtype], 32 * tiles.num_warps
-        own = max(1, tiles.block_b * tiles.block_h // threads)  # elements of the program's own tile
-        K = tiles.block_k * tiles.num_k
-        chunks = tiles.num_k if kind == "forward" else 3 * tiles.num_k
-        self.waits = chunks // tiles.per_wait  # how many
-        self.vectors = tiles.per_wait * tiles.block_b * tiles.block_k * size // (16 * threads)  # of 16 bytes, of a wait
-        self.weights = 3 * tiles.block_h * K * size // threads
-        tables = 2 * 4  # the first row of a time step, and how many run
-        status = 2 * 4 * self.waits  # when a wait is given up: the word on the device, and the one that the host reads
-        state = 4 * own
-        if kind == "forward":
-            h_0 = 16 * self.vectors * self.waits  # the rows that start, in place of the exchange
-            self.published = own * size
-            self.loaded = 3 * own * size + state + h_0 + tables  # x_proj
-            self.stored = 5 * own * size + state + status  # y, r, z, n, q
-        else:
-            self.published = 4 * own * size
-            self.loaded = (7 * size + 4) * own + state + tables  # dy, r, z, n, q, h_prev or h_0; dh_n, in float32
-            self.stored = 4 * own + state + status  # dh_0, in float32 at most
+
+def _lines(report: CompileReport) -> list[str]:
+    """The lines of the disassembly, an instruction each."""
+    from tritongru.inspection.compile_report import _SASS_LINE
+
+    return [line for line in report.sass.splitlines() if _SASS_LINE.match(line)]
+
+
+def _unordered(opcodes: list[str], before: list[list[int]]) -> int:
+    """Matrix instructions that control may reach from a wait's loads with no WARPSYNC between."""
+    found = 0
+    for i, opcode in enumerate(opcodes):
+        if opcode.split(".")[0] not in MATRIX:
+            continue
+        seen, pending = {i}, [i]
+        while pending:
+            new = [j for j in before[pending.pop()] if j not in seen and not opcodes[j].startswith("WARPSYNC")]
+            seen.update(new)
+            pending += new
+        found += any(opcodes[j] == RECEIVED for j in seen)
+    return found
 
 
 def _bytes(opcodes: Counter[str], kind: str, strong: str | None) -> int:
-    """Bytes per thread of the loads ("LDG") or stores ("STG") of one strength: "SYS", "GPU", or None, the weak ones."""
+    """Bytes of a thread's loads ("LDG") or stores ("STG") of one strength: "SYS", "GPU", or None, the weak ones."""
     total = 0
     for opcode, n in opcodes.items():
         name, *modifiers = opcode.split(".")
         scope = modifiers[modifiers.index("STRONG") + 1] if "STRONG" in modifiers else None
         if name == kind and scope == strong:
-            total += n * bytes_moved(opcode)
+            total += n * (4 * int(modifiers[-1]) if name == "LDSM" else bytes_moved(opcode))
     return total

@@ -107,8 +107,16 @@ def compile_report(specimen: Specimen, device: Device) -> CompileReport:
 
 def loop_opcodes(report: CompileReport) -> list[Counter[str]]:
     """How often each whole opcode ("LDG.E.128.STRONG.SYS") occurs in each of the report's loops, in their order."""
+    opcodes, _, bodies = control_flow(report)
+    return [Counter(opcodes[i] for i in body) for body in bodies]
+
+
+def control_flow(report: CompileReport) -> tuple[list[str], list[list[int]], list[set[int]]]:
+    """Of a kernel for NVIDIA: each instruction's whole opcode, the instructions that it may follow, and the loops as
+    sets of instructions, largest first."""
     instructions, labels = _parse_sass(report.sass)
-    return [Counter(instructions[i][1] for i in body) for body in _loop_bodies(instructions, labels)]
+    opcodes = [opcode for _, opcode, _ in instructions]
+    return opcodes, _predecessors(instructions, labels)[0], _loop_bodies(instructions, labels)
 
 
 def bytes_moved(opcode: str) -> int:
@@ -232,13 +240,10 @@ def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> tuple[Lo
     return tuple(Loop(len(body), _count((instructions[i][1] for i in body), SASS_CLASSES)) for body in bodies)
 
 
-def _loop_bodies(instructions: list[_Instruction], labels: dict[str, int]) -> list[set[int]]:
-    """The instructions of each loop by their index, largest loop first, by control flow and not by address.
-
-    The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
-    between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
-    from the entry to it; its members are then all instructions that reach the branch without passing the target.
-    """
+def _predecessors(
+    instructions: list[_Instruction], labels: dict[str, int]
+) -> tuple[list[list[int]], list[tuple[int, int]]]:
+    """For each instruction those that it may follow, and the backward branches as (target, branch)."""
     before: list[list[int]] = [[] for _ in instructions]
     closing = []
     for i, (predicated, opcode, operands) in enumerate(instructions):
@@ -251,7 +256,17 @@ def _loop_bodies(instructions: list[_Instruction], labels: dict[str, int]) -> li
         conditional = predicated or "," in operands  # "@P0 BRA `(.L_x_1)", "BRA.U UP0, `(.L_x_1)"
         if (conditional or kind not in ("BRA", "BRX", "EXIT", "RET")) and i + 1 < len(instructions):
             before[i + 1].append(i)
+    return before, closing
 
+
+def _loop_bodies(instructions: list[_Instruction], labels: dict[str, int]) -> list[set[int]]:
+    """The instructions of each loop by their index, largest loop first, by control flow and not by address.
+
+    The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
+    between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
+    from the entry to it; its members are then all instructions that reach the branch without passing the target.
+    """
+    before, closing = _predecessors(instructions, labels)
     members: dict[int, set[int]] = {}  # by the loop's first instruction
     for head, tail in closing:
         body, pending = {head, tail}, [tail]

@@ -121,7 +121,7 @@ def _repair() -> None:
         return inline_asm(self, asm, *rest)
 
     builder.create_inline_asm = inline_asm_with_timer
-    builder.global_timer = lambda self: time.monotonic_ns()  # nanoseconds; launch/concurrent.py puts its own clock here
+    builder.global_timer = lambda self: time.monotonic_ns()  # nanoseconds
 
     patch_lang = interpreter._patch_lang
     timer = tl.extra.cuda.globaltimer

@@ -69,7 +69,7 @@ def forward(
     y = empty(*by_row, D * H, dtype=dtype, device=device)
     h_n = empty(D, B, H, dtype=dtype, device=device)
     several = _visits_per_launch("forward", call, tiles) < call.visits.time
-    state = empty(D, B, H, dtype=torch.float32, device=device) if several else _unread(device)
+    state = empty(D, B, H, dtype=torch.float32, device=device).view(torch.int32) if several else status(device).word
     first, last = weights.direction(0), weights.direction(-1)
     arguments = dict(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, state_ptr=state,
@@ -157,13 +157,6 @@ def _step_instead(why: str) -> None:
 def _visits_per_launch(kind: str, call: LayerCall, tiles: SequenceTiles) -> int:
     v = call.visits
     return tiles.visits_per_launch(kind, call.dtype, v.time, v.size_rows, call.hidden_size, call.directions)
-
-
-@lru_cache(maxsize=8)
-def _unread(device: torch.device) -> Tensor:
-    """For a float32 argument that a launch does not touch."""
-    with torch.inference_mode(False):
-        return torch.empty(1, dtype=torch.float32, device=device)
 
 
 def _launch(
@@ -268,9 +261,9 @@ def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> Spe
     kernel, scalars = _kernel(kind)
     own = f"*{dtype}"
     types = dict.fromkeys(scalars, "i32")
-    types |= dict.fromkeys(("lengths_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
+    types |= dict.fromkeys(("state_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
     types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16"}
-    types |= dict.fromkeys(("dh_n_ptr", "dh_0_ptr", "state_ptr"), "*fp32")
+    types |= dict.fromkeys(("dh_n_ptr", "dh_0_ptr"), "*fp32")
     given = {name: types.get(name, own) for name in kernel.arg_names if name in types or name.endswith("_ptr")}
     return Specimen(
         kernel, given, _constants(kind, tiles, dtype, precision), tiles.num_warps, num_stages=1,

@@ -308,9 +308,8 @@ def peak_backward_bytes(p: Problem, columns: int, own: OwnBytes) -> int:
         dgates = D * N * 4 * columns * size
         peak = max(peak, kept + again + dgates + own(True, True, p.time, D) + D * B * H * size)
         kept -= gates - again  # they have been read
-        # W_i and dW_i in the order of dgates, dW_h with its padding
-        d_w_hh = h_prev + 3 * columns * H * size * (columns > H)
-        peak = max(peak, kept + dgates + dx + max(3 * columns * I * size, d_w_hh, _column_sums(p, columns, N)))
+        # W_i and dW_i in the order of dgates
+        peak = max(peak, kept + dgates + dx + max(3 * columns * I * size, h_prev, _column_sums(p, columns, N)))
     return peak
 
 

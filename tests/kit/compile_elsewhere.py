@@ -1,0 +1,65 @@
+"""Forms of kernels/sequence.py's kernels, compiled by another Triton, in an environment without PyTorch.
+
+`examined` hands what is to be compiled to that environment's interpreter, which runs this file: names and types alone,
+since kernels/ imports Triton and nothing else. `make long` makes the environments.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+
+
+def python_of(version: str) -> Path:
+    """The interpreter of the environment with this Triton."""
+    return ROOT / f".venv-triton-{version}" / "bin" / "python"
+
+
+def examined(version: str, forms: Sequence[Any]) -> list[tuple[str, list[str]]]:
+    """For each form of compile_all.py the version of Triton that compiled it, and what is wrong with it."""
+    from tritongru.launch.sequence import specimen
+
+    jobs = []
+    for form in forms:
+        s = specimen(form.kind, form.tiles, form.dtype, form.precision)
+        launch = dict(
+            arguments=dict(s.arguments), constants=dict(s.constants), num_warps=s.num_warps, num_stages=s.num_stages,
+            max_registers=s.max_registers,
+        )  # fmt: skip
+        jobs.append((form, s.kernel.fn.__module__.rsplit(".", 1)[-1], s.name, launch))
+    command = [python_of(version), "-m", "tests.kit.compile_elsewhere"]
+    done = subprocess.run(command, cwd=ROOT, input=pickle.dumps(jobs), capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    found: list[tuple[str, list[str]]] = pickle.loads(done.stdout)
+    return found
+
+
+def main() -> None:
+    package = ModuleType("tritongru")  # its parts that need no PyTorch, without the __init__.py that does
+    package.__path__ = [str(ROOT / "tritongru")]
+    sys.modules["tritongru"] = package
+    import triton
+
+    from tests.kit.compile_all import faults
+    from tritongru.inspection.compile_report import compile_report
+    from tritongru.planning.devices import describe
+
+    found = []
+    for form, module, name, launch in pickle.load(sys.stdin.buffer):
+        kernel = getattr(importlib.import_module(f"tritongru.kernels.{module}"), name)
+        device = describe(form.device)
+        report = compile_report(SimpleNamespace(kernel=kernel, name=name, **launch), device)  # type: ignore[arg-type]
+        found.append((triton.__version__, faults(form, report, device)))
+    sys.stdout.buffer.write(pickle.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
