@@ -1,4 +1,4 @@
-"""Command `speed`: what results/nvidia-h200 says of the layer's speed, for README.md and kernels/README.md.
+"""Command `speed`: what results/nvidia-h200 says of speed, for README.md, kernels/README.md and the folder's own.
 
 The rows are those that were timed beside the harness (results/nvidia-h200/README.md says how), and of gru.csv the
 memory. A speed is never given of calls alone: launched one by one, nn.GRU waits for its host, in a CUDA graph it does
@@ -19,7 +19,7 @@ from .providers import BASELINE
 from .results import RESULTS, ROOT, ROWS, read
 
 FOLDER = RESULTS / "nvidia-h200"
-README, KERNELS = ROOT / "README.md", ROOT / "kernels" / "README.md"
+README, KERNELS, ALL = ROOT / "README.md", ROOT / "kernels" / "README.md", FOLDER / "README.md"
 T = 512  # of every row here
 BACKENDS = ("sequence", "step")
 WAYS = {
@@ -99,7 +99,7 @@ def shapes(folder: Path = FOLDER) -> list[Shape]:
 
 
 # The lines of the README's table: the sizes most used, and the largest losses. All shapes are in the figure, and every
-# loss in the text below the table.
+# loss in the folder's README.
 SHOWN: tuple[tuple[Key, str], ...] = (
     (("bf16", 256, 64), "sequence"),
     (("bf16", 512, 1), "sequence"),
@@ -154,8 +154,12 @@ def text(folder: Path = FOLDER) -> str:
             cells.append(_bold(both, bool(ours and theirs and float(ours) > float(theirs))))
         rows.append([by_key[key].name, f"`{backend}`", *cells])
     header = ("", "backend", *WAYS.values(), "MiB kept for backward", "MiB at the peak")
-    everything = f"{_losses(list(by_key.values()))}\n{_short(folder)}"
-    return f"{table(header, rows)}\n\nOf all shapes that were timed, and **where it is slower**:\n\n{everything}"
+    return table(header, rows)
+
+
+def losses_text(folder: Path = FOLDER) -> str:
+    """The generated part of the folder's README.md: of all shapes, and where it is slower."""
+    return f"{_losses(shapes(folder))}\n{_short(folder)}"
 
 
 def _losses(found: Sequence[Shape]) -> str:
@@ -210,9 +214,10 @@ def kernel_text(folder: Path = FOLDER) -> str:
     return table(header, cells)
 
 
-def main(readme: Path = README, kernels: Path = KERNELS) -> int:
-    """Write both."""
+def main(readme: Path = README, kernels: Path = KERNELS, every: Path = ALL) -> int:
+    """Write all three."""
     generate(readme, "speed", text())
     generate(kernels, "speed", kernel_text())
-    print(f"what {FOLDER.relative_to(ROOT)} says is in README.md and kernels/README.md")
+    generate(every, "speed", losses_text())
+    print(f"what {FOLDER.relative_to(ROOT)} says is in README.md, kernels/README.md and the folder's own")
     return 0
