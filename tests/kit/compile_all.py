@@ -19,7 +19,6 @@ from multiprocessing import get_context
 
 from tritongru.inspection.compile_report import CompileReport, compile_report
 from tritongru.planning.devices import Device, describe
-from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles, shared_bytes
 
 from .lint import exchange_faults
@@ -29,9 +28,12 @@ KINDS = ("forward", "backward")
 DTYPES = (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee"))  # precision: of float32 products
 HIDDEN = (32, 64, 100, 128, 192, 200, 256, 384, 512, 650, 768, 1024, 1280, 1536, 2048, 2560, 2816)
 BATCHES = (1, 4, 16, 32, 64, 128, 512)
-# What is spilled, in all and in the time loop, where no other form is known: by pass, bytes of an element, K, rows of a
-# tile, tiles in turn and gates in shared memory
-SPILLS = {("forward", 2, 512, 64, 1, 0): (16, 0)}
+# What is spilled, in all and in the time loop, where no other form is known: by pass, dtype, precision, K, rows of a
+# tile and gates in shared memory
+SPILLS = {
+    ("forward", "fp16", "tf32", 512, 64, 0): (16, 0), ("forward", "bf16", "tf32", 512, 64, 0): (16, 0),
+    ("forward", "fp32", "ieee", 64, 16, 0): (40, 0),  # sm_80
+}  # fmt: skip
 IN_LOOP = ("HMMA", "MUFU", "LDSM", "LDS", "STS", "LDG", "STG", "BAR")  # what the table shows of the time loop
 
 
@@ -90,7 +92,8 @@ def faults(form: Form, report: CompileReport, device: Device) -> list[str]:
     """What is wrong with a compiled form; [] if nothing."""
     found = []
     t = form.tiles
-    spilled, in_loop = SPILLS.get((form.kind, BYTES[form.dtype], t.units, t.block_b, t.tiles, t.shared_gates), (0, 0))
+    same = form.kind, form.dtype, form.precision, t.units, t.block_b, t.shared_gates
+    spilled, in_loop = SPILLS.get(same, (0, 0))
     if report.spill_bytes > spilled:
         found.append(f"{report.spill_bytes} bytes spilled, with {report.registers} registers")
     if report.shared_bytes > device.shared_per_program:

@@ -208,7 +208,7 @@ def sequence_tiles(
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
     given = dict(overrides)
     exchange = given.pop("exchange", None)
-    one_program = _one_program(kind, batch, hidden_size, directions, dtype, device)
+    one_program = _one_program(kind, batch, hidden_size, directions, dtype, precision, device)
     if exchange is None:
         exchange = device.vendor == "interpreter" or one_program is None or bool(given)
     if not exchange:
@@ -226,15 +226,17 @@ def sequence_tiles(
 
 
 def _one_program(
-    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device
+    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device
 ) -> SequenceTiles | None:
     if device.vendor == "interpreter":
         classes: tuple[int, ...] = (max(16, 1 << (hidden_size - 1).bit_length()),)
     else:
         classes = tuple(K for K in ONE_PROGRAM if hidden_size <= K <= _largest_of_one_program(dtype, device))
     for K in classes:
-        # AMD's threads hold the weights too
-        num_warps = {"interpreter": 4, "amd": K // 16}.get(device.vendor, 8)
+        # without matrix instructions 8 warps spill in the loop; AMD's threads hold the weights too
+        num_warps = {"interpreter": 4, "amd": K // 16}.get(
+            device.vendor, 16 if (dtype, precision) == ("fp32", "ieee") else 8
+        )
         tiles = SequenceTiles(
             exchange=False, block_b=BLOCK_B, block_h=K, block_k=K, num_k=1, num_warps=num_warps, shared_gates=0,
             waits=0, delay=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B),
