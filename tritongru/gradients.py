@@ -51,7 +51,6 @@ class BackwardPass:
 @part("gradient products")
 def whole(p: BackwardPass) -> Gradients:
     """All T at once."""
-    H = p.call.hidden_size
     gates = p.gates.pop() if p.gates else recompute_gates(p)
     dgates, dh_0 = p.backend.backward(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
     del gates  # unless the graph is retained they are gone before anything else comes
@@ -60,10 +59,10 @@ def whole(p: BackwardPass) -> Gradients:
     rows = p.x.reshape(p.call.visits.size_rows, -1) if need_x else p.x  # copies a batch-first x
     d_weights: list[Tensor | None] = []
     for direction, (dgate, want) in enumerate(zip(dgates, p.wanted.weights, strict=True)):
-        d_weights.append(products.input_weight_gradient(dgate, rows, H) if want[0] else None)
+        d_weights.append(products.input_weight_gradient(dgate, rows) if want[0] else None)
         d_weights.append(products.hidden_weight_gradient(dgate, _h_prev(p, direction)) if want[1] else None)
         if len(want) == 4:
-            db_ih, db_hh = products.bias_gradients(dgate, H) if want[2] or want[3] else (None, None)
+            db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
             d_weights += [db_ih if want[2] else None, db_hh if want[3] else None]
     return dx, dh_0, d_weights
 

@@ -5,8 +5,7 @@
     dW_h = [dr dz dq]^T h_prev   db_i, db_h = the column sums
 
 dgates holds dn, dr, dz, dq side by side, so that [dn dr dz] and [dr dz dq] are views; the gates of what comes out are
-put back into PyTorch's order r z n on the small weight gradients. Each of the four takes P >= H columns, of which a
-backend fills H and leaves zeros in the others.
+put back into PyTorch's order r z n on the small weight gradients.
 """
 
 from __future__ import annotations
@@ -82,38 +81,31 @@ def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor
 
 
 def input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
-    """dx [N, I] from dgates [D, N, 4P]: the sum over the directions of [dn dr dz] W_i."""
-    P, H = dgates.shape[-1] // 4, w_ih[0].shape[0] // 3
+    """dx [N, I] from dgates [D, N, 4H]: the sum over the directions of [dn dr dz] W_i."""
+    H = dgates.shape[-1] // 4
     dx: Tensor | None = None
     for dgate, weight in zip(dgates, w_ih, strict=True):
         weight = weight.roll(H, 0)  # rows n, r, z
-        if P > H:
-            weight = torch.nn.functional.pad(weight.view(3, H, -1), (0, 0, 0, P - H)).flatten(0, 1)
-        dx = dgate[:, : 3 * P] @ weight if dx is None else dx.addmm_(dgate[:, : 3 * P], weight)
+        dx = dgate[:, : 3 * H] @ weight if dx is None else dx.addmm_(dgate[:, : 3 * H], weight)
     assert dx is not None
     return dx
 
 
-def _without_padding(rows: Tensor, H: int) -> Tensor:
-    """Three gates of H rows each, [3, H, K], from those of P rows [3P, K]: a view."""
-    return rows.view(3, -1, rows.shape[-1])[:, :H]
-
-
-def input_weight_gradient(dgate: Tensor, x: Tensor, H: int) -> Tensor:
-    """dW_i [3H, I] from dgate [N, 4P] and x [N, I] of one direction."""
-    P = dgate.shape[-1] // 4
-    return _without_padding(dgate[:, : 3 * P].T @ x, H).roll(-1, 0).flatten(0, 1)
+def input_weight_gradient(dgate: Tensor, x: Tensor) -> Tensor:
+    """dW_i [3H, I] from dgate [N, 4H] and x [N, I] of one direction."""
+    H = dgate.shape[-1] // 4
+    return (dgate[:, : 3 * H].T @ x).roll(-H, 0)
 
 
 def hidden_weight_gradient(dgate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
-    """dW_h [3H, H] from dgate [N, 4P] and h_prev of one direction, as `Visits.h_prev` gives it."""
-    P = dgate.shape[-1] // 4
+    """dW_h [3H, H] from dgate [N, 4H] and h_prev of one direction, as `Visits.h_prev` gives it."""
+    H = dgate.shape[-1] // 4
     dw: Tensor | None = None
     for rows, h in h_prev:
-        part = dgate[rows, P:].T
+        part = dgate[rows, H:].T
         dw = part @ h if dw is None else dw.addmm_(part, h)
     assert dw is not None
-    return _without_padding(dw, dw.shape[-1]).flatten(0, 1)
+    return dw
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -121,9 +113,9 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def bias_gradients(dgate: Tensor, H: int) -> tuple[Tensor, Tensor]:
-    """db_i, db_h [3H] from dgate [N, 4P] of one direction, summed in float32 or wider."""
-    dn, dr, dz, dq = column_sums(dgate).to(dgate.dtype).view(4, -1)[:, :H]
+def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
+    """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider."""
+    dn, dr, dz, dq = column_sums(dgate).to(dgate.dtype).view(4, -1)
     return torch.cat([dr, dz, dn]), torch.cat([dr, dz, dq])
 
 

@@ -80,7 +80,7 @@ def step_launches(p: Problem) -> Launches:
     forward = Counter({"step_forward": L * T})
     forward.update(_forward_launches(p) if several else {"copy": L > 1})
     forward["copy"] += L * several  # h_0 into the buffer that hands h on
-    return Launches(_counted(forward), _counted(_backward_launches(p, _of_step, p.hidden_size)) if p.training else ())
+    return Launches(_counted(forward), _counted(_backward_launches(p, _of_step)) if p.training else ())
 
 
 def _of_step(visits: int, directions: int, want_dh_0: bool, last: bool) -> Mapping[str, int]:
@@ -101,7 +101,7 @@ def sequence_launches(p: Problem, tiles: TilesOfPass) -> Launches:
         found["copy"] += last and _narrow(p)  # dh_n in float32, in which dh comes from the chunk after it
         return found
 
-    return Launches(_counted(forward), _counted(_backward_launches(p, recurrence, p.hidden_size)))
+    return Launches(_counted(forward), _counted(_backward_launches(p, recurrence)))
 
 
 def _of_sequence(kind: str, tiles: SequenceTiles, p: Problem, visits: int, directions: int) -> Counter[str]:
@@ -128,10 +128,9 @@ def _forward_launches(p: Problem) -> Counter[str]:
 Recurrence = Callable[[int, int, bool, bool], Mapping[str, int]]
 
 
-def _backward_launches(p: Problem, recurrence: Recurrence, columns: int) -> Counter[str]:
-    """columns: P of dgates [D, rows, 4P]."""
+def _backward_launches(p: Problem, recurrence: Recurrence) -> Counter[str]:
     if in_chunks(p):
-        return _backward_launches_in_chunks(p, recurrence, columns)
+        return _backward_launches_in_chunks(p, recurrence)
     L, D, bias = p.layers, p.directions, p.bias
     parts = 2 if p.time > 1 and not p.packed else 1  # of h_prev: in a dense batch y and h_0 apart
     found = Counter({what: L * n for what, n in recurrence(p.time, D, False, True).items()})
@@ -150,7 +149,7 @@ def _backward_launches(p: Problem, recurrence: Recurrence, columns: int) -> Coun
     return found
 
 
-def _backward_launches_in_chunks(p: Problem, recurrence: Recurrence, columns: int) -> Counter[str]:
+def _backward_launches_in_chunks(p: Problem, recurrence: Recurrence) -> Counter[str]:
     L, D, T, B, bias = p.layers, p.directions, p.time, p.batch, p.bias
     steps = steps_at_once(T, B)
     weights = 2 + 2 * bias
@@ -163,10 +162,8 @@ def _backward_launches_in_chunks(p: Problem, recurrence: Recurrence, columns: in
                 found[what] += L * n
             # x_proj; h_prev W_h^T and dW_h of each part; dW_i; per inner layer dx
             found["library product"] += L * (2 + 2 * parts) + (L - 1)
-            # x, y, dy turned round, or y of one direction; h of the visit before, unless it is padded in any case
-            found["copy"] += L * (3 if direction else D == 2 and B * length > 1) + L * (
-                D == 2 and B > 1 and not first and columns == p.hidden_size
-            )
+            # x, y, dy turned round, or y of one direction; h of the visit before
+            found["copy"] += L * (3 if direction else D == 2 and B * length > 1) + L * (D == 2 and B > 1 and not first)
             # q; dW_i into order r z n; the two db; W_i for dx, dx itself (the reverse one turned back)
             found["copy"] += L * (parts + 1 + bias * (2 + _narrow(p))) + (L - 1) * 2
             if _narrow(p):  # the sums become float32 at the first chunk, and are rounded after the last
@@ -195,7 +192,7 @@ def step_cost(p: Problem, block_b: int, block_h: int) -> Cost:
         saved_bytes(p),
         # h of two steps, and h in float32 where y is narrower
         peak_forward_bytes(p, D * B * H * (2 * size + 4 * _narrow(p)) if several else 0, projects=several),
-        peak_backward_bytes(p, H, _dh_in_float32(p)) if p.training else 0,
+        peak_backward_bytes(p, _dh_in_float32(p)) if p.training else 0,
         step_bytes,
         2 * D * B * 3 * H * (H + inputs),
     )
@@ -225,7 +222,7 @@ def sequence_cost(p: Problem, tiles: TilesOfPass) -> Cost:
     return Cost(
         saved_bytes(p),
         peak_forward_bytes(p, own, projects=True),
-        peak_backward_bytes(p, H, own_backward) if p.training else 0,
+        peak_backward_bytes(p, own_backward) if p.training else 0,
         D * (reads + B * 3 * H * size),
         2 * D * B * 3 * H * H,
     )
@@ -286,8 +283,7 @@ def peak_forward_bytes(p: Problem, own: int, projects: bool) -> int:
 OwnBytes = Callable[[bool, bool, int, int], int]
 
 
-def peak_backward_bytes(p: Problem, columns: int, own: OwnBytes) -> int:
-    """`columns`: P of dgates [D, rows, 4P]."""
+def peak_backward_bytes(p: Problem, own: OwnBytes) -> int:
     size, D, B, H = BYTES[p.dtype], p.directions, p.batch, p.hidden_size
     N, gates, output = p.time * B, _gates(p), _output(p)
     peak = 0
@@ -297,7 +293,7 @@ def peak_backward_bytes(p: Problem, columns: int, own: OwnBytes) -> int:
         kept += inner * output  # dy, which the layer above has made
         dx = N * I * size if layer > 0 else 0
         if in_chunks(p):
-            peak = max(peak, kept + dx + _chunk_bytes(p, I, columns, own, layer > 0))
+            peak = max(peak, kept + dx + _chunk_bytes(p, I, own, layer > 0))
             continue
         h_prev = N * H * size if p.packed else 0  # of a direction, gathered
         again = gates if p.recompute else 0
@@ -305,24 +301,24 @@ def peak_backward_bytes(p: Problem, columns: int, own: OwnBytes) -> int:
             peak = max(peak, kept + _side_by_side(p, layer) + gates * 3 // 4)
             part = N if p.packed else max(N - B, B)
             peak = max(peak, kept + again + h_prev + 3 * H * min(part, ROWS_AT_ONCE) * size)
-        dgates = D * N * 4 * columns * size
+        dgates = D * N * 4 * H * size
         peak = max(peak, kept + again + dgates + own(True, True, p.time, D) + D * B * H * size)
         kept -= gates - again  # they have been read
         # W_i and dW_i in the order of dgates
-        peak = max(peak, kept + dgates + dx + max(3 * columns * I * size, h_prev, _column_sums(p, columns, N)))
+        peak = max(peak, kept + dgates + dx + max(3 * H * I * size, h_prev, _column_sums(p, N)))
     return peak
 
 
-def _column_sums(p: Problem, columns: int, rows: int) -> int:
+def _column_sums(p: Problem, rows: int) -> int:
     """Bytes of the sums of dgates' columns: of one stage and the next, and of the last and the same cast."""
     if not p.bias:
         return 0
     size = BYTES[p.dtype]
     wide, stages = max(4, size), [0, *partial_sums(rows), 1]
-    return 4 * columns * max(wide + size * _narrow(p), *(wide * (a + b) for a, b in pairwise(stages)))
+    return 4 * p.hidden_size * max(wide + size * _narrow(p), *(wide * (a + b) for a, b in pairwise(stages)))
 
 
-def _chunk_bytes(p: Problem, I: int, columns: int, own: OwnBytes, want_dx: bool) -> int:
+def _chunk_bytes(p: Problem, I: int, own: OwnBytes, want_dx: bool) -> int:
     """The most that a chunk of a direction takes, what is carried from chunk to chunk included."""
     size, B, H, both = BYTES[p.dtype], p.batch, p.hidden_size, p.directions == 2
     wide, steps = max(4, size), steps_at_once(p.time, B)
@@ -334,12 +330,12 @@ def _chunk_bytes(p: Problem, I: int, columns: int, own: OwnBytes, want_dx: bool)
             turned = R * (I + 2 * H) if direction else R * H * (both and R > 1)  # x, y, dy in the direction's order
             before = turned * size  # and dh, and the sums where they are not the gradients themselves
             before += 0 if last else B * H * wide + weights * wide * _narrow(p)
-            gates, dgates, dx = R * 4 * H * size, R * 4 * columns * size, R * I * size * want_dx
+            gates, dgates, dx = R * 4 * H * size, R * 4 * H * size, R * I * size * want_dx
             dh = B * H * (size if first else wide)
-            h_prev = B * H * size * (both and B > 1 and not first and columns == H)
+            h_prev = B * H * size * (both and B > 1 and not first)
             found = weights * size if _narrow(p) or not last else 0
-            d_w_ih = 3 * columns * I * size * (2 if found else 1)  # before and after its gates are put in order
-            d_b = found + _column_sums(p, columns, R) - 6 * H * p.bias * size * _narrow(p)  # the cast comes before them
+            d_w_ih = 3 * H * I * size * (2 if found else 1)  # before and after its gates are put in order
+            d_b = found + _column_sums(p, R) - 6 * H * p.bias * size * _narrow(p)  # the cast comes before them
             peak = max(
                 peak,
                 before + gates + 3 * H * max(R - B, B) * size,
