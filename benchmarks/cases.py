@@ -164,10 +164,7 @@ VARIANTS = tuple(
 
 # The forms of kernels/README.md, which have no backward; a T of their own, for entries of one shape become one.
 STUDY_T = 384
-FORMS = (
-    "unfused", "step", "step-input", "sequence-barrier", "sequence-repeated", "sequence-stacked", "sequence-split",
-    "sequence",
-)  # fmt: skip
+FORMS = ("unfused", "step", "step-input", "sequence")
 STUDY = tuple(Entry(Case(STUDY_T, 32, H, H, "bf16"), ("inference",), ("nn.GRU", *FORMS)) for H in (1024, 512, 256))
 
 

@@ -451,6 +451,7 @@ def sequence_backward(
     SHARED: gl.constexpr,
     WAITS: gl.constexpr,  # 1: all three gate gradients are awaited at once; 3: one after another
     WAIT: gl.constexpr,
+    WAIT_NEXT: gl.constexpr,  # the same without a sleep: what is awaited after another gate is there by then
     CONSTRAINTS: gl.constexpr,
     PACK: gl.constexpr,
 ):
@@ -561,7 +562,7 @@ def sequence_backward(
             tile = here + 3 * i * GATE
             acc = product_of_gradients(
                 tile.to(gl.int64) + vector, status, report, bound, w_r, w_z, w_n, zeros, SHARED, WAITS, WAIT,
-                CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
+                WAIT_NEXT, CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
             )  # fmt: skip
             sum_dh.store(acc)
             dh = sum_over_warps(sum_dh, in_parts, own) + carry[i]
@@ -600,7 +601,7 @@ def sequence_backward(
             tile = here + 3 * i * GATE
             acc = product_of_gradients(
                 tile.to(gl.int64) + vector, status, report, bound, w_r, w_z, w_n, zeros, SHARED, WAITS, WAIT,
-                CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
+                WAIT_NEXT, CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
             )  # fmt: skip
             sum_dh.store(acc)
             dh = sum_over_warps(sum_dh, in_parts, own) + carry[i]
@@ -609,9 +610,9 @@ def sequence_backward(
 
 @gluon.jit
 def product_of_gradients(
-    address, status, report, bound, w_r, w_z, w_n, zeros, SHARED: gl.constexpr, WAITS: gl.constexpr, WAIT: gl.constexpr,
-    CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, PARTS: gl.constexpr, GATE_BYTES: gl.constexpr, dtype: gl.constexpr,
-    right: gl.constexpr, PRECISION: gl.constexpr,
+    address, status, report, bound, w_r, w_z, w_n, zeros, SHARED: gl.constexpr, WAITS: gl.constexpr,
+    WAIT: gl.constexpr, WAIT_NEXT: gl.constexpr, CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, PARTS: gl.constexpr,
+    GATE_BYTES: gl.constexpr, dtype: gl.constexpr, right: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
     """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, in the parts of the warps."""
     if WAITS == 1:
@@ -622,8 +623,8 @@ def product_of_gradients(
     else:
         seen_r = received(address, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
         acc = add_product(zeros, seen_r, w_r, 0, SHARED > 2, right, PRECISION)
-        seen_z = received(address + GATE_BYTES, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+        seen_z = received(address + GATE_BYTES, status, report, bound, WAIT_NEXT, CONSTRAINTS, PACK, PARTS, dtype)
         acc = add_product(acc, seen_z, w_z, 0, SHARED > 1, right, PRECISION)
-        seen_q = received(address + 2 * GATE_BYTES, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+        seen_q = received(address + 2 * GATE_BYTES, status, report, bound, WAIT_NEXT, CONSTRAINTS, PACK, PARTS, dtype)
         acc = add_product(acc, seen_q, w_n, 0, SHARED > 0, right, PRECISION)
     return acc

@@ -70,7 +70,7 @@ CALLS = {
     "two-tiles": Call(ShrunkenPlan(tiles=2, waits=3), Case(T=2, B=17, I=3, H=30), FP16),
     "an-empty-tile": Call(ShrunkenPlan(groups=2, tiles=2), Case(T=2, B=33, I=3, H=13), FP32),
     "tall-tile": Call(ShrunkenPlan(block_b=64), Case(T=2, B=35, I=3, H=25), BF16),
-    "directions-together": Call(ShrunkenPlan(), Case(T=2, B=3, I=5, H=20, bidirectional=True), FP32),
+    "directions-together": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=20, bidirectional=True), FP32),
     "a-launch-per-direction": Call(ShrunkenPlan(together=False), Case(T=3, B=3, I=5, H=19, bidirectional=True), BF16),
     "packed-sorted": Call(ShrunkenPlan(), Case(I=4, H=20, lengths=(4, 3, 3, 1)), FP16),
     "packed-both-directions": Call(NARROW, Case(I=4, H=13, bidirectional=True, lengths=(2, 1, 3)), FP32),
@@ -83,7 +83,7 @@ CALLS = {
     "three-tensors": Call(THREE, Case(T=3, B=3, I=5, H=70), BF16),
     "gates-in-shared-memory": Call(replace(THREE, shared_gates=2, waits=1), Case(T=2, B=3, I=5, H=75), FP32),
     "recompute": Call(ShrunkenPlan(), Case(I=4, H=12, lengths=(3, 1, 4), recompute=True), BF16),
-    "two-layers": Call(ShrunkenPlan(), Case(T=2, B=3, I=5, H=16, layers=2, bidirectional=True), FP16),
+    "two-layers": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=16, layers=2, bidirectional=True), FP16),
     "as-planned": Call(None, Case(T=2, B=3, I=5, H=77), FP32),
 }  # fmt: skip
 

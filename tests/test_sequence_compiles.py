@@ -196,6 +196,16 @@ def test_lint_finds_weights_in_shared_memory_that_the_tiles_have_in_registers() 
     assert any("bytes from shared memory" in fault for fault in lint("forward", shared_gates=1)[1])
 
 
+def test_lint_finds_a_sleep_before_every_gate() -> None:
+    """Where one is awaited after another, the first alone may come too early."""
+    tiles = tiles_of("backward", 512, 16, "fp32")
+    assert tiles.waits == 3 and tiles.delay
+    found = specimen("backward", tiles, "fp32", "tf32")
+    sleepy = replace(found, constants={**found.constants, "WAIT_NEXT": found.constants["WAIT"]})
+    faults = [exchange_faults(compile_report(s, describe("h200")), tiles, "backward", "fp32") for s in (found, sleepy)]
+    assert faults[0] == [] and [fault[:8] for fault in faults[1]] == ["3 sleeps"]
+
+
 def test_lint_finds_two_stages() -> None:
     """Nothing in these loops is pipelined, but nothing promises it either."""
     assert [fault[:15] for fault in lint("forward", num_stages=2)[1]] == ["num_stages is 2"]

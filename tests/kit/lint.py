@@ -99,7 +99,7 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
         faults.append(f"loops that load {again} vectors again, the tiles need {want.waits} of {want.vectors} each")
     status = _bytes(loop, "LDG", "GPU") - 16 * loop[RECEIVED]
     expect(status, 4 * want.waits, "bytes of other strong loads", "each wait looks at the status word")
-    expect(count(("NANOSLEEP",)), want.waits * bool(tiles.delay), "sleeps", "each wait may have one before it looks")
+    expect(count(("NANOSLEEP",)), tiles.tiles * bool(tiles.delay), "sleeps", "a visit has one, before its first look")
 
     told = 4 * want.waits  # the status word, and the one that the host reads
     expect(_bytes(loop, "STG", "GPU"), want.published + told, "bytes of strong stores", "some are weak or gone")

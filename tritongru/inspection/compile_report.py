@@ -162,7 +162,7 @@ def _compile(specimen: Specimen, device: Device) -> Any:
         from triton.compiler import ASTSource, make_backend
         from triton.runtime.jit import JITFunction, create_function_from_signature
 
-        from ..launch.runtime import FUSED
+        from ..kernels import FUSED
     except ImportError as error:
         raise ImportError("compile_report needs Triton: pip install 'tritongru[triton]'") from error
     kernel = specimen.kernel

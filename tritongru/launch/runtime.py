@@ -16,12 +16,10 @@ import triton
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from ..kernels import FUSED
 from .interpreter import launching
 
 Grid = tuple[int, int, int]
-FUSED = {
-    "enable_fp_fusion": True
-}  # a * b + c rounds once; without being told, Triton 3.9 warns and 3.10 no longer fuses
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
 
 

@@ -8,6 +8,7 @@ backward   sequence_backward; around it a padded copy of W_hh^T, the fill; the l
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Mapping
 from functools import cache, lru_cache, partial
@@ -179,7 +180,8 @@ def _launch(
     if interpreted(kernel):
         from . import twins  # the emulator, which nobody else needs
 
-        twins.register(wait)
+        for each in (wait, _wait(kind, dataclasses.replace(tiles, delay=0), call.dtype)):
+            twins.register(each)
     blocks = tiles.units // exchange.units_of_block(wait.width)
     owned = tiles.programs * tiles.block_h // exchange.units_of_block(wait.width)
     gates = 1 if kind == "forward" else 3
@@ -237,7 +239,9 @@ def _constants(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> d
         PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates, WAIT=wait.text,
         CONSTRAINTS=wait.constraints, PACK=wait.pack,
     )  # fmt: skip
-    return found if kind == "forward" else {**found, "WAITS": tiles.waits}
+    if kind == "forward":
+        return found
+    return {**found, "WAITS": tiles.waits, "WAIT_NEXT": _wait(kind, dataclasses.replace(tiles, delay=0), dtype).text}
 
 
 def specimens(problem: Problem, device: Device, overrides: Overrides = ()) -> list[Specimen]:
