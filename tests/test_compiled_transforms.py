@@ -15,8 +15,17 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import tritongru
 from tests.test_integration import assert_all_close, ours_only, pair, randn, states
 from tests.test_operators import DEFAULT_TOO, dynamo  # noqa: F401
+from tritongru.registry import BACKENDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
+
+LONG, INTERPRETED = pytest.mark.long, pytest.mark.interpreted
+# As DEFAULT_TOO, for what takes long and goes PyTorch's own path whichever backend is asked for.
+ONE_QUICK = pytest.mark.parametrize(
+    "backend",
+    [None, *(pytest.param(name, marks=(LONG, INTERPRETED) if of.triton else LONG) for name, of in BACKENDS.items())],
+    ids=lambda backend: backend or "default",
+)
 
 
 def compiled(function):
@@ -120,7 +129,7 @@ def test_a_derivative_around_a_compiled_function(backend, shape, dynamo, ran):  
 
 
 @pytest.mark.parametrize("allow_rnn", [True, False], ids=["full-graph", "broken-graph"])
-@DEFAULT_TOO
+@ONE_QUICK
 def test_a_derivative_of_a_module_inside_a_compiled_function(backend, allow_rnn, dynamo, ran):  # noqa: F811
     theirs, ours = pair(backend, 3, 4, 2, bidirectional=True)
 
