@@ -26,6 +26,7 @@ TABLES = Path(__file__).with_name("tables")  # a file's name is the device's key
 # Without dtype: short calls; those of T up to SHORT take little but what any call costs.
 COLUMNS = ("pass", "dtype", "H", "B", "T", "backend", "us_per_call", "graph_us_per_step", "source")
 SHORT = 8
+FORM = "sequence as first built"  # which was timed; its kernels are others since
 TILE = 16  # rows, and hidden units, that a program of a kernel works on at once
 # float16 from this H on has bfloat16's rows too: the same kernels, and cuDNN takes as long for both there. At H 128 it
 # does not (a persistent kernel, for float16 alone).
@@ -171,4 +172,4 @@ def _figures(table: Table, kind: str, cell: Cell, timed: Mapping[str, Timed], de
         graph = "" if of_it.graph_us is None else f" ({of_it.graph_us:.3g} in a CUDA graph)"
         shown.append(f"{backend} {of_it.call_us / cell.time:.3g}{'' if shown else ' us per step'}{graph}")
     size = f"{cell.dtype}, {kind}, H {cell.hidden_size}, B {cell.batch}, T {cell.time}"
-    return f"{where} at {size}: {', '.join(shown)}"
+    return f"{where} at {size}: {', '.join(shown)}{f'; {FORM}' if 'sequence' in timed else ''}"
