@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -124,3 +125,12 @@ def h200_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     from tritongru.planning import describe
 
     monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
+
+
+@pytest.fixture
+def dynamo() -> Iterator[Any]:
+    """torch._dynamo, which knows no graph yet and may trace RNNs."""
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        yield torch._dynamo
+    torch._dynamo.reset()

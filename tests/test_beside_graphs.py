@@ -8,13 +8,13 @@ from torch import nn
 
 import tritongru
 from tests.test_integration import assert_close, randn
-from tests.test_operators import FORWARD, Graphs, dynamo  # noqa: F401
+from tests.test_operators import FORWARD, Graphs
 
 SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
 
 
 @pytest.fixture
-def plain(dynamo):  # noqa: F811
+def plain(dynamo):
     with dynamo.config.patch(allow_rnn=False, fail_on_recompile_limit_hit=True):
         yield dynamo
 
@@ -71,7 +71,7 @@ def models(make, theirs, ours, sizes, backend):
     return expected, found
 
 
-def graphs_of(dynamo, model, rows):  # noqa: F811
+def graphs_of(dynamo, model, rows):
     """What Dynamo made of training, inference, frozen weights and inputs of several sizes, and each call's result."""
     dynamo.reset()
     graphs, results = Graphs(), []
@@ -132,7 +132,7 @@ def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
     assert graphs == []
 
 
-def test_what_is_given_to_compile_is_still_compiled(dynamo):  # noqa: F811
+def test_what_is_given_to_compile_is_still_compiled(dynamo):
     """The functions, the modules, their methods, and a module's own `compile`."""
     layer, cell, theirs = tritongru.GRU(3, 4), tritongru.GRUCell(3, 4), nn.GRU(3, 4)
     x, h_0, weights = randn(3, 2, 3), torch.zeros(1, 2, 4), list(theirs.parameters())

@@ -14,7 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import tritongru
 from tests.test_integration import assert_all_close, ours_only, pair, randn, states
-from tests.test_operators import DEFAULT_TOO, dynamo  # noqa: F401
+from tests.test_operators import DEFAULT_TOO
 from tritongru.registry import BACKENDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -97,7 +97,7 @@ def shaped(backend, shape):
 
 @pytest.mark.parametrize("shape", ["bi-batch-first", "cell"])
 @every_form
-def test_every_derivative_inside_a_compiled_function(form, shape, dynamo, ran):  # noqa: F811
+def test_every_derivative_inside_a_compiled_function(form, shape, dynamo, ran):
     theirs, ours, x, v = shaped("reference", shape)
     with dynamo.config.patch(allow_rnn=False):
         found = compiled(lambda x, v: form(ours, x, v))(x, v)
@@ -107,7 +107,7 @@ def test_every_derivative_inside_a_compiled_function(form, shape, dynamo, ran): 
 
 @every_shape
 @DEFAULT_TOO
-def test_a_derivative_inside_a_compiled_function(backend, shape, dynamo, ran):  # noqa: F811
+def test_a_derivative_inside_a_compiled_function(backend, shape, dynamo, ran):
     theirs, ours, x, v = shaped(backend, shape)
     assert_all_close(compiled(lambda x, v: some_of_each(ours, x, v))(x, v), some_of_each(theirs, x, v))
     assert ran == []
@@ -115,7 +115,7 @@ def test_a_derivative_inside_a_compiled_function(backend, shape, dynamo, ran):  
 
 @every_shape
 @DEFAULT_TOO
-def test_a_derivative_around_a_compiled_function(backend, shape, dynamo, ran):  # noqa: F811
+def test_a_derivative_around_a_compiled_function(backend, shape, dynamo, ran):
     """Also where a graph with our operator has been made for the same arguments before. Under fullgraph=True
     Dynamo refuses it, whatever the function."""
     theirs, ours, x, v = shaped(backend, shape)
@@ -130,7 +130,7 @@ def test_a_derivative_around_a_compiled_function(backend, shape, dynamo, ran):  
 
 @pytest.mark.parametrize("allow_rnn", [True, False], ids=["full-graph", "broken-graph"])
 @ONE_QUICK
-def test_a_derivative_of_a_module_inside_a_compiled_function(backend, allow_rnn, dynamo, ran):  # noqa: F811
+def test_a_derivative_of_a_module_inside_a_compiled_function(backend, allow_rnn, dynamo, ran):
     theirs, ours = pair(backend, 3, 4, 2, bidirectional=True)
 
     def call(module):
@@ -144,7 +144,7 @@ def test_a_derivative_of_a_module_inside_a_compiled_function(backend, allow_rnn,
 
 
 @DEFAULT_TOO
-def test_a_derivative_by_weights_inside_a_compiled_function(backend, dynamo, ran):  # noqa: F811
+def test_a_derivative_by_weights_inside_a_compiled_function(backend, dynamo, ran):
     """By those of a module, with functional_call, PyTorch 2.13 cannot compile it for nn.GRU either."""
     theirs, _ = pair(None, 3, 4)
     x, h_0, weights = randn(3, 2, 3), torch.zeros(1, 2, 4), [p.detach() for p in theirs.parameters()]
@@ -164,7 +164,7 @@ def test_a_derivative_by_weights_inside_a_compiled_function(backend, dynamo, ran
 
 
 @DEFAULT_TOO
-def test_forward_mode_of_packed_rows_inside_a_compiled_function(backend, dynamo, ran):  # noqa: F811
+def test_forward_mode_of_packed_rows_inside_a_compiled_function(backend, dynamo, ran):
     """By dual numbers, which break the graph at torch.gru; torch.func's transforms of packed rows PyTorch refuses,
     compiled or not."""
     theirs, _ = pair(None, 3, 4, bidirectional=True)
@@ -193,7 +193,7 @@ def test_forward_mode_of_packed_rows_inside_a_compiled_function(backend, dynamo,
 
 @pytest.mark.parametrize("shape", [*SHAPES, "cell", "packed"])
 @ours_only
-def test_vmap_inside_a_compiled_function(backend, shape, dynamo, ran):  # noqa: F811
+def test_vmap_inside_a_compiled_function(backend, shape, dynamo, ran):
     if shape == "packed":
         theirs, _ = pair(None, 3, 4)
         given = (torch.tensor([2, 1]), torch.zeros(1, 2, 4), [p.detach() for p in theirs.parameters()])
@@ -211,7 +211,7 @@ def test_vmap_inside_a_compiled_function(backend, shape, dynamo, ran):  # noqa: 
     assert set(ran) == {backend}
 
 
-def test_a_graph_made_before_says_that_it_has_no_forward_mode(dynamo):  # noqa: F811
+def test_a_graph_made_before_says_that_it_has_no_forward_mode(dynamo):
     """make_fx's and AOTAutograd's know nothing of where they are called; a compiled function is made anew."""
     _, ours = of_torch_and_ours("reference")
     x, v = randn(3, 2, 3), randn(3, 2, 3, seed=8)

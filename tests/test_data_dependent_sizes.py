@@ -9,14 +9,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
 from tests.test_integration import OURS, both, loss_of, pair, randn, states
-from tests.test_operators import DEFAULT_TOO, arguments, dynamo  # noqa: F401
+from tests.test_operators import DEFAULT_TOO, arguments
 from tritongru import ops
 
 OURS_AND_DEFAULT = pytest.mark.parametrize("backend", [None, *OURS], ids=lambda b: b or "default")
 
 
 @pytest.fixture
-def unbacked(dynamo):  # noqa: F811
+def unbacked(dynamo):
     with dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         yield dynamo
 

@@ -36,14 +36,6 @@ def backend(request):
     return request.param
 
 
-@pytest.fixture
-def dynamo():
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(allow_rnn=True):
-        yield torch._dynamo
-    torch._dynamo.reset()
-
-
 class Graphs(list):
     """A compiler backend that runs a graph as it is, and keeps what each one calls."""
 
