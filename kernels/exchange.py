@@ -6,6 +6,8 @@ publishes its tile once; a consumer re-loads until no sentinel is left. There is
 Fragment order. A tile lies in memory as the tensor core takes it: in blocks of 16 rows x 16 units in half precision,
 16 rows x 8 units in float32. A block is 512 bytes, 16 for each lane of a warp: the four registers of the left factor of
 m16n8k16 (float32: m16n8k8). So a load of a warp is one contiguous block, and what arrives is multiplied as it is.
+A tile of 8 rows is the right factor instead, and a block of it has 8 rows x 32 units (float32: x 16): the two registers
+of two right factors.
 
 The wait (`wait_text`). One PTX text loads all of a thread's 16-byte vectors, looks for the sentinel in each element and
 loops. Each thread waits for itself: no reduction over the program, no barrier. Its outputs are the registers of the
@@ -50,9 +52,14 @@ def bound_of(seconds: float) -> int:
     return max(1, round(1e9 * seconds) >> CLOCK_SHIFT)
 
 
-def units_of_block(width: int) -> int:
-    """Units of a block of 16 rows; width: bits of an element, 16 or 32."""
-    return 256 // width
+def rows_of_block(rows: int) -> int:
+    """Rows of a block in tiles of so many rows."""
+    return min(rows, 16)
+
+
+def units_of_block(width: int, rows: int) -> int:
+    """Units of a block in tiles of so many rows; width: bits of an element, 16 or 32."""
+    return BLOCK_BYTES * 8 // width // rows_of_block(rows)
 
 
 class Wait(NamedTuple):
@@ -63,26 +70,48 @@ class Wait(NamedTuple):
     displacements: tuple[int, ...]  # of each vector in turn, in bytes from the thread's address
     pack: int  # elements of a thread in each of the tensors
     width: int  # bits of an element
+    asked: bool  # the first look was taken before
 
 
 def displacements(rows: int, part: int, parts: int, gates: int, warps: int, width: int) -> tuple[int, ...]:
     """Where the vectors of a thread lie, in bytes from the first, in the order of its registers.
 
-    A gate is [rows / 16, parts * part / units] blocks, `part` the units of each of the `parts` tensors that K is made
-    of, cut over the warps. A tensor's registers are ordered by blocks of K, then by rows of 16.
+    A gate is [rows of blocks, parts * part / units] blocks, `part` the units of each of the `parts` tensors that K is
+    made of, cut over the warps. A tensor's registers are ordered by blocks of K, then by rows of blocks.
     """
-    units = units_of_block(width)
+    units, tall = units_of_block(width, rows), rows // rows_of_block(rows)
     blocks, of_row = part // warps // units, parts * part // units
     found = []
     for gate in range(gates):
         for number in range(parts):
-            for row in range(rows // 16):
-                at = (gate * (rows // 16) + row) * of_row + number * (part // units)
+            for row in range(tall):
+                at = (gate * tall + row) * of_row + number * (part // units)
                 found += [(at + k) * BLOCK_BYTES for k in range(blocks)]
     return tuple(found)
 
 
-def wait_text(rows: int, part: int, parts: int, gates: int, warps: int, width: int, delay: int) -> Wait:
+def _loads(places: tuple[int, ...], address: str) -> list[str]:
+    """Of all vectors of a thread into the operands that come first."""
+    found = []
+    for i, place in enumerate(places):
+        registers = ", ".join(f"${4 * i + j}" for j in range(4))
+        found.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, [{address}+{place}];")
+    return found
+
+
+def ask_text(wait: Wait) -> tuple[str, str]:
+    """The loads of a wait alone, as text and constraints: a first look, whose outputs `wait_text(asked=True)` takes.
+
+    Operand: the address of the thread's first vector.
+    """
+    outputs = 4 * len(wait.displacements)
+    text = " ".join(_loads(wait.displacements, f"${outputs}"))
+    return text, ",".join(["=&r"] * outputs + ["l"] * wait.pack)
+
+
+def wait_text(
+    rows: int, part: int, parts: int, gates: int, warps: int, width: int, delay: int, asked: bool = False
+) -> Wait:
     """The wait for `gates` gates of `parts` tensors [warps, rows, part / warps] each.
 
     Operands, of each of which every element of a thread is the same: the address of its first vector, those of the
@@ -90,20 +119,23 @@ def wait_text(rows: int, part: int, parts: int, gates: int, warps: int, width: i
 
     Args:
         delay: nanoseconds of sleep before the first look, which comes in vain if it comes too early.
+        asked: the first look was taken before (`ask_text`): what it found comes as the first operands, in the very
+            registers of the outputs, and there is no sleep.
     """
     places = displacements(rows, part, parts, gates, warps, width)
     pack = rows * part // warps // 32
     outputs = 4 * len(places)
-    address, status, report, bound = (f"${outputs + i * pack}" for i in range(4))
+    address, status, report, bound = (f"${outputs * (2 if asked else 1) + i * pack}" for i in range(4))
     lines = [
         "{", ".reg .pred p;", ".reg .b32 missing, bits, looks, now, end;", ".reg .b64 clock;", "mov.u32 looks, 0;",
     ]  # fmt: skip
-    if delay:
+    if asked:
+        lines.append("bra.uni check;")
+    elif delay:
         lines.append(f"nanosleep.u32 {delay};")
-    lines.append("look:")
-    for i, place in enumerate(places):
-        registers = ", ".join(f"${4 * i + j}" for j in range(4))
-        lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, [{address}+{place}];")
+    lines += ["look:", *_loads(places, address)]
+    if asked:
+        lines.append("check:")
     if width == 16:
         # The highest bit of a half of (0xFFFE - x) & x is set where the half is 0xFFFF. A borrow out of the lower half
         # needs that very sentinel, so it may name the upper one falsely, but never tell of one where there is none.
@@ -125,32 +157,39 @@ def wait_text(rows: int, part: int, parts: int, gates: int, warps: int, width: i
         f"mov.u32 bits, 1; st.relaxed.gpu.global.u32 [{status}], bits; st.relaxed.sys.global.u32 [{report}], bits;",
         "found:", "}",
     ]  # fmt: skip
-    constraints = ",".join(["=&r"] * outputs + ["l"] * (3 * pack) + ["r"] * pack)
-    return Wait(" ".join(lines), constraints, places, pack, width)
+    given = [str(i) for i in range(outputs)] if asked else []
+    constraints = ",".join(["=&r"] * outputs + given + ["l"] * (3 * pack) + ["r"] * pack)
+    return Wait(" ".join(lines), constraints, places, pack, width, asked)
 
 
 @gluon.jit
-def place(row, unit, WIDTH: gl.constexpr):
-    """Which element of its block a row (0 .. 15) and a unit (0 .. 15, in float32 0 .. 7) is: lane, register, half."""
-    if WIDTH == 16:
-        return ((row % 8) * 4 + (unit % 8) // 2) * 8 + (unit // 8) * 4 + (row // 8) * 2 + unit % 2
+def place(row, unit, ROWS: gl.constexpr, WIDTH: gl.constexpr):
+    """Which element of its block a row and a unit of it are: lane, register, half. ROWS: of a tile."""
+    if ROWS == 8:
+        lane = row * 4 + unit % (128 // WIDTH) // (32 // WIDTH)
+        register = unit // (128 // WIDTH)
     else:
-        return ((row % 8) * 4 + unit % 4) * 4 + (unit // 4) * 2 + row // 8
+        lane = (row % 8) * 4 + unit % (128 // WIDTH) // (32 // WIDTH)
+        register = unit // (128 // WIDTH) * 2 + row // 8
+    return (lane * 4 + register) * (32 // WIDTH) + unit % (32 // WIDTH)
 
 
 @gluon.jit
-def place_in_tile(row, unit, K: gl.constexpr, WIDTH: gl.constexpr):
+def place_in_tile(row, unit, K: gl.constexpr, ROWS: gl.constexpr, WIDTH: gl.constexpr):
     """Which element of a tile's rows of K units each."""
-    UNITS: gl.constexpr = 256 // WIDTH
-    return (row // 16) * (16 * K) + (unit // UNITS) * (16 * UNITS) + place(row % 16, unit % UNITS, WIDTH)
+    HEIGHT: gl.constexpr = 8 if ROWS == 8 else 16
+    UNITS: gl.constexpr = 4096 // WIDTH // HEIGHT
+    block = (row // HEIGHT) * (HEIGHT * K) + (unit // UNITS) * (HEIGHT * UNITS)
+    return block + place(row % HEIGHT, unit % UNITS, ROWS, WIDTH)
 
 
 @gluon.jit
-def first_vector(part, row, k, K_OF_WARP: gl.constexpr, WIDTH: gl.constexpr):
+def first_vector(part, row, k, K_OF_WARP: gl.constexpr, ROWS: gl.constexpr, WIDTH: gl.constexpr):
     """Bytes from a tile's begin to the first vector of the thread that holds these elements: row and k of its warp, the
     number of the warp `part`. Of all elements of a thread it is the same."""
+    HEIGHT: gl.constexpr = 8 if ROWS == 8 else 16
     lane = (row % 8) * 4 + k % (128 // WIDTH) // (32 // WIDTH)
-    return part * (2 * K_OF_WARP * WIDTH) + lane * 16
+    return part * (HEIGHT * K_OF_WARP * WIDTH // 8) + lane * 16
 
 
 @gluon.jit

@@ -18,7 +18,11 @@ own slice and publishes it (kernels/exchange.py). Own units and rows stay in reg
 
 The product. K is `PARTS` tensors of PART units each, and each of these is cut over the warps, as the batch dimension of
 the product: a warp multiplies its own K, so it waits for the h of its own K alone, and one trip through shared memory
-adds the parts of all warps. Weights are factors in registers, those of the last SHARED gates in shared memory.
+adds the parts of all warps. Weights are factors in registers, those of the last SHARED gates in shared memory. A matrix
+instruction is 16 x 8: what comes from the exchange is its left factor, of 16 rows, or the right one where a tile has 8
+rows. Tiles are [rows, units] then, or [units, rows]: all that is not the product works on either.
+
+Asking early. With ASK what the next tile in turn awaits is asked for before this one's product, and looked at after it.
 
 One rule for rows. Every row of a tile is published at every visit, whether it runs or not: one that does not publishes
 the state that it keeps (backward: zeros, and it carries product + carry). So nothing masks rows while waiting, and h_0
@@ -54,101 +58,152 @@ ANY_ALIGNMENT = (
 )  # fmt: skip
 
 
+@gluon.constexpr_function
+def factor(side, WARPS, WIDTH):
+    """The layout of a factor of the product, 0: left, 1: right, for warps that have a part of K each."""
+    return gl.DotOperandLayout(side, products(WARPS), 32 // WIDTH)
+
+
+@gluon.constexpr_function
+def products(WARPS):
+    """The layout of the product: [warps, 16 rows, 8 units] an instruction, or [warps, 16 units, 8 rows]."""
+    return gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
+
+
+@gluon.constexpr_function
+def owned(ROWS, UNITS, WARPS):
+    """The layout in which threads own the elements of a tile: neighbours in a row, which lie side by side in memory."""
+    if ROWS == 8:
+        return gl.BlockedLayout([1, 1], [UNITS, 32 // UNITS], [1, WARPS], [0, 1])
+    return gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def summed(ROWS, UNITS, WARPS):
+    """The layout in which a thread has of its elements the parts of all warps."""
+    if ROWS == 8:
+        return gl.BlockedLayout([WARPS, 1, 1], [1, UNITS, 32 // UNITS], [1, 1, WARPS], [1, 2, 0])
+    return gl.BlockedLayout([WARPS, 1, 1], [1, 32 // UNITS, UNITS], [1, WARPS, 1], [2, 1, 0])
+
+
+@gluon.constexpr_function
+def parts_of_sums(ROWS, UNITS, WARPS):
+    """The shape of the product."""
+    return [WARPS, UNITS, ROWS] if ROWS == 8 else [WARPS, ROWS, UNITS]
+
+
 @gluon.jit
 def load_weights(
     w_ptr,  # [3, U, K]
     gate,
     first_unit,
+    IN_SHARED: gl.constexpr,
+    ROWS: gl.constexpr,
     UNITS: gl.constexpr,
     PARTS: gl.constexpr,
     PART: gl.constexpr,
     WARPS: gl.constexpr,
     PRECISION: gl.constexpr,
-    layout: gl.constexpr,
 ):
-    """One gate's slice as the right factor: a tuple of PARTS tensors [warps, K of a warp, units]."""
+    """One gate's slice as a factor: a tuple of PARTS tensors [warps, K of a warp, units], of 8 rows a tile [warps,
+    units, K of a warp]. IN_SHARED: where the factors are loaded from at every product, else they are in registers."""
+    WIDTH: gl.constexpr = w_ptr.dtype.element_ty.primitive_bitwidth
     K_OF_WARP: gl.constexpr = PART // WARPS
-    k = gl.arange(0, K_OF_WARP, layout=gl.SliceLayout(0, gl.SliceLayout(2, layout)))
-    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
-    unit = gl.arange(0, UNITS, layout=gl.SliceLayout(0, gl.SliceLayout(1, layout)))
-    k = gl.expand_dims(gl.expand_dims(k, 0), 2)
-    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
-    unit = gl.expand_dims(gl.expand_dims(unit, 0), 1)
+    OF_K: gl.constexpr = 2 if ROWS == 8 else 1
+    OF_UNIT: gl.constexpr = 3 - OF_K
+    layout: gl.constexpr = factor(0 if ROWS == 8 else 1, WARPS, WIDTH)
+    shared: gl.constexpr = gl.SwizzledSharedLayout(128 // WIDTH, 1, 8, [OF_K, OF_UNIT, 0])
+    warp, k, unit = indices(WARPS, K_OF_WARP, UNITS, OF_K, layout)
     offs = unit * (PARTS * PART) + warp * K_OF_WARP + k
     rows = w_ptr + (gate * gl.num_programs(0) * UNITS + first_unit).to(gl.int64) * (PARTS * PART)
     found = ()
     for part in gl.static_range(PARTS):
-        found = found + (as_factor(gl.load(rows + (part * PART + offs)), PRECISION),)
+        w = as_factor(gl.load(rows + (part * PART + offs)), PRECISION)
+        found = found + (gl.allocate_shared_memory(w.dtype, w.shape, shared, w) if IN_SHARED else w,)
     return found
 
 
 @gluon.jit
-def into_shared(weights, layout: gl.constexpr):
-    """The same in shared memory."""
-    found = ()
-    for part in gl.static_range(len(weights)):
-        w = weights[part]
-        found = found + (gl.allocate_shared_memory(w.dtype, w.shape, layout, w),)
-    return found
+def indices(
+    WARPS: gl.constexpr, K_OF_WARP: gl.constexpr, OTHER: gl.constexpr, OF_K: gl.constexpr, layout: gl.constexpr
+):
+    """Of a factor's elements the warp, the k of the warp's, and the row or unit. OF_K: the dimension of k."""
+    OF_OTHER: gl.constexpr = 3 - OF_K
+    k = gl.arange(0, K_OF_WARP, layout=gl.SliceLayout(0, gl.SliceLayout(OF_OTHER, layout)))
+    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
+    other = gl.arange(0, OTHER, layout=gl.SliceLayout(0, gl.SliceLayout(OF_K, layout)))
+    k = gl.expand_dims(gl.expand_dims(k, 0), OF_OTHER)
+    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
+    other = gl.expand_dims(gl.expand_dims(other, 0), OF_K)
+    return warp, k, other
+
+
+@gluon.jit
+def first_vector_of_thread(ROWS: gl.constexpr, PART: gl.constexpr, WARPS: gl.constexpr, WIDTH: gl.constexpr):
+    """Bytes from a tile's begin to the first vector that a thread waits for."""
+    OF_K: gl.constexpr = 1 if ROWS == 8 else 2
+    layout: gl.constexpr = factor(1 if ROWS == 8 else 0, WARPS, WIDTH)
+    warp, k, row = indices(WARPS, PART // WARPS, ROWS, OF_K, layout)
+    return first_vector(warp, row, k, PART // WARPS, ROWS, WIDTH).to(gl.int64)
+
+
+@gluon.jit
+def rows_and_units(ROWS: gl.constexpr, UNITS: gl.constexpr, WARPS: gl.constexpr):
+    """Of a thread's elements of a tile the row, and the unit of its program's."""
+    own: gl.constexpr = owned(ROWS, UNITS, WARPS)
+    OF_ROW: gl.constexpr = 1 if ROWS == 8 else 0
+    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1 - OF_ROW, own)), 1 - OF_ROW)
+    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(OF_ROW, own)), OF_ROW)
+    return row, unit
 
 
 @gluon.jit
 def add_product(
-    acc, left, weights, FIRST: gl.constexpr, IN_SHARED: gl.constexpr, layout: gl.constexpr, PRECISION: gl.constexpr
+    acc, seen, weights, FIRST: gl.constexpr, IN_SHARED: gl.constexpr, ROWS: gl.constexpr, PRECISION: gl.constexpr
 ):
-    """acc + the product of the tensors of `left` from number FIRST on with one gate's weights."""
+    """acc + the product of the tensors of `seen` from number FIRST on with one gate's weights."""
     for part in gl.static_range(len(weights)):
+        w = weights[part]
         if IN_SHARED:
-            acc = mma_v2(left[FIRST + part], weights[part].load(layout), acc, input_precision=PRECISION)
+            w = weights[part].load(factor(0 if ROWS == 8 else 1, acc.shape[0], seen[0].dtype.primitive_bitwidth))
+        if ROWS == 8:
+            acc = mma_v2(w, seen[FIRST + part], acc, input_precision=PRECISION)
         else:
-            acc = mma_v2(left[FIRST + part], weights[part], acc, input_precision=PRECISION)
+            acc = mma_v2(seen[FIRST + part], w, acc, input_precision=PRECISION)
     return acc
 
 
 @gluon.jit
-def sum_over_warps(buffer, parts_layout: gl.constexpr, own_layout: gl.constexpr):
-    """The sum of [warps, rows, units] in shared memory: of each thread its own elements."""
-    return gl.convert_layout(gl.sum(buffer.load(parts_layout), 0), own_layout, assert_trivial=True)
+def sum_over_warps(buffer, ROWS: gl.constexpr, UNITS: gl.constexpr, WARPS: gl.constexpr):
+    """The sum of the parts of all warps in shared memory: of each thread its own elements."""
+    found = gl.sum(buffer.load(summed(ROWS, UNITS, WARPS)), 0)
+    return gl.convert_layout(found, owned(ROWS, UNITS, WARPS), assert_trivial=True)
+
+
+@gluon.constexpr_function
+def bits_of(dtype, TENSORS):
+    return (gl.int32 if dtype == gl.float32 else gl.int16,) * TENSORS
+
+
+@gluon.jit
+def first_look(
+    address, ASK: gl.constexpr, CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, TENSORS: gl.constexpr,
+    dtype: gl.constexpr,
+):  # fmt: skip
+    """Ask for TENSORS factors: for `received`, which looks at what came."""
+    kinds: gl.constexpr = bits_of(dtype, TENSORS)
+    return gl.inline_asm_elementwise(ASK, CONSTRAINTS, [address], dtype=kinds, is_pure=False, pack=PACK)
 
 
 @gluon.jit
 def received(
-    address, status, report, bound,
+    asked, address, status, report, bound,
     WAIT: gl.constexpr, CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr,
 ):  # fmt: skip
-    """Wait for TENSORS left factors (kernels/exchange.py)."""
-    if dtype == gl.float32:
-        if TENSORS == 1:
-            seen = gl.inline_asm_elementwise(
-                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int32,), is_pure=False, pack=PACK
-            )
-        elif TENSORS == 3:
-            seen = gl.inline_asm_elementwise(
-                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int32, gl.int32, gl.int32),
-                is_pure=False, pack=PACK,
-            )  # fmt: skip
-        else:
-            seen = gl.inline_asm_elementwise(
-                WAIT, CONSTRAINTS, [address, status, report, bound],
-                dtype=(gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32, gl.int32),
-                is_pure=False, pack=PACK,
-            )  # fmt: skip
-    else:
-        if TENSORS == 1:
-            seen = gl.inline_asm_elementwise(
-                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int16,), is_pure=False, pack=PACK
-            )
-        elif TENSORS == 3:
-            seen = gl.inline_asm_elementwise(
-                WAIT, CONSTRAINTS, [address, status, report, bound], dtype=(gl.int16, gl.int16, gl.int16),
-                is_pure=False, pack=PACK,
-            )  # fmt: skip
-        else:
-            seen = gl.inline_asm_elementwise(
-                WAIT, CONSTRAINTS, [address, status, report, bound],
-                dtype=(gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16, gl.int16),
-                is_pure=False, pack=PACK,
-            )  # fmt: skip
+    """Wait for TENSORS factors (kernels/exchange.py). asked: what a first look found before, or ()."""
+    kinds: gl.constexpr = bits_of(dtype, TENSORS)
+    given = asked + (address, status, report, bound)
+    seen = gl.inline_asm_elementwise(WAIT, CONSTRAINTS, given, dtype=kinds, is_pure=False, pack=PACK)
     found = ()
     for i in gl.static_range(TENSORS):
         found = found + (seen[i].to(dtype, bitcast=True),)
@@ -156,22 +211,21 @@ def received(
 
 
 @gluon.jit
-def lengths_of(rows, is_unit, B, T, has_lengths, lengths_ptr):
-    """How many timesteps each element of a tile runs: those past the batch, and units past H, none."""
-    inside = rows < B
-    given = gl.load(lengths_ptr + rows, mask=inside & (has_lengths != 0), other=0)
-    return gl.where(is_unit, gl.where(has_lengths != 0, given, gl.where(inside, T, 0)), 0)
-
-
-@gluon.jit
-def longest_of(lengths, T, has_lengths):
-    """The visits of a group: the length of its longest row."""
-    longest = T
-    if has_lengths != 0:
-        longest = gl.max(gl.max(lengths[0], 0), 0)
-        for i in gl.static_range(1, len(lengths)):
-            longest = gl.maximum(longest, gl.max(gl.max(lengths[i], 0), 0))
-    return longest
+def lengths_of(
+    rows, is_unit, B, T, has_lengths, lengths_ptr, ROWS: gl.constexpr, TILES: gl.constexpr
+):  # fmt: skip
+    """How many timesteps each element of each tile runs: those past the batch, and units past H, none. And the visits
+    of the group: the length of its longest row, the same for programs whose units are all past H."""
+    lengths = ()
+    longest = T if has_lengths == 0 else 0
+    for i in gl.static_range(TILES):
+        inside = rows + i * ROWS < B
+        given = gl.load(lengths_ptr + rows + i * ROWS, mask=inside & (has_lengths != 0), other=0)
+        if has_lengths != 0:
+            longest = gl.maximum(longest, gl.max(gl.max(given, 0), 0))
+        runs = gl.where(has_lengths != 0, given, gl.where(inside, T, 0))
+        lengths = lengths + (gl.where(is_unit, runs, 0),)
+    return lengths, longest
 
 
 @gluon.jit
@@ -240,6 +294,8 @@ def sequence_forward(
     PART: gl.constexpr,
     WARPS: gl.constexpr,
     SHARED: gl.constexpr,  # gates whose weights are in shared memory: n, then z, then r
+    ASK: gl.constexpr,  # a first look (kernels/exchange.py), taken for the next tile in turn before this one's product
+    ASK_CONSTRAINTS: gl.constexpr,
     WAIT: gl.constexpr,
     CONSTRAINTS: gl.constexpr,
     PACK: gl.constexpr,
@@ -247,58 +303,38 @@ def sequence_forward(
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
     K: gl.constexpr = PARTS * PART
-    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
-    right: gl.constexpr = gl.DotOperandLayout(1, mma, 32 // WIDTH)
-    own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
-    in_parts: gl.constexpr = gl.BlockedLayout([WARPS, 1, 1], [1, 32 // UNITS, UNITS], [1, WARPS, 1], [2, 1, 0])
-    sums: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    factors: gl.constexpr = gl.SwizzledSharedLayout(128 // WIDTH, 1, 8, [1, 2, 0])
+    PARTS_OF_SUMS: gl.constexpr = parts_of_sums(ROWS, UNITS, WARPS)
+    sums: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 2, 0] if ROWS == 8 else [2, 1, 0])
 
     direction = first_direction + gl.program_id(2)
     group = gl.program_id(1)
     first_unit = gl.program_id(0) * UNITS
     w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
     b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)
-    w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    if SHARED > 0:
-        w_n = into_shared(w_n, factors)
-    w_z = load_weights(w_ptr, 1, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    if SHARED > 1:
-        w_z = into_shared(w_z, factors)
-    w_r = load_weights(w_ptr, 0, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    if SHARED > 2:
-        w_r = into_shared(w_r, factors)
-    sum_r = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
-    sum_z = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
-    sum_n = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
+    w_n = load_weights(w_ptr, 2, first_unit, SHARED > 0, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)
+    w_z = load_weights(w_ptr, 1, first_unit, SHARED > 1, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)
+    w_r = load_weights(w_ptr, 0, first_unit, SHARED > 2, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)
+    sum_r = gl.allocate_shared_memory(gl.float32, PARTS_OF_SUMS, sums)
+    sum_z = gl.allocate_shared_memory(gl.float32, PARTS_OF_SUMS, sums)
+    sum_n = gl.allocate_shared_memory(gl.float32, PARTS_OF_SUMS, sums)
 
     # what this thread has of each tile: its rows and units
-    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, own)), 1)
-    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0) + first_unit
+    row, unit = rows_and_units(ROWS, UNITS, WARPS)
+    unit += first_unit
     is_unit = unit < H
     b_mask = is_unit & (has_bias != 0)
     b_hr = gl.load(b_ptr + unit, mask=b_mask, other=0.0).to(gl.float32)
     b_hz = gl.load(b_ptr + H + unit, mask=b_mask, other=0.0).to(gl.float32)
     b_hn = gl.load(b_ptr + 2 * H + unit, mask=b_mask, other=0.0).to(gl.float32)
     first = first_row + group * (TILES * ROWS)
-    lengths = ()
-    for i in gl.static_range(TILES):
-        lengths = lengths + (lengths_of(first + i * ROWS + row, is_unit, B, T, has_lengths, lengths_ptr),)
-    longest = longest_of(lengths, T, has_lengths)
+    lengths, longest = lengths_of(first + row, is_unit, B, T, has_lengths, lengths_ptr, ROWS, TILES)
     stop = gl.minimum(stop_visit, longest)
 
     # the thread's first vector of a tile, its own elements of one, and from slot to slot
-    k = gl.arange(0, PART // WARPS, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
-    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
-    of_left = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
-    k = gl.expand_dims(gl.expand_dims(k, 0), 1)
-    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
-    of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
-    vector = first_vector(warp, of_left, k, PART // WARPS, WIDTH).to(gl.int64)
+    vector = first_vector_of_thread(ROWS, PART, WARPS, WIDTH)
     status = status_ptr.to(gl.int64)
     report = report_ptr.to(gl.int64)
-    own_place = place_in_tile(row, unit, K, WIDTH)
+    own_place = place_in_tile(row, unit, K, ROWS, WIDTH)
     slot = gl.num_programs(1).to(gl.int64) * (TILES * ROWS * K)
     here = e_ptr + gl.program_id(2) * slot * (stop_visit - first_visit + 1) + group.to(gl.int64) * (TILES * ROWS * K)
 
@@ -330,7 +366,10 @@ def sequence_forward(
         h = h + (h_i,)
         x = x + (load_three(rzn_ptr + times(at, step_x) + of_x[i], (t < lengths[i]) & (first_visit < stop), H),)
 
-    zeros = gl.zeros([WARPS, ROWS, UNITS], gl.float32, layout=mma)
+    asked = ()
+    if ASK != "":
+        asked = first_look(here.to(gl.int64) + vector, ASK, ASK_CONSTRAINTS, PACK, PARTS, dtype)
+    zeros = gl.zeros(PARTS_OF_SUMS, gl.float32, layout=products(WARPS))
     for visit in range(first_visit, stop):
         t_next = t + step_t
         at_after = place_of(t_next + step_t, T, packed, starts_ptr)
@@ -343,15 +382,20 @@ def sequence_forward(
 
             # wait
             tile = here + i * (ROWS * K)
-            seen = received(tile.to(gl.int64) + vector, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+            seen = received(
+                asked, tile.to(gl.int64) + vector, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype
+            )
+            if ASK != "":
+                following = here + slot if i + 1 == TILES else tile + ROWS * K
+                asked = first_look(following.to(gl.int64) + vector, ASK, ASK_CONSTRAINTS, PACK, PARTS, dtype)
 
             # product
-            sum_r.store(add_product(zeros, seen, w_r, 0, SHARED > 2, right, PRECISION))
-            sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, right, PRECISION))
-            sum_n.store(add_product(zeros, seen, w_n, 0, SHARED > 0, right, PRECISION))
-            a_r = sum_over_warps(sum_r, in_parts, own)
-            a_z = sum_over_warps(sum_z, in_parts, own)
-            q = sum_over_warps(sum_n, in_parts, own)
+            sum_r.store(add_product(zeros, seen, w_r, 0, SHARED > 2, ROWS, PRECISION))
+            sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, ROWS, PRECISION))
+            sum_n.store(add_product(zeros, seen, w_n, 0, SHARED > 0, ROWS, PRECISION))
+            a_r = sum_over_warps(sum_r, ROWS, UNITS, WARPS)
+            a_z = sum_over_warps(sum_z, ROWS, UNITS, WARPS)
+            q = sum_over_warps(sum_n, ROWS, UNITS, WARPS)
 
             # gates
             a_r += x[i][0].to(gl.float32) + b_hr
@@ -450,6 +494,8 @@ def sequence_backward(
     WARPS: gl.constexpr,
     SHARED: gl.constexpr,
     WAITS: gl.constexpr,  # 1: all three gate gradients are awaited at once; 3: one after another
+    ASK: gl.constexpr,
+    ASK_CONSTRAINTS: gl.constexpr,
     WAIT: gl.constexpr,
     WAIT_NEXT: gl.constexpr,  # the same without a sleep: what is awaited after another gate is there by then
     CONSTRAINTS: gl.constexpr,
@@ -459,49 +505,29 @@ def sequence_backward(
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
     K: gl.constexpr = PARTS * PART
     GATE: gl.constexpr = ROWS * K
-    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
-    right: gl.constexpr = gl.DotOperandLayout(1, mma, 32 // WIDTH)
-    own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
-    in_parts: gl.constexpr = gl.BlockedLayout([WARPS, 1, 1], [1, 32 // UNITS, UNITS], [1, WARPS, 1], [2, 1, 0])
-    sums: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    factors: gl.constexpr = gl.SwizzledSharedLayout(128 // WIDTH, 1, 8, [1, 2, 0])
+    PARTS_OF_SUMS: gl.constexpr = parts_of_sums(ROWS, UNITS, WARPS)
+    sums: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 2, 0] if ROWS == 8 else [2, 1, 0])
 
     direction = first_direction + gl.program_id(2)
     group = gl.program_id(1)
     first_unit = gl.program_id(0) * UNITS
     w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
-    w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    if SHARED > 0:
-        w_n = into_shared(w_n, factors)
-    w_z = load_weights(w_ptr, 1, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    if SHARED > 1:
-        w_z = into_shared(w_z, factors)
-    w_r = load_weights(w_ptr, 0, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)
-    if SHARED > 2:
-        w_r = into_shared(w_r, factors)
-    sum_dh = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)
+    w_n = load_weights(w_ptr, 2, first_unit, SHARED > 0, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)
+    w_z = load_weights(w_ptr, 1, first_unit, SHARED > 1, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)
+    w_r = load_weights(w_ptr, 0, first_unit, SHARED > 2, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)
+    sum_dh = gl.allocate_shared_memory(gl.float32, PARTS_OF_SUMS, sums)
 
-    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, own)), 1)
-    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0) + first_unit
+    row, unit = rows_and_units(ROWS, UNITS, WARPS)
+    unit += first_unit
     is_unit = unit < H
     first = first_row + group * (TILES * ROWS)
-    lengths = ()
-    for i in gl.static_range(TILES):
-        lengths = lengths + (lengths_of(first + i * ROWS + row, is_unit, B, T, has_lengths, lengths_ptr),)
-    longest = longest_of(lengths, T, has_lengths)
+    lengths, longest = lengths_of(first + row, is_unit, B, T, has_lengths, lengths_ptr, ROWS, TILES)
     last = gl.minimum(stop_visit, longest) - 1
 
-    k = gl.arange(0, PART // WARPS, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
-    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
-    of_left = gl.arange(0, ROWS, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
-    k = gl.expand_dims(gl.expand_dims(k, 0), 1)
-    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
-    of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
-    vector = first_vector(warp, of_left, k, PART // WARPS, WIDTH).to(gl.int64)
+    vector = first_vector_of_thread(ROWS, PART, WARPS, WIDTH)
     status = status_ptr.to(gl.int64)
     report = report_ptr.to(gl.int64)
-    own_place = place_in_tile(row, unit, K, WIDTH)
+    own_place = place_in_tile(row, unit, K, ROWS, WIDTH)
     slot = gl.num_programs(1).to(gl.int64) * (TILES * 3 * GATE)
     here = e_ptr + gl.program_id(2) * slot * (stop_visit - first_visit + 1) + group.to(gl.int64) * (TILES * 3 * GATE)
 
@@ -527,7 +553,7 @@ def sequence_backward(
     at = place_of(t, T, packed, starts_ptr)
     at_next = place_of(t + step_t, T, packed, starts_ptr)
     at_after = place_of(t + 2 * step_t, T, packed, starts_ptr)
-    nothing = gl.zeros([ROWS, UNITS], dtype, layout=own)
+    nothing = gl.zeros([UNITS, ROWS] if ROWS == 8 else [ROWS, UNITS], dtype, layout=owned(ROWS, UNITS, WARPS))
     carry = ()
     given = ()
     for i in gl.static_range(TILES):
@@ -542,7 +568,10 @@ def sequence_backward(
             ),
         )  # fmt: skip
 
-    zeros = gl.zeros([WARPS, ROWS, UNITS], gl.float32, layout=mma)
+    asked = ()
+    if ASK != "":
+        asked = first_look(here.to(gl.int64) + vector, ASK, ASK_CONSTRAINTS, PACK, 3 * PARTS, dtype)
+    zeros = gl.zeros(PARTS_OF_SUMS, gl.float32, layout=products(WARPS))
     for back in range(first_visit, last + 1):
         t_next = t + step_t
         t_after = t_next + step_t
@@ -560,12 +589,14 @@ def sequence_backward(
 
             # wait, product
             tile = here + 3 * i * GATE
-            acc = product_of_gradients(
-                tile.to(gl.int64) + vector, status, report, bound, w_r, w_z, w_n, zeros, SHARED, WAITS, WAIT,
-                WAIT_NEXT, CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
+            following = here + slot if i + 1 == TILES else tile + 3 * GATE
+            acc, asked = product_of_gradients(
+                asked, tile.to(gl.int64) + vector, following.to(gl.int64) + vector, status, report, bound, w_r, w_z,
+                w_n, zeros, SHARED, WAITS, ASK, ASK_CONSTRAINTS, WAIT, WAIT_NEXT, CONSTRAINTS, PACK, PARTS,
+                GATE * (WIDTH // 8), dtype, ROWS, PRECISION,
             )  # fmt: skip
             sum_dh.store(acc)
-            dh = sum_over_warps(sum_dh, in_parts, own) + carry[i]
+            dh = sum_over_warps(sum_dh, ROWS, UNITS, WARPS) + carry[i]
 
             # gates
             dy, r, z, n, q, h_prev = given[i]
@@ -599,32 +630,39 @@ def sequence_backward(
     if want_dh != 0:
         for i in gl.static_range(TILES):
             tile = here + 3 * i * GATE
-            acc = product_of_gradients(
-                tile.to(gl.int64) + vector, status, report, bound, w_r, w_z, w_n, zeros, SHARED, WAITS, WAIT,
-                WAIT_NEXT, CONSTRAINTS, PACK, PARTS, GATE * (WIDTH // 8), dtype, right, PRECISION,
+            following = tile if i + 1 == TILES else tile + 3 * GATE
+            acc, asked = product_of_gradients(
+                asked, tile.to(gl.int64) + vector, following.to(gl.int64) + vector, status, report, bound, w_r, w_z,
+                w_n, zeros, SHARED, WAITS, ASK, ASK_CONSTRAINTS, WAIT, WAIT_NEXT, CONSTRAINTS, PACK, PARTS,
+                GATE * (WIDTH // 8), dtype, ROWS, PRECISION,
             )  # fmt: skip
             sum_dh.store(acc)
-            dh = sum_over_warps(sum_dh, in_parts, own) + carry[i]
+            dh = sum_over_warps(sum_dh, ROWS, UNITS, WARPS) + carry[i]
             gl.store(dh_0_ptr + of_state[i], dh, mask=(first + i * ROWS + row < B) & is_unit)
 
 
 @gluon.jit
 def product_of_gradients(
-    address, status, report, bound, w_r, w_z, w_n, zeros, SHARED: gl.constexpr, WAITS: gl.constexpr,
-    WAIT: gl.constexpr, WAIT_NEXT: gl.constexpr, CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, PARTS: gl.constexpr,
-    GATE_BYTES: gl.constexpr, dtype: gl.constexpr, right: gl.constexpr, PRECISION: gl.constexpr,
+    asked, address, following, status, report, bound, w_r, w_z, w_n, zeros, SHARED: gl.constexpr, WAITS: gl.constexpr,
+    ASK: gl.constexpr, ASK_CONSTRAINTS: gl.constexpr, WAIT: gl.constexpr, WAIT_NEXT: gl.constexpr,
+    CONSTRAINTS: gl.constexpr, PACK: gl.constexpr, PARTS: gl.constexpr, GATE_BYTES: gl.constexpr, dtype: gl.constexpr,
+    ROWS: gl.constexpr, PRECISION: gl.constexpr,
 ):  # fmt: skip
-    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, in the parts of the warps."""
+    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, in the parts of the warps; and a first look at those
+    of the tile that follows."""
     if WAITS == 1:
-        seen = received(address, status, report, bound, WAIT, CONSTRAINTS, PACK, 3 * PARTS, dtype)
-        acc = add_product(zeros, seen, w_r, 0, SHARED > 2, right, PRECISION)
-        acc = add_product(acc, seen, w_z, PARTS, SHARED > 1, right, PRECISION)
-        acc = add_product(acc, seen, w_n, 2 * PARTS, SHARED > 0, right, PRECISION)
+        seen = received(asked, address, status, report, bound, WAIT, CONSTRAINTS, PACK, 3 * PARTS, dtype)
+        if ASK != "":
+            asked = first_look(following, ASK, ASK_CONSTRAINTS, PACK, 3 * PARTS, dtype)
+        acc = add_product(zeros, seen, w_r, 0, SHARED > 2, ROWS, PRECISION)
+        acc = add_product(acc, seen, w_z, PARTS, SHARED > 1, ROWS, PRECISION)
+        acc = add_product(acc, seen, w_n, 2 * PARTS, SHARED > 0, ROWS, PRECISION)
     else:
-        seen_r = received(address, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
-        acc = add_product(zeros, seen_r, w_r, 0, SHARED > 2, right, PRECISION)
-        seen_z = received(address + GATE_BYTES, status, report, bound, WAIT_NEXT, CONSTRAINTS, PACK, PARTS, dtype)
-        acc = add_product(acc, seen_z, w_z, 0, SHARED > 1, right, PRECISION)
-        seen_q = received(address + 2 * GATE_BYTES, status, report, bound, WAIT_NEXT, CONSTRAINTS, PACK, PARTS, dtype)
-        acc = add_product(acc, seen_q, w_n, 0, SHARED > 0, right, PRECISION)
-    return acc
+        seen_r = received((), address, status, report, bound, WAIT, CONSTRAINTS, PACK, PARTS, dtype)
+        acc = add_product(zeros, seen_r, w_r, 0, SHARED > 2, ROWS, PRECISION)
+        seen_z = received((), address + GATE_BYTES, status, report, bound, WAIT_NEXT, CONSTRAINTS, PACK, PARTS, dtype)
+        acc = add_product(acc, seen_z, w_z, 0, SHARED > 1, ROWS, PRECISION)
+        address += 2 * GATE_BYTES
+        seen_q = received((), address, status, report, bound, WAIT_NEXT, CONSTRAINTS, PACK, PARTS, dtype)
+        acc = add_product(acc, seen_q, w_n, 0, SHARED > 0, ROWS, PRECISION)
+    return acc, asked

@@ -54,8 +54,9 @@ def test_host_and_kernel_know_the_same_blocks() -> None:
     from tritongru.kernels.exchange import units_of_block
     from tritongru.planning import sequence
 
-    assert [sequence._units_of_block(dtype) for dtype in ("fp16", "bf16", "fp32")] == [16, 16, 8]
-    assert [units_of_block(width) for width in (16, 32)] == [16, 8]
+    for rows, units in ((8, (32, 16)), (16, (16, 8)), (64, (16, 8))):
+        assert tuple(sequence._units_of_block(dtype, rows) for dtype in ("bf16", "fp32")) == units
+        assert tuple(units_of_block(width, rows) for width in (16, 32)) == units
 
 
 def test_float32_without_tf32_has_no_matrix_instructions() -> None:

@@ -65,6 +65,36 @@ def test_many_shapes(dtype: torch.dtype, case: Case, h200_tiles: None) -> None:
     assert_not_wrong(case, "sequence", dtype)
 
 
+FIELDS = [
+    "block_b=8,block_k=64", "num_warps=1", "block_b=32,waits=3", "tiles=2,early=1", "groups=1,shared_gates=2",
+    "block_h=32,block_k=64,num_warps=4,directions=1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("fields", FIELDS)
+def test_tiles_that_a_user_sets(fields: str) -> None:
+    assert_not_wrong(Case(I=4, H=20, bidirectional=True, lengths=(2, 1) * 9), f"sequence:{fields}")
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ("block_x=8", "takes the fields"), ("block_h=x", "a number of digits"), ("block_h=24", "block_h must be 8, 16"),
+        ("block_b=8,block_h=8,block_k=64", "block_h must be 16 or 32 where block_b is 8"), ("block_b=24", "block_b must be 8, 16"),
+        ("early=1", "early needs tiles above 1"), ("tiles=2,early=2", "early must be 0 or 1"),
+        ("num_warps=3", "num_warps must be"), ("block_b=8,num_warps=2", "block_k must be 32 units a warp"),
+        ("waits=2", "waits must be 1 or 3"), ("num_k=2", "num_k must be 1 or 3"), ("block_k=48", "a power of 2"),
+        ("shared_gates=4", "shared_gates must be 0 to 3"), ("directions=2", "directions must be 1"),
+        ("block_k=16,num_warps=1", "must be H, 20, or more"), ("delay=9999999", "delay must be"),
+    ],
+)  # fmt: skip
+def test_tiles_that_no_kernel_can_have(fields: str, words: str) -> None:
+    """waits is backward's alone."""
+    with pytest.raises(ValueError, match=words):
+        layer = tritongru.GRU(4, 20, backend=f"sequence:{fields}")
+        layer(torch.randn(2, 3, 4))[0].sum().backward()
+
+
 def test_same_call_same_bits() -> None:
     torch.manual_seed(0)
     layer = tritongru.GRU(5, 12, bidirectional=True, backend="sequence")

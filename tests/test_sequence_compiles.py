@@ -20,7 +20,7 @@ from tests.kit.mutants import mutant
 from tritongru.inspection.compile_report import CompileReport, compile_report
 from tritongru.launch.sequence import specimen
 from tritongru.planning import describe
-from tritongru.planning.sequence import SequenceTiles, sequence_tiles, shared_bytes
+from tritongru.planning.sequence import SequenceTiles, parse_overrides, sequence_tiles, shared_bytes
 
 pytestmark = pytest.mark.compiled
 
@@ -84,6 +84,32 @@ def test_ieee_float32(kind: str) -> None:
     tiles = sequence_tiles(kind, 16, 64, 1, "fp32", "ieee", describe("h200"))
     assert not isinstance(tiles, str), tiles
     check(Form("h200", kind, "fp32", "ieee", tiles))
+
+
+# What a measurement may ask for and no plan does: by device, pass, dtype, H, B, fields
+CANDIDATES = [
+    ("h200", "forward", "bf16", 512, 8, "block_b=8"), ("h200", "backward", "bf16", 256, 1, "block_b=8"),
+    ("h200", "forward", "bf16", 512, 128, "tiles=2,early=1"), ("h200", "backward", "bf16", 512, 128, "tiles=2,early=1"),
+    ("h200", "forward", "bf16", 256, 512, "programs_per_sm=2"),
+    *(
+        pytest.param(device, kind, dtype, H, B, fields, marks=pytest.mark.long)
+        for device in ("h200", "a100", "rtx5090")
+        for kind in ("forward", "backward")
+        for dtype, H, B, fields in (
+            ("bf16", 256, 8, "block_b=8"), ("bf16", 1024, 8, "block_b=8"), ("fp32", 512, 8, "block_b=8"),
+            ("bf16", 512, 32, "tiles=2,early=1"), ("fp32", 256, 64, "tiles=2,early=1"),
+            ("bf16", 256, 256, "programs_per_sm=2,num_warps=4"),
+        )
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("device", "kind", "dtype", "hidden_size", "batch", "fields"), CANDIDATES)
+def test_candidates(device: str, kind: str, dtype: str, hidden_size: int, batch: int, fields: str) -> None:
+    given = parse_overrides(fields)
+    tiles = sequence_tiles(kind, batch, hidden_size, 1, dtype, "tf32", describe(device), given)
+    assert not isinstance(tiles, str), tiles
+    check(Form(device, kind, dtype, "tf32", tiles))
 
 
 @pytest.mark.long
@@ -170,15 +196,15 @@ KERNELS = {
     "weak publishing stores": ("exchange.py", ', cache_modifier=".cg")', ")", "bytes of strong stores"),
     "weights loaded in the time loop": (
         "sequence.py", "sum_n.store(add_product(zeros, seen, w_n,",
-        "w_n = load_weights(w_ptr, 2, first_unit, UNITS, PARTS, PART, WARPS, PRECISION, right)\n"
+        "w_n = load_weights(w_ptr, 2, first_unit, False, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)\n"
         "            sum_n.store(add_product(zeros, seen, w_n,", "bytes of weak loads",
     ),
     "one buffer for all sums": (
-        "sequence.py", "sum_z = gl.allocate_shared_memory(gl.float32, [WARPS, ROWS, UNITS], sums)", "sum_z = sum_r",
+        "sequence.py", "sum_z = gl.allocate_shared_memory(gl.float32, PARTS_OF_SUMS, sums)", "sum_z = sum_r",
         "barriers",
     ),
     "a product dropped": (
-        "sequence.py", "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, right, PRECISION))",
+        "sequence.py", "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, ROWS, PRECISION))",
         "sum_z.store(zeros)", "matrix instructions",
     ),
     "a gate not saved": ("sequence.py", "gl.store(rzn + H, z.to(dtype), mask=saves)", "pass", "bytes of weak stores"),

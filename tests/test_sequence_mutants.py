@@ -162,13 +162,16 @@ PACKED_BOTH = (ShrunkenPlan(), Case(I=4, H=20, bidirectional=True, lengths=(1, 3
 THREE_WAITS = (replace(THREE_PROGRAMS[0], waits=3), *THREE_PROGRAMS[1:])
 THREE_TENSORS = (ShrunkenPlan(num_k=3), Case(T=2, B=3, I=4, H=70), torch.float32)
 IN_SHARED = (replace(THREE_PROGRAMS[0], shared_gates=2), *THREE_PROGRAMS[1:])
+ASKED_EARLY = (ShrunkenPlan(tiles=2, early=1), Case(T=3, B=17, I=4, H=20), torch.float32)
+EIGHT_ROWS = (ShrunkenPlan(block_b=8, block_k=64), Case(T=2, B=3, I=4, H=40), torch.float16)
+PAST_H = (EIGHT_ROWS[0], Case(I=4, H=37, lengths=(1, 3, 2)), torch.float16)
 
 # What is broken, how, by which plan and call it is found, and as what: "wrong" values, a "time-out" of the kernel's
 # own, or by the "emulator" (an access out of bounds).
 EXCHANGE = {
     "a wait on the wrong slot": (
-        "tile = here + i * (ROWS * K)\n            seen",
-        "tile = here + slot + i * (ROWS * K)\n            seen",
+        "tile = here + i * (ROWS * K)\n",
+        "tile = here + slot + i * (ROWS * K)\n",
         THREE_PROGRAMS,
         "time-out",
     ),
@@ -179,16 +182,40 @@ EXCHANGE = {
         "time-out",
     ),
     "a stale row tile": (
-        "tile.to(gl.int64) + vector, status",
-        "here.to(gl.int64) + vector, status",
+        "asked, tile.to(gl.int64) + vector, status",
+        "asked, here.to(gl.int64) + vector, status",
         TWO_TILES,
         "wrong",
     ),
     "a stale row tile in backward": (
-        "            acc = product_of_gradients(\n                tile.to",
-        "            acc = product_of_gradients(\n                here.to",
+        "asked, tile.to(gl.int64) + vector, following",
+        "asked, here.to(gl.int64) + vector, following",
         TWO_TILES,
         "wrong",
+    ),
+    "another tile asked for early": (
+        "following = here + slot if i + 1 == TILES else tile + ROWS * K",
+        "following = here + slot if i + 1 == TILES else here",
+        ASKED_EARLY,
+        "wrong",
+    ),
+    "the same tile asked for again": (
+        "following = here + slot if i + 1 == TILES else tile + ROWS * K",
+        "following = here if i + 1 == TILES else tile + ROWS * K",
+        ASKED_EARLY,
+        "wrong",
+    ),
+    "another tile asked for early in backward": (
+        "following = here + slot if i + 1 == TILES else tile + 3 * GATE",
+        "following = here if i + 1 == TILES else tile + 3 * GATE",
+        ASKED_EARLY,
+        "wrong",
+    ),
+    "programs past H end with their own rows": (
+        "gl.max(gl.max(given, 0), 0)",
+        "gl.max(gl.max(gl.where(is_unit, given, 0), 0), 0)",
+        PAST_H,
+        "time-out",
     ),
     "a row that starts early": (
         "h_new = gl.where(runs, h_new, h[i])",
@@ -268,7 +295,7 @@ EXCHANGE = {
 }
 PRODUCTS = {
     "a gate dropped": (
-        "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, right, PRECISION))",
+        "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, ROWS, PRECISION))",
         "sum_z.store(zeros)",
         THREE_PROGRAMS,
         "wrong",
@@ -286,22 +313,22 @@ PRODUCTS = {
         "wrong",
     ),
     "another gate's gradients": (
-        "address + 2 * GATE_BYTES",
-        "address + GATE_BYTES",
+        "address += 2 * GATE_BYTES",
+        "address += GATE_BYTES",
         THREE_WAITS,
         "wrong",
     ),
     "gates swapped": ("add_product(zeros, seen, w_r, 0,", "add_product(zeros, seen, w_z, 0,", THREE_PROGRAMS, "wrong"),
-    "the first tensor for all": ("left[FIRST + part]", "left[FIRST]", THREE_TENSORS, "wrong"),
+    "the first tensor for all": ("mma_v2(seen[FIRST + part]", "mma_v2(seen[FIRST]", THREE_TENSORS, "wrong"),
     "weights of the first tensor": (
-        "weights[part].load(layout)",
-        "weights[0].load(layout)",
+        "weights[part].load(",
+        "weights[0].load(",
         (replace(THREE_TENSORS[0], shared_gates=3), *THREE_TENSORS[1:]),
         "wrong",
     ),
     "a part of the sum dropped": (
-        "gl.sum(buffer.load(parts_layout), 0)",
-        "gl.max(buffer.load(parts_layout), 0)",
+        "gl.sum(buffer.load(summed(",
+        "gl.max(buffer.load(summed(",
         THREE_PROGRAMS,
         "wrong",
     ),
@@ -317,19 +344,30 @@ PRODUCTS = {
 }
 PLACES = {
     "a wrong place in the fragment": (
-        "(unit // 4) * 2 + row // 8",
-        "unit // 4 + (row // 8) * 2",
+        "unit // (128 // WIDTH) * 2 + row // 8",
+        "unit // (128 // WIDTH) + row // 8 * 2",
         THREE_PROGRAMS,
         "wrong",
     ),
-    "a wrong place in half precision": (
-        "(unit // 8) * 4 + (row // 8) * 2",
-        "(unit // 8) * 2 + (row // 8) * 4",
+    "a wrong lane": (
+        "unit % (128 // WIDTH) // (32 // WIDTH)\n        register = unit // (128 // WIDTH) *",
+        "unit % (32 // WIDTH)\n        register = unit // (128 // WIDTH) *",
         HALF,
+        "time-out",
+    ),
+    "a wrong place in a fragment of 8 rows": (
+        "register = unit // (128 // WIDTH)\n",
+        "register = unit // (128 // WIDTH) ^ 1\n",
+        EIGHT_ROWS,
         "wrong",
     ),
-    "a wrong block": ("(unit // UNITS) * (16 * UNITS)", "(unit // UNITS) * (8 * UNITS)", THREE_PROGRAMS, "time-out"),
-    "a wrong first vector": ("part * (2 * K_OF_WARP * WIDTH)", "part * (K_OF_WARP * WIDTH)", THREE_PROGRAMS, "wrong"),
+    "a wrong block": (
+        "(unit // UNITS) * (HEIGHT * UNITS)",
+        "(unit // UNITS) * (8 * UNITS)",
+        THREE_PROGRAMS,
+        "time-out",
+    ),
+    "a wrong first vector": ("part * (HEIGHT * K_OF_WARP", "part * (8 * K_OF_WARP", THREE_PROGRAMS, "wrong"),
 }
 OFTEN = (
     "a wait on the wrong slot", "a stale row tile", "a row that starts early",

@@ -5,7 +5,7 @@ emulator, held against the same cases; and the fragment order, against the compi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -18,10 +18,10 @@ from triton.experimental.gluon.language._semantic import GluonSemantic
 
 from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
-from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, Wait, displacements, wait_text
+from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, Wait, ask_text, displacements, wait_text
 from tritongru.launch.emulator import Tensor
 from tritongru.launch.emulator.binding import Binder
-from tritongru.launch.twins import twin
+from tritongru.launch.twins import twin, twin_of_first_look
 
 KINDS = {16: tl.int16, 32: tl.int32}
 UNSIGNED = {16: np.uint16, 32: np.uint32}
@@ -31,13 +31,14 @@ UNSIGNED = {16: np.uint16, 32: np.uint32}
 
 
 def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
-    """By the compiler's layout of the left factor [warps, rows, k]: (warp, row, k) of each register of each lane,
-    as [warps, 32, registers, 3]."""
+    """By the compiler's layout of the left factor [warps, rows, k], of 8 rows the right one [warps, k, rows]: (warp,
+    row, k) of each register of each lane, as [warps, 32, registers, 3]."""
     mma = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps, 1, 1], instr_shape=[1, 16, 8])
     context = ir.context()
     ir.load_dialects(context)
     semantic = GluonSemantic(gluon_ir.GluonOpBuilder(context))
-    layout = semantic.to_linear_layout(gl.DotOperandLayout(0, mma, 32 // width), [warps, rows, k]).value
+    side, shape = (1, [warps, k, rows]) if rows == 8 else (0, [warps, rows, k])
+    layout = semantic.to_linear_layout(gl.DotOperandLayout(side, mma, 32 // width), shape).value
 
     def places(bases: list[list[int]]) -> np.ndarray:
         found = np.zeros((1, 3), int)
@@ -47,7 +48,7 @@ def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
 
     warp, lane, register = map(places, (layout.warp_bases, layout.lane_bases, layout.reg_bases))
     found: np.ndarray = warp[:, None, None] ^ lane[None, :, None] ^ register[None, None]
-    return found
+    return found[..., [0, 2, 1]] if rows == 8 else found
 
 
 def in_kernel(function: Any, *given: Any) -> np.ndarray:
@@ -60,6 +61,7 @@ def in_kernel(function: Any, *given: Any) -> np.ndarray:
 SHAPES = {  # rows, units of a tensor, tensors, gates, warps
     "one tensor": (16, 128, 1, 1, 4), "three gates": (16, 64, 1, 3, 2), "three tensors": (16, 64, 3, 1, 2),
     "three of each": (16, 32, 3, 3, 1), "64 rows": (64, 64, 1, 1, 2), "H 1024": (16, 1024, 1, 1, 8),
+    "8 rows": (8, 128, 1, 1, 4), "8 rows, three of each": (8, 64, 3, 3, 2),
 }  # fmt: skip
 
 
@@ -70,23 +72,24 @@ def test_a_thread_loads_what_its_registers_of_the_product_hold(shape: str, width
     rows, part, parts, gates, warps = SHAPES[shape]
     size, K = width // 8, part * parts
     warp, row, k = np.moveaxis(elements_of(rows, part // warps, warps, width), -1, 0)
-    first = in_kernel(exchange.first_vector, warp, row, k, part // warps, width)
+    first = in_kernel(exchange.first_vector, warp, row, k, part // warps, rows, width)
     assert (first == first[..., :1]).all(), "a thread's elements disagree on its first vector"
     vectors = np.array(displacements(rows, part, parts, gates, warps, width)).reshape(gates, parts, -1)
     in_vector = 16 // size
     assert row.shape[-1] == vectors.shape[-1] * in_vector
     for gate, number in product(range(gates), range(parts)):
         unit = number * part + warp * (part // warps) + k
-        published = (gate * rows * K + in_kernel(exchange.place_in_tile, row, unit, K, width)) * size
+        published = (gate * rows * K + in_kernel(exchange.place_in_tile, row, unit, K, rows, width)) * size
         register = np.arange(row.shape[-1])
         loaded = first + vectors[gate, number, register // in_vector] + register % in_vector * size
         assert (published == loaded).all()
 
 
+@pytest.mark.parametrize("rows", [8, 32])
 @pytest.mark.parametrize("width", [16, 32])
-def test_a_tiles_elements_have_a_place_each(width: int) -> None:
-    row, unit = np.arange(32)[:, None], np.arange(64)[None, :]
-    assert sorted(in_kernel(exchange.place_in_tile, row, unit, 64, width).ravel()) == list(range(32 * 64))
+def test_a_tiles_elements_have_a_place_each(width: int, rows: int) -> None:
+    row, unit = np.arange(rows)[:, None], np.arange(64)[None, :]
+    assert sorted(in_kernel(exchange.place_in_tile, row, unit, 64, rows, width).ravel()) == list(range(rows * 64))
 
 
 # ---- the wait --------------------------------------------------------------------------------------------------------
@@ -94,7 +97,6 @@ def test_a_tiles_elements_have_a_place_each(width: int) -> None:
 BASE, STATUS, REPORT = 0x7F00_0000_1000, 0x7E00_0000_0000, 0x7E00_0000_0040
 NS_PER_LOOK = (1 << CLOCK_SHIFT) // LOOKS  # so that a unit of the bound is LOOKS looks
 BOUND = 2
-ROWS = 16
 
 
 @dataclass
@@ -126,6 +128,7 @@ class Fragment:
     wait: Wait
     tensors: int
     K: int
+    rows: int
 
     @property
     def width(self) -> int:
@@ -134,8 +137,8 @@ class Fragment:
     @property
     def places(self) -> np.ndarray:
         """Of each register of each lane the place of its element: [32, tensors * registers of one]."""
-        base = elements_of(ROWS, self.K, 1, self.width)[0]
-        first = in_kernel(exchange.first_vector, *np.moveaxis(base, -1, 0), self.K, self.width)[:, :1]
+        base = elements_of(self.rows, self.K, 1, self.width)[0]
+        first = in_kernel(exchange.first_vector, *np.moveaxis(base, -1, 0), self.K, self.rows, self.width)[:, :1]
         size = self.width // 8
         registers = np.arange(len(self.wait.displacements) * 16 // size)
         vectors = np.array(self.wait.displacements)[registers * size // 16]
@@ -143,7 +146,7 @@ class Fragment:
         return found
 
     def memory(self, values: Callable[[np.random.Generator, int], np.ndarray]) -> np.ndarray:
-        elements = self.tensors * ROWS * self.K
+        elements = self.tensors * self.rows * self.K
         return values(np.random.default_rng(elements), elements).astype(UNSIGNED[self.width])
 
     def run_text(self, world: World, lane: int) -> tuple[np.ndarray, int]:
@@ -168,7 +171,10 @@ class Fragment:
             assert access.modifiers[:2] == ("relaxed", "gpu" if access.address == STATUS else "sys")
             world.stores.append((access.address, *values))
 
-        inputs = [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
+        asked: list[int] = []
+        if self.wait.asked:
+            asked = execute(*ask_text(self.wait), [first] * pack, load, store, clock=world.now).outputs
+        inputs = asked + [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
         found = execute(
             self.wait.text, self.wait.constraints, inputs, load, store, clock=world.now, max_steps=1_000_000
         )
@@ -197,23 +203,27 @@ class Fragment:
             def clock(self) -> int:
                 return world.now()
 
-        row, k = np.arange(ROWS)[None, :, None], np.arange(self.K)[None, None, :]
-        first = in_kernel(exchange.first_vector, np.zeros_like(row), row, k, self.K, self.width)
-        address = Tensor(BASE + np.broadcast_to(first, (1, ROWS, self.K)).astype(np.int64), tl.int64)
+        row, k = np.arange(self.rows)[None, :, None], np.arange(self.K)[None, None, :]
+        first = in_kernel(exchange.first_vector, np.zeros_like(row), row, k, self.K, self.rows, self.width)
+        first = np.broadcast_to(first, (1, self.rows, self.K)).astype(np.int64)
+        address = Tensor(BASE + (first.swapaxes(1, 2) if self.rows == 8 else first), tl.int64)
         status, report = (Tensor(np.int64(word), tl.int64) for word in (STATUS, REPORT))
         kinds = (KINDS[self.width],) * self.tensors
-        found = twin(self.wait)(Turn(), address, status, report, Tensor(np.int32(BOUND), tl.int32), dtype=kinds)
-        return np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
+        given = twin_of_first_look(self.wait)(Turn(), address, dtype=kinds) if self.wait.asked else ()
+        bound = Tensor(np.int32(BOUND), tl.int32)
+        found = twin(self.wait)(Turn(), *given, address, status, report, bound, dtype=kinds)
+        elements = np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
+        return elements.swapaxes(1, 2) if self.rows == 8 else elements
 
     def in_lane(self, elements: np.ndarray, lane: int) -> np.ndarray:
         """Of [tensors, rows, k] those of a lane, in the order of its registers."""
-        _, row, k = elements_of(ROWS, self.K, 1, self.width)[0, lane].T
+        _, row, k = elements_of(self.rows, self.K, 1, self.width)[0, lane].T
         return elements[:, row, k].ravel()
 
 
-def fragment(width: int, gates: int, parts: int = 1, delay: int = 0) -> Fragment:
-    K = 32 if width == 16 else 16
-    return Fragment(wait_text(ROWS, K, parts, gates, 1, width, delay), gates * parts, K)
+def fragment(width: int, gates: int, parts: int = 1, delay: int = 0, rows: int = 16, asked: bool = False) -> Fragment:
+    K = (32 if width == 16 else 16) * 16 // rows
+    return Fragment(wait_text(rows, K, parts, gates, 1, width, delay, asked), gates * parts, K, rows)
 
 
 SPECIAL = {
@@ -249,24 +259,29 @@ def both(f: Fragment, make: Callable[[], World], lanes: tuple[int, ...] = (0, 13
 
 
 FORMS = pytest.mark.parametrize(
-    ("width", "gates", "parts"), [(16, 1, 1), (16, 3, 1), (16, 1, 3), (32, 1, 1), (32, 3, 1), (32, 3, 3)]
-)
+    ("width", "gates", "parts", "rows", "asked"),
+    [
+        (16, 1, 1, 16, False), (16, 3, 1, 16, False), (16, 1, 3, 16, False), (32, 1, 1, 16, False),
+        (32, 3, 1, 16, False), (32, 3, 3, 16, False), (16, 1, 1, 8, False), (32, 3, 1, 8, False),
+        (16, 1, 1, 16, True), (32, 3, 1, 16, True), (16, 3, 3, 8, True),
+    ],
+)  # fmt: skip
 
 
 @FORMS
-def test_what_is_there_is_found_at_the_first_look(width: int, gates: int, parts: int) -> None:
+def test_what_is_there_is_found_at_the_first_look(width: int, gates: int, parts: int, rows: int, asked: bool) -> None:
     """NaNs and infinities too: none is the sentinel."""
-    f = fragment(width, gates, parts)
+    f = fragment(width, gates, parts, rows=rows, asked=asked)
     memory = f.memory(anything(width))
     world = both(f, lambda: World(memory))
     assert world.looks == 1 and not world.stores
 
 
 @FORMS
-def test_values_that_arrive_in_parts(width: int, gates: int, parts: int) -> None:
+def test_values_that_arrive_in_parts(width: int, gates: int, parts: int, rows: int, asked: bool) -> None:
     """Each element at a look of its own, neighbours in a word at different ones; some after the first look at the clock
     and the status word."""
-    f = fragment(width, gates, parts)
+    f = fragment(width, gates, parts, rows=rows, asked=asked)
     memory = f.memory(anything(width))
     rng = np.random.default_rng(1)
     late = dict(enumerate(rng.integers(0, 5, memory.size).tolist()))
@@ -276,9 +291,11 @@ def test_values_that_arrive_in_parts(width: int, gates: int, parts: int) -> None
 
 
 @FORMS
-def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(width: int, gates: int, parts: int) -> None:
+def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(
+    width: int, gates: int, parts: int, rows: int, asked: bool
+) -> None:
     """In any half, and in any vector. The status word and the host's are set, and the wait goes on with what it has."""
-    f = fragment(width, gates, parts)
+    f = fragment(width, gates, parts, rows=rows, asked=asked)
     memory = f.memory(anything(width))
     places = f.places[13]
     in_vector = 128 // width
@@ -293,8 +310,10 @@ def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(width: int, gates: in
 
 
 @FORMS
-def test_once_another_has_given_up_nobody_waits_long(width: int, gates: int, parts: int) -> None:
-    f = fragment(width, gates, parts)
+def test_once_another_has_given_up_nobody_waits_long(
+    width: int, gates: int, parts: int, rows: int, asked: bool
+) -> None:
+    f = fragment(width, gates, parts, rows=rows, asked=asked)
     memory = f.memory(anything(width))
     world = both(f, lambda: World(memory, {int(f.places[13, 3]): -1}, given_up=1))
     assert world.looks == LOOKS and not world.stores
@@ -338,7 +357,7 @@ def test_the_bound_holds_where_the_clocks_32_bits_wrap() -> None:
 def test_a_mistake_in_the_text_is_found(old: str, new: str) -> None:
     f = fragment(16, 3)
     assert old in f.wait.text
-    broken = Fragment(f.wait._replace(text=f.wait.text.replace(old, new)), f.tensors, f.K)
+    broken = replace(f, wait=f.wait._replace(text=f.wait.text.replace(old, new)))
     memory = f.memory(anything(16))
     late = dict(enumerate(np.random.default_rng(1).integers(0, 5, memory.size).tolist()))
     never = {int(f.places[13, place]): -1 for place in (2, 5)}

@@ -52,7 +52,7 @@ def all_to_all(
     k = gl.expand_dims(gl.expand_dims(k, 0), 1)
     warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
     of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
-    vector = first_vector(warp, of_left, k, K // WARPS, WIDTH).to(gl.int64)
+    vector = first_vector(warp, of_left, k, K // WARPS, 16, WIDTH).to(gl.int64)
     source = warp * (K // WARPS) + k
     owned = source < gl.num_programs(0) * UNITS
     first = gl.program_id(0) * UNITS
@@ -60,8 +60,9 @@ def all_to_all(
     here = e_ptr
     for round in range(rounds):
         value = expected(round, row, first + unit)
-        publish(here + first * 16 + place(row, unit, WIDTH), value.to(dtype))
+        publish(here + first * 16 + place(row, unit, 16, WIDTH), value.to(dtype))
         (found,) = received(
+            (),
             here.to(gl.int64) + vector, status_ptr.to(gl.int64), report_ptr.to(gl.int64), bound, WAIT, CONSTRAINTS,
             PACK, 1, dtype,
         )  # fmt: skip
@@ -76,7 +77,7 @@ def wrong_elements(
 ) -> int:
     """Elements received wrong by all programs over all rounds; RuntimeError where a wait ran out."""
     width = 8 * dtype.itemsize
-    units = exchange.units_of_block(width)
+    units = exchange.units_of_block(width, ROWS)
     K = max(16 * warps, triton.next_power_of_2(programs * units))
     wait = exchange.wait_text(ROWS, K, 1, 1, warps, width, 0)
     if interpreted(all_to_all):

@@ -182,12 +182,12 @@ def _launch(
 
         for each in (wait, _wait(kind, dataclasses.replace(tiles, delay=0), call.dtype)):
             twins.register(each)
-    blocks = tiles.units // exchange.units_of_block(wait.width)
-    owned = tiles.programs * tiles.block_h // exchange.units_of_block(wait.width)
+    of_block, tall = exchange.units_of_block(wait.width, tiles.block_b), exchange.rows_of_block(tiles.block_b)
+    blocks, owned = tiles.units // of_block, tiles.programs * tiles.block_h // of_block
     gates = 1 if kind == "forward" else 3
     block = exchange.BLOCK_BYTES * 8 // wait.width
     buffer = Buffer(
-        (tiles.directions, tiles.groups, tiles.tiles, gates, tiles.block_b // 16, blocks, block), steps + 1, owned,
+        (tiles.directions, tiles.groups, tiles.tiles, gates, tiles.block_b // tall, blocks, block), steps + 1, owned,
         dtype, device,
     )  # fmt: skip
     words = dict(lengths_ptr=lengths, starts_ptr=starts, status_ptr=found.word, report_ptr=found.report)
@@ -229,14 +229,18 @@ def _kernel(kind: str) -> tuple[Any, tuple[str, ...]]:
 def _wait(kind: str, tiles: SequenceTiles, dtype: str) -> Any:
     gates = 3 if kind == "backward" and tiles.waits == 1 else 1
     width = 32 if dtype == "fp32" else 16
-    return exchange.wait_text(tiles.block_b, tiles.block_k, tiles.num_k, gates, tiles.num_warps, width, tiles.delay)
+    return exchange.wait_text(
+        tiles.block_b, tiles.block_k, tiles.num_k, gates, tiles.num_warps, width, tiles.delay, bool(tiles.early)
+    )
 
 
 def _constants(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> dict[str, Any]:
     wait = _wait(kind, tiles, dtype)
+    ask, ask_constraints = exchange.ask_text(wait) if wait.asked else ("", "")
     found = dict(
         PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles, UNITS=tiles.block_h,
-        PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates, WAIT=wait.text,
+        PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates, ASK=ask,
+        ASK_CONSTRAINTS=ask_constraints, WAIT=wait.text,
         CONSTRAINTS=wait.constraints, PACK=wait.pack,
     )  # fmt: skip
     if kind == "forward":

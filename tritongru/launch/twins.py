@@ -8,42 +8,61 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 
-from ..kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, units_of_block
+from ..kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, ask_text, units_of_block
 from .emulator import TWINS, Tensor
 
 
 def places_in_vectors(rows: int, k: int, width: int) -> tuple[Any, Any]:
-    """Of every element [rows, k] of a warp's left factor: which of the thread's vectors it lies in, at which byte.
+    """Of every element of a warp's factor, [rows, k] or for 8 rows [k, rows]: which of the thread's vectors it lies in,
+    at which byte.
 
-    The order of a lane's registers in m16n8k16 (float32: m16n8k8) by the PTX manual: k within a register, rows 8
-    apart, then the upper half of the block's k; then blocks of k, and of 16 rows.
+    The order of a lane's registers in m16n8k16 (float32: m16n8k8) by the PTX manual: k within a register; of the left
+    factor rows 8 apart; then the upper half of the instruction's k; then blocks of k, and of 16 rows.
     """
-    row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(width)
+    row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(width, rows)
     vector = row // 16 * (k // units) + unit // units
-    half = unit % units // (units // 2)
-    byte = 2 * (unit % 2) * (width == 16) + 4 * (row // 8 % 2) + 8 * half
-    return vector, byte
+    registers = unit % units // (128 // width) * (1 if rows == 8 else 2) + row // 8 % 2
+    byte = 2 * (unit % 2) * (width == 16) + 4 * registers
+    return (vector.T, byte.T) if rows == 8 else (vector, byte)
+
+
+def _addresses(wait: Wait, address: Tensor, tensors: int) -> Any:
+    """Of every element of the factors that a wait is for."""
+    rows, k = address.v.shape[1:]
+    if k == 8:  # tiles of 8 rows: those are the right factor's second dimension, and no warp has so few k
+        rows, k = k, rows
+    vector, byte = places_in_vectors(rows, k, wait.width)
+    displacements = np.asarray(wait.displacements).reshape(tensors, -1)
+    return address.v[None] + (displacements[:, vector] + byte)[:, None]
+
+
+def twin_of_first_look(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
+    """What `ask_text` does, for all threads of a program at once."""
+
+    def asks(turn: Any, address: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        found = turn.load(_addresses(wait, address, len(dtype)), dtype[0]).v
+        return tuple(Tensor(found[i], kind) for i, kind in enumerate(dtype))
+
+    return asks
 
 
 def twin(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
     """What the text of a wait does, for all threads of a program at once."""
 
-    def waits(
-        turn: Any, address: Tensor, status: Tensor, report: Tensor, bound: Tensor, dtype: tuple[Any, ...]
-    ) -> tuple[Tensor, ...]:
-        tensors = len(dtype)
-        vector, byte = places_in_vectors(address.v.shape[1], address.v.shape[2], wait.width)
-        each = len(wait.displacements) // tensors
-        displacements = np.asarray(wait.displacements).reshape(tensors, each)
-        addresses = address.v[None] + (displacements[:, vector] + byte)[:, None]
+    def waits(turn: Any, *given: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        *asked, address, status, report, bound = given
+        addresses = _addresses(wait, address, len(dtype))
         looks = end = 0
         while True:
-            found = turn.load(addresses, dtype[0]).v
+            early = bool(asked)
+            found = np.stack([x.v for x in asked]) if early else turn.load(addresses, dtype[0]).v
+            asked = []
             if not (found == -1).any():
                 break
             looks += 1
             if looks % LOOKS:
-                turn.wait()
+                if not early:  # what was missing at an early look may have come since
+                    turn.wait()
                 continue
             now = turn.clock() >> CLOCK_SHIFT
             if looks == LOOKS:
@@ -77,6 +96,8 @@ TWINS[ROUND_TO_TF32.value] = rounded_to_tf32
 
 
 def register(wait: Wait) -> None:
-    """Let the emulator run the text of a wait."""
+    """Let the emulator run the text of a wait, and of the first look that may come before it."""
     if wait.text not in TWINS:
         TWINS[wait.text] = twin(wait)
+        if wait.asked:
+            TWINS[ask_text(wait)[0]] = twin_of_first_look(wait)

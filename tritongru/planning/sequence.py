@@ -107,6 +107,7 @@ class SequenceTiles:
     shared_gates: int  # whose weights are in shared memory, those of the others in registers
     waits: int  # of a visit: 3 where backward waits for one gate gradient after another
     delay: int  # nanoseconds of sleep before the first look, where the data was published just before
+    early: int  # 1: what the next tile in turn awaits is asked for before this one's product
     programs_per_sm: int  # that registers are dealt out for
     tiles: int  # row tiles of a group, in turn
     programs: int  # of a group: slices of the hidden units
@@ -239,7 +240,7 @@ def _one_program(
         )
         tiles = SequenceTiles(
             exchange=False, block_b=BLOCK_B, block_h=K, block_k=K, num_k=1, num_warps=num_warps, shared_gates=0,
-            waits=0, delay=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B),
+            waits=0, delay=0, early=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B),
             directions=directions,
         )  # fmt: skip
         # AMD's compiler keeps the weights in registers: its LDS holds what is in work, and that fits
@@ -289,7 +290,8 @@ def _dealt_out(
     per_sm = given.get("programs_per_sm", 1)
     if block_h not in (8, 16, 32) or per_sm < 1:
         raise ValueError(f"block_h must be 8, 16 or 32 and programs_per_sm 1 or more, got {block_h} and {per_sm}")
-    units = max(block_h, _units_of_block(dtype))  # a block of the exchange buffer belongs to whole programs
+    rows = given.get("block_b", BLOCK_B)
+    units = max(block_h, _units_of_block(dtype, rows))  # a block of the exchange buffer belongs to whole programs
     programs = -(-hidden_size // units) * units // block_h
     places = max(device.sms * per_sm, programs if device.vendor == "interpreter" else 0)
     if programs > places:
@@ -298,8 +300,8 @@ def _dealt_out(
     most = max(1, places // (programs * together))
     for turns in form.turns:
         block_b, in_turn = given.get("block_b", turns.block_b), given.get("tiles", turns.tiles)
-        if block_b not in (16, 32, 64) or in_turn < 1:
-            raise ValueError(f"block_b must be 16, 32 or 64 and tiles 1 or more, got {block_b} and {in_turn}")
+        if block_b not in (8, 16, 32, 64) or in_turn < 1:
+            raise ValueError(f"block_b must be 8, 16, 32 or 64 and tiles 1 or more, got {block_b} and {in_turn}")
         row_tiles = -(-batch // block_b)
         if row_tiles <= most * in_turn:
             break
@@ -309,7 +311,7 @@ def _dealt_out(
         shared_gates=given.get("shared_gates", form.shared_gates),
         waits=given.get("waits", turns.waits or form.waits) if kind == "backward" else 1,
         delay=given.get("delay", DELAY if in_turn == 1 and device.vendor != "interpreter" else 0),
-        programs_per_sm=per_sm, tiles=in_turn, programs=programs,
+        early=given.get("early", 0), programs_per_sm=per_sm, tiles=in_turn, programs=programs,
         groups=given.get("groups", min(most, -(-row_tiles // in_turn))), directions=together,
     )  # fmt: skip
     _check(tiles, hidden_size, directions, places)
@@ -322,21 +324,28 @@ def _dealt_out(
     return tiles
 
 
-def _units_of_block(dtype: str) -> int:
-    """Units of a block of the exchange buffer (kernels/exchange.py)."""
-    return 32 // BYTES[dtype]
+def _units_of_block(dtype: str, rows: int) -> int:
+    """Units of a block of the exchange buffer (kernels/exchange.py) in tiles of so many rows."""
+    return 512 // BYTES[dtype] // min(rows, 16)
 
 
 def _check(tiles: SequenceTiles, hidden_size: int, directions: int, places: int) -> None:
     """Raise ValueError where overrides ask for what no kernel can be."""
     t = tiles
+    least = 16 if t.block_b > 8 else 32
     together = t.programs * t.groups * t.directions
     for holds, what in (
         (t.block_k > 0 and t.block_k & (t.block_k - 1) == 0, f"block_k must be a power of 2, got {t.block_k}"),
         (t.num_k in (1, 3), f"num_k must be 1 or 3, got {t.num_k}"),
         (t.units >= hidden_size, f"block_k * num_k must be H, {hidden_size}, or more, got {t.units}"),
         (t.num_warps in (1, 2, 4, 8, 16), f"num_warps must be 1, 2, 4, 8 or 16, got {t.num_warps}"),
-        (t.block_k >= 16 * t.num_warps, f"block_k must be 16 units a warp or more, got {t.block_k} / {t.num_warps}"),
+        (
+            t.block_k >= least * t.num_warps,
+            f"block_k must be {least} units a warp or more, got {t.block_k} / {t.num_warps}",
+        ),
+        (t.block_b > 8 or t.block_h > 8, "block_h must be 16 or 32 where block_b is 8, got 8"),
+        (t.early in (0, 1), f"early must be 0 or 1, got {t.early}"),
+        (not t.early or (t.tiles > 1 and t.waits == 1), "early needs tiles above 1 and waits of 1"),
         (t.shared_gates <= 3, f"shared_gates must be 0 to 3, got {t.shared_gates}"),
         (t.waits in (1, 3), f"waits must be 1 or 3, got {t.waits}"),
         (t.delay <= 1_000_000, f"delay must be 1000000 ns or less, got {t.delay}"),
