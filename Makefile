@@ -21,7 +21,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/; 4 minutes
 	$(PY) -m tritongru demo
 
-test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own; about 10 minutes
+test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own; about 8 minutes
 	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu and not long"
 	$(PYTEST) -m "compiled and not long"
 	$(PY) -m tests.kit.reached
