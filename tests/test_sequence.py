@@ -80,7 +80,8 @@ def test_tiles_that_a_user_sets(fields: str) -> None:
     ("fields", "words"),
     [
         ("block_x=8", "takes the fields"), ("block_h=x", "a number of digits"), ("block_h=24", "block_h must be 8, 16"),
-        ("block_b=8,block_h=8,block_k=64", "block_h must be 16 or 32 where block_b is 8"), ("block_b=24", "block_b must be 8, 16"),
+        ("block_b=8,block_h=8,block_k=64", "block_h must be 16 or 32 where block_b is 8"),
+        ("block_b=24", "block_b must be 8, 16"),
         ("early=1", "early needs tiles above 1"), ("tiles=2,early=2", "early must be 0 or 1"),
         ("num_warps=3", "num_warps must be"), ("block_b=8,num_warps=2", "block_k must be 32 units a warp"),
         ("waits=2", "waits must be 1 or 3"), ("num_k=2", "num_k must be 1 or 3"), ("block_k=48", "a power of 2"),
