@@ -1,4 +1,4 @@
-"""Measurements, run from a clone as `python -m benchmarks [run | summary | compiled | study | speed | story | day]`.
+"""Measurements, run from a clone as `python -m benchmarks [COMMAND]`.
 
     run       (default) a suite: every provider right first, then timed beside nn.GRU; a CSV row for each
                   --suite quick   a cross-section, for some minutes on a data-centre GPU
@@ -8,6 +8,7 @@
     compiled  what the compiler makes of the kernels, for GPUs that need not be present
     study     the forms of kernels/README.md, compiled: its table
     speed     what an H200's rows say of the layer's speed, into README.md and kernels/README.md
+    table     an H200's rows, made into the times by which the layer chooses (tritongru/planning/tables)
     story     `python -m tritongru demo --story` over five seeds, on the CPU
     day       all that a GPU is wanted for, into one folder: tests, memcheck, check, quick, full
 

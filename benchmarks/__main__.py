@@ -1,4 +1,4 @@
-"""`python -m benchmarks [summary | compiled | study | speed | story | day]`."""
+"""`python -m benchmarks [COMMAND]`: what there is says `--help`."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m benchmarks", description=about, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "command", nargs="?", default="run", choices=("run", "summary", "compiled", "study", "speed", "story", "day")
-    )
+        "command",
+        nargs="?",
+        default="run",
+        choices=("run", "summary", "compiled", "study", "speed", "table", "story", "day"),
+    )  # fmt: skip
     parser.add_argument("--suite", choices=SUITES, help="default: quick where there is a CUDA device, else cpu")
     parser.add_argument("--out", type=Path, help="folder the rows go to, or (summary) come from")
     parser.add_argument(
@@ -60,8 +63,12 @@ def _run(arguments: argparse.Namespace) -> int:
         from .compiled import main as compiled
 
         return compiled(out or RESULTS)
-    if command in ("study", "speed") and out:
-        raise ValueError(f"--out is not of {command}, which writes kernels/README.md")
+    if command in ("study", "speed", "table") and out:
+        raise ValueError(f"--out is not of {command}, which writes files of this repository")
+    if command == "table":
+        from .table import main as table
+
+        return table()
     if command == "speed":
         from .speed import main as speed
 

@@ -1,9 +1,8 @@
 """What the card does at most, and waits at least: `Ceilings`, measured by small kernels, none of which is a GRU.
 
 Each figure comes from a kernel that does one thing, whose result is compared with what it must be, so that nothing was
-optimised away. The best of several runs counts: a ceiling is what the card can do, not what it does on average. A
-figure that cannot be measured (a wrong result; inline PTX on AMD) is the described one of tritongru/planning/limit.py,
-and its row says so.
+optimised away. The best of several runs counts: a ceiling is what the card can do, not what it does on average. Where a
+figure cannot be measured (a wrong result; inline PTX on AMD) its row says why, and there is no limit (limit.py).
 
     clock_ghz               %clock64 over %globaltimer while one program runs: the highest, other loads may lower it
     l2_read_tb_s            all SMs read the same few megabytes of L2 again and again, past L1
@@ -23,7 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +30,8 @@ import torch
 from torch import Tensor
 
 from tritongru.planning.devices import Device, of_cuda
-from tritongru.planning.limit import Ceilings, ceilings
 
+from .limit import Ceilings
 from .results import CEILINGS, CEILINGS_COLUMNS, UNKNOWN, Environment, ResultsFile, read
 from .timing import captured
 
@@ -42,14 +41,13 @@ try:
 except ImportError as error:
     raise ImportError("the card's ceilings are measured by Triton kernels: pip install 'tritongru[triton]'") from error
 
-DESCRIBED = "described, not measured"
+
 UNITS = {
     "sms": "", "clock_ghz": "GHz", "l2_read_tb_s": "TB/s", "l2_bytes_per_clock": "bytes", "l2_round_trip_ns": "ns",
     "dram_tb_s": "TB/s", "half_tflops": "Tflop/s", "tf32_tflops": "Tflop/s", "fma_tflops": "Tflop/s", "mma_share": "",
     "graph_us": "us", "stream_us": "us", "shared_bytes_per_clock": "bytes",
 }  # fmt: skip
 TIMES = 5  # runs, of which the best counts
-ODD = (0.3, 2.0)  # a figure outside these multiples of the described one is remarked on
 
 READ_BLOCK, READ_WARPS = 16384, 32  # int32 of a program's chunk: four 16-byte loads of each thread are under way
 LINE = 32  # int32 of a cache line
@@ -302,8 +300,9 @@ class Card:
 
 
 def of_card(index: int, out: Path, environment: Environment, reuse: bool = False) -> Ceilings | None:
-    """Ceilings of the current CUDA device, measured, printed and appended to OUT/ceilings.csv; None for one of which
-    nothing is known, where a figure cannot be measured.
+    """Ceilings of the current CUDA device, measured, printed and appended to OUT/ceilings.csv.
+
+    None where a figure cannot be measured.
 
     reuse: take what the file has from the same code, versions and device.
 
@@ -312,9 +311,8 @@ def of_card(index: int, out: Path, environment: Environment, reuse: bool = False
     """
     if reuse and (before := _there(out / CEILINGS, environment)) is not None:
         return before
-    device = of_cuda(index)
     with ResultsFile(out / CEILINGS, environment, CEILINGS_COLUMNS) as results:
-        return measure(Card(device, index), ceilings(device), results)
+        return measure(Card(of_cuda(index), index), results)
 
 
 def _there(path: Path, environment: Environment) -> Ceilings | None:
@@ -322,41 +320,39 @@ def _there(path: Path, environment: Environment) -> Ceilings | None:
         return None
     same = {name: str(value) for name, value in dataclasses.asdict(environment).items() if name != "date"}
     rows = [row for row in read(path, CEILINGS_COLUMNS) if all(row[name] == value for name, value in same.items())]
-    measured = [row for row in rows if row["value"] and not row["note"].startswith(DESCRIBED)]
-    values = {row["name"]: float(row["value"]) for row in measured}
+    return from_rows(rows)
+
+
+def from_rows(rows: Iterable[Mapping[str, str]]) -> Ceilings | None:
+    """Of a ceilings.csv; None where a figure is missing."""
+    return _ceilings({row["name"]: float(row["value"]) for row in rows if row["value"]})
+
+
+def _ceilings(values: Mapping[str, float]) -> Ceilings | None:
     if set(values) != set(UNITS):
         return None
-    return _ceilings(values)
-
-
-def _ceilings(values: Mapping[str, float]) -> Ceilings:
     return Ceilings(**{name: round(value) if name == "sms" else value for name, value in values.items()})
 
 
-def measure(card: Any, described: Ceilings | None, results: ResultsFile) -> Ceilings | None:
-    """Every figure of `Ceilings`, a row each; those that fail are the described ones."""
+def measure(card: Any, results: ResultsFile) -> Ceilings | None:
+    """Every figure of `Ceilings`, a row each; None where one cannot be measured."""
     found: dict[str, float] = {"sms": card.device.sms}
     needs = {
         "l2_bytes_per_clock": ("clock_ghz",), "shared_bytes_per_clock": ("clock_ghz",), "mma_share": ("half_tflops",)
     }  # fmt: skip
     for name, unit in UNITS.items():
-        known = None if described is None else getattr(described, name)
         note = "measured" if name != "sms" else "reported by the driver"
         value: float | None
         try:
             value = found[name] if name in found else getattr(card, name)(*(found[n] for n in needs.get(name, ())))
             if not (math.isfinite(value) and value > 0):
                 raise WrongResultError(f"{value:.3g} is no figure: the longer run did not take longer")
-            if known and not ODD[0] * known <= value <= ODD[1] * known:
-                note += f"; the described device has {known:.4g}"
         except torch.AcceleratorError:
             raise
         except Exception as error:  # whatever it is, the other figures are still of interest
-            value, note = known, f"{DESCRIBED}: {type(error).__name__}: {str(error)[:150]}"
-        if value is not None:
+            value, note = None, f"not measured: {type(error).__name__}: {str(error)[:150]}"
+        else:
             found[name] = value
         results.append({"name": name, "value": "" if value is None else f"{value:.6g}", "unit": unit, "note": note})
         print(f"ceiling {name:<22} {'unknown' if value is None else f'{value:.4g} {unit}'}  {note}", flush=True)
-    if set(found) != set(UNITS):
-        return None
     return _ceilings(found)

@@ -30,10 +30,10 @@ from torch import Tensor, nn
 
 from tritongru.launch.products import rnn_precision
 from tritongru.planning.devices import of_cuda
-from tritongru.planning.limit import Ceilings, call_limit_us
 
 from . import work
 from .cases import SUITES, Case, Entry
+from .limit import Ceilings, call_limit_us
 from .providers import BASELINE, Provider, find
 from .results import ROWS, UNKNOWN, Environment, ResultsFile, Row, folder_of, read
 from .timing import Call, CudaMeter, HostMeter, Timed, captured, interleave, p99, quantiles
@@ -393,8 +393,7 @@ def _limit_us(
     if ceilings is None or meter.device.type != "cuda" or not provider.ours:
         return None
     rows = sum(case.lengths) if case.packed else None
-    found = call_limit_us(work.problem(case, pass_.trains), of_cuda(meter.device.index), ceilings, rows)
-    return None if found is None else found.us
+    return call_limit_us(work.problem(case, pass_.trains), of_cuda(meter.device.index), ceilings, rows).us
 
 
 def _attempt(do: Callable[..., Any], *arguments: Any) -> tuple[Any, dict[str, str]]:

@@ -41,6 +41,7 @@ class Shape:
 
     key: Key
     us: dict[tuple[str, str], float]
+    source: str  # the file of its calls
 
     @property
     def name(self) -> str:
@@ -52,7 +53,7 @@ class Shape:
         return None if ours is None or theirs is None else ours / theirs
 
 
-def _rows(name: str, folder: Path) -> Iterator[dict[str, str]]:
+def rows_of(name: str, folder: Path) -> Iterator[dict[str, str]]:
     path = folder / name
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
@@ -66,7 +67,7 @@ def _key(row: dict[str, str]) -> Key:
 def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[dict[str, str]]]]:
     """The rows of kernels.csv by shape and implementation."""
     found: dict[Key, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
-    for row in _rows("kernels.csv", folder):
+    for row in rows_of("kernels.csv", folder):
         found[_key(row)][row["provider"]].append(row)
     return found
 
@@ -75,7 +76,7 @@ def shapes(folder: Path = FOLDER) -> list[Shape]:
     """Every shape of first_look.csv, and of gru.csv what is not among them, in the order of dtype, H and B."""
     found, names = [], {"nn": BASELINE, "sequence": "sequence", "step": "step"}
     listed = kernel_times(folder)
-    for row in _rows("first_look.csv", folder):
+    for row in rows_of("first_look.csv", folder):
         us = {
             (way, name): float(row[f"{column}_{way}"])
             for way in WAYS
@@ -86,7 +87,7 @@ def shapes(folder: Path = FOLDER) -> list[Shape]:
             launches = sum(int(kernel["count"]) for kernel in kernels)
             if name != BASELINE or launches >= LISTED or any(PERSISTENT in kernel["kernel"] for kernel in kernels):
                 us["kernels", name] = sum(float(kernel["total_us"]) for kernel in kernels) / T
-        found.append(Shape(_key(row), us))
+        found.append(Shape(_key(row), us, "first_look.csv"))
     others: dict[Key, dict[tuple[str, str], float]] = defaultdict(dict)
     for row in _plain(folder):
         way = {"inference": "forward", "forward+backward": "training"}.get(row["pass"])
@@ -94,7 +95,7 @@ def shapes(folder: Path = FOLDER) -> list[Shape]:
             others[_key(row)][way, row["provider"]] = float(row["us_per_step"])
             if way == "training" and row["device_us"]:
                 others[_key(row)]["kernels", row["provider"]] = float(row["device_us"]) / T
-    found += [Shape(key, us) for key, us in others.items()]
+    found += [Shape(key, us, ROWS) for key, us in others.items()]
     return sorted(found, key=lambda shape: (shape.key[0] != "bf16", *shape.key))
 
 
@@ -179,7 +180,7 @@ def _losses(found: Sequence[Shape]) -> str:
 def _short(folder: Path) -> str:
     """The layer as it came against nn.GRU at few timesteps, by T."""
     by_time: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in _rows("host.csv", folder):
+    for row in rows_of("host.csv", folder):
         by_time[row["T"]].append(row)
     sizes = " and ".join(f"H {row['H']}, B {row['B']}" for row in next(iter(by_time.values())))
     told = []
@@ -192,6 +193,16 @@ def _short(folder: Path) -> str:
     return f"- short sequences, where the host decides ({sizes}; the layer as it came), ratios: {'; '.join(told)}"
 
 
+def study_times(folder: Path = FOLDER) -> dict[tuple[Key, str], float]:
+    """us of a step of the study by shape and pass: of the fastest form that computes the same, gates not saved."""
+    found: dict[tuple[Key, str], float] = {}
+    for row in rows_of("prototypes.csv", folder):
+        if row["kernel"] in ("forward", "backward") and row["save_gates"] != "1":
+            at = _key(row), row["kernel"]
+            found[at] = min(float(row["us_per_step"]), found.get(at, float("inf")))
+    return found
+
+
 def kernel_text(folder: Path = FOLDER) -> str:
     """The generated part of kernels/README.md: the recurrent kernels alone, and the study's beside them."""
     first: dict[tuple[Key, str], float] = {}
@@ -199,11 +210,7 @@ def kernel_text(folder: Path = FOLDER) -> str:
         for row in by_name["sequence"]:
             if row["kernel"].startswith("sequence_"):
                 first[key, row["kernel"].removeprefix("sequence_")] = float(row["total_us"]) / T
-    study: dict[tuple[Key, str], float] = {}
-    for row in _rows("prototypes.csv", folder):
-        if row["kernel"] in ("forward", "backward") and row["save_gates"] != "1":
-            at = _key(row), row["kernel"]
-            study[at] = min(float(row["us_per_step"]), study.get(at, float("inf")))
+    study = study_times(folder)
     keys = sorted({key for key, _ in study} & {key for key, _ in first})
     cells = [
         [f"H {H}, B {B}", *(_figure(some[at]) if (at := ((dtype, H, B), pass_)) in some else ""

@@ -1,8 +1,9 @@
-"""`python -m benchmarks.table`: the rows by which the layer chooses its backend, from the results of one GPU.
+"""Command `table`: the times by which the layer chooses its backend, from the results of a GPU.
 
-Writes tritongru/planning/tables/h200.csv, which tritongru/planning/measured.py reads. Whole calls of one layer, one
-direction, dense. Where the harness (gru.csv) timed a call, its row is taken, else first_look.csv's, which has the times
-in a CUDA graph besides.
+Writes tritongru/planning/tables/h200.csv, which tritongru/planning/measured.py reads: whole calls of one layer, one
+direction, dense. `sequence` has been written anew since its calls were timed: no row of the old form is a candidate. In
+their place stand the times of the study (prototypes.csv), in the rest of such a call as it was: what its kernels took
+besides the recurrence.
 """
 
 from __future__ import annotations
@@ -11,74 +12,92 @@ import csv
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 from tritongru.planning.measured import COLUMNS, TABLES
 
+from .providers import BASELINE
 from .results import RESULTS
+from .speed import Shape, kernel_times, rows_of, shapes, study_times
 
 MEASURED = {"h200": RESULTS / "nvidia-h200"}  # the device's key in tritongru/planning/devices.py: its results
-T = 512  # of first_look.csv
-LAYERS = {"aten": "nn", "sequence": "sequence", "step": "step"}  # first_look.csv's names of the backends
-PASSES = {"inference": "forward", "training": "training"}  # and of the passes
+T = 512  # of every long call
+SHORT = 8  # calls of T up to this take little but what any call costs
+SAVING = 0.2  # us that saving the gates adds to a step of the study at the most, which was timed without
+ON_CHIP = 2048  # half precision below this H stays on chip: what was timed there without `sequence` says little
+LIKE = 512  # from this H on float16 has bfloat16's kernels, and takes cuDNN as long
+# by pass: how a call is timed, and how its device's share is
+WAYS = {"inference": ("forward", "forward_graph"), "training": ("training", "kernels")}
+SUFFIXES = {"inference": "f", "training": "fb"}  # of host.csv
 
-Row = tuple[str, str, str, str, str, str, str, str, str]
+Row = dict[str, object]
 
 
 def table(folder: Path) -> str:
     """The file's text."""
     out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([*_calls(folder), *_short_calls(folder)])
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    every = {shape.key: shape for shape in shapes(folder)}
+    like = {("fp16", H, B): every[dtype, H, B] for dtype, H, B in every if dtype == "bf16" and H >= LIKE}
+    for kind in WAYS:
+        for key in sorted({*every, *like}):
+            dtype, H, B = key
+            shape = every.get(key) or like[key]
+            timed = [*_of_calls(kind, shape, folder), *_of_the_study(kind, like.get(key, shape), folder)]
+            on_chip = H < ON_CHIP and (dtype == "bf16" or key in like)
+            if len(timed) > 1 and not (on_chip and timed[-1]["backend"] != "sequence"):
+                for row in timed:
+                    writer.writerow({"pass": kind, "dtype": dtype, "H": H, "B": B, **row})
+        for host in rows_of("host.csv", folder):
+            if host["T"] == "1":
+                for backend, names in {"aten": ("nn",), "step": ("step", "ours")}.items():  # which was `step` there
+                    us = min(float(host[f"{name}_{SUFFIXES[kind]}"]) for name in names)
+                    at = {"pass": kind, "H": host["H"], "B": host["B"], "T": 1}
+                    writer.writerow({**at, **_row(backend, 0, us, None, "host.csv")})
     return out.getvalue()
 
 
-def _calls(folder: Path) -> Iterator[Row]:
-    """Of long calls: the harness's, then those that only the first look has."""
-    graphs: dict[tuple[str, ...], str] = {}
-    looked: dict[tuple[str, ...], str] = {}
-    for row in _read(folder / "first_look.csv"):
-        for backend, name in LAYERS.items():
-            for kind, of_kind in PASSES.items():
-                key = kind, row["dtype"], row["H"], row["B"], str(T), backend
-                if each := row[f"{name}_{of_kind}"]:
-                    looked[key] = f"{T * float(each):.1f}"
-                if kind == "inference":
-                    graphs[key] = row[f"{name}_forward_graph"]
-    harness: dict[tuple[str, ...], str] = {}
-    for row in _read(folder / "gru.csv"):
-        provider = {"nn.GRU": "aten"}.get(row["provider"], row["provider"])
-        kind = {"forward+backward": "training"}.get(row["pass"], row["pass"])
-        plain = row["layers"] == row["directions"] == "1" and row["packed"] == row["cell"] == "no"
-        if plain and row["status"] == "ok" and provider in LAYERS and kind in PASSES:
-            harness[kind, row["dtype"], row["H"], row["B"], row["T"], provider] = f"{float(row['p50_us']):.1f}"
-    timed = {key: (us, "first_look.csv") for key, us in looked.items()}
-    timed |= {key: (us, "gru.csv") for key, us in harness.items()}
-    for key in sorted(timed, key=_order):
-        us, source = timed[key]
-        kind, dtype, H, B, time, backend = key
-        yield kind, dtype, H, B, time, backend, us, graphs.get(key, ""), source
+def _of_calls(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
+    """Of PyTorch's own path and `step`."""
+    called, alone = WAYS[kind]
+    for backend, name in (("aten", BASELINE), ("step", "step")):
+        us, on_device = shape.us.get((called, name)), shape.us.get((alone, name))
+        if us is not None:
+            once = _any_call(kind, backend, folder)
+            yield _row(backend, max(us - once / T, on_device or 0), once, on_device, shape.source)
 
 
-def _short_calls(folder: Path) -> Iterator[Row]:
-    """Of short ones, which take what a call costs however short it is. Their dtype was not written down."""
-    for row in _read(folder / "host.csv"):
-        for kind, suffix in (("inference", "f"), ("training", "fb")):
-            for backend, name in (("aten", "nn"), ("sequence", "seq"), ("step", "step"), ("step", "ours")):
-                if name != "ours" or row["T"] == "1":  # of one step the layer as it came took `step`
-                    yield kind, "", row["H"], row["B"], row["T"], backend, row[f"{name}_{suffix}"], "", "host.csv"
+def _of_the_study(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
+    """Of `sequence`: the study's kernels, and what the others of such a call took."""
+    passes = {"inference": ("forward",), "training": ("forward", "backward")}[kind]
+    study = [study_times(folder).get((shape.key, pass_)) for pass_ in passes]
+    whole, listed = shape.us.get((WAYS[kind][1], "sequence")), kernel_times(folder)[shape.key]["sequence"]
+    if whole is None or None in study:
+        return
+    recurrent = {f"sequence_{pass_}" for pass_ in passes}
+    rest = whole - sum(float(row["total_us"]) for row in listed if row["kernel"] in recurrent) / T
+    us = sum(filter(None, study)) + rest + SAVING * (kind == "training")
+    yield _row("sequence", us, _any_call(kind, "sequence", folder), us, f"study in {shape.key[0]}: prototypes.csv")
 
 
-def _order(key: tuple[str, ...]) -> tuple[object, ...]:
-    kind, dtype, H, B, time, backend = key
-    return kind, dtype, int(H), int(B), int(time), backend
+def _any_call(kind: str, backend: str, folder: Path) -> float:
+    """us that a call takes however short it is. They vary by half: PyTorch's path is given its least one."""
+    column = {"aten": "nn", "sequence": "seq", "step": "step"}[backend]
+    us = [float(r[f"{column}_{SUFFIXES[kind]}"]) for r in rows_of("host.csv", folder) if 1 < int(r["T"]) <= SHORT]
+    return min(us) if backend == "aten" else median(us)
 
 
-def _read(path: Path) -> list[dict[str, str]]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+def _row(backend: str, step: float, once: float, on_device: float | None, source: str) -> Row:
+    return {
+        "backend": backend, "us_per_step": f"{step:.3f}", "us_per_call": f"{once:.1f}",
+        "device_us_per_step": "" if on_device is None else f"{on_device:.3f}", "source": source,
+    }  # fmt: skip
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Write every file."""
     for name, folder in MEASURED.items():
         (TABLES / f"{name}.csv").write_text(table(folder), encoding="utf-8")
+        print(f"what {folder.name} says is in tritongru/planning/tables/{name}.csv")
+    return 0

@@ -11,15 +11,16 @@ import torch
 
 pytest.importorskip("triton")
 
+
 from benchmarks import ceilings as micro
 from benchmarks.ceilings import UNITS, Card, measure, of_card
 from benchmarks.results import CEILINGS as FILE
 from benchmarks.results import CEILINGS_COLUMNS as COLUMNS
 from benchmarks.results import Environment, ResultsFile, read
+from tests.test_limit import TOP
 from tritongru.inspection.compile_report import compile_report, loop_opcodes
 from tritongru.launch.runtime import Specimen
 from tritongru.planning import describe
-from tritongru.planning.limit import CEILINGS
 
 HERE = Environment("2026-01-01", "a device", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
 H200 = describe("h200")
@@ -118,7 +119,7 @@ def test_the_loops_do_what_is_timed(device: str) -> None:
 
 
 class Fake:
-    """Every figure a tenth above the described one, unless given."""
+    """An H200's figures, unless given."""
 
     device = H200
 
@@ -127,7 +128,7 @@ class Fake:
 
     def __getattr__(self, name: str):
         def figure(*needs: float) -> float:
-            found = self.given.get(name, 1.1 * getattr(CEILINGS["h200"], name))
+            found = self.given.get(name, getattr(TOP, name))
             if isinstance(found, Exception):
                 raise found
             return found
@@ -135,20 +136,20 @@ class Fake:
         return figure
 
 
-def measured(tmp_path: Path, card: Fake, described=CEILINGS["h200"]):
+def measured(tmp_path: Path, card: Fake):
     with ResultsFile(tmp_path / FILE, HERE, COLUMNS) as results:
-        found = measure(card, described, results)
+        found = measure(card, results)
     return found, {row["name"]: row for row in read(tmp_path / FILE, COLUMNS)}
 
 
 def test_the_figures_are_those_of_ceilings() -> None:
-    assert set(UNITS) == {field.name for field in dataclasses.fields(CEILINGS["h200"])}
+    assert set(UNITS) == {field.name for field in dataclasses.fields(TOP)}
     assert all(hasattr(Card, name) for name in UNITS if name != "sms")
 
 
 def test_what_is_measured_is_kept_and_takes_effect(tmp_path) -> None:
     found, rows = measured(tmp_path, Fake())
-    assert found.dram_tb_s == pytest.approx(1.1 * CEILINGS["h200"].dram_tb_s) and found.sms == 132
+    assert found.dram_tb_s == TOP.dram_tb_s and found.sms == 132
     assert (
         float(rows["dram_tb_s"]["value"]) == pytest.approx(found.dram_tb_s) and rows["dram_tb_s"]["note"] == "measured"
     )
@@ -158,7 +159,8 @@ def test_what_is_measured_is_kept_and_takes_effect(tmp_path) -> None:
 @pytest.mark.parametrize("value", [-5.0, 0.0, float("inf"), float("nan")])
 def test_what_no_card_can_have_is_not_believed(tmp_path, value) -> None:
     found, rows = measured(tmp_path, Fake(l2_read_tb_s=value))
-    assert found.l2_read_tb_s == CEILINGS["h200"].l2_read_tb_s and "no figure" in rows["l2_read_tb_s"]["note"]
+    assert found is None and rows["l2_read_tb_s"]["value"] == "" and "no figure" in rows["l2_read_tb_s"]["note"]
+    assert rows["dram_tb_s"]["value"]
 
 
 def test_inline_ptx_does_not_reach_amd_s_compiler(tmp_path, monkeypatch) -> None:
@@ -236,21 +238,10 @@ def test_a_round_trip_is_the_chain_s_time_over_its_loads(monkeypatch) -> None:
 @pytest.mark.parametrize(
     "error", [micro.WrongResultError("the product"), RuntimeError("PTX")], ids=["wrong", "failing"]
 )
-def test_what_cannot_be_measured_is_the_described_figure_and_says_so(tmp_path, error) -> None:
+def test_what_cannot_be_measured_says_so_and_the_rest_is(tmp_path, error) -> None:
     found, rows = measured(tmp_path, Fake(half_tflops=error))
-    assert found.half_tflops == CEILINGS["h200"].half_tflops
-    assert found.tf32_tflops == pytest.approx(1.1 * CEILINGS["h200"].tf32_tflops)
-    assert (
-        rows["half_tflops"]["note"].startswith("described, not measured: ")
-        and str(error) in rows["half_tflops"]["note"]
-    )
-    found, rows = measured(tmp_path, Fake(half_tflops=error), described=None)
-    assert found is None and rows["half_tflops"]["value"] == ""
-
-
-def test_an_odd_figure_is_remarked_on(tmp_path) -> None:
-    found, rows = measured(tmp_path, Fake(l2_round_trip_ns=2300.0))
-    assert found.l2_round_trip_ns == 2300 and "the described device has 254" in rows["l2_round_trip_ns"]["note"]
+    assert found is None and rows["half_tflops"]["value"] == "" and rows["tf32_tflops"]["value"] == "448"
+    assert rows["half_tflops"]["note"].startswith("not measured: ") and str(error) in rows["half_tflops"]["note"]
 
 
 def test_a_lost_device_is_not_taken_for_a_missing_figure(tmp_path) -> None:

@@ -410,7 +410,7 @@ def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
     from benchmarks.providers import PROVIDERS
     from benchmarks.run import measure
     from benchmarks.timing import CudaMeter
-    from tritongru.planning.limit import ceilings
+    from tests.test_limit import TOP
 
     providers = (
         "nn.GRU",
@@ -425,7 +425,7 @@ def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
         "nn.RNN",
     )
     entry = Entry(Case(9, 5, 24, 40, "fp16"), (*ALL_PASSES, "streaming"), providers)
-    rows = list(measure(entry, CudaMeter(cold), ceilings(of_cuda(CUDA.index))))
+    rows = list(measure(entry, CudaMeter(cold), TOP))
     assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
     assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"cold" if cold else "warm"}
     for row in rows:

@@ -19,11 +19,11 @@ from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured
 from plots.speed import draw_speed
+from tests.test_limit import TOP
 from tritongru.demo import style
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import DEVICES
-from tritongru.planning.limit import CEILINGS
 from tritongru.registry import has_triton
 
 FIXED = {
@@ -59,7 +59,7 @@ ROWS = [
 ]  # fmt: skip
 CEILING_ROWS = [
     {**FIXED, "name": name, "value": str(value), "unit": "", "note": ""}
-    for name, value in dataclasses.asdict(CEILINGS["h200"]).items()
+    for name, value in dataclasses.asdict(TOP).items()
 ]
 
 
@@ -163,7 +163,7 @@ def test_speeds_as_called_and_without_the_host_stand_on_one_line() -> None:
     """Filled and hollow, of a shape that is faster as it is called and slower in a graph."""
     us = {("forward", "nn.GRU"): 8.0, ("forward_graph", "nn.GRU"): 2.0, ("training", "nn.GRU"): 20.0}
     us |= {(way, "sequence"): 4.0 for way in ("forward", "forward_graph", "training")}
-    shape = speed.Shape(("bf16", 512, 32), us)
+    shape = speed.Shape(("bf16", 512, 32), us, "first_look.csv")
     forward, training = draw_speed([shape], [row(128, 1, 64, "default")]).axes
     for axes, points in ((forward, {(2.0, True), (0.5, False)}), (training, {(5.0, True)})):
         found = [line for line in axes.lines if line.get_marker() == measured.LINES["sequence"]["marker"]]

@@ -25,7 +25,7 @@ def test_a_document_says_what_the_rows_make(document: Path, text) -> None:
 def test_the_committed_rows_are_of_one_clean_run_on_one_gpu() -> None:
     rows = read(speed.FOLDER / ROWS) + read(speed.FOLDER / CEILINGS, CEILINGS_COLUMNS)
     assert {(row["device"], row["dirty"], row["commit"][:7]) for row in rows} == {("NVIDIA H200", "no", "23040e0")}
-    assert {row["name"] for row in speed._rows("ceilings.csv", speed.FOLDER)} >= {"graph_us", "l2_read_tb_s"}
+    assert {row["name"] for row in speed.rows_of("ceilings.csv", speed.FOLDER)} >= {"graph_us", "l2_read_tb_s"}
 
 
 def test_the_table_is_short_and_never_one_ratio_without_the_other() -> None:
@@ -48,7 +48,7 @@ def test_every_loss_is_named() -> None:
     for backend in speed.BACKENDS:
         for way, words in list(speed.WAYS.items())[:3]:
             line = next(line for line in said if line.startswith(f"`{backend}`, {words}: "))
-            for row in speed._rows("first_look.csv", speed.FOLDER):
+            for row in speed.rows_of("first_look.csv", speed.FOLDER):
                 ours, theirs = row.get(f"{backend}_{way}"), row[f"nn_{way}"]
                 if ours and theirs:
                     name = f"{row['dtype']}, H {row['H']}, B {row['B']}: "
@@ -63,7 +63,7 @@ def test_figures_in_sentences_are_those_of_the_rows() -> None:
     }
     shapes = {shape.key: shape for shape in speed.shapes()}
     graph = {key: shapes[key].us["forward_graph", "step"] for key in (("bf16", 512, 32), ("bf16", 2048, 16))}
-    top = {row["name"]: float(row["value"]) for row in speed._rows("ceilings.csv", speed.FOLDER)}
+    top = {row["name"]: float(row["value"]) for row in speed.rows_of("ceilings.csv", speed.FOLDER)}
     kernels = speed.kernel_times()["bf16", 512, 32]["sequence"]
     small, whole = (
         sum(float(row["total_us"]) for row in kernels if row["kernel"].startswith(head)) for head in ("void", "")

@@ -305,8 +305,8 @@ def _settle(
         if found is None:
             # PyTorch's path keeps more than the output, and its cell was not timed.
             aten = not (cell or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
-            name, reason = fastest_backend(B, T, *shape, aten)
-            found = registry.BACKENDS[name]
+            choice = fastest_backend(B, T, *shape, aten)
+            found, reason = registry.BACKENDS[choice.backend], choice.reason
         elif (why_not := off_chip(B, *shape, found.overrides)) is not None:
             return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")

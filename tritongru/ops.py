@@ -153,7 +153,7 @@ def _layer(
     (D, B, H), device, dtype = h_0.shape, registry.device_of(x.device), DTYPES[x.dtype]
     precision = rnn_precision(device.vendor == "nvidia")
     if not name:
-        name, _ = fastest_backend(B, visits.time, H, D, dtype, precision, training, device, aten=False)
+        name = fastest_backend(B, visits.time, H, D, dtype, precision, training, device, aten=False).backend
     backend = registry.find(name)
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)

@@ -261,11 +261,13 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         module itself raises on the input.
 
     Returns:
-        A `Plan`: backend and reason, tiles, launches of each way, saved and peak bytes; print it.
+        A `Plan`: backend and reason, candidates with what they took where they were measured, tiles, launches of each
+        way, saved and peak bytes; print it.
 
     Example:
         >>> import torch, tritongru
-        >>> found = tritongru.plan(tritongru.GRU(64, 512), torch.randn(100, 32, 64), "h200")
+        >>> layer = tritongru.GRU(64, 512, dtype=torch.bfloat16)
+        >>> found = tritongru.plan(layer, torch.randn(100, 32, 64, dtype=torch.bfloat16), "h200")
         >>> found.backend
         'sequence'
     """

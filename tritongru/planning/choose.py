@@ -1,20 +1,18 @@
 """Choosing what runs: a pure function of the problem and a described device. Needs no GPU, no Triton, no tensors.
 
-`choose(problem, device)` returns a `Plan`: backend, reason, tiles of each kernel, launches, bytes. `step_tiles` is the
-part of it that a launcher asks for at every call.
+`choose(problem, device)` returns a `Plan`: backend, reason, candidates with what they were measured to take, tiles of
+each kernel, launches, bytes. `step_tiles` is the part of it that a launcher asks for at every call.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from .cost import Cost, Launches, sequence_cost, sequence_launches, step_cost, step_launches
 from .devices import Device
-from .limit import Limit, limit_us
-from .measured import fastest
+from .measured import Choice, Timed, fastest
 from .problem import BYTES, Problem
 from .sequence import Overrides, SequenceTiles, parse_overrides, sequence_tiles
 from .step import StepTiles, step_tiles
@@ -36,7 +34,7 @@ class Plan:
     backend: str
     reason: str
     tiles: tuple[tuple[str, StepTiles | SequenceTiles], ...]  # (kind, tiles) of the recurrent launches
-    limits: tuple[tuple[str, Limit], ...]  # (kind, what a step of it takes at the least), where ceilings are known
+    candidates: tuple[Timed, ...]  # what each took in the nearest measured cell, the fastest first; none: no row says
     launches: Launches
     cost: Cost
 
@@ -53,6 +51,9 @@ class Plan:
             f"{' (' + p.precision + ' products)' if p.dtype == 'fp32' else ''}, "
             f"{'training' if p.training else 'inference'}{', packed' if p.packed else ''}",
         ]
+        lines += [
+            f"candidate {timed.backend:<9} {timed.call_us(p.time):.0f} us a layer: {timed}" for timed in self.candidates
+        ]
         lines += [f"tiles     {kind}: {_in_words(t)}" for kind, t in self.tiles]
         for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
             if counts:
@@ -63,10 +64,6 @@ class Plan:
                 f"step      {self.cost.step_bytes / 1e6:.2f} MB read by the programs of one forward step, "
                 f"{self.cost.step_flops / 1e6:.1f} Mflop in it (computed, not measured)"
             )
-            lines += [
-                f"limit     {kind}: {limit.us:.2f} us per step at the least ({limit.binding}), by the device's ceilings"
-                for kind, limit in self.limits
-            ]
         return "\n".join(lines)
 
     def _memory(self) -> list[str]:
@@ -133,30 +130,29 @@ def with_overrides(backend: str) -> tuple[str, Overrides]:
 def fastest_backend(
     batch: int, time: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool,
     device: Device, aten: bool = True,
-) -> tuple[str, str]:  # fmt: skip
+) -> Choice:  # fmt: skip
     """What runs the recurrence of a layer that the kernels serve, and why: by measured rows where there are any.
 
     aten: whether PyTorch's own path is a candidate (not where only the output is to be kept, nor in a compiled graph).
     """
     off = off_chip(batch, hidden_size, directions, dtype, precision, training, device) if time > 1 else None
     one_launch = time > 1 and off is None
-    if device.vendor == "nvidia":
-        by_cudnn = aten and dtype == "fp32"
-        if by_cudnn and precision == "ieee" and hidden_size > FMA:
-            return "aten", f"float32 without TF32 was not measured above H {FMA}"
-        able = ("aten",) * aten + ("sequence",) * one_launch + ("step",)
-        found = fastest(able, batch, time, hidden_size, dtype, training, device)
-        if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found[0] != "aten"):
-            exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
-            return "aten", exact
-        if found is not None:
-            return found[0], found[1] + (f"; sequence cannot run: {off}" if off else "")
-    unmeasured = ", not measured" if device.vendor == "amd" else ""
+    by_cudnn = aten and dtype == "fp32" and device.vendor == "nvidia"
+    if by_cudnn and precision == "ieee" and hidden_size > FMA:
+        return Choice("aten", f"float32 without TF32 was not measured above H {FMA}", ())
+    able = ("aten",) * aten + ("sequence",) * one_launch + ("step",)
+    found = fastest(able, batch, time, hidden_size, dtype, training, device)
+    if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found.backend != "aten"):
+        exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
+        return Choice("aten", exact, found.candidates if found else ())
+    if found is not None:
+        return replace(found, reason=f"{found.reason}; sequence cannot run: {off}") if off else found
+    # Of what was not measured: one launch rather than many.
     if one_launch:
-        return "sequence", f"one launch per sequence, W_h kept on chip{unmeasured}"
+        return Choice("sequence", "one launch per sequence, W_h kept on chip, not measured", ())
     if time == 1:
-        return "step", f"one step is one launch, the input product in it{unmeasured}"
-    return "step", f"one fused launch per timestep{unmeasured}: {off}"
+        return Choice("step", "one step is one launch, the input product in it, not measured", ())
+    return Choice("step", f"one fused launch per timestep, not measured: {off}", ())
 
 
 def too_large(problem: Problem, device: Device) -> str | None:
@@ -199,53 +195,40 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
     if backend is None:
         why_not = unserved(p.dtype, device)
         if why_not:
-            chosen, reason = "aten", why_not
+            found = Choice("aten", why_not, ())
         else:
             shape = (p.batch, p.time, p.hidden_size, p.directions)
             aten = aten and not (p.recompute and p.training)
-            chosen, reason = fastest_backend(*shape, p.dtype, p.precision, p.training, device, aten)
+            found = fastest_backend(*shape, p.dtype, p.precision, p.training, device, aten)
     elif (name := with_overrides(backend)[0]) in BACKENDS:
         why_not = unserved_by(backend, p, device) if name in TRITON_BACKENDS else None
         if why_not:
             able = [b for b in BACKENDS if b not in TRITON_BACKENDS or unserved_by(b, p, device) is None]
             raise ValueError(f"backend {backend!r} cannot run here: {why_not}; these can: {', '.join(able)}")
-        chosen, reason = name, "asked for"
+        found = Choice(name, "asked for", ())
     else:
         raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    if chosen not in TRITON_BACKENDS:
-        return Plan(p, device.name, chosen, reason, (), (), Launches((), ()), Cost(0, 0, 0, 0, 0))
-    if chosen == "sequence":
-        return _sequence_plan(p, device, reason, with_overrides(backend)[1] if backend else ())
+    head = (p, device.name, found.backend, found.reason)
+    if found.backend not in TRITON_BACKENDS:
+        return Plan(*head, (), found.candidates, Launches((), ()), Cost(0, 0, 0, 0, 0))
+    if found.backend == "sequence":
+        overrides = with_overrides(backend)[1] if backend else ()
+        passes = ("forward", "backward") if p.training else ("forward",)
+
+        def tiles_of(kind: str, directions: int) -> SequenceTiles:
+            tiles = sequence_tiles(kind, p.batch, p.hidden_size, directions, p.dtype, p.precision, device, overrides)
+            assert isinstance(tiles, SequenceTiles)  # else `unserved_by` had a reason
+            return tiles
+
+        return Plan(
+            *head, tuple((kind, tiles_of(kind, p.directions)) for kind in passes), found.candidates,
+            sequence_launches(p, tiles_of), sequence_cost(p, tiles_of),
+        )  # fmt: skip
     kinds = ["cell" if p.time == 1 else "forward"]
     if p.training:
         kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
-    tiles = {kind: step_tiles(kind, *_shape(p), device) for kind in kinds}
-    passes = {kind: tiles[kind] for kind in (kinds[0], kinds[-1])}
-    return Plan(
-        p, device.name, chosen, reason, tuple(tiles.items()), _limits("step", passes, p, device), step_launches(p),
-        step_cost(p, tiles[kinds[0]].block_b, tiles[kinds[0]].block_h),
-    )  # fmt: skip
-
-
-def _shape(p: Problem) -> tuple[int, int, int, str, str]:
-    return p.batch, p.hidden_size, p.directions, p.dtype, p.precision
-
-
-def _sequence_plan(p: Problem, device: Device, reason: str, overrides: Overrides) -> Plan:
-    def tiles_of(kind: str, directions: int) -> SequenceTiles:
-        found = sequence_tiles(kind, p.batch, p.hidden_size, directions, p.dtype, p.precision, device, overrides)
-        assert isinstance(found, SequenceTiles)  # else `unserved_by` had a reason
-        return found
-
-    tiles = {kind: tiles_of(kind, p.directions) for kind in (("forward", "backward") if p.training else ("forward",))}
-    return Plan(
-        p, device.name, "sequence", reason, tuple(tiles.items()), _limits("sequence", tiles, p, device),
-        sequence_launches(p, tiles_of), sequence_cost(p, tiles_of),
-    )  # fmt: skip
-
-
-def _limits(
-    backend: str, tiles: Mapping[str, StepTiles | SequenceTiles], p: Problem, device: Device
-) -> tuple[tuple[str, Limit], ...]:
-    found = {kind: limit_us(kind, backend, of_kind, *_shape(p), device) for kind, of_kind in tiles.items()}
-    return tuple((kind, limit) for kind, limit in found.items() if limit is not None)
+    tiles = tuple(
+        (kind, step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device)) for kind in kinds
+    )
+    first = tiles[0][1]
+    return Plan(*head, tiles, found.candidates, step_launches(p), step_cost(p, first.block_b, first.block_h))

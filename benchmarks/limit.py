@@ -1,7 +1,7 @@
 """How long a recurrent step takes at the least: for reports, which give the share of it that is reached.
 
-The limit comes from ceilings that micro-benchmarks measured, none of them a GRU. It decides nothing: what runs is
-chosen by measured calls (planning/measured.py).
+The limit comes from ceilings that micro-benchmarks measured (ceilings.py), none of them a GRU. It decides nothing: what
+runs is chosen by measured calls (tritongru/planning/measured.py).
 
 What a step of `sequence` does, per group of programs and row tile (kernels/sequence.py): each program reads the whole
 of h (backward: of dr, dz, dq) of the tile from L2, multiplies it with its slice of W_h, which it reads from shared
@@ -10,32 +10,17 @@ memory once, and publishes its own units. A step of `step` is a launch that read
 Counted: bytes over L2, bytes of weights out of shared memory, the products' full tiles (16 rows, H padded), and the
 chain that nothing overlaps when a group has one row tile. Not counted: instruction issue, bank conflicts, how far the
 programs of a group drift apart, a poll that comes just too early. So a kernel stays above its limit.
-
-Sources of the numbers
-    [row]      benchmarks/results/nvidia-h200/ceilings.csv: measured by benchmarks/ceilings.py
-    [benches]  github.com/te42kyfo/gpu-benches, result files (A100 80 GB, H100 PCIe, H200, L40, MI210), and its copy
-               github.com/RRZE-HPC/gpu-benches (GH200, whose GPU is that of the H200, and MI300X)
-    [Luo]      Luo et al., Dissecting the NVIDIA Hopper Architecture through Microbenchmarking, arXiv:2501.12084: H800,
-               A100, RTX 4090; here as others quote its sections 6.2, 7.1 and tables 3 to 5
-    [B200]     a pointer chase and grid-stride reads on a B200 at 1.587 GHz, in a public repository's notes; Chips and
-               Cheese, "Nvidia's B200: Keeping the CUDA Juggernaut Rolling", has the same two figures
-    [cheese]   Chips and Cheese, "Blackwell: Nvidia's Massive GPU", as quoted by others: the RTX PRO 6000, the chip of
-               the RTX 5090 with 188 SMs
-    [4090]     github.com/smallscientist1/cuda_microbenchmark, analysis_RTX4090.md
-    [azure]    github.com/samuel-bohman/AI-benchmarking-guide, Azure ND H100 v5 results (BabelStream)
-    [paper]    the vendor's white paper or product page: dense matrix peaks with float32 accumulation, clocks, DRAM
-    estimate   no measurement found; the comment says what it is taken from
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
-from .devices import DEVICES, Device, _described
-from .problem import BYTES, Problem
-from .sequence import SequenceTiles, sequence_tiles
-from .step import StepTiles, step_tiles
+from tritongru.planning import Device, Problem
+from tritongru.planning.problem import BYTES
+from tritongru.planning.sequence import SequenceTiles, sequence_tiles
+from tritongru.planning.step import StepTiles, step_tiles
 
 BACKENDS = ("step", "sequence")
 ROWS_OF_WGMMA = 64  # rows from which on the compiler uses the warp-group instructions
@@ -57,9 +42,7 @@ class Ceilings:
     mma_share: float  # of the matrix peaks: what warp-wide instructions (mma.sync) reach
     graph_us: float  # from one small kernel to the next inside a CUDA graph
     stream_us: float  # the same, launched one by one
-    shared_bytes_per_clock: float = (
-        128.0  # of one SM: 32 banks of 4 bytes [paper]; measured 127.9 on H800 [Luo, table 5]
-    )
+    shared_bytes_per_clock: float  # of one SM
 
     def product_tflops(self, dtype: str, precision: str, rows: int) -> float:
         """Rate of the products of tiles of so many rows, on the whole device."""
@@ -69,105 +52,8 @@ class Ceilings:
         return peak if rows >= ROWS_OF_WGMMA else peak * self.mma_share
 
 
-# l2_bytes_per_clock: 64 is an estimate, half of the 128 bytes that a warp asks for; an SM of an H200 got 92 [row].
-CEILINGS = {
-    "a100": Ceilings(
-        sms=108,
-        clock_ghz=1.41,  # [paper]
-        l2_read_tb_s=5.4,  # [benches] gpu-l2-cache, 2 to 25 MB
-        l2_bytes_per_clock=64,
-        l2_round_trip_ns=289,  # [benches] gpu-latency at 29 MB, which is more than one partition; 150 in the near one
-        dram_tb_s=1.88,  # [benches] gpu-stream, read
-        half_tflops=312, tf32_tflops=156, fma_tflops=19.5,  # [paper: A100]
-        mma_share=1.0,  # mma.sync is its only matrix instruction
-        graph_us=1.3, stream_us=2.6,  # [benches] gpu-small-kernels, 64 KB
-    ),
-    "h100": Ceilings(
-        sms=132,
-        clock_ghz=1.98,  # clockRate that the driver reports
-        l2_read_tb_s=11.9,  # estimate: that of H200, the same chip; H100 PCIe: 7.0 with 114 SMs, 1.755 GHz [benches]
-        l2_bytes_per_clock=92.3,  # estimate: that of H200
-        l2_round_trip_ns=230,  # [benches] gpu-latency, H100 PCIe at 29 MB; 414 clocks of H800 [Luo, table 4]; near: 151
-        dram_tb_s=3.2,  # [azure]
-        half_tflops=989, tf32_tflops=494, fma_tflops=66.9,  # [paper: H100 SXM5]
-        mma_share=0.63,  # [Luo, section 6.2]: mma.sync reaches 62.9 % of the peak, wgmma more than 95 %
-        graph_us=1.13, stream_us=2.4,  # estimate: that of H200
-    ),
-    "h200": Ceilings(  # [row], but for stream_us
-        sms=132,
-        clock_ghz=1.98,
-        l2_read_tb_s=11.9,
-        l2_bytes_per_clock=92.3,
-        l2_round_trip_ns=254,
-        dram_tb_s=4.48,
-        half_tflops=881, tf32_tflops=448, fma_tflops=50.9,
-        mma_share=0.71,
-        graph_us=1.13,
-        stream_us=2.4,  # [benches] gpu-small-kernels, 64 KB; 5.71 in the row, whose host was the slower one
-        shared_bytes_per_clock=128,
-    ),
-    "b200": Ceilings(
-        sms=148,
-        clock_ghz=1.965,  # the highest that the driver offers [B200]
-        l2_read_tb_s=21.2,  # [B200], at 64 MiB
-        l2_bytes_per_clock=128,  # estimate: all SMs together got 90 each at 1.587 GHz, so more than 64
-        l2_round_trip_ns=226,  # estimate: 281 at 64 MiB and 1.587 GHz [B200], at this clock; near: 150
-        dram_tb_s=6.75,  # [B200]
-        half_tflops=2250, tf32_tflops=1125, fma_tflops=74.4,  # [paper: DGX B200]; float32: SMs x 128 x clock
-        mma_share=0.33,  # estimate: what an SM of Hopper reaches with mma.sync per clock
-        graph_us=1.13, stream_us=2.4,  # estimate: that of H200
-    ),
-    "rtx4090": Ceilings(
-        sms=128,
-        clock_ghz=2.52,  # [paper: Ada]
-        l2_read_tb_s=4.9,  # [4090]; L40, the same chip with 142 SMs, has 5.2 to 5.7 [benches]
-        l2_bytes_per_clock=64,
-        l2_round_trip_ns=107,  # [cheese]; L40 has 111 [benches]
-        dram_tb_s=1.01,  # [paper]
-        half_tflops=165, tf32_tflops=82.6, fma_tflops=82.6,  # [paper: Ada]
-        mma_share=1.0,
-        graph_us=0.9, stream_us=1.6,  # estimate: that of L40 [benches]
-    ),
-    "l4": Ceilings(
-        sms=58,
-        clock_ghz=2.04,  # [paper]
-        l2_read_tb_s=2.3,  # estimate: L40's 5.7 by SMs
-        l2_bytes_per_clock=64,
-        l2_round_trip_ns=111,  # estimate: that of L40
-        dram_tb_s=0.3,  # [paper]
-        half_tflops=121, tf32_tflops=60.5, fma_tflops=30.3,  # [paper: L4]
-        mma_share=1.0,
-        graph_us=0.9, stream_us=1.6,  # estimate: that of L40
-    ),
-    "rtx5090": Ceilings(
-        sms=170,
-        clock_ghz=2.41,  # [paper: RTX Blackwell]
-        l2_read_tb_s=7.9,  # estimate: 8.7 of RTX PRO 6000 [cheese] by SMs
-        l2_bytes_per_clock=64,
-        l2_round_trip_ns=130,  # [cheese], RTX PRO 6000
-        dram_tb_s=1.79,  # [paper]
-        half_tflops=209.5, tf32_tflops=104.8, fma_tflops=104.8,  # [paper: RTX Blackwell]
-        mma_share=1.0,
-        graph_us=0.9, stream_us=1.6,  # estimate: that of L40
-    ),
-    "mi300x": Ceilings(
-        sms=304,
-        clock_ghz=2.1,  # [paper: CDNA 3]
-        l2_read_tb_s=27.0,  # [benches] gpu-cache, the 8 dies together
-        l2_bytes_per_clock=64,
-        l2_round_trip_ns=204,  # [benches] gpu-latency, within a die
-        dram_tb_s=4.8,  # [benches] gpu-stream, read
-        half_tflops=1307, tf32_tflops=654, fma_tflops=163,  # [paper: CDNA 3]
-        mma_share=1.0,
-        graph_us=2.0, stream_us=2.0,  # estimate: that of MI210 [benches]
-    ),
-}  # fmt: skip
-
-# Capabilities without a described device, and one whose SMs are nearly theirs: estimate.
-_LIKE = {86: 89, 103: 100, 121: 120}
-
-# The chain of one row tile, besides L2 and the product itself, in clocks: estimate, of which a load from shared memory
-# is measured, 29 on H800 and B200 [Luo, table 3], [B200]. The trips are those that kernels/sequence.py has to make.
+# The chain of one row tile, besides L2 and the product itself, in clocks: an estimate. The trips are those that
+# kernels/sequence.py has to make.
 SHARED_TRIP = 70  # a tile from warp to warp: store, barrier, load
 MMA = 33  # the last matrix instruction
 GATES = {"forward": 120, "backward": 40}  # two sigmoids and a tanh, one after the other; products with what is there
@@ -196,40 +82,6 @@ class Limit:
     launch_us: float  # the boundary between two kernels in a CUDA graph (`step`)
 
 
-@lru_cache(maxsize=64)
-def ceilings(device: Device) -> Ceilings | None:
-    """Ceilings of a device; None where nothing like it is described.
-
-    A device that is no described product (or a part of one: MIG) has those of the nearest one, by SMs.
-    """
-    key = _nearest(device)
-    if key is None:
-        return None
-    found = CEILINGS[key]
-    if device.sms == found.sms:
-        return found
-    part = device.sms / found.sms
-    return replace(
-        found, sms=device.sms, l2_read_tb_s=part * found.l2_read_tb_s, dram_tb_s=part * found.dram_tb_s,
-        half_tflops=part * found.half_tflops, tf32_tflops=part * found.tf32_tflops, fma_tflops=part * found.fma_tflops,
-    )  # fmt: skip
-
-
-def _nearest(device: Device) -> str | None:
-    known = _described(device.name)
-    for key in CEILINGS:
-        if DEVICES[key] is known:
-            return key
-    capability = _LIKE.get(device.capability or 0, device.capability)
-    alike = [
-        key
-        for key in CEILINGS
-        if DEVICES[key].vendor == device.vendor
-        and (DEVICES[key].arch == device.arch if device.vendor == "amd" else DEVICES[key].capability == capability)
-    ]
-    return min(alike, key=lambda key: abs(DEVICES[key].sms - device.sms), default=None)
-
-
 @lru_cache(maxsize=4096)
 def limit_us(
     kind: str,
@@ -241,12 +93,12 @@ def limit_us(
     dtype: str,
     precision: str,
     device: Device,
-    top: Ceilings | None = None,
-) -> Limit | None:
-    """The least time of a step of `step` or `sequence` with these tiles; None on a device whose ceilings are unknown.
+    top: Ceilings,
+) -> Limit:
+    """The least time of a step of `step` or `sequence` with these tiles.
 
     kind: "forward" or "backward" (of `step`, also "cell", whose input product is left out, and "backward_first").
-    top: ceilings measured on the device; None: those of CEILINGS.
+    top: ceilings of the device.
 
     Raises:
         ValueError: another kind or backend.
@@ -256,12 +108,9 @@ def limit_us(
     passes = {"forward": "forward", "cell": "forward", "backward": "backward", "backward_first": "backward"}
     if kind not in passes or (backend == "sequence" and kind not in GATES):
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
-    found = top or ceilings(device)
-    if found is None:
-        return None
     if isinstance(tiles, SequenceTiles):
-        return _sequence_limit(kind, tiles, batch, hidden_size, directions, dtype, precision, device, found)
-    return _step_limit(passes[kind], tiles, batch, hidden_size, directions, dtype, precision, device, found)
+        return _sequence_limit(kind, tiles, batch, hidden_size, directions, dtype, precision, device, top)
+    return _step_limit(passes[kind], tiles, batch, hidden_size, directions, dtype, precision, device, top)
 
 
 def _sequence_limit(
@@ -350,9 +199,7 @@ class CallLimit:
     binding: tuple[str, ...]  # what binds a step, of each pass (Limit.binding)
 
 
-def call_limit_us(
-    problem: Problem, device: Device, top: Ceilings | None = None, rows: int | None = None
-) -> CallLimit | None:
+def call_limit_us(problem: Problem, device: Device, top: Ceilings, rows: int | None = None) -> CallLimit:
     """The least time of a call by the better of `step` and `sequence`, as they are tiled for it.
 
     Every gradient is counted, that of the input too. Not counted, since another implementation need not have them: the
@@ -360,12 +207,8 @@ def call_limit_us(
 
     top: as in `limit_us`. rows: of a packed batch, the sum of its lengths; a step then has rows / T of them, rounded
     down: a step's limit is convex in its rows, so that the mean over the steps is no less.
-
-    None on a device whose ceilings are unknown.
     """
-    p, found = problem, top or ceilings(device)
-    if found is None:
-        return None
+    p = problem
     N = p.time * p.batch if rows is None else rows
     passes = ("forward", "backward") if p.training else ("forward",)
     shape = (p.hidden_size, p.directions, p.dtype, p.precision, device)
@@ -376,15 +219,14 @@ def call_limit_us(
             tiles = (step_tiles if backend == "step" else sequence_tiles)(kind, p.batch, *shape)
             if isinstance(tiles, str):
                 break
-            steps.append(limit_us(kind, backend, tiles, max(N // p.time, 1), *shape, found))
+            steps.append(limit_us(kind, backend, tiles, max(N // p.time, 1), *shape, top))
         if len(steps) < len(passes):
             continue
-        known = [step for step in steps if step is not None]
-        us = p.layers * p.time * sum(step.us for step in known)
+        us = p.layers * p.time * sum(step.us for step in steps)
         if best is None or us < best[0]:
-            best = us, backend, tuple(step.binding for step in known)
+            best = us, backend, tuple(step.binding for step in steps)
     assert best is not None  # `step` serves every size
-    around = sum(_products_us(p, layer, N, device, found) for layer in range(p.layers))
+    around = sum(_products_us(p, layer, N, device, top) for layer in range(p.layers))
     return CallLimit(best[0] + around, best[0], around, best[1], best[2])
 
 
