@@ -9,7 +9,7 @@ timed. Then, pass by pass, the providers' calls are sampled in turn.
 of long calls one, as one waits for it; short ones overlap, as in a loop. `device_us` has all launches of one call
 queued beforehand; where the device began before the host had queued them all, as beyond a thousand, `note` says so. The
 same tensors are used over and over: with `l2` warm, what fits in L2 is found there. `limit_us` is the least time of the
-call for tritongru's kernels (tritongru/planning/limit.py) by ceilings that benchmarks/ceilings.py measured before.
+call for tritongru's kernels (limit.py) by ceilings that ceilings.py measured before.
 """
 
 from __future__ import annotations
