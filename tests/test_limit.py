@@ -54,7 +54,7 @@ def test_terms_of_a_step_by_hand() -> None:
     """H 512, B 32, bf16, H200: 32 programs of 16 units, 2 groups of one row tile."""
     tiles = SequenceTiles(
         exchange=True, block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=1, waits=1, delay=0,
-        programs_per_sm=1, tiles=1, programs=32, groups=2, directions=1,
+        early=0, programs_per_sm=1, tiles=1, programs=32, groups=2, directions=1,
     )  # fmt: skip
     found = limit("forward", "sequence", 32, 512, tiles=tiles)
     weights = 3 * 16 * 512 * 2
@@ -121,7 +121,7 @@ def test_grows_with_the_sizes_at_the_same_tiles(kind: str) -> None:
     step = StepTiles(block_b=16, block_h=16, block_k=64, num_warps=4, num_stages=3)
     one_row_tile = SequenceTiles(
         exchange=True, block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=0, waits=1, delay=0,
-        programs_per_sm=1, tiles=1, programs=32, groups=1, directions=1,
+        early=0, programs_per_sm=1, tiles=1, programs=32, groups=1, directions=1,
     )  # fmt: skip
 
     def sequence(tiles: int) -> SequenceTiles:
