@@ -1,7 +1,7 @@
 """vmap over backward, which maps cotangents: is_grads_batched, jacobian(vectorize=True), gradcheck(check_batched_grad).
 
 As PyTorch's own path does it on the CPU, to the last detail of which tensors come out. Helpers and tolerances:
-tests/test_integration.py.
+tests/kit/modules.py.
 """
 
 import pytest
@@ -10,7 +10,7 @@ from torch.autograd.functional import hessian, jacobian
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
-from tests.test_integration import assert_all_close, ours_only, packed, pair, randn, states
+from tests.kit.modules import assert_all_close, ours_only, packed, pair, randn, states
 
 OPTIONS = {
     "plain": {},

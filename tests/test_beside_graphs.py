@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import tritongru
-from tests.test_integration import assert_close, randn
-from tests.test_operators import FORWARD, Graphs
+from tests.kit.modules import assert_close, randn
+from tests.kit.operators import FORWARD, Graphs
 
 SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
 

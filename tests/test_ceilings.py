@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.kit.ceilings import TOP
+
 pytest.importorskip("triton")
 
 
@@ -17,7 +19,6 @@ from benchmarks.ceilings import UNITS, Card, measure, of_card
 from benchmarks.results import CEILINGS as FILE
 from benchmarks.results import CEILINGS_COLUMNS as COLUMNS
 from benchmarks.results import Environment, ResultsFile, read
-from tests.test_limit import TOP
 from tritongru.inspection.compile_report import compile_report, loop_opcodes
 from tritongru.launch.runtime import Specimen
 from tritongru.planning import describe

@@ -1,6 +1,6 @@
 """torch.utils.checkpoint: selective ones, which keep what some operators return, and the backend of a recompute.
 
-Helpers and tolerances: tests/test_integration.py.
+Helpers and tolerances: tests/kit/modules.py.
 """
 
 import functools
@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import tritongru
-from tests.test_integration import assert_all_close, loss_of, ours_only, packed, pair, randn
+from tests.kit.modules import assert_all_close, loss_of, ours_only, packed, pair, randn
 from tritongru import ambient
 
 aten, own = torch.ops.aten, torch.ops.tritongru

@@ -1,6 +1,6 @@
 """Forward in eager, backward under compiled autograd, where Dynamo traces what backward does: one operator.
 
-Helpers and tolerances: tests/test_integration.py.
+Helpers and tolerances: tests/kit/modules.py.
 """
 
 import pytest
@@ -8,10 +8,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
-from tests.test_dispatch_modes import Seen
-from tests.test_double_backward import assert_second
-from tests.test_integration import BACKENDS, assert_all_close, loss_of, ours_only, packed, pair, randn
-from tests.test_operators import BACKWARD, FORWARD, Graphs
+from tests.kit.modules import BACKENDS, assert_all_close, loss_of, ours_only, packed, pair, randn
+from tests.kit.operators import BACKWARD, FORWARD, Graphs, Seen, assert_second
 
 
 def compiled_backward(loss, compiler):

@@ -1,6 +1,6 @@
 """torch.func's transforms and forward-mode differentiation inside a compiled function, and around one: PyTorch's own
 path runs, as in eager calls, for the operators of tritongru/ops.py have no such derivatives. The tolerance is that of
-tests/test_integration.py.
+tests/kit/modules.py.
 """
 
 from functools import partial
@@ -13,8 +13,8 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tritongru
-from tests.test_integration import assert_all_close, ours_only, pair, randn, states
-from tests.test_operators import DEFAULT_TOO
+from tests.kit.modules import assert_all_close, ours_only, pair, randn, states
+from tests.kit.operators import DEFAULT_TOO
 from tritongru.registry import BACKENDS
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")

@@ -1,5 +1,5 @@
 """Graphs of sizes that only data tells (x[:, mask]): no operator may ask for them while the graph is made, and all must
-be right for whatever comes when it runs. The tolerance is that of tests/test_integration.py.
+be right for whatever comes when it runs. The tolerance is that of tests/kit/modules.py.
 """
 
 import pytest
@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
-from tests.test_integration import OURS, both, loss_of, pair, randn, states
-from tests.test_operators import DEFAULT_TOO, arguments
+from tests.kit.modules import OURS, both, loss_of, pair, randn, states
+from tests.kit.operators import DEFAULT_TOO, arguments
 from tritongru import ops
 
 OURS_AND_DEFAULT = pytest.mark.parametrize("backend", [None, *OURS], ids=lambda b: b or "default")

@@ -1,6 +1,6 @@
 """What a torch_dispatch mode sees of a layer, which is one operator each way, and what `FlopCounterMode` counts.
 
-Helpers and tolerances: tests/test_integration.py.
+Helpers and tolerances: tests/kit/modules.py.
 """
 
 import subprocess
@@ -10,30 +10,14 @@ import pytest
 import torch
 from functorch.compile import aot_function, nop
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import tritongru
-from tests.test_integration import assert_all_close, loss_of, ours_only, packed, pair, randn, states
+from tests.kit.modules import assert_all_close, loss_of, ours_only, packed, pair, randn, states
+from tests.kit.operators import Seen
 
 FORWARD, BACKWARD = "tritongru.layer_forward.default", "tritongru.layer_backward.default"
-
-
-class Seen(TorchDispatchMode):
-    """The operators that are called inside."""
-
-    def __init__(self):
-        super().__init__()
-        self.names = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
-        return func(*args, **(kwargs or {}))
-
-    def products(self):
-        """Those that a kernel of a layer is made of: matrix products, and our own operators."""
-        return [name for name in self.names if "mm" in name or "linear" in name or "tritongru" in name]
 
 
 def dense(layer):

@@ -108,3 +108,14 @@ def test_what_counts_as_a_claim() -> None:
     for claim in ("1.7x faster", "12 % slower", "faster than cuDNN", "1.2 us per step"):
         assert CLAIM.search(claim)
     assert not CLAIM.search("one launch per timestep, three minutes")
+
+
+def test_no_test_file_imports_another() -> None:
+    """What several need stands in tests/kit."""
+    found = [
+        f"{path.name}: {line}"
+        for path in Path(__file__).parent.rglob("*.py")
+        for line in path.read_text().splitlines()
+        if re.match(r"\s*(from|import) tests\.test_", line)
+    ]
+    assert not found

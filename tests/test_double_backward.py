@@ -1,5 +1,5 @@
 """Double backward: the derivative of the gradients, which autograd takes of PyTorch's own path on the CPU to any order,
-and gradgradcheck, which takes it by differences. Helpers and tolerances: tests/test_integration.py.
+and gradgradcheck, which takes it by differences. Helpers and tolerances: tests/kit/modules.py.
 """
 
 import pytest
@@ -7,7 +7,8 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
-from tests.test_integration import EPS, OURS, loss_of, ours_only, packed, pair, randn, states
+from tests.kit.modules import OURS, loss_of, ours_only, packed, pair, randn, states
+from tests.kit.operators import assert_second
 
 DOUBLE = {
     "plain": ({}, lambda m: m(m.x, m.hx)),
@@ -32,20 +33,6 @@ def test_first_order_gradients_with_create_graph_are_right(backend, options, cal
     found = torch.autograd.grad(loss_of(*call(layer)), list(leaves.values()), create_graph=True)
     assert all(torch.equal(a, e) for a, e in zip(found, expected, strict=True))
     assert all(f.requires_grad for f in found)
-
-
-# Of a second derivative, relative to the largest element: as many roundings as in a first one (32 * sqrt(16), as
-# there), and as many again of the first one, on which it rests.
-SECOND = 2 * 32 * 4 * EPS
-
-
-def assert_second(found, expected):
-    """Second derivatives: those of PyTorch's own path on the CPU, which autograd differentiates to any order."""
-    assert [f is None for f in found] == [e is None for e in expected]
-    for index, (f, e) in enumerate(zip(found, expected, strict=True)):
-        if f is not None:
-            scale = max(1.0, e.abs().max().item())
-            torch.testing.assert_close(f, e, rtol=0, atol=SECOND * scale, msg=lambda m, i=index: f"tensor {i}: {m}")
 
 
 def twice(backend, call, **options):

@@ -7,7 +7,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from tests.kit.fences import fences, poisoned, with_gaps
+from tests.kit.fences import call_between_fences, fences, poisoned, with_gaps
 
 pytestmark = pytest.mark.interpreted
 
@@ -19,24 +19,6 @@ def poisoned_layer(**kwargs) -> tritongru.GRU:
     return layer
 
 
-def call(layer, x, h_0, monkeypatch):
-    """Forward and backward between fences; all results."""
-    packed = not isinstance(x, torch.Tensor)
-    data = x.data if packed else x
-    leaf = data.detach().requires_grad_()  # keeps the strides
-    h_0 = h_0.detach().requires_grad_()
-    layer.zero_grad()
-    with fences(monkeypatch):
-        output, h_n = layer(x._replace(data=leaf) if packed else leaf, h_0)
-        output = output.data if packed else output
-        generator = torch.Generator().manual_seed(1)
-        dy, dh_n = (
-            poisoned(torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)) for t in (output, h_n)
-        )
-        torch.autograd.backward([output, h_n], [dy, dh_n])
-    return [output.detach(), h_n.detach(), leaf.grad, h_0.grad, *(p.grad for p in layer.parameters())]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("T", [1, 3])
 @pytest.mark.parametrize("tiles", ["one", "h200"])
@@ -46,9 +28,9 @@ def test_dense(T: int, dtype: torch.dtype, tiles: str, monkeypatch, request) -> 
     torch.manual_seed(0)
     layer = poisoned_layer(bidirectional=True, dtype=dtype)
     x, h_0 = torch.randn(T, 18, 7, dtype=dtype), torch.randn(2, 18, 19, dtype=dtype)
-    found = call(layer, poisoned(x), poisoned(h_0), monkeypatch)
+    found = call_between_fences(layer, poisoned(x), poisoned(h_0), monkeypatch)
     assert all(t.isfinite().all() for t in found)
-    gaps = call(layer, with_gaps(x), with_gaps(h_0), monkeypatch)
+    gaps = call_between_fences(layer, with_gaps(x), with_gaps(h_0), monkeypatch)
     # only the library products may sum in another order: a few roundings to storage
     u = torch.finfo(dtype).eps / 2
     assert all((a - b).norm() <= 8 * u * b.norm() for a, b in zip(found, gaps, strict=True))
@@ -59,7 +41,7 @@ def test_packed(recompute: bool, monkeypatch, h200_tiles: None) -> None:
     torch.manual_seed(0)
     layer = poisoned_layer(bidirectional=True, recompute=recompute)
     x = pack_padded_sequence(torch.randn(5, 18, 7), torch.tensor([5] + [1, 2, 3] * 5 + [4, 4]), enforce_sorted=False)
-    found = call(layer, x._replace(data=poisoned(x.data)), poisoned(torch.randn(2, 18, 19)), monkeypatch)
+    found = call_between_fences(layer, x._replace(data=poisoned(x.data)), poisoned(torch.randn(2, 18, 19)), monkeypatch)
     assert all(t.isfinite().all() for t in found)
 
 

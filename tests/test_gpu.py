@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import tritongru
+from tests.kit.cases import MORE_CASES
 from tests.kit.rule import assert_right
-from tests.test_step import MORE_CASES
 from tritongru.inspection.check import CASES, Case
 from tritongru.launch.products import rnn_precision
 from tritongru.planning.choose import off_chip
@@ -410,7 +410,7 @@ def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
     from benchmarks.providers import PROVIDERS
     from benchmarks.run import measure
     from benchmarks.timing import CudaMeter
-    from tests.test_limit import TOP
+    from tests.kit.ceilings import TOP
 
     providers = (
         "nn.GRU",

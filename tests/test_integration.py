@@ -20,18 +20,24 @@ import torch
 import torch.autograd.forward_ad as forward_ad
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize, prune
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import tritongru
+from tests.kit.modules import (
+    BACKENDS,
+    assert_all_close,
+    assert_close,
+    both,
+    loss_of,
+    ours_only,
+    packed,
+    pair,
+    randn,
+    states,
+    trained,
+)
+from tests.kit.operators import calls
 from tritongru import functional, registry
 from tritongru.launch.products import products, rnn_precision
-
-EPS = torch.finfo(torch.float32).eps
-STEP = pytest.param("step", marks=pytest.mark.interpreted)
-SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
-BACKENDS = ["aten", "reference", STEP, SEQUENCE]
-OURS = ["reference", STEP, SEQUENCE]  # the backends that are not PyTorch's own path
-ours_only = pytest.mark.parametrize("backend", OURS)
 
 
 @pytest.fixture(params=BACKENDS)
@@ -46,66 +52,6 @@ def messages(caplog):
     caplog.set_level(logging.INFO, logger="tritongru")
     yield caplog
     registry.log_once.cache_clear()
-
-
-def pair(backend, *sizes, seed=0, recompute=False, **options):
-    """torch.nn.GRU and tritongru.GRU with the same parameters."""
-    torch.manual_seed(seed)
-    theirs = nn.GRU(*sizes, **options)
-    ours = tritongru.GRU(*sizes, **options, backend=backend, recompute=recompute)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
-def randn(*shape, seed=2):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def states(module):
-    return module.num_layers * (2 if module.bidirectional else 1)
-
-
-def packed(*lengths, input_size=3):
-    return pack_sequence([randn(n, input_size, seed=n) for n in lengths], enforce_sorted=False)
-
-
-def assert_close(actual, expected, terms=16, what=""):
-    """Within the tolerance of this file's docstring; `terms` is its K, 16 for T 3, B 2, I 3, H up to 7."""
-    assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
-    scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
-    torch.testing.assert_close(
-        actual, expected, rtol=0, atol=32 * EPS * math.sqrt(terms) * scale, msg=lambda m: f"{what}: {m}"
-    )
-
-
-def assert_all_close(actual, expected):
-    assert len(actual) == len(expected)
-    for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
-        assert (a is None) == (e is None), index
-        if a is not None:
-            assert_close(a, e, what=f"tensor {index}")
-
-
-def both(theirs, ours, call):
-    """`call(module)` gives tensors: those of ours are those of torch's."""
-    expected, actual = call(theirs), call(ours)
-    assert_all_close(actual, expected)
-    return actual
-
-
-def loss_of(output, h_n):
-    """A scalar that weighs every element of both differently."""
-    data = output.data if isinstance(output, PackedSequence) else output
-    return (data * randn(*data.shape, seed=5)).sum() + (h_n * randn(*h_n.shape, seed=6)).sum()
-
-
-def trained(module, x, hx=None):
-    """Output, h_n and the gradient of each parameter after one backward pass."""
-    module.zero_grad()
-    output, h_n = module(x, hx)
-    loss_of(output, h_n).backward()
-    data = output.data if isinstance(output, PackedSequence) else output
-    return [data, h_n, *(p.grad for p in module.parameters())]
 
 
 # Weights that change between two calls. The first call may leave nothing behind that the second one believes.
@@ -735,11 +681,6 @@ def test_saved_tensors_may_be_packed_away(backend):
 
 
 # Exporters and torch.func's derivatives take PyTorch's own path; compilers and vmap: test_operators.py.
-
-
-def calls(graph):
-    """What a graph calls, in order."""
-    return [str(node.target) for node in graph.nodes if node.op == "call_function"]
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks.limit import CallLimit, Ceilings, Limit, call_limit_us, limit_us
+from tests.kit.ceilings import TOP
 from tritongru.planning import Problem, describe
 from tritongru.planning.devices import Device
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
@@ -19,11 +20,6 @@ KINDS = ("forward", "backward")
 DTYPES = (("bf16", "tf32"), ("fp16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee"))
 SIZES_H = (64, 100, 128, 192, 256, 300, 512, 640, 1024, 1536, 2048)
 SIZES_B = (1, 7, 16, 32, 33, 64, 128, 512)
-TOP = Ceilings(  # those of results/nvidia-h200/ceilings.csv, in three digits
-    sms=132, clock_ghz=1.98, l2_read_tb_s=11.9, l2_bytes_per_clock=92.3, l2_round_trip_ns=254, dram_tb_s=4.48,
-    half_tflops=881, tf32_tflops=448, fma_tflops=50.9, mma_share=0.71, graph_us=1.13, stream_us=5.71,
-    shared_bytes_per_clock=128,
-)  # fmt: skip
 
 
 def tiles_of(

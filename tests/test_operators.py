@@ -1,5 +1,5 @@
 """The operators of tritongru/ops.py, and what puts them into graphs: torch.compile, AOTAutograd, make_fx, fake tensors,
-vmap. The tolerance is that of tests/test_integration.py: a graph runs the passes that an eager call runs.
+vmap. The tolerance is that of tests/kit/modules.py: a graph runs the passes that an eager call runs.
 """
 
 import pytest
@@ -11,12 +11,11 @@ from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
-from tests.test_integration import (
+from tests.kit.modules import (
     BACKENDS,
     OURS,
     assert_all_close,
     both,
-    calls,
     loss_of,
     ours_only,
     packed,
@@ -25,10 +24,8 @@ from tests.test_integration import (
     states,
     trained,
 )
+from tests.kit.operators import BACKWARD, DEFAULT_TOO, FORWARD, SHAPES, Graphs, arguments, backward_arguments, calls
 from tritongru import functional, ops, registry
-
-FORWARD, BACKWARD = "tritongru.layer_forward.default", "tritongru.layer_backward.default"
-DEFAULT_TOO = pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -36,56 +33,9 @@ def backend(request):
     return request.param
 
 
-class Graphs(list):
-    """A compiler backend that runs a graph as it is, and keeps what each one calls."""
-
-    def __call__(self, graph, inputs):
-        self.append(calls(graph.graph))
-        return graph
-
-
 # Operators, by themselves.
 
-SHAPES = {
-    "dense": dict(T=3, B=2, I=3, H=5),
-    "batch-first-bidirectional": dict(T=3, B=2, I=3, H=5, D=2, batch_first=True),
-    "one-step-no-bias": dict(T=1, B=2, I=3, H=5, batch_first=True, bias=False),
-    "one-row": dict(T=4, B=1, I=3, H=8, batch_first=True),
-    "packed": dict(I=2, H=4, sizes=[3, 2, 1], D=2),
-    "recompute": dict(T=3, B=2, I=3, H=5, recompute=True),
-    "inference": dict(T=3, B=2, I=3, H=5, training=False),
-    "half": dict(T=3, B=2, I=3, H=5, dtype=torch.bfloat16),
-}
 every_shape = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
-
-
-def arguments(
-    backend, I, H, T=None, B=None, D=1, sizes=None, batch_first=False, bias=True, training=True, recompute=False,
-    dtype=torch.float32,
-):  # fmt: skip
-    """Of layer_forward."""
-    B = sizes[0] if sizes else B
-
-    def leaf(*shape, seed):
-        return (0.5 * randn(*shape, seed=seed)).to(dtype).requires_grad_(training)
-
-    rows = (sum(sizes),) if sizes else (B, T) if batch_first else (T, B)
-    weights = [
-        leaf(*s, seed=10 * d + i)
-        for d in range(D)
-        for i, s in enumerate([(3 * H, I), (3 * H, H), (3 * H,), (3 * H,)][: 4 if bias else 2])
-    ]
-    batch_sizes = torch.tensor(sizes) if sizes else None
-    x, h_0 = leaf(*rows, I, seed=7), leaf(D, B, H, seed=8)
-    return [x, h_0, weights, batch_sizes, backend, batch_first, training, recompute]
-
-
-def backward_arguments(given, results):
-    """Of layer_backward, after layer_forward."""
-    x, h_0, weights, batch_sizes, backend, batch_first, *_ = given
-    y, h_n, rzn, q = (t.detach() for t in results)
-    dy, dh_n = (randn(*t.shape, seed=9).to(t.dtype) for t in (y, h_n))
-    return [dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, backend, batch_first, [True] * (2 + len(weights))]
 
 
 QUICK = {("step", "packed"), ("sequence", "batch-first-bidirectional"), *(("reference", name) for name in SHAPES)}

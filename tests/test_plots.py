@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.kit.ceilings import TOP
+
 pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
 
@@ -19,7 +21,6 @@ from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured
 from plots.speed import draw_speed
-from tests.test_limit import TOP
 from tritongru.demo import style
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip

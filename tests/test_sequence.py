@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import tritongru
+from tests.kit.cases import MORE_CASES, quiet, shapes
 from tests.kit.counting import counted
-from tests.kit.fences import poisoned, with_gaps
+from tests.kit.drawn import DTYPES
+from tests.kit.fences import call_between_fences, poisoned, with_gaps
 from tests.kit.rule import assert_not_wrong, assert_right
-from tests.test_fences import call as call_between_fences
-from tests.test_step import DTYPES, MORE_CASES, quiet, shapes
 from tritongru.inspection.check import CASES, Case
 from tritongru.launch import exchange, runtime
 

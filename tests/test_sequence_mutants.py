@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import tritongru
+from tests.kit.drawn import SHORT, SHORT_SECONDS, Call, Drawn, put
 from tests.kit.fences import fences
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong
-from tests.test_exchange import SHORT, SHORT_SECONDS, Call, Drawn, put
 from tritongru.inspection.check import Case
 from tritongru.launch import exchange, one_program, runtime, sequence
 from tritongru.launch.emulator import EmulatorError, emulating

@@ -13,28 +13,17 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings
 
+from tests.kit.cases import HALF, MORE_CASES, quiet, shapes
+from tests.kit.drawn import DTYPES
 from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru.inspection.check import CASES, Case
 
-HALF = (torch.float16, torch.bfloat16)
-DTYPES = (torch.float32, *HALF)
 BACKENDS = (
     "reference",
     pytest.param("step", marks=pytest.mark.interpreted),
     pytest.param("sequence", marks=(pytest.mark.interpreted, pytest.mark.long)),
-)
-
-MORE_CASES = (
-    Case(T=3, B=9, I=1, H=65, batch_first=True),  # B 9: fewer draws give the gradient of x its 256 elements
-    Case(T=2, B=18, I=6, H=16, bias=False),
-    Case(T=3, B=3, I=5, H=17, layers=2, bidirectional=True, recompute=True),
-    Case(T=1, B=3, I=70, H=9, layers=2, bidirectional=True),
-    Case(I=4, H=20, layers=2, lengths=(1, 4, 2)),
-    Case(I=4, H=13, lengths=(3, 3, 3, 3)),
-    Case(I=6, H=18, bidirectional=True, lengths=(5, 1, 4, 4), recompute=True, bias=False),
 )
 
 
@@ -102,22 +91,6 @@ def test_rule_with_the_tiles_of_a_gpu(case: Case, dtype: torch.dtype, h200_tiles
 def test_rule_with_wide_tiles(h200_tiles: None) -> None:
     """More than 32 rows take tiles of 64."""
     assert_right(Case(T=2, B=66, I=3, H=34), "step")
-
-
-shapes = st.builds(
-    Case,
-    T=st.integers(1, 5),
-    B=st.integers(1, 19),
-    I=st.integers(1, 40),
-    H=st.integers(1, 40),
-    layers=st.integers(1, 3),
-    bidirectional=st.booleans(),
-    bias=st.booleans(),
-    batch_first=st.booleans(),
-    recompute=st.booleans(),
-    lengths=st.one_of(st.just(()), st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)),
-)
-quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 
 
 @pytest.mark.interpreted

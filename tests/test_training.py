@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tests.kit.counting import looked_into
-from tests.test_integration import loss_of, ours_only, pair, randn, states, trained
+from tests.kit.modules import loss_of, ours_only, pair, randn, states, trained
 from tritongru import registry
 from tritongru.planning import Problem, choose, describe
 
@@ -199,7 +199,6 @@ import torch
 import torch.distributed as dist
 from datetime import timedelta
 from torch.nn.parallel import DistributedDataParallel
-from tests.test_integration import randn
 from tests.test_training import model_of
 
 rank, store, backends = int(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")

@@ -77,3 +77,21 @@ def fences(monkeypatch) -> Iterator[Fences]:
         yield found
     found.check()
     assert found.wholes, "the launcher allocated nothing through `empty`"
+
+
+def call_between_fences(layer, x, h_0, monkeypatch):
+    """Forward and backward between fences; all results."""
+    packed = not isinstance(x, torch.Tensor)
+    data = x.data if packed else x
+    leaf = data.detach().requires_grad_()  # keeps the strides
+    h_0 = h_0.detach().requires_grad_()
+    layer.zero_grad()
+    with fences(monkeypatch):
+        output, h_n = layer(x._replace(data=leaf) if packed else leaf, h_0)
+        output = output.data if packed else output
+        generator = torch.Generator().manual_seed(1)
+        dy, dh_n = (
+            poisoned(torch.randn(t.shape, generator=generator, dtype=torch.float64).to(t.dtype)) for t in (output, h_n)
+        )
+        torch.autograd.backward([output, h_n], [dy, dh_n])
+    return [output.detach(), h_n.detach(), leaf.grad, h_0.grad, *(p.grad for p in layer.parameters())]

@@ -1,0 +1,106 @@
+"""Calls of the layer by shrunken plans, in the emulator: what is drawn for them, and whether what comes is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import tritongru
+from tritongru.inspection.check import Case, floor
+from tritongru.launch import exchange
+from tritongru.launch.emulator import emulating
+
+from .plans import ShrunkenPlan
+
+FP32, FP16, BF16 = DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is asked of the layer, and by which plan (None: the interpreter's own)."""
+
+    plan: ShrunkenPlan | None
+    case: Case
+    dtype: torch.dtype
+    wants_dh_0: bool = True
+
+
+class Drawn:
+    """Weights, inputs and cotangents of a call, from one seed; kept, so that calls under many seeds can be compared."""
+
+    def __init__(self, call: Call):
+        case, dtype = call.case, call.dtype
+        self.call = call
+        T, B, D = case.sizes
+        generator = torch.Generator().manual_seed(7)
+
+        def normal(*size: int) -> Tensor:
+            return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
+
+        self.shape = (case.I, case.H, case.layers, case.bias, case.batch_first, 0.0, case.bidirectional)
+        self.ours = tritongru.GRU(*self.shape, dtype=dtype, backend="sequence", recompute=case.recompute)
+        with torch.no_grad():
+            for p in self.ours.parameters():
+                p.copy_((torch.rand(p.shape, generator=generator, dtype=torch.float64) * 2 - 1) / case.H**0.5)
+        leading = (B, T) if case.batch_first else (T, B)
+        self.x: Any = normal(*leading, case.I)
+        self.dy = normal(*leading, D * case.H)
+        if case.lengths:
+            self.x = pack_padded_sequence(self.x, torch.tensor(case.lengths), enforce_sorted=False)
+            self.dy = normal(len(self.x.data), D * case.H)
+        self.h_0, self.dh_n = (normal(case.layers * D, B, case.H) for _ in range(2))
+
+    def results(self, module: nn.GRU, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Output, h_n and the gradients of one call of a module."""
+        packed = bool(self.call.case.lengths)
+        leaf = (self.x.data if packed else self.x).to(dtype, copy=True).requires_grad_()
+        h_0 = self.h_0.to(dtype, copy=True).requires_grad_(self.call.wants_dh_0)
+        module.zero_grad()
+        output, h_n = module(self.x._replace(data=leaf) if packed else leaf, h_0)
+        output = output.data if packed else output
+        torch.autograd.backward([output, h_n], [self.dy.to(dtype), self.dh_n.to(dtype)])
+        found = {"output": output.detach(), "h_n": h_n.detach(), "x": leaf.grad, "h_0": h_0.grad}
+        found |= {name: p.grad for name, p in module.named_parameters()}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
+
+    def of_ours(self, seed: int, **options: Any) -> dict[str, Tensor]:
+        with emulating(seed, **options):
+            return self.results(self.ours, self.call.dtype)
+
+    def of_nn_gru(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        module = nn.GRU(*self.shape, dtype=dtype)
+        module.load_state_dict(self.ours.state_dict())
+        return self.results(module, dtype)
+
+    def assert_right(self, found: dict[str, Tensor], what: str = "") -> None:
+        """One draw against eight times the floor, as tests/kit/rule.py's `assert_not_wrong`; no NaN is right."""
+        truth = self.of_nn_gru(torch.float64)
+        assert found.keys() == truth.keys()
+        for name, true in truth.items():
+            error = ((found[name].double() - true).norm() / true.norm()).item()
+            limit = 8 * floor(name, self.call.case, self.call.dtype, tf32=False)
+            assert error <= limit, f"{what}: {name} error={error:.2e}, not at most {limit:.2e}"
+
+
+def put(drawn: Drawn, place: str, value: float | None) -> None:
+    """One element becomes `value`, or the NaN with the sentinel's bits."""
+    x = drawn.x if isinstance(drawn.x, Tensor) else drawn.x.data
+    tensor = {"x": x, "dy": drawn.dy, "dh_n": drawn.dh_n}.get(place, drawn.h_0)
+    rows = tensor[-1] if tensor.dim() == 3 else tensor  # of the last step; in h_0 and dh_n of the last direction
+    row = rows[-1 if place == "h_0 of the last row" else 0]
+    if value is None:
+        row.view(torch.int16 if row.element_size() == 2 else torch.int32)[2] = exchange.SENTINEL
+        assert row[2].isnan()
+    else:
+        row[2] = value
+
+
+# Waits of these tests are cut to their least, a unit of the clock: 100 steps of the emulator.
+SHORT = {"nanoseconds_per_step": 10_500}
+
+
+SHORT_SECONDS = "0.001"
