@@ -111,11 +111,11 @@ def test_what_counts_as_a_claim() -> None:
 
 
 def test_no_test_file_imports_another() -> None:
-    """What several need stands in tests/kit."""
+    """What several need stands in tests/kit. (One that starts processes hands them itself.)"""
     found = [
         f"{path.name}: {line}"
         for path in Path(__file__).parent.rglob("*.py")
         for line in path.read_text().splitlines()
-        if re.match(r"\s*(from|import) tests\.test_", line)
+        if re.match(rf"\s*(from|import) tests\.test_(?!{path.stem[5:]}\b)", line)
     ]
     assert not found
