@@ -172,7 +172,7 @@ def test_batched_gradients_of_a_compiled_layer(backend):
 
 @ours_only
 def test_lengths_cannot_be_mapped_over(backend):
-    from tests.test_operators import SHAPES, arguments, backward_arguments
+    from tests.kit.operators import SHAPES, arguments, backward_arguments
     from tritongru import ops
 
     given = arguments(backend, **SHAPES["packed"])

@@ -199,6 +199,7 @@ import torch
 import torch.distributed as dist
 from datetime import timedelta
 from torch.nn.parallel import DistributedDataParallel
+from tests.kit.modules import randn
 from tests.test_training import model_of
 
 rank, store, backends = int(sys.argv[1]), sys.argv[2], sys.argv[3].split(",")
