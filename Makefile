@@ -46,7 +46,7 @@ lint: $(VENV)/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: $(VENV)/installed  ## suite quick on a CUDA machine, elsewhere what the CPU can measure
+bench: $(VENV)/installed  ## suite workloads on a CUDA machine, elsewhere what the CPU can measure
 	$(PY) -m benchmarks
 
 study: $(VENV)/installed  ## compile the forms of kernels/README.md: its table, and the figures in plots/figures
@@ -56,7 +56,7 @@ study: $(VENV)/installed  ## compile the forms of kernels/README.md: its table, 
 plots: $(VENV)/installed  ## the figures in plots/figures, from committed data alone
 	$(PY) -m plots --out plots/figures
 
-gpu: $(VENV)/installed  ## on a CUDA machine: tests, check, suite quick and what the budget leaves of full, into one folder
+gpu: $(VENV)/installed  ## on a CUDA machine, 9 minutes: correctness, tiles, times, workloads, tests, memcheck, into one folder
 	$(PY) -m benchmarks day
 
 clean:

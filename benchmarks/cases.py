@@ -1,17 +1,20 @@
-"""The shapes that are measured, and the suites they make up; a new shape is a line below.
+"""The shapes that are measured, and the suites they make up; a new shape is a line below, or in workloads.py.
 
-A suite is a tuple of entries, the most valuable first: what a budget cuts off is at the end. Sources of shapes
-    [deepbench]  github.com/baidu-research/DeepBench, README: the GRU problems of training and inference, I = H
+A suite is a tuple of entries, the most valuable first: what a budget cuts off is at the end.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import product, zip_longest
+from itertools import product
 from statistics import NormalDist
+
+from tritongru.planning import Device, Problem
+from tritongru.planning.candidates import TILED, candidates
+
+BASELINE = "nn.GRU"  # what every ratio is taken to
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Case:
     bidirectional: bool = False
     packed: bool = False
     cell: bool = False  # a GRUCell; T is 1
+    blocks: int = 1  # layers side by side, each with I and H of its own
 
     @property
     def directions(self) -> int:
@@ -38,6 +42,7 @@ class Case:
         marks = {
             "ieee": self.dtype == "fp32" and self.precision == "ieee",
             f"{self.layers}layers": self.layers > 1,
+            f"{self.blocks}blocks": self.blocks > 1,
             "bidirectional": self.bidirectional,
             "packed": self.packed,
             "cell": self.cell,
@@ -62,6 +67,14 @@ class Case:
         """Rows that run at each time step; empty where the batch is dense."""
         return tuple(sum(length > t for length in self.lengths) for t in range(self.T)) if self.packed else ()
 
+    def problem(self, training: bool) -> Problem:
+        """The case as a plan takes it."""
+        return Problem(
+            batch=self.B, time=self.T, input_size=self.I, hidden_size=self.H, layers=self.layers,
+            directions=self.directions, dtype=self.dtype, training=training, packed=self.packed,
+            precision=self.precision,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -69,125 +82,69 @@ class Entry:
 
     case: Case
     passes: tuple[str, ...] = ("inference", "forward+backward")
-    providers: tuple[str, ...] = ("nn.GRU", "default", "step", "sequence")
-
-    def __or__(self, other: Entry) -> Entry:
-        """Everything that either asks for."""
-        both = (tuple(dict.fromkeys(getattr(self, f) + getattr(other, f))) for f in ("passes", "providers"))
-        return Entry(self.case, *both)
+    providers: tuple[str, ...] = (BASELINE, "default")
+    checked: bool = True  # held against float64 before it is timed
+    rounds: int = 40  # at the most; 0: it is checked alone
+    replayed: bool = False  # what is sampled is the call in a CUDA graph
+    note: str = ""  # of every row
 
 
 ALL_PASSES = ("inference", "forward", "forward+backward")
-GRAPHS = ("nn.GRU", "nn.GRU-graph", "default", "step", "step-graph", "sequence", "sequence-graph")
-CPU = ("nn.GRU", "reference", "cell-loop", "nn.LSTM", "nn.RNN")  # tritongru as it comes is nn.GRU's path: cpu.py
-LOOPS = ("aten", "reference", "cell-loop", "torchrl")  # PyTorch's own once more, and what is far slower
+BACKENDS = (BASELINE, "step", "sequence")
+CPU = (BASELINE, "reference", "cell-loop", "nn.LSTM", "nn.RNN")  # tritongru as it comes is nn.GRU's path: cpu.py
 
 TARGET = Case(50, 8, 128, 128)  # where tritongru.GRU on the CPU is to stay within 2 % of nn.GRU
 EMPTY = Case(1, 1, 1, 1)  # nothing to compute: what is left is the call itself
 CPU_CASES = (TARGET, EMPTY)
 
-# A cross-section; H in few sizes, since `step` compiles its kernels for each. CUDA graphs come last: a capture that
-# fails ends the process.
-QUICK = (
-    Entry(Case(512, 32, 512, 512, "bf16"), ALL_PASSES),
-    Entry(Case(512, 16, 1024, 1024, "bf16"), ALL_PASSES),
-    Entry(Case(512, 32, 256, 256, "fp32"), ALL_PASSES),
-    Entry(Case(512, 1, 512, 512, "bf16")),
-    Entry(Case(512, 128, 512, 512, "bf16")),
-    Entry(Case(512, 64, 1024, 1024, "bf16")),
-    Entry(Case(512, 16, 128, 128, "fp16")),
-    Entry(Case(512, 32, 512, 512, "bf16", packed=True)),
-    Entry(Case(512, 32, 512, 512, "bf16", bidirectional=True)),
-    Entry(Case(375, 32, 2048, 2048, "bf16")),
-    Entry(Case(1, 64, 256, 256, "fp32", cell=True), ("inference", "forward+backward"), ("nn.GRU", "default")),
-    Entry(Case(128, 32, 256, 256, "fp32"), providers=("nn.GRU", "default", *LOOPS)),
-    Entry(Case(1, 1, 512, 512, "bf16"), ("streaming",), GRAPHS),
-    Entry(Case(256, 32, 512, 512, "bf16"), providers=GRAPHS),
+GRID_T, SHORT_T = 128, 2
+TUNE_T = 160  # of its own, for rows are told apart by their shape
+GRID_H = (512, 1024, 256, 128, 2048, 64, 768, 1536, 384, 192, 32, 2816)  # most used first, as below
+GRID_B = (32, 128, 1, 512, 16, 64, 256, 4)
+DTYPES = ("bf16", "fp32", "fp16")
+# What a call costs however short it is: of one step, which `step` takes in one launch, and of two.
+SHORT = tuple(
+    Entry(Case(T, B, H, H, dtype), providers=BACKENDS[:2] if T == 1 else BACKENDS, checked=False, rounds=20)
+    for T in (1, SHORT_T)
+    for dtype in DTYPES[:2]
+    for H in (256, 64, 512, 1024)
+    for B in (32, 1, 256)
 )
-
-_SIZES = (2048, 1536, 2560, 2816)  # H, with B 32 in training
-_TIMES = (187, 1500, 375, 750)
-DEEPBENCH_TRAINING = tuple(
-    Entry(Case(T, B, H, H, dtype), ("forward+backward",))
-    for dtype in ("fp16", "fp32")
-    for T, B, H in ((1500, 32, 1024), (1500, 64, 1024), (1, 32, 512), *((T, 32, H) for T in _TIMES for H in _SIZES))
-)
-DEEPBENCH_INFERENCE = tuple(
-    Entry(Case(T, B, H, H, "fp16"), ("inference",))
-    for T, H in (*((T, H) for T in _TIMES for H in _SIZES), (1, 512), (1500, 1024))
-    for B in (1, 4, 2)
-)
-
-_GRID_H = (512, 1024, 256, 128, 2048, 1536, 768, 192, 384, 152, 64)
-_GRID_B = (32, 1, 128, 16, 64, 4, 512)
-_KINDS = (("bf16", "tf32"), ("fp32", "tf32"), ("fp16", "tf32"), ("fp32", "ieee"))  # dtype, precision of products
-GRID = tuple(
-    Entry(Case(512, B, H, H, dtype, precision))
-    for dtype, precision in _KINDS
+GRID = (
+    *SHORT,
     # along the diagonals, so that what is there first covers both axes
-    for H, B in sorted(product(_GRID_H, _GRID_B), key=lambda at: _GRID_H.index(at[0]) + _GRID_B.index(at[1]))
+    *(
+        Entry(Case(GRID_T, B, H, H, dtype), providers=BACKENDS, checked=False, rounds=5)
+        for dtype in DTYPES
+        for H, B in sorted(product(GRID_H, GRID_B), key=lambda at: GRID_H.index(at[0]) + GRID_B.index(at[1]))
+    ),
 )
-DEEP = tuple(
-    Entry(Case(512, B, H, H, "bf16", layers=layers, bidirectional=both))
-    for B, H in ((32, 512), (16, 1024), (64, 256))
-    for layers, both in ((2, False), (4, False), (1, True), (2, True), (4, True))
+RIGHT = tuple(
+    Entry(Case(20, B, H, H, dtype), ("forward+backward",), BACKENDS, rounds=0)
+    for dtype in DTYPES
+    for H in sorted(GRID_H)
+    for B in (5, 70)
 )
-PACKED = tuple(
-    Entry(Case(512, B, H, H, dtype, packed=True, bidirectional=both))
-    for both in (False, True)
-    for dtype in ("bf16", "fp32")
-    for B, H in ((32, 512), (64, 1024), (128, 256))
-)
-TIME = tuple(
-    Entry(Case(T, 32, 512, 512, "bf16"), providers=GRAPHS)
-    for T in (1, 64, 8, 1024, 2, 256, 4, 16, 32, 128, 512, 2048, 4096, 8192)
-)
-STREAMING = tuple(
-    Entry(Case(1, 1, H, H, dtype, cell=cell), ("streaming",), ("nn.GRU", "default") if cell else GRAPHS)
-    for H in (512, 1024, 256, 128, 2048)
-    for dtype in ("bf16", "fp32")
-    for cell in (False, True)
-)
-NETWORKS = tuple(
-    Entry(Case(512, B, H, H, dtype), providers=("nn.GRU", "default", "nn.LSTM", "nn.RNN"))
-    for dtype in ("bf16", "fp32")
-    for B, H in ((32, 512), (32, 1024), (32, 256), (1, 512), (128, 512))
-)
-# Gates again in backward, weights in allocations of their own: what memory and alignment cost.
-VARIANTS = tuple(
-    Entry(
-        Case(T, 32, H, H, "bf16"), ("forward+backward",),
-        ("nn.GRU", "default", "step-recompute", "sequence-recompute", "step-separate"),
-    )
-    for T, H in ((512, 512), (2048, 512), (512, 1024))
-)  # fmt: skip
+FIRST = (Entry(Case(100, 32, 512, 512, "bf16"), ("forward+backward",), BACKENDS, rounds=5),)
 
-# The forms of kernels/README.md, which have no backward; a T of their own, for entries of one shape become one.
+# The forms of kernels/README.md, which have no backward; a T of their own, for rows are told apart by their shape.
 STUDY_T = 384
 FORMS = ("unfused", "step", "step-input", "sequence")
-STUDY = tuple(Entry(Case(STUDY_T, 32, H, H, "bf16"), ("inference",), ("nn.GRU", *FORMS)) for H in (1024, 512, 256))
+STUDY = tuple(Entry(Case(STUDY_T, 32, H, H, "bf16"), ("inference",), (BASELINE, *FORMS)) for H in (1024, 512, 256))
 
 
-def merged(*groups: Iterable[Entry]) -> tuple[Entry, ...]:
-    """The groups' entries in turn, one of each, those of the same shape in one."""
-    found: dict[Case, Entry] = {}
-    for entry in (e for several in zip_longest(*groups) for e in several if e is not None):
-        found[entry.case] = found[entry.case] | entry if entry.case in found else entry
-    return tuple(found.values())
+def tuning(device: Device) -> tuple[Entry, ...]:
+    """Every class of tiles with its candidates, of which a row is a replay: the recurrence and little else."""
+    found = []
+    for backend, dtype, H, B in TILED:
+        case = Case(TUNE_T, B, H, H, dtype)
+        fields = candidates(backend, case.problem(training=True), device)
+        if fields:
+            providers = (BASELINE, backend, *(f"{backend}:{text}" for text in fields))
+            passes = ("forward", "forward+backward")
+            found.append(Entry(case, passes, providers, rounds=10, replayed=True, note="replayed from a CUDA graph"))
+    return tuple(found)
 
-
-SUITES: dict[str, tuple[Entry, ...]] = {
-    "quick": QUICK,
-    "full": merged(
-        QUICK, GRID, DEEPBENCH_TRAINING, DEEPBENCH_INFERENCE, DEEP, PACKED, TIME, STREAMING, NETWORKS, VARIANTS,
-        STUDY,
-    ),
-    # PyTorch's paths on a CPU; the layer's own cost beside nn.GRU is cpu.py
-    "cpu": tuple(
-        Entry(replace(TARGET, H=H, I=H, B=B), ALL_PASSES, CPU)
-        for H, B in ((128, 8), (512, 8), (512, 1))
-    ),
-}  # fmt: skip
 
 # Small and odd, for a memory checker that slows a kernel a hundredfold.
 MEMCHECK_CASES = (

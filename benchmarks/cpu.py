@@ -25,9 +25,9 @@ from rich.table import Table
 from tritongru.registry import has_triton, interpreting
 
 from . import run, work
-from .cases import CPU_CASES, EMPTY, TARGET, Case
-from .providers import BASELINE, PROVIDERS
-from .results import ROWS, Environment, ResultsFile, Row
+from .cases import BASELINE, CPU_CASES, EMPTY, TARGET, Case
+from .providers import PROVIDERS
+from .results import ROWS, Environment, ResultsFile, Row, read
 from .timing import HostMeter, Sample, Timed, interleave, quantiles
 
 TWIN = f"{BASELINE}, twin"
@@ -46,6 +46,7 @@ def main(
     console.width = max(console.width, 140)
     torch.set_num_threads(1)
     environment = Environment.here(torch.device("cpu"))
+    read(out / "cpu.csv")  # of another schema: said before anything is measured
     with ResultsFile(out / ROWS, environment) as results:
         code = run.run(run.chosen("cpu", only, extra), HostMeter(), results)
     if only or code == run.INTERRUPTED:
@@ -121,7 +122,7 @@ def _added(ours: Row) -> float:
 
 def overhead(case: Case, pass_: str, meter: HostMeter, rounds: int, seconds: float) -> dict[str, list[Sample]]:
     """Samples of nn.GRU, its twin and tritongru.GRU, call by call in a random order."""
-    state, inputs = work.weights(case), work.Inputs.draw(case, meter.device)
+    state, inputs = work.weights(case, meter.device), work.Inputs.draw(case, meter.device)
     timed = {}
     for name, provider in ((BASELINE, BASELINE), (TWIN, BASELINE), (OURS, "default")):
         module = PROVIDERS[provider].make(case, device=meter.device, dtype=work.TORCH_DTYPES[case.dtype])

@@ -28,7 +28,7 @@ def main() -> int:
     for case in MEMCHECK_CASES:
         for backend in ("step", "sequence"):
             module = PROVIDERS[backend].make(case, device=device, dtype=work.TORCH_DTYPES[case.dtype])
-            module.load_state_dict(work.weights(case))
+            module.load_state_dict(work.weights(case, device))
             inputs = work.Inputs.draw(case, device)
             work.inference(module, inputs)()
             work.outcome(module, inputs)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,56 +12,51 @@ import torch
 from torch import Tensor, nn
 
 import tritongru
-from tritongru.planning.sequence import parse_overrides
-from tritongru.planning.step import StepTiles
+from tritongru import registry
 
 from . import forms
-from .cases import Case
-
-TILES: dict[str, type] = {"step": StepTiles}
-BASELINE = "nn.GRU"  # what every ratio is taken to
+from .cases import BASELINE, Case
 
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to run a case: `make(case, device=, dtype=)` builds the module, which runs inside `around()`."""
+    """One way to run a case: `make(case, device=, dtype=)` builds the module."""
 
     name: str
     about: str
     make: Callable[..., nn.Module]
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext
     unserved: Callable[[Case], str | None] = lambda case: None  # why a case is not for it
-    graphed: bool = False  # its calls are captured in a CUDA graph and replayed
     truth: str = BASELINE  # the provider whose float64 it is held against
     ours: bool = False  # a tritongru layer: its errors have to keep to the rule, and it has a limit
 
 
-def _torch(case: Case, **place: Any) -> nn.Module:
+class SideBySide(nn.Module):
+    """Layers of their own over blocks of the features, one after another."""
+
+    def __init__(self, blocks: list[nn.Module]):
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+
+    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
+        parts = zip(*(t.chunk(len(self.blocks), -1) for t in (input, hx)), strict=True)
+        found = [block(*part) for block, part in zip(self.blocks, parts, strict=True)]
+        output, h_n = (torch.cat(results, -1) for results in zip(*found, strict=True))
+        return output, h_n
+
+
+def _make(layer: Callable[..., nn.Module], cell: Callable[..., nn.Module], case: Case, **options: Any) -> nn.Module:
     if case.cell:
-        return nn.GRUCell(case.I, case.H, **place)
-    return nn.GRU(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
+        return cell(case.I, case.H, **options)
+    blocks = [
+        layer(case.I, case.H, case.layers, bidirectional=case.bidirectional, **options) for _ in range(case.blocks)
+    ]
+    return SideBySide(blocks) if case.blocks > 1 else blocks[0]
 
 
-def _layer(case: Case, backend: str | None, recompute: bool, separate: bool, **place: Any) -> nn.Module:
-    module: nn.Module
-    if case.cell:
-        module = tritongru.GRUCell(case.I, case.H, backend=backend, **place)
-    else:
-        module = tritongru.GRU(
-            case.I, case.H, case.layers, bidirectional=case.bidirectional, backend=backend, recompute=recompute, **place
-        )
-    if separate:
-        for parameter in module.parameters():
-            parameter.data = parameter.data.clone()
-    return module
-
-
-def _tritongru(
-    name: str, about: str, backend: str | None = None, recompute: bool = False, separate: bool = False, **options: Any
-) -> Provider:
-    """A tritongru layer; `separate`: its weights are no views of one buffer."""
-    make = partial(_layer, backend=backend, recompute=recompute, separate=separate)
-    return Provider(name, about, make, ours=True, **options)
+def _tritongru(name: str, about: str, backend: str | None = None, **options: Any) -> Provider:
+    """A tritongru layer."""
+    make = partial(_make, partial(tritongru.GRU, **options), tritongru.GRUCell, backend=backend)
+    return Provider(name, about, make, ours=True)
 
 
 class CellLoop(nn.GRU):
@@ -104,22 +96,18 @@ def _network(kind: type[nn.RNNBase], case: Case, **place: Any) -> nn.Module:
     return kind(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
 
 
-def _dense(case: Case) -> str | None:
-    return "it takes no packed batch" if case.packed else None
-
-
 def _no_cell(case: Case) -> str | None:
     return "it takes no cell" if case.cell else None
 
 
 def _dense_no_cell(case: Case) -> str | None:
-    return _dense(case) or _no_cell(case)
+    return "it takes no packed batch" if case.packed else _no_cell(case)
 
 
 def _by_torchrl(case: Case) -> str | None:
     if find_spec("torchrl") is None:
         return "torchrl is not installed"
-    if case.dtype != "fp32" or case.layers > 1 or case.bidirectional or case.packed or case.cell:
+    if case.dtype != "fp32" or case.layers * case.blocks > 1 or case.bidirectional or case.packed or case.cell:
         return "it takes one float32 layer of one direction, dense"
     return None
 
@@ -132,17 +120,13 @@ def _study(name: str, about: str) -> Provider:
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider(BASELINE, "PyTorch's own: cuDNN on NVIDIA", _torch),
-        Provider("nn.GRU-graph", "the same in a CUDA graph", _torch, unserved=_dense, graphed=True),
+        Provider(BASELINE, "PyTorch's own: cuDNN on NVIDIA", partial(_make, nn.GRU, nn.GRUCell)),
         _tritongru("default", "tritongru as it comes"),
         _tritongru("aten", "tritongru, PyTorch's own path", "aten"),
         _tritongru("reference", "tritongru, the equations in PyTorch", "reference"),
         _tritongru("step", "tritongru, one launch per timestep", "step"),
-        _tritongru("step-graph", "step in a CUDA graph", "step", unserved=_dense, graphed=True),
         _tritongru("step-recompute", "step, gates again in backward", "step", recompute=True),
-        _tritongru("step-separate", "step, each weight allocated alone", "step", separate=True),
         _tritongru("sequence", "tritongru, one launch per sequence", "sequence"),
-        _tritongru("sequence-graph", "the same in a CUDA graph", "sequence", unserved=_dense, graphed=True),
         _tritongru("sequence-recompute", "the same, recomputing", "sequence", recompute=True),
         *(_study(name, about) for name, about in forms.ABOUT.items()),
         Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_dense_no_cell),
@@ -154,47 +138,15 @@ PROVIDERS = {
 
 
 def find(name: str) -> Provider:
-    """The provider of that name; `step:num_warps=8,num_stages=2` is `step` with these fields of its tiles replaced, and
-    `sequence:waits=3` likewise, by the layer's own argument `backend`.
+    """The provider of that name; `sequence:block_h=8,num_warps=4` is the backend with fields of its tiles set.
 
     Raises:
         ValueError: no such provider or field.
     """
     if name in PROVIDERS:
         return PROVIDERS[name]
-    base, _, changes = name.partition(":")
-    if base == "sequence" and changes:
-        parse_overrides(changes)
-        return _tritongru(name, f"sequence with {changes}", name)
-    if base not in TILES or not changes:
-        raise ValueError(
-            f"provider must be one of {', '.join(PROVIDERS)}, or step:FIELD=N,... or sequence:FIELD=N,..., got {name!r}"
-        )
-    fields = [field.name for field in dataclasses.fields(TILES[base])]
-    values = {}
-    for change in changes.split(","):
-        field, _, value = change.partition("=")
-        if field not in fields or not value.isdecimal():
-            raise ValueError(f"tiles are changed by FIELD=N with a field of {', '.join(fields)}, got {change!r}")
-        values[field] = int(value)
-    around = partial(_with_tiles, base, values)
-    return dataclasses.replace(PROVIDERS[base], name=name, about=f"{base} with {changes}", around=around)
-
-
-@contextmanager
-def _with_tiles(backend: str, values: dict[str, int]) -> Iterator[None]:
-    """Inside: the launcher of `backend` gets its tiles with `values` in place of what was chosen."""
-    launcher = importlib.import_module(f"tritongru.launch.{backend}")
-    name = f"{backend}_tiles"
-    chosen = getattr(launcher, name)
-
-    @cache
-    def changed(*problem: Any) -> Any:
-        found = chosen(*problem)
-        return found if isinstance(found, str) else dataclasses.replace(found, **values)
-
-    setattr(launcher, name, changed)
-    try:
-        yield
-    finally:
-        setattr(launcher, name, chosen)
+    base, _, fields = name.partition(":")
+    if base not in PROVIDERS or not fields:
+        raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, or BACKEND:FIELD=N,..., got {name!r}")
+    backend = registry.find(name)
+    return _tritongru(name, f"{base} with {fields}", backend.name)

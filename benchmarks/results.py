@@ -8,7 +8,9 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -47,7 +49,7 @@ class Environment:
         commit, dirty = _commit()
         return cls(
             date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-            device=torch.cuda.get_device_name(device) if cuda else _cpu(),
+            device=torch.cuda.get_device_name(device) if cuda else processor(),
             driver=_driver() if cuda else "",
             torch=torch.__version__,
             triton=_triton(),
@@ -82,7 +84,7 @@ class Row:
     p99_us: float | None = None  # streaming
     ratio: float | None = None  # p50 to nn.GRU's in the same rounds; below 1 is faster
     host_us: float | None = None  # p50 until the host has issued the call
-    device_us: float | None = None  # p50 on the device with all launches queued beforehand, where that is possible
+    device_us: float | None = None  # p50 replayed from a CUDA graph (first rows: with all launches queued beforehand)
     limit_us: float | None = None  # the least time of the call by the card's measured ceilings, for tritongru's kernels
     peak_mib: float | None = None  # of forward and backward, above what lay there before
     saved_mib: float | None = None  # between them, without the results
@@ -146,15 +148,22 @@ class ResultsFile:
             self._file.flush()
 
     def append(self, row: Row | Mapping[str, object]) -> None:
-        self._writer.writerow({**self.fixed, **(row.cells() if isinstance(row, Row) else row)})
-        self._file.flush()
+        """One more row. What cannot be written, as on a full disk, is printed instead."""
+        cells = {**self.fixed, **(row.cells() if isinstance(row, Row) else row)}
+        try:
+            self._writer.writerow(cells)
+            self._file.flush()
+        except OSError as error:
+            print(f"not written to {self.path} ({error}): {','.join(map(str, cells.values()))}", file=sys.stderr)
+            return
         self.count += 1
 
     def __enter__(self) -> ResultsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with suppress(OSError):
+            self._file.close()
 
 
 def read(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
@@ -225,7 +234,8 @@ def _triton() -> str:
     return str(triton.__version__)
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The host's, by name."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
+from .cases import BASELINE
 from .generated import generate, table
-from .providers import BASELINE
 from .results import RESULTS, ROOT, ROWS, read
 
 FOLDER = RESULTS / "nvidia-h200"

@@ -1,24 +1,27 @@
 """Command `table`: the times by which the layer chooses its backend, from the results of a GPU.
 
-Writes tritongru/planning/tables/h200.csv, which tritongru/planning/measured.py reads: whole calls of one layer, one
-direction, dense. `sequence` has been written anew since its calls were timed: no row of the old form is a candidate. In
-their place stand the times of the study (prototypes.csv), in the rest of such a call as it was: what its kernels took
-besides the recurrence.
+Writes tritongru/planning/tables/h200.csv, which tritongru/planning/measured.py reads, and tiles/h200.csv beside it
+(tune.py): whole calls of one layer, one direction, dense. From suite `grid` where the folder has its rows.
+
+Where it has not: `sequence` has been written anew since its calls were timed, and no row of the old form is a
+candidate. In their place stand the times of the study (prototypes.csv), in the rest of such a call as it was: what its
+kernels took besides the recurrence.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
 from tritongru.planning.measured import COLUMNS, TABLES
 
-from .providers import BASELINE
-from .results import RESULTS
+from .cases import BASELINE, GRID_T, SHORT_T
+from .results import RESULTS, ROWS, read_rows
 from .speed import Shape, kernel_times, rows_of, shapes, study_times
+from .tune import write as write_tiles
 
 MEASURED = {"h200": RESULTS / "nvidia-h200"}  # the device's key in tritongru/planning/devices.py: its results
 T = 512  # of every long call
@@ -30,6 +33,9 @@ LIKE = 512  # from this H on float16 has bfloat16's kernels, and takes cuDNN as 
 WAYS = {"inference": ("forward", "forward_graph"), "training": ("training", "kernels")}
 SUFFIXES = {"inference": "f", "training": "fb"}  # of host.csv
 
+PASSES = {"inference": "inference", "forward+backward": "training"}
+BACKENDS = {BASELINE: "aten", "step": "step", "sequence": "sequence"}  # by provider
+
 Row = dict[str, object]
 
 
@@ -38,6 +44,11 @@ def table(folder: Path) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
+    if rows := list(of_grid(read_rows(folder))):
+        writer.writerows(rows)
+        return out.getvalue()
+    if not (folder / "first_look.csv").exists():
+        return out.getvalue()
     every = {shape.key: shape for shape in shapes(folder)}
     like = {("fp16", H, B): every[dtype, H, B] for dtype, H, B in every if dtype == "bf16" and H >= LIKE}
     for kind in WAYS:
@@ -56,6 +67,28 @@ def table(folder: Path) -> str:
                     at = {"pass": kind, "H": host["H"], "B": host["B"], "T": 1}
                     writer.writerow({**at, **_row(backend, 0, us, None, "host.csv")})
     return out.getvalue()
+
+
+def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
+    """Of rows of suite `grid`. A step as it is called is never less than one on the device alone."""
+    us: dict[tuple[str, str, int, int, int, str], tuple[float, float | None]] = {}
+    for row in rows:
+        kind, backend, time = PASSES.get(row["pass"]), BACKENDS.get(row["provider"]), int(row["T"])
+        plain = row["layers"] == row["directions"] == "1" and row["packed"] == row["cell"] == "no"
+        timed = row["status"] == "ok" and row["p50_us"] and time in (1, SHORT_T, GRID_T)
+        if kind and backend and plain and timed:
+            key = (kind, row["dtype"], int(row["H"]), int(row["B"]), time, backend)
+            us[key] = float(row["p50_us"]), float(row["device_us"]) if row["device_us"] else None
+    if not any(key[4] == GRID_T for key in us):
+        return
+    for (kind, dtype, H, B, time, backend), (called, on_device) in sorted(us.items()):
+        at = {"pass": kind, "dtype": dtype, "H": H, "B": B}
+        if time == 1:
+            yield {**at, "T": 1, **_row(backend, 0, called, None, ROWS)}
+        elif time == GRID_T:
+            short = [t[0] for key, t in us.items() if (key[0], *key[4:]) == (kind, SHORT_T, backend)]
+            once, alone = median(short) if short else 0.0, None if on_device is None else on_device / GRID_T
+            yield {**at, **_row(backend, max((called - once) / GRID_T, alone or 0), once, alone, ROWS)}
 
 
 def _of_calls(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
@@ -95,9 +128,15 @@ def _row(backend: str, step: float, once: float, on_device: float | None, source
     }  # fmt: skip
 
 
-def main() -> int:
-    """Write every file."""
+def main(out: Path | None = None) -> int:
+    """Write the package's files from the committed results; of a folder `out` its table.csv alone."""
+    if out is not None:
+        found = table(out)
+        (out / "table.csv").write_text(found, encoding="utf-8")
+        print(f"what {out.name} says, of {len(found.splitlines()) - 1} calls, is in its table.csv")
+        return 0
     for name, folder in MEASURED.items():
         (TABLES / f"{name}.csv").write_text(table(folder), encoding="utf-8")
         print(f"what {folder.name} says is in tritongru/planning/tables/{name}.csv")
+        print(write_tiles(folder))
     return 0

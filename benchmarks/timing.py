@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,11 @@ import torch
 import tritongru
 from tritongru.planning.devices import of_cuda
 
+from .results import processor
+
 Call = Callable[[], Any]
 UNKNOWN_L2 = 64 << 20  # bytes to take where the driver does not say
+CONTEXT = 2 << 30  # bytes of a GPU's memory that this process's own context and libraries may take
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Timed:
-    """A call to be sampled, `calls` times in a row, inside `around()`, whose own cost is not timed."""
+    """A call to be sampled, `calls` times in a row."""
 
     call: Call
     calls: int = 1
-    around: Callable[[], AbstractContextManager[Any]] = nullcontext
 
 
 class HostMeter:
@@ -42,7 +44,6 @@ class HostMeter:
 
     device = torch.device("cpu")
     l2 = ""  # what a sample finds in L2
-    late = ""  # what a row says where `on_device_alone` gives None
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self.clock = clock
@@ -51,17 +52,19 @@ class HostMeter:
         pass
 
     def sample(self, timed: Timed) -> Sample:
-        with timed.around():
-            start = self.clock()
-            for _ in range(timed.calls):
-                timed.call()
-            us = (self.clock() - start) * 1e6 / timed.calls
+        start = self.clock()
+        for _ in range(timed.calls):
+            timed.call()
+        us = (self.clock() - start) * 1e6 / timed.calls
         return Sample(us, us)
 
-    def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
-        """Microseconds of one call on the device with its launches queued beforehand, for which the host is given twice
-        `host_us`; None where that was too little, or where there is no queue."""
+    def captured(self, call: Call) -> Call | None:
+        """The call in a CUDA graph; None where there are none."""
         return None
+
+    def note(self) -> str:
+        """What a row says of where it was measured."""
+        return f"{torch.get_num_threads()} thread(s)"
 
     def allocated(self) -> int:
         """Bytes that tensors hold now."""
@@ -84,8 +87,6 @@ class CudaMeter(HostMeter):
             left it.
     """
 
-    late = "the device began before the host had queued the whole call"
-
     def __init__(self, cold: bool = False) -> None:
         super().__init__()
         self.device = torch.device("cuda", torch.cuda.current_device())
@@ -106,29 +107,24 @@ class CudaMeter(HostMeter):
 
     def sample(self, timed: Timed) -> Sample:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with timed.around():
-            self._ready()
-            start = self.clock()
-            begin.record()
-            for _ in range(timed.calls):
-                timed.call()
-            end.record()
-            host = self.clock() - start
-            self.synchronize()
+        self._ready()
+        start = self.clock()
+        begin.record()
+        for _ in range(timed.calls):
+            timed.call()
+        end.record()
+        host = self.clock() - start
+        self.synchronize()
         return Sample(begin.elapsed_time(end) * 1e3 / timed.calls, host * 1e6 / timed.calls)
 
-    def on_device_alone(self, timed: Timed, host_us: float) -> float | None:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with timed.around():
-            self._ready()
-            # the device spins while the host queues the call: twice its time, at 2 cycles per ns or fewer
-            torch.cuda._sleep(int(2 * host_us * 2000))
-            begin.record()
-            timed.call()
-            end.record()
-            late = begin.query()  # the device no longer spun when the last launch was queued
-            self.synchronize()
-        return None if late else begin.elapsed_time(end) * 1e3
+    def captured(self, call: Call) -> Call | None:
+        return captured(call)
+
+    def note(self) -> str:
+        free, total = torch.cuda.mem_get_info(self.device)
+        others = total - free - torch.cuda.memory_reserved(self.device) - CONTEXT
+        in_use = f"; {others / 2**30:.1f} GiB of the GPU are others'" if others > 0 else ""
+        return f"host {processor()}, {os.cpu_count()} cores{in_use}"
 
     def allocated(self) -> int:
         return torch.cuda.memory_allocated(self.device)

@@ -12,11 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from tritongru.inspection import check
-from tritongru.planning import Problem
 from tritongru.registry import DTYPES
 
-from .cases import Case
-from .providers import BASELINE, find
+from .cases import BASELINE, Case
+from .providers import find
 from .timing import Call
 
 TORCH_DTYPES = {name: dtype for dtype, name in DTYPES.items()}
@@ -35,22 +34,24 @@ class Inputs:
 
     @classmethod
     def draw(cls, case: Case, device: torch.device, seed: int = 0) -> Inputs:
-        """Normal values in the case's dtype, the same on every device."""
-        generator = torch.Generator().manual_seed(seed)
+        """Normal values in the case's dtype."""
+        where = torch.device("cpu") if device.type == "meta" else device
+        generator = torch.Generator(where).manual_seed(seed)
         own = TORCH_DTYPES[case.dtype]
 
         def normal(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(own).to(device)
+            return torch.randn(*shape, generator=generator, device=where).to(device, own)
 
         B, D = case.B, case.directions
+        I, H = case.I * case.blocks, case.H * case.blocks
         if case.cell:
-            x = normal(B, case.I).requires_grad_()
-            return cls(x, x, normal(B, case.H), (normal(B, case.H),))
+            x = normal(B, I).requires_grad_()
+            return cls(x, x, normal(B, H), (normal(B, H),))
         leading = (sum(case.lengths),) if case.packed else (case.T, B)
-        x = normal(*leading, case.I).requires_grad_()
+        x = normal(*leading, I).requires_grad_()
         input = PackedSequence(x, torch.tensor(case.batch_sizes)) if case.packed else x
-        states = (case.layers * D, B, case.H)
-        return cls(input, x, normal(*states), (normal(*leading, D * case.H), normal(*states)))
+        states = (case.layers * D, B, H)
+        return cls(input, x, normal(*states), (normal(*leading, D * H), normal(*states)))
 
     def double(self) -> Inputs:
         """The same values in float64."""
@@ -69,12 +70,12 @@ class Inputs:
         return (output.data if isinstance(output, PackedSequence) else output), h_n
 
 
-def weights(case: Case, truth: str = BASELINE, seed: int = 1) -> dict[str, Tensor]:
+def weights(case: Case, device: torch.device, truth: str = BASELINE, seed: int = 1) -> dict[str, Tensor]:
     """A state_dict of the module of provider `truth`, with PyTorch's own scale of weights."""
-    module = find(truth).make(case, device="cpu", dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
+    module = find(truth).make(case, device="meta", dtype=torch.float32)
+    generator = torch.Generator(device).manual_seed(seed)
     bound = 1 / math.sqrt(case.H)
-    drawn = {name: torch.rand(p.shape, generator=generator) for name, p in module.state_dict().items()}
+    drawn = {name: torch.rand(p.shape, generator=generator, device=device) for name, p in module.state_dict().items()}
     return {name: ((2 * p - 1) * bound).to(TORCH_DTYPES[case.dtype]) for name, p in drawn.items()}
 
 
@@ -117,14 +118,6 @@ PASSES = {
 }
 
 
-def problem(case: Case, trains: bool) -> Problem:
-    """The case as a plan takes it."""
-    return Problem(
-        batch=case.B, time=case.T, input_size=case.I, hidden_size=case.H, layers=case.layers,
-        directions=case.directions, dtype=case.dtype, training=trains, packed=case.packed, precision=case.precision,
-    )  # fmt: skip
-
-
 def outcome(module: nn.Module, inputs: Inputs, trains: bool = True) -> dict[str, Tensor]:
     """Output and h_n, and with `trains` every gradient, h_0's included."""
     module.train(trains)
@@ -150,7 +143,8 @@ def errors(found: dict[str, Tensor], truth: dict[str, Tensor]) -> dict[str, floa
 
 
 def _kind(name: str) -> str:
-    """weight_ih_l0_reverse is w_ih; output, h_n, x and h_0 are themselves."""
+    """weight_ih_l0_reverse and blocks.3.weight_ih_l0 are w_ih; output, h_n, x and h_0 are themselves."""
+    name = name.rpartition(".")[2]
     for long, short in (("weight_", "w_"), ("bias_", "b_")):
         if name.startswith(long):
             return short + name[len(long) :][:2]

@@ -26,9 +26,8 @@ SIZES = ""  # nothing has to be made
 COMPILED = "`python -m benchmarks compiled`"
 STUDY = "`python -m benchmarks study`"
 STORY = "`python -m benchmarks story`"
-QUICK = "`python -m benchmarks --suite quick` on a CUDA machine"
+DAY = "`python -m benchmarks day` on a CUDA machine"
 TIMED = "what benchmarks/results/nvidia-h200/README.md describes"
-FULL = "`python -m benchmarks --suite full` on a CUDA machine"
 
 
 @dataclass(frozen=True)
@@ -52,14 +51,14 @@ ENTRIES = {
         Entry("study", STUDY, study.draw_study),
         *(Entry(name, STORY, draw) for name, draw in figures.STORY.items()),
         Entry("speed", TIMED, draw_speed),
-        Entry("step-time", FULL, measured.draw_step_time),
-        Entry("speedup", FULL, measured.draw_speedup),
-        Entry("time-scaling", FULL, measured.draw_time_scaling),
-        Entry("measured-memory", QUICK, beside_time.draw_measured_memory),
-        Entry("accuracy", QUICK, beside_time.draw_accuracy),
-        Entry("roofline", QUICK, beside_time.draw_roofline),
-        Entry("networks", FULL, measured.draw_networks),
-        Entry("streaming", QUICK, measured.draw_streaming),
+        Entry("step-time", DAY, measured.draw_step_time),
+        Entry("speedup", DAY, measured.draw_speedup),
+        Entry("time-scaling", DAY, measured.draw_time_scaling),
+        Entry("measured-memory", DAY, beside_time.draw_measured_memory),
+        Entry("accuracy", DAY, beside_time.draw_accuracy),
+        Entry("roofline", DAY, beside_time.draw_roofline),
+        Entry("networks", DAY, measured.draw_networks),
+        Entry("streaming", DAY, measured.draw_streaming),
     )
 }
 
@@ -99,7 +98,7 @@ class Facts:
 def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
     """An entry's figures with the names of their files; of measured ones a figure for each GPU."""
     calls: list[tuple[str, tuple[Any, ...]]]
-    if entry.source in (QUICK, FULL):
+    if entry.source == DAY:
         calls = [
             (f"{entry.name}-{results.folder_of(device).name}", (rows, facts.ceilings.get(device, {})))
             for device, rows in facts.measured.items()

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
-from benchmarks.providers import BASELINE
+from benchmarks.cases import BASELINE
 from benchmarks.summary import OURS
 from benchmarks.work import RULE
 from tritongru.demo.style import (

@@ -14,7 +14,7 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from benchmarks.providers import BASELINE
+from benchmarks.cases import BASELINE
 from benchmarks.summary import OURS
 from tritongru.demo.style import (
     BLACK,
@@ -26,7 +26,6 @@ from tritongru.demo.style import (
     PURPLE,
     SKY,
     VERMILION,
-    YELLOW,
     Look,
     figure,
     log_y,
@@ -39,11 +38,8 @@ PASSES = ("inference", "forward", "forward+backward")
 DTYPES = ("bf16", "fp16", "fp32 (TF32)", "fp32 (IEEE)")  # as `dtype_of` has them
 LINES: dict[str, Look] = {
     BASELINE: {"color": BLACK, "marker": "o", "ls": "--"},
-    "nn.GRU-graph": {"color": GREY, "marker": "v", "ls": "--"},
     "step": {"color": ORANGE, "marker": "s"},
-    "step-graph": {"color": VERMILION, "marker": "D"},
     "sequence": {"color": BLUE, "marker": "P"},
-    "sequence-graph": {"color": YELLOW, "marker": "h"},
     OURS: {"color": GREEN, "marker": "X", "lw": 2.4},
     "cell-loop": {"color": PURPLE, "marker": "<", "ls": "-."},
     "torchrl": {"color": SKY, "marker": ">", "ls": "-."},
@@ -191,7 +187,7 @@ def _against_baseline(rows: Sequence[Row]) -> str:
     return f"{NAMES[OURS]} against {BASELINE}: {where}, {min(speedups):.2g} to {max(speedups):.2g} times its speed"
 
 
-COMPARED = (BASELINE, "nn.GRU-graph", "cell-loop", "torchrl", "step", "step-graph", "sequence", "sequence-graph", OURS)
+COMPARED = (BASELINE, "cell-loop", "torchrl", "step", "sequence", OURS)
 NETWORKS = (BASELINE, "nn.LSTM", "nn.RNN", OURS)
 
 

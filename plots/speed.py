@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from benchmarks.providers import BASELINE
+from benchmarks.cases import BASELINE
 from benchmarks.speed import BACKENDS, Shape, T
 from tritongru.demo.style import GREY, PALE, figure, log_x
 

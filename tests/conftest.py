@@ -24,7 +24,15 @@ REASONS = {
 }
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--shard", metavar="N/M", help="of the tests every M-th alone, from the N-th, counted from 0")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if shard := config.getoption("--shard"):
+        first, step = map(int, shard.split("/"))
+        gpu = [item for item in items if item.get_closest_marker("gpu")]
+        items[:] = gpu[first::step]
     for item in items:
         for marker, reason in REASONS.items():
             if reason and item.get_closest_marker(marker):

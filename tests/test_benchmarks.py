@@ -6,6 +6,7 @@ import gc
 import importlib.machinery
 import re
 import sys
+import time
 import types
 import weakref
 from contextlib import nullcontext
@@ -18,12 +19,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is of the checkout, not of the package
 
-from benchmarks import cpu, day, hostcost, providers, results, run, summary, timing, work
+from benchmarks import cpu, day, hostcost, results, run, suites, summary, table, timing, tune, warm, work
 from benchmarks.__main__ import main
-from benchmarks.cases import ALL_PASSES, CPU_CASES, MEMCHECK_CASES, SUITES, Case, Entry, merged
-from benchmarks.providers import BASELINE, PROVIDERS, Provider
+from benchmarks.cases import ALL_PASSES, BASELINE, CPU_CASES, GRID_T, MEMCHECK_CASES, TUNE_T, Case, Entry
+from benchmarks.providers import PROVIDERS, Provider
 from benchmarks.results import COLUMNS, KEY, ROWS, SCHEMA, Environment, OtherSchemaError, ResultsFile, Row, read_rows
+from benchmarks.suites import SUITES
 from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, interleave, p99, quantiles
+from benchmarks.workloads import BY_CASE, WORKLOADS
+from tritongru.planning import describe, tuned
 
 DENSE = Case(4, 3, 5, 6)
 HERE = Environment("2026-01-01", "a device", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
@@ -79,12 +83,13 @@ def rows_of(path):
 def measured(tmp_path, monkeypatch):
     """A function that runs the suite over nn.GRU and `others` on the CPU: exit code and rows."""
 
-    def measure(cases, others, meter=None, passes=ALL_PASSES, **options):
+    def measure(cases, others, meter=None, passes=ALL_PASSES, how=None, **options):
         for provider in others:
             monkeypatch.setitem(PROVIDERS, provider.name, provider)
         names = (BASELINE, *(provider.name for provider in others))
         with ResultsFile(tmp_path / ROWS, HERE) as file:
-            code = run.run([Entry(case, passes, names) for case in cases], meter or FakeMeter(), file, **options)
+            entries = [Entry(case, passes, names, **(how or {})) for case in cases]
+            code = run.run(entries, meter or FakeMeter(), file, **options)
         return code, rows_of(tmp_path / ROWS)
 
     return measure
@@ -201,9 +206,8 @@ def test_every_provider_of_the_cpu_is_right(measured):
     assert len({errors["nn.LSTM"], errors["nn.RNN"], errors["nn.GRU"]}) == 3  # each against itself in float64
 
 
-def test_graphs_and_torchrl_say_what_they_do_not_serve():
+def test_loops_and_torchrl_say_what_they_do_not_serve():
     packed, dense = Case(4, 3, 5, 6, packed=True), Case(4, 3, 5, 6)
-    assert PROVIDERS["step-graph"].unserved(packed) and not PROVIDERS["step-graph"].unserved(dense)
     assert "not installed" in PROVIDERS["torchrl"].unserved(dense)
     assert PROVIDERS["cell-loop"].unserved(packed) and PROVIDERS["nn.LSTM"].unserved(Case(1, 3, 5, 6, cell=True))
 
@@ -232,8 +236,11 @@ def test_the_limit_is_of_the_card_and_of_tritongru_only(measured, monkeypatch):
     class Meter(FakeMeter):
         l2 = "warm"
 
-        def on_device_alone(self, timed, host_us):
-            return 80.0
+        def captured(self, call):
+            return lambda: None
+
+        def sample(self, timed):
+            return Sample(80.0, 50.0)
 
     asked = []
 
@@ -260,44 +267,90 @@ def test_the_limit_is_of_the_card_and_of_tritongru_only(measured, monkeypatch):
 THREADS = f"{torch.get_num_threads()} thread(s)"  # what a CPU's row says
 
 
-class Queue(FakeMeter):
-    """A device whose queue is filled in time where the host is given `needs` us for it; a call in a row takes it 50."""
+class Graphs(FakeMeter):
+    """A device whose graphs take 30 us where the call takes 100; a call that `refuses` is not captured."""
 
-    late = "too late"
+    l2 = "warm"
 
-    def __init__(self, needs):
+    def __init__(self, refuses=None):
         super().__init__()
-        self.needs, self.given = needs, []
+        self.refuses, self.replays = refuses, []
 
-    def on_device_alone(self, timed, host_us):
-        self.given.append(host_us)
-        return 80.0 if host_us >= self.needs else None
+    def captured(self, call):
+        if self.refuses is not None:
+            raise self.refuses
+        self.replays.append(lambda: None)
+        return self.replays[-1]
 
-
-@pytest.mark.parametrize(
-    ("needs", "device_us", "note"),
-    [(50, "80", THREADS), (180, "80", THREADS), (float("inf"), "", "device_us: too late")],
-    ids=["as the samples say", "longer alone than in a row", "more than a queue holds"],
-)
-def test_the_device_s_own_time_is_a_number_or_a_reason(measured, needs, device_us, note):
-    meter = Queue(needs)
-    code, rows = measured([DENSE], [], meter, ("forward",))
-    assert code == 0 and [(r["status"], r["device_us"], r["note"]) for r in rows] == [("ok", device_us, note)]
-    assert meter.given.count(max(meter.given)) == (10 if device_us else 1)
+    def sample(self, timed):
+        return Sample(30.0, 5.0) if timed.call in self.replays else Sample(100.0, 50.0)
 
 
-def test_a_long_call_is_not_waited_for_again_and_again(measured):
-    meter = Queue(float("inf"))
-    meter.sample = lambda timed: Sample(2e5, 1e5)
-    measured([DENSE], [], meter, ("forward",))
-    assert meter.given == [1e5]
+def test_the_device_s_own_time_is_a_replay(measured, capsys):
+    code, rows = measured([DENSE], [PROVIDERS["default"]], Graphs(), ("forward",))
+    assert code == 0 and [(r["p50_us"], r["device_us"], r["note"]) for r in rows] == [("100", "30", THREADS)] * 2
+    assert (
+        "ratio 1.000  host 50.0, in a graph 30.0 ratio 1.000" in capsys.readouterr().out
+    )  # never one without the other
 
 
-def test_a_failure_alone_on_the_device_is_its_reason(measured):
-    meter = Queue(0)
-    meter.on_device_alone = partial(Raising.forward, SimpleNamespace(error=RuntimeError("a wait ran out")))
-    code, rows = measured([DENSE], [], meter, ("forward",))
-    assert code == 0 and rows[0]["note"] == "device_us: RuntimeError: a wait ran out" and not rows[0]["device_us"]
+def test_a_replayed_entry_is_sampled_in_its_graph(measured):
+    how = dict(replayed=True, rounds=3, note="replayed")
+    code, rows = measured([DENSE], [PROVIDERS["default"]], Graphs(), ("forward",), how)
+    assert code == 0 and [(r["p50_us"], r["device_us"], r["rounds"]) for r in rows] == [("30", "", "3")] * 2
+    assert {r["note"] for r in rows} == {f"{THREADS}; replayed"}
+
+
+@pytest.mark.parametrize("replayed", [False, True])
+def test_a_capture_that_fails_ends_the_run_and_a_resumed_one_begins_behind_it(measured, tmp_path, replayed):
+    meter = Graphs(RuntimeError("operation not permitted when stream is capturing"))
+    cases, how = [DENSE, Case(4, 3, 5, 7)], dict(replayed=replayed)
+    code, rows = measured(cases, [PROVIDERS["default"]], meter, ("forward", "inference"), how)
+    assert code == run.DEVICE_LOST and {r["case"] for r in rows} == {DENSE.name} and len(rows) == 4
+    assert all("not captured in a CUDA graph: RuntimeError: operation not" in r["note"] for r in rows)
+    if not replayed:  # what was timed before is a row all the same
+        assert (rows[0]["status"], rows[0]["p50_us"], rows[0]["device_us"]) == ("ok", "100", "")
+    entries = [Entry(case, ("forward", "inference"), (BASELINE, "default")) for case in cases]
+    with ResultsFile(tmp_path / ROWS, HERE) as file:
+        assert run.unmeasured(entries, file, "warm") == entries[1:]
+
+
+def test_what_is_not_checked_is_timed_at_once(measured, monkeypatch):
+    monkeypatch.setattr(work, "outcome", lambda *args: pytest.fail("compared"))
+    code, rows = measured([DENSE], [made(Wrong, ours=True)], how=dict(checked=False, rounds=2))
+    assert code == 0 and len(rows) == 6 and all(r["p50_us"] and not r["error_output"] for r in rows)
+    assert {r["rounds"] for r in rows} == {"2"}
+
+
+def test_what_is_only_checked_is_not_timed(measured):
+    code, rows = measured([DENSE], [PROVIDERS["default"], made(Wrong, ours=True)], how=dict(rounds=0))
+    assert code == 1 and not any(r["p50_us"] for r in rows) and len(rows) == 9
+    assert {(r["provider"], r["status"]) for r in rows} == {(BASELINE, "ok"), ("default", "ok"), ("theirs", "wrong")}
+    assert all(r["error_output"] for r in rows)
+
+
+def test_layers_side_by_side_are_layers_of_their_own(measured):
+    case = Case(4, 3, 5, 6, blocks=3)
+    module = PROVIDERS["default"].make(case, device="cpu", dtype=torch.float32)
+    x, h_0 = torch.randn(4, 3, 15), torch.randn(1, 3, 18)
+    output, h_n = module(x, h_0)
+    for block, layer in enumerate(module.blocks):
+        expected, last = layer(x[..., 5 * block : 5 * block + 5], h_0[..., 6 * block : 6 * block + 6].contiguous())
+        torch.testing.assert_close(output[..., 6 * block : 6 * block + 6], expected)
+        torch.testing.assert_close(h_n[..., 6 * block : 6 * block + 6], last)
+    code, rows = measured([case], [PROVIDERS["default"]])
+    assert code == 0 and all(r["error_w_hh"] and r["case"].endswith("-3blocks") for r in rows)
+
+
+def test_a_gpu_in_use_is_said_in_every_row(monkeypatch):
+    meter = CudaMeter.__new__(CudaMeter)
+    meter.device = torch.device("cuda", 0)
+    gib = 1 << 30
+    for name, value in (("mem_get_info", (60 * gib, 80 * gib)), ("memory_reserved", 3 * gib)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert re.fullmatch(r"host .+, \d+ cores; 15.0 GiB of the GPU are others'", meter.note())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (76 * gib, 80 * gib))
+    assert "others" not in meter.note()
 
 
 def test_nan_is_wrong():
@@ -440,6 +493,24 @@ def test_the_columns_belong_to_the_schema():
     )
 
 
+def test_on_a_full_disk_rows_are_printed_and_the_rest_goes_on(measured, monkeypatch, capsys):
+    class Full:
+        def writerow(self, row):
+            raise OSError(28, "No space left on device")
+
+    init = ResultsFile.__init__
+
+    def full(self, *args):
+        init(self, *args)
+        self._writer = Full()
+
+    monkeypatch.setattr(ResultsFile, "__init__", full)
+    code, rows = measured([DENSE, Case(4, 3, 5, 7)], [], passes=("forward",))
+    said = capsys.readouterr().err
+    assert code == 1 and not rows and said.count("No space left on device") == 2
+    assert said.count(DENSE.name) == 1 and ",100," in said
+
+
 def test_rows_are_on_disk_as_they_come_and_appended(tmp_path):
     path = tmp_path / "new" / ROWS
     for run_ in range(2):
@@ -477,7 +548,7 @@ def test_a_copy_without_git_takes_the_commit_from_the_environment(tmp_path, monk
 # commands
 
 
-@pytest.mark.parametrize("command", [["--suite", "quick"], ["--suite", "full"], ["day"]], ids=" ".join)
+@pytest.mark.parametrize("command", [["--suite", "grid"], ["--suite", "workloads"], ["day"]], ids=" ".join)
 def test_without_a_gpu_one_line_says_so(command, monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert main([*command, "--out", str(tmp_path)]) != 0
@@ -487,25 +558,28 @@ def test_without_a_gpu_one_line_says_so(command, monkeypatch, capsys, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["cudnn", "step:", "step:block_q=1", "step:block_b=x", "aten:block_b=1"])
+@pytest.mark.parametrize("name", ["cudnn", "sequence:", "sequence:block_q=1", "sequence:block_b=x", "aten:block_b=1"])
 def test_an_unknown_provider_is_a_usage_error(name, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--with", name])
     said = capsys.readouterr().err
-    assert stopped.value.code == 2 and repr(name.partition(":")[2] or name)[1:-1] in said
-    assert "block_b" in said if "step:" in name and name != "step:" else "sequence-recompute" in said  # the valid ones
+    said_of = {"sequence:block_q=1": "block_q", "sequence:block_b=x": "'x'"}.get(name, name)
+    assert stopped.value.code == 2 and said_of in said
+    assert ("block_b" if "=" in name else "sequence-recompute") in said  # the valid ones
 
 
 @pytest.mark.parametrize(
     ("arguments", "listed"),
     [
-        (["--suite", "medium"], ("'quick'", "'full'", "'cpu'")),
-        (["--suite", "quick", "--only", "H7"], ("'H7'", SUITES["quick"][0].case.name)),
-        (["--suite", "full", "--only", "bf16", "--only", "H7-"], ("'bf16' and 'H7-'", "more")),
+        (["--suite", "medium"], ("'workloads'", "'grid'", "'cpu'")),
+        (["--suite", "workloads", "--only", "H7-"], ("'H7-'", WORKLOADS[0].case.name)),
+        (["--suite", "grid", "--only", "bf16", "--only", "H7-"], ("'bf16' and 'H7-'", "more")),
+        (["day", "--only", "tune,tea"], ("parts of day are compile, right", "got tea")),
         (["--device", "cuda:9"], ("'cuda:9'", "CUDA devices here")),
         (["tomorrow"], ("summary", "compiled", "study", "day")),
         (["study", "--out", "x"], ("--out is not of study",)),
-        (["summary", "--suite", "quick"], ("not of summary",)),
+        (["summary", "--suite", "grid"], ("not of summary",)),
+        (["summary", "--dry-run"], ("not of summary",)),
     ],
     ids=" ".join,
 )
@@ -516,88 +590,276 @@ def test_what_names_nothing_is_a_usage_error_that_lists_the_valid(arguments, lis
     assert stopped.value.code == 2 and all(text in said for text in listed), said
 
 
-def test_other_tiles_reach_the_launcher_inside_only():
-    step = pytest.importorskip("tritongru.launch.step")
-    from tritongru.planning import describe
+def test_other_tiles_are_a_backend_s_own_argument():
+    provider = run.find("sequence:block_h=8,num_warps=4")
+    module = provider.make(DENSE, device="cpu", dtype=torch.float32)
+    assert module.backend == provider.name and provider.ours
 
-    problem = ("forward", 8, 64, 1, "fp16", "tf32", describe("h100"))
-    chosen = step.step_tiles(*problem)
-    with providers.find("step:num_warps=8,block_b=32").around():
-        changed = step.step_tiles(*problem)
-    assert (changed.num_warps, changed.block_b, changed.block_h) == (8, 32, chosen.block_h)
-    assert step.step_tiles(*problem) == chosen
+
+# the day
+
+
+def part(name, *codes, minutes=1.0, **options):
+    """Of commands that run Python code; None: its tool is missing."""
+    commands = tuple(
+        (lambda run, code=code: code and (sys.executable, "-c", code.format(out=run.out))) for code in codes
+    )
+    return day.Part(name, minutes, commands, **options)
+
+
+def told(folder):
+    return (folder / "day.txt").read_text().splitlines()
 
 
 def test_every_part_of_the_day_runs_and_is_accounted_for(tmp_path, capsys):
-    def part(name, code, share=0.9, **options):
-        return day.Part(name, lambda out, minutes: code and (sys.executable, "-c", code), share, **options)
-
     parts = [
-        part("good", "print('fine')"),
-        part("bad", "print('broken'); raise SystemExit(5)", meanings=((5, "nothing found"),)),
-        part("slow", "import time; time.sleep(60)", share=0.01),
-        part("tool", None),
-        part("last", "import os; print(os.environ['GIVEN'])", environment=(("GIVEN", "here"),)),
+        part("good", "print('fine')", "print('beside')"),
+        part("bad", "print('broken'); raise SystemExit(5)", meanings={5: "nothing found"}),
+        part("killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        part("memcheck", None),
+        part("last", "import os; print(os.environ['GIVEN'])", environment={"GIVEN": "here"}),
     ]
     assert day.run(parts, tmp_path, 1.0, HERE) == 1
-    told = (tmp_path / "day.txt").read_text().splitlines()
-    assert [line.split()[0] for line in told[1:]] == ["good", "bad", "slow", "tool", "last"]
-    assert "passed" in told[1] and "FAILED: nothing found" in told[2] and "stopped after" in told[3]
-    assert "not run" in told[4] and "passed" in told[5]
-    assert (tmp_path / "last.log").read_text() == "here\n"
+    lines = told(tmp_path)
+    assert [line.split()[0] for line in lines[1:]] == ["good", "bad", "killed", "memcheck", "last"]
+    assert "passed" in lines[1] and "FAILED: nothing found" in lines[2] and "FAILED: killed by SIGKILL" in lines[3]
+    assert "not run: compute-sanitizer" in lines[4] and "passed" in lines[5] and "host " in lines[0]
+    assert (tmp_path / "last.log").read_text() == "here\n" and (tmp_path / "good-1.log").read_text() == "beside\n"
     assert "broken" in capsys.readouterr().out
     assert day.run(parts[:1] + parts[3:], tmp_path, 1.0, HERE) == 0  # a missing tool is no failure
 
 
-def test_what_the_budget_leaves_out_is_said(tmp_path):
-    def part(name, **options):
-        return day.Part(name, lambda out, minutes: (sys.executable, "-c", "print('ran')"), 1.0, **options)
+def test_a_part_that_hangs_is_stopped_and_what_it_left_is_the_later_ones(tmp_path):
+    """By when it should have ended, and all that it has started."""
+    hanging = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    parts = [part("slow", hanging + "; time.sleep(60)", minutes=1.0), part("after", "print('ran')", minutes=9.0)]
+    start = time.monotonic()
+    assert day.run(parts, tmp_path, 0.2, HERE) == 1
+    assert time.monotonic() - start < 10
+    assert "FAILED: stopped, its time was up" in told(tmp_path)[1] and "passed" in told(tmp_path)[2]
+    assert day._ends([parts[0], parts[1]], 10.0) == [60.0, 600.0]  # a part ends by the sum of its own and the earlier
 
-    parts = [part("whole"), part("rest", optional=True), part("end", least=1.0)]
-    assert day.run(parts, tmp_path, 0.0, HERE) == 1
-    told = (tmp_path / "day.txt").read_text().splitlines()[1:]
-    assert "FAILED: not run, the budget was spent" in told[0] and "not run, the budget was spent" in told[1]
-    assert "FAILED" not in told[1] and "passed" in told[2]
-    assert day.run(parts[1:], tmp_path, 0.0, HERE) == 0
+
+def test_what_the_budget_leaves_out_is_said(tmp_path):
+    assert day.run([part("whole", "print('ran')")], tmp_path, 0.0, HERE) == 1
+    assert "FAILED: not run, the budget was spent" in told(tmp_path)[1]
 
 
 def test_a_suite_goes_on_after_the_device_was_lost(tmp_path):
-    code = f"""
+    code = """
 import pathlib
-seen = pathlib.Path({str(tmp_path / "seen")!r})
+seen = pathlib.Path("{out}/seen")
 runs = len(seen.read_text()) if seen.exists() else 0
 seen.write_text("x" * (runs + 1))
 raise SystemExit(3 if runs < 2 else 0)
 """
-    assert (
-        day.run([day.Part("suite", lambda out, minutes: (sys.executable, "-c", code), 1.0)], tmp_path, 1.0, HERE) == 1
-    )
-    assert (tmp_path / "seen").read_text() == "xxx"
-    assert "the device was lost 2 time(s), at last passed" in (tmp_path / "day.txt").read_text()
+    assert day.run([part("suite", code, "print('beside')")], tmp_path, 1.0, HERE) == 1
+    assert (tmp_path / "seen").read_text() == "xxx" and (tmp_path / "suite-1.log").read_text() == "beside\n"
+    assert "FAILED: the device was lost 2 time(s)" in told(tmp_path)[1]
 
 
-def test_the_commands_of_the_day_exist(monkeypatch, capsys):
+def test_a_day_that_is_resumed_leaves_out_what_passed(tmp_path):
+    begin = "import pathlib; path = pathlib.Path('{out}/NAME'); text = path.read_text() if path.exists() else ''; "
+    begin += "path.write_text(text + 'x'); "
+    once = part("once", begin.replace("NAME", "ran"))
+    fails_once = begin.replace("NAME", "failed") + "raise SystemExit(not text)"
+    parts = [once, part("again", fails_once)]
+    assert day.run(parts, tmp_path, 1.0, HERE) == 1
+    later = dataclasses.replace(HERE, date="2027-01-01")
+    assert day.run(parts, tmp_path, 1.0, later, resume=True) == 0
+    assert (tmp_path / "ran").read_text() == "x" and told(tmp_path)[0].startswith(HERE.date)
+    assert day.run(parts, tmp_path, 1.0, later) == 0
+    assert (tmp_path / "ran").read_text() == "xx"
+
+
+def test_a_day_on_a_full_disk_goes_on(tmp_path, monkeypatch, capsys):
+    def full(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert day.run([part("one", "pass"), part("two", "pass")], tmp_path, 1.0, HERE) == 0
+    assert capsys.readouterr().out.count("day.txt was not written: [Errno 28] No space left on device") == 2
+
+
+def test_the_commands_of_the_day_exist(monkeypatch, capsys, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    commands = {part.name: part.command(Path("out"), 10.0) for part in day.PARTS}
-    assert list(commands) == ["tests", "memcheck", "check", "quick", "full", "summary"]
-    for name in ("quick", "full"):
-        assert commands[name][-4:] == ("--out", "out", "--budget-minutes", "9.0") and "--suite" in commands[name]
-        assert main(commands[name][3:]) == 1 and "no CUDA device" in capsys.readouterr().err
-        assert "--resume" in commands[name]
-    assert main([*commands["summary"][3:-1], "nowhere"]) == 1
+    assert [part.name for part in day.PARTS] == [
+        "compile", "right", "tune", "grid", "workloads", "study", "tests", "memcheck", "summary"
+    ]  # fmt: skip
+    assert sum(part.minutes for part in day.PARTS) == pytest.approx(9)
+    suites_of_it = set()
+    for dry in (False, True):
+        given = day.Run(tmp_path, 128.0, HERE.date, dry)
+        for found in day.PARTS:
+            for command in found.commands:
+                words = command(given)
+                if words and "--suite" in words:
+                    suites_of_it.add(words[words.index("--suite") + 1])
+                    assert ("--dry-run" in words) == dry and ("--since" in words) != dry
+                    if not dry:
+                        assert words[-1] == "2.00" and main(words[3:]) == 1
+                        assert "no CUDA device" in capsys.readouterr().err
+    assert suites_of_it == set(SUITES) - {"cpu"}
+
+
+def test_the_plan_of_the_day_has_its_minutes():
+    lines = day.plan(day.PARTS, 9.0).splitlines()[1:]
+    assert [float(line.split()[1]) for line in lines] == pytest.approx(
+        [1.9, 2.4, 3.9, 6.3, 7.1, 7.2, 8.4, 8.8, 9.0], abs=0.05
+    )
+    grid = next(line for line in lines if line.split()[0] == "grid")
+    assert "336 shapes, 1968 rows" in grid  # 12 x 8 x 3, and 48 short ones; both passes
+    half = day.plan(day.chosen(["grid,tune"]), 4.5).splitlines()
+    assert len(half) == 3 and float(half[-1].split()[1]) == pytest.approx(4.5)
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("suite", sorted(set(SUITES) - {"cpu", "right"}))
+def test_a_suite_is_rehearsed_without_a_gpu(suite, tmp_path, monkeypatch):
+    """The same code, small, kernels emulated: one of its entries, of each provider a right row."""
+    monkeypatch.setattr(run, "shrunk", lambda name: suites.shrunk(name, most=1))
+    assert main(["--suite", suite, "--dry-run", "--out", str(tmp_path)]) == 0
+    rows = rows_of(tmp_path / ROWS)
+    assert {r["status"] for r in rows} <= {"ok", "unserved"} and sum(r["status"] == "ok" for r in rows) >= 2
+    assert all(r["p50_us"] for r in rows if r["status"] == "ok")
+
+
+def test_compiling_takes_one_call_for_each_kernel():
+    device = describe("h200")
+    found = list(warm.calls(("grid",), device))
+    forms = {warm._form(case, *t) for case, name, training in found
+             for t in warm.choose(case.problem(training), device, name).tiles}  # fmt: skip
+    assert len(found) <= len(forms) < len(SUITES["grid"](device))
+    assert {case.T for case, _, _ in found} == {1, 2} and all(training for _, _, training in found)
+    for entry in SUITES["grid"](device):
+        for name in ("step", "sequence"):
+            try:
+                tiles = warm.choose(entry.case.problem(True), device, name).tiles
+            except ValueError:
+                continue
+            if name in entry.providers:
+                assert {warm._form(entry.case, *t) for t in tiles} <= forms
+
+
+def test_the_dry_run_of_compiling_says_how_many(capsys):
+    assert warm.main(["--dry-run"]) == 0
+    assert re.match(r"\d+ calls compile the forms of tune, grid, right, workloads", capsys.readouterr().out)
+
+
+# tiles and times as data
+
+
+def timed_rows(figures, case, passes=("forward", "forward+backward")):
+    """Rows of providers: (p20, p50, p80) of each pass."""
+    fixed = {"schema": SCHEMA, **dataclasses.asdict(dataclasses.replace(HERE, device="NVIDIA H200"))}
+    for provider, of_passes in figures.items():
+        for pass_, (p20, p50, p80) in zip(passes, of_passes, strict=True):
+            row = Row(case, provider, pass_, p20_us=p20, p50_us=p50, p80_us=p80, l2="warm", device_us=p50 / 2)
+            yield {name: str(value) for name, value in {**fixed, **row.cells()}.items()}
+
+
+TUNED = Case(TUNE_T, 64, 512, 512, "bf16")
+PLANNED = ((100, 101, 102), (300, 302, 304))
+
+
+def test_tiles_win_by_more_than_the_calls_vary():
+    figures = {
+        "sequence": PLANNED,  # backward 201, from 198 to 204
+        "sequence:num_warps=4": ((80, 81, 82), (270, 272, 274)),  # 191, from 188 to 194
+        "sequence:delay=100": ((99, 99.5, 101), (299, 301, 303)),
+        "sequence:block_h=8": ((70, 90, 100.5), (250, 260, 400)),
+    }
+    rows = timed_rows(figures, TUNED)
+    found = list(tune.winners(rows))
+    assert [(row["pass"], row["fields"]) for row in found] == [("forward", "num_warps=4"), ("backward", "num_warps=4")]
+    assert found[0]["us_per_step"] == f"{81 / TUNE_T:.4g}" and found[1]["planned_us"] == f"{201 / TUNE_T:.4g}"
+    slower = {"sequence": PLANNED, "sequence:num_warps=4": ((98, 100, 101), (290, 301, 310))}
+    assert not list(tune.winners(timed_rows(slower, TUNED)))
+
+
+def test_planning_reads_what_tuning_writes(tmp_path, monkeypatch):
+    from tritongru.planning import sequence
+
+    h200, shape = describe("h200"), (64, 500, 1, "fp16", "tf32")
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tiles")
+    caches = (sequence.sequence_tiles, tuned.winner)
+
+    def tiles(kind, device=h200, shape=shape):
+        for cached in caches:
+            cached.cache_clear()
+        return sequence.sequence_tiles(kind, *shape, device)
+
+    before = tiles("forward")
+    with ResultsFile(tmp_path / ROWS, dataclasses.replace(HERE, device="NVIDIA H200")) as file:
+        wins = {"sequence": PLANNED, "sequence:num_warps=4,delay=400": ((50, 51, 52), (260, 290, 340))}
+        for provider, figures in wins.items():
+            for pass_, (p20, p50, p80) in zip(("forward", "forward+backward"), figures, strict=True):
+                file.append(Row(TUNED, provider, pass_, p20_us=p20, p50_us=p50, p80_us=p80))
+    assert "1 tiles that win" in tune.write(tmp_path)
+    try:
+        found = tiles("forward")
+        assert (found.num_warps, found.delay) == (4, 400) != (before.num_warps, before.delay)
+        assert tiles("backward").delay != 400  # which did not win
+        assert tiles("forward", shape=(65, *shape[1:])).delay != 400  # another class of batches
+        assert tiles("forward", dataclasses.replace(h200, name="H100")).delay != 400
+        with monkeypatch.context() as patch:  # fields that this layer cannot have: the planned tiles
+            patch.setattr(sequence, "winner", lambda *of: "block_h=8,num_warps=16,block_k=32")
+            assert tiles("forward") == before
+        tune.forget("NVIDIA H200")
+        assert tiles("forward") == before
+    finally:
+        tuned.forget()
+        for cached in caches:
+            cached.cache_clear()
+
+
+def test_the_table_of_a_grid(tmp_path):
+    """A step as it is called, without what any call costs, and never less than one on the device alone."""
+    passes = ("inference", "forward+backward")
+    with ResultsFile(tmp_path / ROWS, dataclasses.replace(HERE, device="NVIDIA H200")) as file:
+        for T, us in ((1, 200.0), (2, 300.0), (GRID_T, 2860.0)):
+            for provider in (BASELINE, "step", "sequence") if T > 1 else (BASELINE, "step"):
+                for pass_ in passes:
+                    called = us if provider != "sequence" else us / 10 + 300
+                    file.append(Row(Case(T, 32, 512, 512, "bf16"), provider, pass_, p50_us=called, device_us=128.0 * 5))
+    rows = list(csv.DictReader(table.table(tmp_path).splitlines()))
+    by_backend = {(r["backend"], r["T"]): r for r in rows if r["pass"] == "training"}
+    assert len(rows) == 10 and by_backend["aten", "1"]["us_per_call"] == "200.0" and rows[0]["source"] == ROWS
+    assert (by_backend["aten", ""]["us_per_step"], by_backend["aten", ""]["us_per_call"]) == ("20.000", "300.0")
+    assert by_backend["sequence", ""]["us_per_step"] == by_backend["sequence", ""]["device_us_per_step"] == "5.000"
+    assert main(["table", "--out", str(tmp_path)]) == 0 and (tmp_path / "table.csv").read_text() == table.table(
+        tmp_path
+    )
+
+
+# workloads
+
+
+def test_workloads_name_their_source_and_what_differs():
+    assert len(BY_CASE) == len(WORKLOADS) == 12
+    for workload in WORKLOADS:
+        note = workload.entry.note
+        assert "github.com/" in note or workload.passes == ("streaming",)
+        assert "," not in workload.unit and workload.entry.providers == (BASELINE, "default", "torchrl")
+        assert workload.count == workload.case.T * workload.case.B
+    by_name = {workload.name: workload for workload in WORKLOADS}
+    assert by_name["RNNoise"].rate(384_000) == "1,000,000 frames of speech (10 ms) a second"
+    assert "resets at episode ends left out" in by_name["IPPO on SMAX"].entry.note
+    assert by_name["Dreamer's world model"].case.name == "T64-B16-I1024-H1024-bf16-8blocks"
 
 
 def test_the_questions_ask_with_commands_that_exist():
     text = (Path(results.__file__).parent / "QUESTIONS.md").read_text()
     commands = re.findall(r"python -m benchmarks((?: [^`\n]*)?)`", text)
-    assert len(commands) > 10
+    assert len(commands) > 3
     for command in commands:
         words = command.split()
         if words and not words[0].startswith("--"):
-            assert words in (["day"], ["compiled"], ["summary"])
+            assert words in (["table"], ["day", "--dry-run"], ["day"]) or (words[:2] == ["day", "--only"])
+            assert day.chosen(words[2:])
             continue
         given = list(zip(words[::2], words[1::2], strict=True))
-        suite, *more = [value for option, value in given if option == "--suite"] or ["quick"]
+        suite, *more = [value for option, value in given if option == "--suite"] or ["workloads"]
         assert not more and {option for option, _ in given} <= {"--suite", "--only", "--with"}
         run.chosen(suite, *([v for o, v in given if o == option] for option in ("--only", "--with")))
 
@@ -605,83 +867,56 @@ def test_the_questions_ask_with_commands_that_exist():
 # summary
 
 
-def rows_for(entries, ratio=0.5, device="a device", status="ok"):
+def rows_for(cases, ratio=0.5, graph=0.5, device="a device", ours="default", status="ok"):
     fixed = {"schema": SCHEMA, **dataclasses.asdict(dataclasses.replace(HERE, device=device))}
-    for entry in entries:
-        for provider in entry.providers:
-            for pass_ in entry.passes:
-                of_us = 1.0 if provider == BASELINE else ratio
-                us = 100 * of_us
-                figures = dict(p50_us=us, p20_us=0.95 * us, p80_us=1.1 * us, ratio=of_us, host_us=us, device_us=50.0)
-                figures = figures if status == "ok" else {}
-                yield {**fixed, **Row(entry.case, provider, pass_, status, l2="warm", **figures).cells()}
+    for case in cases:
+        for provider in (BASELINE, ours):
+            us, in_a_graph = (100.0, 50.0) if provider == BASELINE else (100 * ratio, graph and 50 * graph)
+            figures = dict(p50_us=us, p20_us=0.95 * us, p80_us=1.1 * us, device_us=in_a_graph, peak_mib=7.0)
+            row = Row(case, provider, "inference", status, "host AMD EPYC, 16 cores", l2="warm", **figures)
+            yield {name: str(value) for name, value in {**fixed, **row.cells()}.items()}
 
 
-def mean_of(rows, provider="default", pass_="inference", suite="tiny"):
-    found = [m for m in summary.means(rows, [suite]) if (m.provider, m.pass_) == (provider, pass_)]
-    assert len(found) == 1
-    return found[0]
+TINY = [Case(4, B, 5, 6) for B in (1, 2, 3)]
 
 
-@pytest.fixture
-def tiny(monkeypatch):
-    entries = tuple(Entry(Case(4, B, 5, 6)) for B in (1, 2, 3))
-    monkeypatch.setitem(SUITES, "tiny", entries)
-    return entries
-
-
-def test_a_whole_suite_has_a_geometric_mean(tiny):
-    rows = [*rows_for(tiny[:1], 0.25), *rows_for(tiny[1:2], 1.0), *rows_for(tiny[2:], 2.0)]
-    found = mean_of(rows)
-    assert found.mean == pytest.approx(0.5 ** (1 / 3)) and (found.run, found.rows) == (3, 3)
-
-
-def test_an_incomplete_suite_has_none(tiny):
-    found = mean_of(list(rows_for(tiny[:2])))
-    assert found.mean is None and (found.run, found.rows) == (2, 3) and "incomplete" in found.verdict
-
-
-@pytest.mark.parametrize("status", ["wrong", "error", "out of memory"])
-def test_a_suite_with_a_failure_has_none(tiny, status):
-    broken = rows_for(tiny[2:], status=status)
-    found = mean_of([*rows_for(tiny[:2]), *broken])
-    assert found.mean is None and found.broken == 1 and found.run == 3
-
-
-def test_what_is_not_served_is_counted_and_left_out_of_the_mean(tiny):
-    unserved = rows_for(tiny[2:], status="unserved")
-    found = mean_of([*rows_for(tiny[:2], 0.25), *unserved])
-    assert found.mean == pytest.approx(0.25) and (found.run, found.unserved) == (3, 1)
-
-
-def test_losses_come_before_wins_and_means(tiny, tmp_path, capsys):
+def test_losses_come_first_with_both_ratios_host_and_device(tmp_path, capsys):
     path = tmp_path / "a" / ROWS
     path.parent.mkdir()
-    rows = [*rows_for(tiny[:1], 1.7), *rows_for(tiny[1:], 0.4), *rows_for(tiny, 3.0, device="another")]
+    workload = WORKLOADS[2].case
+    rows = [*rows_for(TINY[:1], 1.7, 0.8), *rows_for(TINY[1:2], 0.4, None), *rows_for([workload], 0.25, 1.3),
+            *rows_for(TINY[2:], 3.0, device="another")]  # fmt: skip
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
     assert main(["summary", "--out", str(tmp_path)]) == 0
-    said = capsys.readouterr().out
-    first, second = said.split("another: ")
-    assert (
-        first.index("takes longer than nn.GRU in 2 of 6")
-        < first.index("1.700")
-        < first.index("wins")
-        < first.index("0.400")
-    )
-    assert first.index("0.400") < first.index("geometric means") and "0.648" in first
-    assert "in 6 of 6" in second
+    first, second = capsys.readouterr().out.split("another: ")
+    assert "host      AMD EPYC, 16 cores" in first and "a device: 6 rows" in first
+    told = first[first.index("losses: slower than nn.GRU as it is called, or in a CUDA graph, in 2 of 3") :]
+    losses, workloads = told.split("workloads, the slowest first")
+    assert losses.index("1.700") < losses.index("0.250") and "0.800" in losses and "1.300" in losses
+    assert TINY[1].name not in losses and "RNNoise" in workloads and "frames of speech (10 ms) a second" in workloads
+    assert "median ratio, inference in fp32: 0.400 in 3; in a graph 1.050 in 2" in told
+    assert "in 1 of 1" in second
 
 
 @pytest.mark.parametrize(
-    ("ratio", "verdict"), [(0.8, "win"), (0.9, "no difference"), (1.1, "no difference"), (1.2, "loss")]
+    ("ratio", "graph", "lost"),
+    [(0.8, 0.9, False), (1.1, 0.9, False), (1.2, 0.9, True), (0.5, 1.1, True), (0.5, None, False)],
 )
-def test_what_the_calls_themselves_vary_by_is_no_difference(tiny, ratio, verdict):
-    """Each of both lies between 0.95 and 1.1 times its median: 0.864 to 1.158 times as long is within that."""
-    pairs = summary.compared(list(rows_for(tiny, ratio)))
-    assert len(pairs) == 6 and {pair.verdict for pair in pairs} == {verdict}
+def test_a_loss_is_more_than_the_calls_vary_or_slower_in_a_graph(ratio, graph, lost):
+    """Each lies between 0.95 and 1.1 times its median: up to 1.158 times as long is within that."""
+    (pair,) = summary.compared(list(rows_for(TINY[:1], ratio, graph)))
+    assert pair.lost == lost
+
+
+def test_where_the_layer_as_it_comes_was_not_timed_its_fastest_kernel_is_compared():
+    rows = [*rows_for(TINY[:1], 0.8, ours="step"), *rows_for(TINY[:1], 0.6, ours="sequence")]
+    (pair,) = summary.compared(rows)
+    assert pair.ours["provider"] == "sequence"
+    assert not summary.compared([*rows, *rows_for(TINY[:1], 0.1, ours="sequence:num_warps=4")])  # candidates' tiles
+    assert not summary.compared(list(rows_for(TINY[:1], status="wrong")))
 
 
 def test_the_latest_row_of_a_measurement_counts(tmp_path):
@@ -698,7 +933,7 @@ def test_the_latest_row_of_a_measurement_counts(tmp_path):
 
 def test_a_summary_of_nothing_says_how_to_get_rows(tmp_path, capsys):
     assert main(["summary", "--out", str(tmp_path)]) == 1
-    assert "--suite quick" in capsys.readouterr().err
+    assert "python -m benchmarks day" in capsys.readouterr().err
 
 
 # timing
@@ -723,7 +958,7 @@ def test_every_round_samples_every_call_in_changing_order():
 def test_a_sample_is_per_call():
     meter = HostMeter(iter([10.0, 10.5]).__next__)
     made = []
-    assert meter.sample(Timed(lambda: made.append(1), 5, nullcontext)).time_us == pytest.approx(1e5)
+    assert meter.sample(Timed(lambda: made.append(1), 5)).time_us == pytest.approx(1e5)
     assert len(made) == 5
     assert quantiles([3.0, 1.0, 2.0]) == pytest.approx((1.4, 2.0, 2.6))
     assert p99(list(range(101))) == 99
@@ -755,14 +990,15 @@ def test_the_overhead_is_measured_against_nn_gru_and_its_twin():
 def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "has_triton", lambda: False)
     monkeypatch.setattr(run, "SECONDS", 0.0)
-    monkeypatch.setitem(SUITES, "cpu", (dataclasses.replace(SUITES["cpu"][0], case=DENSE, passes=("forward",)),))
+    entry = dataclasses.replace(SUITES["cpu"](describe("h200"))[0], case=DENSE, passes=("forward",))
+    monkeypatch.setitem(SUITES, "cpu", lambda device: (entry,))
     threads = torch.get_num_threads()
     try:
         assert cpu.main(tmp_path, rounds=4, seconds=0.0) == 0
     finally:
         torch.set_num_threads(threads)
     assert len(rows_of(tmp_path / "cpu.csv")) == 2 * 2 * 3
-    assert [row["provider"] for row in rows_of(tmp_path / ROWS)] == list(SUITES["cpu"][-1].providers)
+    assert [row["provider"] for row in rows_of(tmp_path / ROWS)] == list(entry.providers)
     said = capsys.readouterr()
     last = said.out.strip().splitlines()[-4:]
     assert last[0] == cpu.CONCLUSION and last[-1].endswith("was not measured: Triton is not installed")
@@ -770,7 +1006,7 @@ def test_the_cpu_suite_leaves_its_rows_and_says_whether_it_is_within_the_limit(t
 
 
 def test_a_cuda_sample_lies_between_its_events(monkeypatch):
-    log, late = [], False
+    log = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
 
     class Event:
@@ -780,9 +1016,6 @@ def test_a_cuda_sample_lies_between_its_events(monkeypatch):
         def record(self):
             log.append("record")
 
-        def query(self):
-            return log.append("asked") or late
-
         def elapsed_time(self, end):
             return 0.3  # ms
 
@@ -790,18 +1023,12 @@ def test_a_cuda_sample_lies_between_its_events(monkeypatch):
         "current_device": lambda: 0,
         "synchronize": lambda device: log.append("idle"),
         "Event": Event,
-        "_sleep": lambda cycles: log.append(cycles),
     }.items():
         monkeypatch.setattr(torch.cuda, name, fake)
     meter = CudaMeter()
     timed = Timed(lambda: log.append("call"), 2)
     assert meter.sample(timed).time_us == pytest.approx(150)
     assert log == ["idle", "record", "call", "call", "record", "idle"]
-    log.clear()
-    assert meter.on_device_alone(timed, host_us=10.0) == pytest.approx(300)
-    assert log == ["idle", 40000, "record", "call", "record", "asked", "idle"]
-    late = True  # the device had begun before all was queued: its time would be the host's
-    assert meter.on_device_alone(timed, host_us=10.0) is None
 
     monkeypatch.setattr(timing, "of_cuda", lambda index: SimpleNamespace(l2_bytes=0))
     flushed = SimpleNamespace(zero_=lambda: log.append("flush"))
@@ -870,44 +1097,44 @@ def test_host_cost_runs_the_real_launchers_and_launches_nothing(monkeypatch):
 
 
 def test_cases_are_told_apart_by_name():
-    for cases in (CPU_CASES, MEMCHECK_CASES, *([entry.case for entry in suite] for suite in SUITES.values())):
+    everything = [entry.case for suite in SUITES.values() for entry in suite(describe("h200"))]
+    for cases in (CPU_CASES, MEMCHECK_CASES, set(everything)):
         assert len({case.name for case in cases}) == len(cases)
+
+
+def test_no_row_of_a_day_is_taken_for_another():
+    rows = [
+        (entry.case.name, provider, pass_)
+        for name, suite in SUITES.items() if name != "cpu" for entry in suite(describe("h200"))
+        for provider in entry.providers for pass_ in entry.passes
+    ]  # fmt: skip
+    assert len(set(rows)) == len(rows) > 2500
 
 
 def test_suites_name_passes_and_providers_that_exist():
     for suite in SUITES.values():
-        for entry in suite:
-            assert set(entry.passes) <= set(work.PASSES) and set(entry.providers) <= set(PROVIDERS)
+        for entry in suite(describe("h200")):
+            assert set(entry.passes) <= set(work.PASSES) and all(map(run.find, entry.providers))
             assert entry.providers[0] == BASELINE and len(set(entry.providers)) == len(entry.providers)
 
 
-def test_the_full_suite_is_what_it_says():
-    full = {entry.case: entry for entry in SUITES["full"]}
-    assert (
-        all(full[e.case] | e == full[e.case] for e in SUITES["quick"])
-        and SUITES["full"][0].case == SUITES["quick"][0].case
-    )
-    for H in (2816, 2560, 2048, 1536):
-        for T in (1500, 750, 375, 187):
-            assert "forward+backward" in full[Case(T, 32, H, H, "fp16")].passes
-            assert all("inference" in full[Case(T, B, H, H, "fp16")].passes for B in (1, 2, 4))
-    grid = [
-        (H, B) for H in (64, 128, 152, 192, 256, 384, 512, 768, 1024, 1536, 2048) for B in (1, 4, 16, 32, 64, 128, 512)
-    ]
-    for dtype, precision in (("fp32", "tf32"), ("fp32", "ieee"), ("fp16", "tf32"), ("bf16", "tf32")):
-        assert all(Case(512, B, H, H, dtype, precision) in full for H, B in grid)
-    marks = {
-        mark for case in full for mark in ("2layers", "4layers", "bidirectional", "packed", "cell") if mark in case.name
-    }
-    assert len(marks) == 5 and {1, 8192} <= {case.T for case in full}
-    assert any("streaming" in e.passes for e in full.values()) and any("nn.LSTM" in e.providers for e in full.values())
+def test_the_grid_is_what_it_says():
+    cases = {entry.case for entry in SUITES["grid"](describe("h200")) if entry.case.T == 128}
+    assert cases == {
+        Case(128, B, H, H, dtype) for dtype in ("bf16", "fp16", "fp32") for B in (1, 4, 16, 32, 64, 128, 256, 512)
+        for H in (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 2816)
+    }  # fmt: skip
 
 
-def test_suites_merge_by_shape_in_turn():
-    a, b, c = (Case(1, 1, 1, H) for H in (1, 2, 3))
-    found = merged([Entry(a, ("forward",), ("x",)), Entry(b)], [Entry(c), Entry(a, ("inference",), ("x", "y"))])
-    assert [entry.case for entry in found] == [a, c, b]
-    assert found[0] == Entry(a, ("forward", "inference"), ("x", "y"))
+def test_candidates_are_tiles_that_the_device_can_run_and_does_not_anyhow():
+    entries = SUITES["tune"](describe("h200"))
+    names = {name for entry in entries for name in entry.providers}
+    assert "sequence:programs_per_sm=2,num_warps=4" in names and "sequence:tiles=2,early=1" in names
+    assert {(e.case.H, e.case.dtype) for e in entries} >= {(2048, "bf16"), (1024, "fp32")}
+    assert not any(e.case.H == 2048 and e.case.dtype == "fp32" for e in entries)  # not on chip
+    for entry in entries[:6]:
+        tiles = [warm.choose(entry.case.problem(True), describe("h200"), name).tiles for name in entry.providers[1:]]
+        assert len(set(tiles)) == len(tiles) > 3
 
 
 def test_packed_lengths_fall_from_the_longest():

@@ -31,7 +31,7 @@ FIXED = {
     "schema": str(results.SCHEMA), "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",
     "torch": "2.13.0", "triton": "3.7.1", "cudnn": "91002", "tritongru": "0.0", "commit": "0123456789", "dirty": "no",
 }  # fmt: skip
-SPEED = {"nn.GRU": 1.0, "nn.GRU-graph": 0.9, "step": 0.8, "step-recompute": 0.9, "sequence": 0.4, "default": 0.5,
+SPEED = {"nn.GRU": 1.0, "step": 0.8, "step-recompute": 0.9, "sequence": 0.4, "default": 0.5,
          "cell-loop": 5.0, "nn.LSTM": 1.2, "nn.RNN": 0.7}  # fmt: skip
 
 
@@ -187,7 +187,7 @@ def test_nothing_is_drawn_without_rows(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "results").mkdir()
     arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
     assert command.main([*arguments, "--only", "accuracy"]) == 1
-    assert "`python -m benchmarks --suite quick` on a CUDA machine" in capsys.readouterr().out
+    assert "`python -m benchmarks day` on a CUDA machine" in capsys.readouterr().out
     assert command.main([*arguments, "--only", "resources"]) == 1
     assert "`python -m benchmarks compiled`" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()

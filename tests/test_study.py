@@ -30,14 +30,14 @@ CPU = torch.device("cpu")
 def outcome(name: str, case: Case) -> dict[str, Tensor]:
     """Output and h_n of a provider in the case's dtype."""
     module = providers.find(name).make(case, device=CPU, dtype=work.TORCH_DTYPES[case.dtype])
-    module.load_state_dict(work.weights(case))
+    module.load_state_dict(work.weights(case, torch.device("cpu")))
     return work.outcome(module, work.Inputs.draw(case, CPU), trains=False)
 
 
 def errors(found: dict[str, Tensor], case: Case) -> dict[str, float]:
     """Against nn.GRU in float64."""
     truth = providers.find("nn.GRU").make(case, device=CPU, dtype=torch.float64)
-    truth.load_state_dict(work.weights(case))
+    truth.load_state_dict(work.weights(case, torch.device("cpu")))
     return work.errors(found, work.outcome(truth, work.Inputs.draw(case, CPU).double(), trains=False))
 
 

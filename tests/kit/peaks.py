@@ -14,7 +14,7 @@ import torch
 
 import tritongru
 from benchmarks import work
-from benchmarks.cases import QUICK, Case
+from benchmarks.cases import Case
 from benchmarks.generated import generate, table
 from benchmarks.results import RESULTS, ROWS, read
 from tritongru import registry
@@ -56,10 +56,15 @@ def peak(case: Case, backend: str) -> float:
 
 def text() -> str:
     """The table: every shape of the harness whose memory was measured."""
-    measured = {
-        (row["case"], row["provider"]): float(row["peak_mib"]) for row in read(FOLDER / ROWS) if row["peak_mib"]
-    }
-    cases = {entry.case.name: entry.case for entry in QUICK}
+    found = [row for row in read(FOLDER / ROWS) if row["peak_mib"]]
+    measured = {(row["case"], row["provider"]): float(row["peak_mib"]) for row in found}
+    cases = {
+        row["case"]: Case(
+            *(int(row[name]) for name in "TBIH"), row["dtype"], layers=int(row["layers"]),
+            bidirectional=row["directions"] == "2", packed=row["packed"] == "yes",
+        )
+        for row in found
+    }  # fmt: skip
     rows = []
     for name in dict.fromkeys(case for case, _ in measured):
         counted = [peak(cases[name], backend) for backend in ("step", "sequence")]

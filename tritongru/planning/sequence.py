@@ -18,6 +18,7 @@ from functools import lru_cache
 
 from .devices import MIB, Device
 from .problem import BYTES
+from .tuned import winner
 
 BLOCK_B = 16  # rows of a tile: the least that a matrix instruction takes
 ONE_PROGRAM = (64, 128)  # K of a program that owns all units
@@ -272,6 +273,13 @@ def _exchanging(
         largest = max(part * parts for part, parts in FORMS[kind, BYTES[dtype]])
         return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
     (block_k, num_k), forms = found
+    if not given and (fields := winner("sequence", kind, dtype, batch, block_k * num_k, device)):
+        try:
+            tuned = _exchanging(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(fields)))
+        except ValueError:  # of another layer: both directions, fewer units
+            tuned = ""
+        if isinstance(tuned, SequenceTiles):
+            return tuned
     needed = []
     for form in forms:
         tiles = _dealt_out(kind, form, block_k, num_k, batch, hidden_size, directions, dtype, device, given)

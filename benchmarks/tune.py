@@ -1,0 +1,84 @@
+"""What suite `tune` found: tiles that win over the planned ones by more than the calls vary, written as data.
+
+Of each class of tiles the candidates were replayed from CUDA graphs in turn (run.py), forward with gradients wanted,
+and that with backward; backward is the difference. A candidate wins a pass where its p80 lies below the p20 of the
+planned tiles, of the difference with both ends at their worst; of several the one with the least median.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from tritongru.planning import tuned
+from tritongru.planning.candidates import TILED
+from tritongru.planning.devices import DEVICES, _described
+
+from .cases import TUNE_T
+from .results import read_rows
+
+Times = tuple[float, float, float]  # p20, p50, p80, in us of a call
+
+
+def winners(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, object]]:
+    """Of measured rows, those of tritongru/planning/tiles."""
+    measured: dict[tuple[str, int, int], dict[str, dict[str, Times]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row["status"] == "ok" and row["p50_us"]:
+            times = float(row["p20_us"]), float(row["p50_us"]), float(row["p80_us"])
+            measured[row["dtype"], int(row["H"]), int(row["B"])][row["provider"]][row["pass"]] = times
+    for backend, dtype, H, B in TILED:
+        by_provider = measured.get((dtype, H, B), {})
+        planned = _passes(by_provider.get(backend, {}))
+        for kind, before in planned.items():
+            found: dict[str, Times] = {}
+            for provider, timed in by_provider.items():
+                base, _, fields = provider.partition(":")
+                if base == backend and fields and (times := _passes(timed).get(kind)) and times[2] < before[0]:
+                    found[fields] = times
+            if found:
+                best = min(found, key=lambda fields: found[fields][1])
+                yield {
+                    "backend": backend, "pass": kind, "dtype": dtype, "H": H, "B": B, "fields": best,
+                    "us_per_step": f"{found[best][1] / TUNE_T:.4g}", "planned_us": f"{before[1] / TUNE_T:.4g}",
+                }  # fmt: skip
+
+
+def _passes(timed: dict[str, Times]) -> dict[str, Times]:
+    found = {"forward": timed["forward"]} if "forward" in timed else {}
+    if found and (whole := timed.get("forward+backward")):
+        less = timed["forward"]
+        found["backward"] = whole[0] - less[2], whole[1] - less[1], whole[2] - less[0]
+    return found
+
+
+def write(out: Path) -> str:
+    """Write the winners of the rows under `out` as data that planning reads; what was done, in words."""
+    rows = [row for row in read_rows(out) if row["T"] == str(TUNE_T)]
+    path = file_of(rows[0]["device"]) if rows else None
+    if path is None:
+        return "no tiles written: no rows of suite tune, or of a GPU that planning/devices.py does not describe"
+    found = list(winners(rows))
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, tuned.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+    tuned.forget()
+    return f"{len(found)} tiles that win over the planned ones are in {path.parent.name}/{path.name}"
+
+
+def file_of(product: str) -> Path | None:
+    """Of a GPU by the name that its driver gives it; None: nobody has described it."""
+    known = _described(product)
+    return next((tuned.FOLDER / f"{key}.csv" for key, device in DEVICES.items() if device is known), None)
+
+
+def forget(product: str) -> None:
+    """Take the winners of an earlier run away: candidates are held against tiles as they are planned without them."""
+    path = file_of(product)
+    if path is not None:
+        path.unlink(missing_ok=True)
+    tuned.forget()

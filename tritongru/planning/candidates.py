@@ -1,0 +1,54 @@
+"""Tiles that a measurement tries in place of the planned ones; `python -m benchmarks --suite tune` times them.
+
+A candidate is the text that a backend's name takes behind a colon ("sequence:block_h=8"). A new one is a line below.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+from .choose import choose
+from .devices import Device
+from .problem import Problem
+
+LARGEST = 1 << 30
+# By backend: fields, and the batches that they are meant for.
+CANDIDATES: dict[str, tuple[tuple[str, int, int], ...]] = {
+    "sequence": (
+        ("num_warps=4", 1, LARGEST),
+        ("num_warps=8", 1, LARGEST),
+        ("programs_per_sm=2,num_warps=4", 1, LARGEST),
+        ("delay=100", 1, LARGEST),
+        ("delay=400", 1, LARGEST),
+        ("block_b=8", 1, 8),
+        ("block_h=8", 1, 64),
+        ("tiles=2", 32, LARGEST),
+        ("tiles=2,early=1", 32, LARGEST),
+        ("block_b=32", 64, LARGEST),
+        ("block_b=64", 128, LARGEST),
+    ),
+}
+# The classes that are timed: (backend, dtype, H, B). bf16 speaks for fp16, whose kernels are the same; H is the largest
+# of its class of K, B of the batches up to it.
+CLASSES = tuple(product(("bf16", "fp32"), (512, 1024, 256, 2048, 128), (64, 256, 8, 128)))
+TILED = tuple((backend, *of_size) for backend in CANDIDATES for of_size in CLASSES)
+
+
+def candidates(backend: str, problem: Problem, device: Device) -> tuple[str, ...]:
+    """Those of a backend that the device can run and that are no tiles it would take anyhow; () where it cannot run."""
+    try:
+        seen = [choose(problem, device, backend).tiles]
+    except ValueError:
+        return ()
+    found = []
+    for fields, least, most in CANDIDATES[backend]:
+        if not least <= problem.batch <= most:
+            continue
+        try:
+            tiles = choose(problem, device, f"{backend}:{fields}").tiles
+        except ValueError:
+            continue
+        if tiles not in seen:
+            seen.append(tiles)
+            found.append(fields)
+    return tuple(found)
