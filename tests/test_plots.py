@@ -95,7 +95,7 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
     found = list(command.draw(command.ENTRIES[name], facts))
     source = command.ENTRIES[name].source
     assert [file for file, _ in found] == [
-        name + "-nvidia-h200" * (source in (command.QUICK, command.FULL, command.TIMED))
+        name + "-nvidia-h200" * (source in (command.DAY, command.TIMED))
     ]
     figure = found[0][1]
     with style.settings():
