@@ -6,6 +6,8 @@ Launchers allocate through `empty`, so that tests can fill fresh memory with NaN
 
 from __future__ import annotations
 
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +25,13 @@ Grid = tuple[int, int, int]
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
 
 
+class _Recorded(threading.local):
+    kernels: Counter[str] | None = None
+
+
+_recorded = _Recorded()
+
+
 @contextmanager
 def observe(observer: Callable[[str, Grid], None]) -> Iterator[None]:
     """Call `observer(kernel name, grid)` at every kernel launch inside the block."""
@@ -35,6 +44,16 @@ def observe_counts(observer: Callable[[str, Mapping[str, Any]], None]) -> Iterat
     """Call `observer(kernel name, {"flops": .., "bytes": ..})` at every kernel launch; see kernels/metadata.py."""
     with _observing(lambda launch, grid, scalars: observer(launch.name, launch.counts(grid, scalars))):
         yield
+
+
+@contextmanager
+def recording() -> Iterator[Counter[str]]:
+    """Inside, in this thread: kernels are counted by name, and none is launched; observers hear of none."""
+    _recorded.kernels = Counter[str]()
+    try:
+        yield _recorded.kernels
+    finally:
+        _recorded.kernels = None
 
 
 @contextmanager
@@ -114,9 +133,13 @@ class Launch:
         if max_registers and not interpreted(kernel):
             self.options["maxnreg"] = max_registers
         self.again: Callable[..., None] | None = None
+        self.observers: Sequence[Callable[[Launch, Grid, Sequence[int]], None]] = _observers
+        if (kernels := _recorded.kernels) is not None:
+            name = (self.name,)  # not this launch, which would live on in a cycle with its tensors
+            self.again, self.observers = lambda grid, scalars: kernels.update(name), ()
 
     def __call__(self, grid: Grid, scalars: Sequence[int]) -> None:
-        for observer in _observers:
+        for observer in self.observers:
             observer(self, grid, scalars)
         if self.again is not None:
             self.again(grid, scalars)

@@ -1,0 +1,162 @@
+"""What a call launches and how much memory it takes at once: counted while its own launchers run on meta tensors, which
+have sizes and no memory, with every kernel's launch recorded instead of made. Nothing here is a time.
+
+Not in it is what libraries allocate inside an operator, nor how an allocator rounds. tests/test_launches.py and
+tests/test_memory.py hold the counts against calls that compute.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..autograd import Layer, backward_pass, forward_pass
+from ..launch.layer import LayerCall
+from ..planning.devices import Device
+from ..planning.problem import Problem
+from ..registry import DTYPES, find
+from ..visits import Visits
+
+# PyTorch's launches by what they are: "library product" is a matrix product, "copy" what only moves data (cat, roll,
+# flip, gather, cast), "padded copy" a fill and a copy, "host to device" a memcpy of a small index
+KINDS = {
+    "library product": ("addmm", "mm", "addmm_", "bmm"),
+    "copy": ("cat", "copy_", "roll", "flip", "index_select", "index_copy_", "clone", "_to_copy"),
+    "padded copy": ("constant_pad_nd",),
+    "column sum": ("sum",),
+    "element-wise": ("add", "mul", "sigmoid", "tanh", "add_", "mul_", "sigmoid_", "tanh_", "addcmul_"),
+    "fill": ("zeros", "fill_", "zero_", "new_zeros", "full", "ones_like"),
+}  # fmt: skip
+KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
+NOTHING = {  # views and allocations
+    "view", "_unsafe_view", "t", "transpose", "transpose_", "select", "slice", "split", "permute", "expand", "detach",
+    "unbind", "unsqueeze", "squeeze", "squeeze_", "as_strided", "empty", "new_empty", "alias", "chunk",
+    "_reshape_alias", "_local_scalar_dense", "empty_like", "split_with_sizes", "lift_fresh",
+}  # fmt: skip
+
+Counts = tuple[tuple[str, int], ...]  # (what, how many)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of one call with a contiguous input and h_0 that need no gradient, without dropout. Of a packed batch the bytes
+    and flops are a bound: as if every row ran at every timestep."""
+
+    forward: Counts  # launches by what they are: a kernel's name, or one of KINDS
+    backward: Counts
+    saved_bytes: int  # kept for backward beyond input, output, h_0 and weights
+    peak_forward_bytes: int  # the most at once in forward beyond input, h_0, weights, output and h_n
+    peak_backward_bytes: int  # the same in backward, what was saved included, gradients of weights and input not
+
+
+class Watch(TorchDispatchMode):
+    """What runs inside: launches by kind, and storages of floating tensors while they live."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+        self.storages: dict[int, tuple[StorageWeakRef, int]] = {}  # by address, which a weak reference keeps taken
+        self.history: list[dict[int, int]] = []  # after every operation: bytes by address of those that live
+
+    def note(self, tensors: Sequence[object], fresh: bool) -> None:
+        for tensor in tensors:
+            if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
+                storage = tensor.untyped_storage()
+                size = storage.nbytes() if fresh else 0
+                self.storages.setdefault(storage._cdata, (StorageWeakRef(storage), size))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.note(tree_leaves((args, kwargs)), fresh=False)  # what was not seen before was made outside
+        result = func(*args, **(kwargs or {}))
+        self.note(tree_leaves(result), fresh=True)
+        op = func.overloadpacket.__name__
+        floating = not isinstance(result, Tensor) or result.dtype.is_floating_point
+        # other integer arithmetic is the packed batch's index, made on the host
+        if op not in NOTHING and (floating or op == "fill_"):
+            self.launches[KIND_OF.get(op, f"unknown: {op}")] += 1
+        elif (
+            op in ("_to_copy", "copy_")
+            and len({t.device for t in (*tree_leaves(args), result) if isinstance(t, Tensor)}) > 1
+        ):
+            self.launches["host to device"] += 1
+        self.history.append({at: size for at, (weak, size) in self.storages.items() if not weak.expired()})
+        return result
+
+    def now(self, without: Sequence[Tensor] = ()) -> int:
+        """Bytes that live, but for those of the tensors in `without`."""
+        left_out = {tensor.untyped_storage()._cdata for tensor in without}
+        return sum(size for at, (weak, size) in self.storages.items() if at not in left_out and not weak.expired())
+
+    def peak(self, without: Sequence[Tensor | None] = ()) -> int:
+        """The most bytes at once since the last call of it, not counting the storages of the tensors in `without`."""
+        left_out = {tensor.untyped_storage()._cdata for tensor in without if tensor is not None}
+        history, self.history = self.history, []
+        return max(sum(size for at, size in live.items() if at not in left_out) for live in history)
+
+
+@lru_cache(maxsize=1024)
+def counted(problem: Problem, device: Device, backend: str) -> Counted:
+    """Of a call that a Triton backend serves (`choose` says so), "sequence:block_h=8" included. Needs Triton, no GPU."""
+    from ..launch.runtime import recording
+
+    p, meta = problem, torch.device("meta")
+    dtype = next(kind for kind, name in DTYPES.items() if name == p.dtype)
+    D, H, each = p.directions, p.hidden_size, 4 if p.bias else 2
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device=meta)
+
+    rows = (p.time * p.batch,) if p.packed else (p.time, p.batch)
+    visits = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None)
+    call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training)
+    layer = Layer(find(backend), call, recompute=p.recompute)
+    weights = [
+        [empty(*s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[:each] * D]
+        for I in (p.input_size, *[D * H] * (p.layers - 1))
+    ]
+    x, h_0 = empty(*rows, p.input_size), empty(p.layers * D, p.batch, H)
+    with torch.no_grad(), recording() as kernels, Watch() as watch:
+        saved, h_ns = [], []
+        for number, flat in enumerate(weights):
+            state = h_0[number * D : (number + 1) * D]
+            y, h_n, gates = forward_pass(layer, x, state, flat)
+            h_ns.append(h_n)
+            if p.training:
+                saved.append((x, state, y, [] if gates is None else [gates], flat))
+            x = y
+            del y, gates
+        output, h_n = x, h_ns[0] if p.layers == 1 else torch.cat(h_ns)
+        del x, h_ns
+        results = [output, h_n]
+        forward = kernels + watch.launches
+        peak_forward, saved_bytes = watch.peak(results), watch.now(results)
+        if not p.training:
+            return Counted(_sorted(forward), (), 0, peak_forward, 0)
+        dy, dh_n = empty(*output.shape), empty(*h_n.shape)
+        gradients: list[Tensor | None] = [dy, dh_n]
+        while saved:
+            number = len(saved) - 1
+            x, state, y, gates, flat = saved.pop()
+            wanted = (number > 0, False, *[True] * len(flat))
+            dh = dh_n[number * D : (number + 1) * D]
+            dy, _, *of_weights = backward_pass(layer, x, state, y, gates, flat, dy, dh, wanted)
+            gradients += of_weights
+            del x, y, state
+        backward = kernels + watch.launches - forward
+        return Counted(
+            _sorted(forward), _sorted(backward), saved_bytes, peak_forward, watch.peak([*results, *gradients])
+        )
+
+
+def _sorted(counts: Counter[str]) -> Counts:
+    """Kernels of ours first."""
+    return tuple(sorted(counts.items(), key=lambda item: (item[0] in KINDS or " " in item[0], item[0])))
