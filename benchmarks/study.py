@@ -32,6 +32,7 @@ from tritongru.registry import find
 from . import forms
 from .cases import STUDY_T, Case
 from .generated import generate, table
+from .limit import step_traffic
 from .results import RESULTS, SCHEMA, read, read_rows
 
 if TYPE_CHECKING:
@@ -81,9 +82,7 @@ def _planned(backend: str, T: int) -> Made:
     plan = choose(_problem(T), describe(DEVICE), backend)
     specimen, *_ = find(backend).load().specimens(_problem(T), describe(DEVICE))
     launches = "1" if backend == "sequence" else "T"
-    # a step that takes x_t itself reads no x_proj, which the plan's figure counts
-    read_bytes = plan.cost.step_bytes - (BYTES[DTYPE] * B * 3 * H if T == 1 else 0)
-    return Made(specimen, launches, read_bytes, plan.cost.step_flops, backend == "sequence")
+    return Made(specimen, launches, *step_traffic(plan), backend == "sequence")
 
 
 FORMS: dict[str, Callable[[], Made]] = {

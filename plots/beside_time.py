@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.cases import BASELINE
+from benchmarks.limit import step_traffic
 from benchmarks.summary import OURS
 from benchmarks.work import RULE
 from tritongru.demo.style import (
@@ -183,9 +184,9 @@ def draw_roofline(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
         us = number(row, "device_us")
         if us is None or unserved_by(row["provider"], problem, device):  # the plan may have changed since
             continue
-        cost = choose(problem, device, row["provider"]).cost
-        rate = cost.step_flops * problem.time / us / 1e6  # Tflop/s
-        intensity = cost.step_flops / cost.step_bytes
+        read_bytes, flops = step_traffic(choose(problem, device, row["provider"]))
+        rate = flops * problem.time / us / 1e6  # Tflop/s
+        intensity = flops / read_bytes
         products = ceilings[PRODUCTS.get(dtype_of(row), "half_tflops")]
         most = max(most, rate / min(intensity * ceilings["l2_read_tb_s"], products))
         points[row["provider"]].append((intensity, rate, dtype_of(row)))

@@ -10,10 +10,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
+from benchmarks.limit import step_traffic
 from tritongru.demo.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
+from tritongru.gradients import steps_at_once
+from tritongru.inspection.counted import with_counts
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved
-from tritongru.planning.cost import steps_at_once
 from tritongru.planning.devices import DEVICES
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
@@ -30,7 +32,7 @@ def _plan(backend: str, T: int = T, H: int = H, recompute: bool = False) -> Plan
     """What a backend would do; None where it does not serve."""
     problem = Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=DTYPE, recompute=recompute)
     try:
-        return choose(problem, describe(DEVICE), backend)
+        return with_counts(choose(problem, describe(DEVICE), backend), describe(DEVICE))
     except ValueError:
         return None
 
@@ -66,7 +68,7 @@ def _draw_launches_by_time(axes: Axes) -> None:
 def _draw_bytes(axes: Axes) -> None:
     for backend, style in LINES.items():
         plans = {h: plan for h in SIZES if (plan := _plan(backend, H=h))}
-        axes.plot(list(plans), [plan.cost.step_bytes / 1e6 for plan in plans.values()], label=backend, **style)
+        axes.plot(list(plans), [step_traffic(plan)[0] / 1e6 for plan in plans.values()], label=backend, **style)
     axes.plot(SIZES, [6 * h * h / 1e6 for h in SIZES], color=GREY, ls=":", zorder=1, label="W_h itself: 6 H² bytes")
     log_y(axes, "MB read in one forward step")
     sizes_axis(axes, SIZES, "H, hidden units")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 from tests.kit.own_process import pytest_pyfunc_call as pytest_pyfunc_call
-from tritongru import registry
+from tritongru import gradients, registry
+from tritongru.launch import products
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 REASONS = {
@@ -107,24 +109,24 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
     """A function of how many rows backward with recompute takes at once."""
-    yield from _few(monkeypatch, "ROWS_AT_ONCE")
+    yield from _few(monkeypatch, gradients, "ROWS_AT_ONCE")
 
 
 @pytest.fixture
 def few_rows_in_a_sum(monkeypatch: pytest.MonkeyPatch):
     """A function of how many rows one launch of a column sum adds."""
-    yield from _few(monkeypatch, "ROWS_OF_A_SUM")
+    yield from _few(monkeypatch, products, "ROWS_OF_A_SUM")
 
 
-def _few(monkeypatch: pytest.MonkeyPatch, name: str):
-    from tritongru.planning import choose, cost
+def _few(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str):
+    from tritongru.inspection.counted import counted
 
     def few(rows: int) -> None:
-        monkeypatch.setattr(cost, name, rows)
-        choose.cache_clear()  # a plan made before counts other chunks
+        monkeypatch.setattr(module, name, rows)
+        counted.cache_clear()  # what was counted before has other chunks
 
     yield few
-    choose.cache_clear()
+    counted.cache_clear()
 
 
 @pytest.fixture

@@ -26,11 +26,11 @@ from tests.kit.drawn import BF16, DTYPES, FP16, FP32, SHORT, SHORT_SECONDS, Call
 from tests.kit.fences import call_between_fences, poisoned
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
+from tritongru import autograd
 from tritongru.inspection.check import Case
 from tritongru.kernels.exchange import publish
 from tritongru.launch import exchange, runtime, sequence
 from tritongru.launch.emulator import OutOfBounds, emulate, emulating
-from tritongru.planning import cost
 
 pytestmark = [
     pytest.mark.interpreted,
@@ -156,7 +156,7 @@ def test_launches_over_rows_give_the_bits_of_one(plan: ShrunkenPlan, packed: boo
 @pytest.mark.parametrize("dtype", [FP16, pytest.param(FP32, marks=LONG), pytest.param(BF16, marks=LONG)], ids=str)
 def test_recompute_in_chunks_of_time(dtype: torch.dtype, monkeypatch) -> None:
     """Backward gets and gives dh in float32 from chunk to chunk, and one direction at a time."""
-    monkeypatch.setattr(cost, "steps_at_once", lambda T, B: 2)
+    monkeypatch.setattr(autograd, "steps_at_once", lambda T, B: 2)
     drawn = Drawn(Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=21, bidirectional=True, recompute=True), dtype))
     with exchanging(monkeypatch, drawn.call.plan):
         drawn.assert_right(drawn.of_ours(0))

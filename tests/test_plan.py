@@ -13,13 +13,19 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
+from benchmarks.limit import step_traffic
 from tritongru import cli
-from tritongru.planning import Problem, choose, describe
+from tritongru.inspection.counted import with_counts
+from tritongru.planning import Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import GPUS
 from tritongru.planning.step import step_tiles
 
 PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
+
+
+def planned(problem: Problem, backend: str) -> Plan:
+    return with_counts(choose(problem, describe("h200"), backend), describe("h200"))
 
 
 @pytest.mark.parametrize("name", GPUS)
@@ -68,10 +74,10 @@ def test_float32_without_tf32_has_no_matrix_instructions() -> None:
 
 def test_both_directions_in_one_launch_where_both_fit() -> None:
     both = replace(PROBLEM, directions=2, layers=2)
-    assert dict(choose(both, describe("h200"), "sequence").launches.forward)["sequence_forward"] == 2
+    assert dict(planned(both, "sequence").launches.forward)["sequence_forward"] == 2
     large = replace(both, hidden_size=1536, time=10)
-    assert dict(choose(large, describe("h200"), "sequence").launches.forward)["sequence_forward"] == 4
-    assert dict(choose(large, describe("h200"), "sequence").launches.backward)["sequence_backward"] == 4
+    assert dict(planned(large, "sequence").launches.forward)["sequence_forward"] == 4
+    assert dict(planned(large, "sequence").launches.backward)["sequence_backward"] == 4
 
 
 def test_no_kernel_for_float64() -> None:
@@ -108,11 +114,11 @@ def test_sizes_below_one_are_refused_by_name(field: str) -> None:
 
 
 def test_launches_and_saved_bytes_are_those_of_the_problem() -> None:
-    plan = choose(PROBLEM, describe("h200"), "step")
+    plan = planned(PROBLEM, "step")
     assert dict(plan.launches.forward)["step_forward"] == 100
     assert plan.cost.saved_bytes == 100 * 32 * 4 * 512 * 2
-    assert choose(replace(PROBLEM, recompute=True), describe("h200")).cost.saved_bytes == 0
-    assert plan.cost.step_flops == 2 * 32 * 3 * 512 * 512
+    assert planned(replace(PROBLEM, recompute=True), "step").cost.saved_bytes == 0
+    assert step_traffic(plan)[1] == 2 * 32 * 3 * 512 * 512
 
 
 def test_saved_bytes_are_what_autograd_saves() -> None:
@@ -132,7 +138,7 @@ def test_saved_bytes_are_what_autograd_saves() -> None:
     for tensor in kept:
         saved.pop(tensor.untyped_storage().data_ptr(), None)
     problem = Problem(batch=3, time=7, input_size=5, hidden_size=6, layers=2, directions=2)
-    assert sum(saved.values()) == choose(problem, describe("h200"), "step").cost.saved_bytes
+    assert sum(saved.values()) == planned(problem, "step").cost.saved_bytes
 
 
 @pytest.mark.parametrize("batch_first", [False, True])
@@ -148,10 +154,10 @@ def test_recompute_saves_no_gates(batch_first: bool) -> None:
 
 
 def test_a_plan_prints_its_memory() -> None:
-    printed = str(choose(PROBLEM, describe("h200"), "step"))
+    printed = str(planned(PROBLEM, "step"))
     assert "saved     12.5 MiB for backward" in printed and "nn.GRU keeps cuDNN's reserve" in printed
     assert "peak      12.6 MiB at once in forward, 25.1 MiB in backward, what" in printed
-    printed = str(choose(replace(PROBLEM, training=False), describe("h200"), "step"))
+    printed = str(planned(replace(PROBLEM, training=False), "step"))
     assert "saved" not in printed and "peak      9.5 MiB at once beyond" in printed
 
 

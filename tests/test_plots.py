@@ -94,9 +94,7 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
     """No text beyond the edge, none of the header, the panels' titles and the axes' labels on another."""
     found = list(command.draw(command.ENTRIES[name], facts))
     source = command.ENTRIES[name].source
-    assert [file for file, _ in found] == [
-        name + "-nvidia-h200" * (source in (command.DAY, command.TIMED))
-    ]
+    assert [file for file, _ in found] == [name + "-nvidia-h200" * (source in (command.DAY, command.TIMED))]
     figure = found[0][1]
     with style.settings():
         figure.canvas.draw()

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from .beside import eager_beside_graphs
-from .gradients import BackwardPass, Wanted, in_chunks, whole
+from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
-from .planning import cost
 
 if TYPE_CHECKING:
     from .registry import Backend
@@ -127,7 +126,7 @@ def backward_pass(
             layer.backend.load(), call, LayerWeights.of(tuple(flat), call.directions), x, h_0, y, gates, dy, dh_n,
             Wanted(want_x, h_0.dtype if want_h_0 else None, by_direction),
         )  # fmt: skip
-        steps = cost.steps_at_once(call.visits.time, call.visits.batch)
+        steps = steps_at_once(call.visits.time, call.visits.batch)
         chunks = layer.recompute and call.visits.batch_sizes is None and steps < call.visits.time
         dx, dh_0, d_weights = in_chunks(given, steps) if chunks else whole(given)
     return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]

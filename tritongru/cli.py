@@ -128,6 +128,7 @@ def _profile(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from .inspection.counted import with_counts
     from .planning import Problem, choose, describe
 
     device = describe(arguments.device)
@@ -144,7 +145,7 @@ def _plan(arguments: argparse.Namespace) -> int:
             recompute=arguments.recompute,
             precision="tf32" if device.vendor == "nvidia" else "ieee",
         )
-        plan = choose(problem, device, arguments.backend)
+        plan = with_counts(choose(problem, device, arguments.backend), device, arguments.backend)
         if arguments.compile and plan.tiles and importlib.util.find_spec("triton") is None:
             raise ValueError("--compile needs Triton (pip install 'tritongru[triton]')")
     except ValueError as error:

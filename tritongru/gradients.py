@@ -16,9 +16,16 @@ from torch import Tensor
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
 from .launch.parts import part
-from .planning import cost
 from .reference import gru_layer
 from .visits import Visits
+
+ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once
+
+
+def steps_at_once(T: int, B: int) -> int:
+    """Timesteps of a chunk of backward with recompute."""
+    return min(T, max(1, ROWS_AT_ONCE // B))
+
 
 Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None]]  # of x, of h_0, of the weights in PyTorch's order
 
@@ -158,7 +165,7 @@ def recompute_gates(p: BackwardPass) -> SavedGates:
 
 def _into_gates(p: BackwardPass, direction: int, x_proj: Tensor, q: Tensor) -> None:
     """x_proj [N, 3H] of a direction into its r, z, n; fills q [N, H]."""
-    H, at_once = p.call.hidden_size, cost.ROWS_AT_ONCE
+    H, at_once = p.call.hidden_size, ROWS_AT_ONCE
     w_hh, b_hh = p.weights.w_hh[direction], p.weights.b_hh[direction] if p.weights.b_hh else None
     for rows, h in _h_prev(p, direction):
         for h_part, out, out_q in zip(*(t.split(at_once) for t in (h, x_proj[rows], q[rows])), strict=True):

@@ -271,10 +271,13 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         >>> found.backend
         'sequence'
     """
+    from .inspection.counted import with_counts  # what no call of a layer needs
+
     if isinstance(module_or_problem, Problem):
         if device is None:
             raise TypeError("plan of a Problem needs a device, got None")
-        return choose(module_or_problem, _described(device))
+        where = _described(device)
+        return with_counts(choose(module_or_problem, where), where)
     module = module_or_problem
     if not isinstance(module, torch.nn.GRU):
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
@@ -294,7 +297,8 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
     forced = asked_for(getattr(module, "backend", None))
     if forced is None and where.vendor == "interpreter":
         return replace(choose(problem, where, "aten"), device="the CPU", reason=ON_THE_CPU)
-    return choose(problem, where, forced.name if forced else None, aten_as_measured(weight.device, dtype))
+    name = forced.name if forced else None
+    return with_counts(choose(problem, where, name, aten_as_measured(weight.device, dtype)), where, name)
 
 
 def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:

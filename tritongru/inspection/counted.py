@@ -9,25 +9,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ..autograd import Layer, backward_pass, forward_pass
-from ..launch.layer import LayerCall
+from ..launch.layer import LayerCall, SavedGates
+from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan
 from ..planning.devices import Device
 from ..planning.problem import Problem
-from ..registry import DTYPES, find
+from ..registry import DTYPES, find, has_triton
 from ..visits import Visits
 
 # PyTorch's launches by what they are: "library product" is a matrix product, "copy" what only moves data (cat, roll,
-# flip, gather, cast), "padded copy" a fill and a copy, "host to device" a memcpy of a small index
+# flip, gather, cast), "padded copy" a fill and a copy
 KINDS = {
     "library product": ("addmm", "mm", "addmm_", "bmm"),
     "copy": ("cat", "copy_", "roll", "flip", "index_select", "index_copy_", "clone", "_to_copy"),
@@ -43,19 +44,16 @@ NOTHING = {  # views and allocations
     "_reshape_alias", "_local_scalar_dense", "empty_like", "split_with_sizes", "lift_fresh",
 }  # fmt: skip
 
-Counts = tuple[tuple[str, int], ...]  # (what, how many)
 
+def with_counts(plan: Plan, device: Device, backend: str | None = None) -> Plan:
+    """A plan of `choose` with its launches and bytes; as it is where there are no kernels, or no Triton to ask.
 
-@dataclass(frozen=True)
-class Counted:
-    """Of one call with a contiguous input and h_0 that need no gradient, without dropout. Of a packed batch the bytes
-    and flops are a bound: as if every row ran at every timestep."""
-
-    forward: Counts  # launches by what they are: a kernel's name, or one of KINDS
-    backward: Counts
-    saved_bytes: int  # kept for backward beyond input, output, h_0 and weights
-    peak_forward_bytes: int  # the most at once in forward beyond input, h_0, weights, output and h_n
-    peak_backward_bytes: int  # the same in backward, what was saved included, gradients of weights and input not
+    backend: what was forced, with its fields; None: the plan's own.
+    """
+    if plan.backend not in TRITON_BACKENDS or not has_triton():
+        return plan
+    launches, memory = counted(plan.problem, device, backend or plan.backend)
+    return replace(plan, launches=launches, cost=memory)
 
 
 class Watch(TorchDispatchMode):
@@ -83,11 +81,6 @@ class Watch(TorchDispatchMode):
         # other integer arithmetic is the packed batch's index, made on the host
         if op not in NOTHING and (floating or op == "fill_"):
             self.launches[KIND_OF.get(op, f"unknown: {op}")] += 1
-        elif (
-            op in ("_to_copy", "copy_")
-            and len({t.device for t in (*tree_leaves(args), result) if isinstance(t, Tensor)}) > 1
-        ):
-            self.launches["host to device"] += 1
         self.history.append({at: size for at, (weak, size) in self.storages.items() if not weak.expired()})
         return result
 
@@ -104,8 +97,13 @@ class Watch(TorchDispatchMode):
 
 
 @lru_cache(maxsize=1024)
-def counted(problem: Problem, device: Device, backend: str) -> Counted:
-    """Of a call that a Triton backend serves (`choose` says so), "sequence:block_h=8" included. Needs Triton, no GPU."""
+def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, Cost]:
+    """Of a call that a Triton backend serves (`choose` says so). Needs Triton, no GPU."""
+    with torch.no_grad(), _disable_current_modes():  # whatever is on where a plan is asked for
+        return _counted(problem, device, backend)
+
+
+def _counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, Cost]:
     from ..launch.runtime import recording
 
     p, meta = problem, torch.device("meta")
@@ -124,25 +122,27 @@ def counted(problem: Problem, device: Device, backend: str) -> Counted:
         for I in (p.input_size, *[D * H] * (p.layers - 1))
     ]
     x, h_0 = empty(*rows, p.input_size), empty(p.layers * D, p.batch, H)
-    with torch.no_grad(), recording() as kernels, Watch() as watch:
-        saved, h_ns = [], []
+    with recording() as kernels, Watch() as watch:
+        saved: list[tuple[Tensor, Tensor, Tensor, list[SavedGates], list[Tensor]]] = []
+        h_ns = []
         for number, flat in enumerate(weights):
             state = h_0[number * D : (number + 1) * D]
-            y, h_n, gates = forward_pass(layer, x, state, flat)
+            y, h_n, kept = forward_pass(layer, x, state, flat)
             h_ns.append(h_n)
             if p.training:
-                saved.append((x, state, y, [] if gates is None else [gates], flat))
+                saved.append((x, state, y, [] if kept is None else [kept], flat))
             x = y
-            del y, gates
+            del y, kept
         output, h_n = x, h_ns[0] if p.layers == 1 else torch.cat(h_ns)
         del x, h_ns
         results = [output, h_n]
         forward = kernels + watch.launches
         peak_forward, saved_bytes = watch.peak(results), watch.now(results)
         if not p.training:
-            return Counted(_sorted(forward), (), 0, peak_forward, 0)
-        dy, dh_n = empty(*output.shape), empty(*h_n.shape)
-        gradients: list[Tensor | None] = [dy, dh_n]
+            return Launches(_sorted(forward), ()), Cost(0, peak_forward, 0)
+        dy: Tensor | None = empty(*output.shape)
+        dh_n = empty(*h_n.shape)
+        gradients = [dy, dh_n]
         while saved:
             number = len(saved) - 1
             x, state, y, gates, flat = saved.pop()
@@ -152,11 +152,10 @@ def counted(problem: Problem, device: Device, backend: str) -> Counted:
             gradients += of_weights
             del x, y, state
         backward = kernels + watch.launches - forward
-        return Counted(
-            _sorted(forward), _sorted(backward), saved_bytes, peak_forward, watch.peak([*results, *gradients])
-        )
+        peak_backward = watch.peak([*results, *gradients])
+    return Launches(_sorted(forward), _sorted(backward)), Cost(saved_bytes, peak_forward, peak_backward)
 
 
-def _sorted(counts: Counter[str]) -> Counts:
+def _sorted(counts: Counter[str]) -> tuple[tuple[str, int], ...]:
     """Kernels of ours first."""
-    return tuple(sorted(counts.items(), key=lambda item: (item[0] in KINDS or " " in item[0], item[0])))
+    return tuple(sorted(counts.items(), key=lambda item: (item[0] in KINDS, item[0])))

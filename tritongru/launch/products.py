@@ -17,8 +17,9 @@ from contextlib import contextmanager, nullcontext
 import torch
 from torch import Tensor
 
-from ..planning import cost
 from .parts import part
+
+ROWS_OF_A_SUM = 128  # of a column sum's rows, how many one launch adds
 
 
 def rnn_precision(nvidia: bool) -> str:
@@ -125,8 +126,9 @@ def column_sums(rows: Tensor) -> Tensor:
     PyTorch's CUDA kernel gives a sum of 256 rows or more a buffer of 128 float32 per column and block that shares the
     column: 132 MiB for [16384, 2048] on an H200, where every tensor of the call together has 160. Fewer rows have none.
     """
-    wide, few = at_least_float32(rows.dtype), cost.ROWS_OF_A_SUM
-    for sums in cost.partial_sums(len(rows)):
+    wide, few = at_least_float32(rows.dtype), ROWS_OF_A_SUM
+    while len(rows) > few:
+        sums = -(-len(rows) // few)
         partial = rows.new_empty(sums, rows.shape[1], dtype=wide)
         at_once = len(rows) // few
         torch.sum(rows[: at_once * few].unflatten(0, (at_once, few)), 1, dtype=wide, out=partial[:at_once])

@@ -1,7 +1,7 @@
 """Choosing what runs: a pure function of the problem and a described device. Needs no GPU, no Triton, no tensors.
 
 `choose(problem, device)` returns a `Plan`: backend, reason, candidates with what they were measured to take, tiles of
-each kernel, launches, bytes. `step_tiles` is the part of it that a launcher asks for at every call.
+each kernel. `step_tiles` is the part of it that a launcher asks for at every call.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import dataclasses
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from .cost import Cost, Launches, sequence_cost, sequence_launches, step_cost, step_launches
 from .devices import Device
 from .measured import Choice, Timed, fastest
 from .problem import BYTES, Problem
@@ -26,8 +25,26 @@ FMA_FORWARD, FMA = 192, 128
 
 
 @dataclass(frozen=True)
+class Launches:
+    """Launches of one call by what they are, (what, how many): a kernel's name, or a kind of PyTorch's own."""
+
+    forward: tuple[tuple[str, int], ...] = ()
+    backward: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Bytes of one call. Of a packed batch a bound: as if every row ran at every timestep."""
+
+    saved_bytes: int = 0  # kept for backward beyond input, output, h_0 and weights
+    peak_forward_bytes: int = 0  # the most at once in forward beyond input, h_0, weights, output and h_n
+    peak_backward_bytes: int = 0  # the same in backward, what was saved included, gradients of weights and input not
+
+
+@dataclass(frozen=True)
 class Plan:
-    """What would run, and why."""
+    """What would run, and why. Launches and bytes are for a contiguous input and an h_0 that need no gradient, without
+    dropout; `choose` leaves them empty, inspection/counted.py counts them."""
 
     problem: Problem
     device: str
@@ -35,8 +52,8 @@ class Plan:
     reason: str
     tiles: tuple[tuple[str, StepTiles | SequenceTiles], ...]  # (kind, tiles) of the recurrent launches
     candidates: tuple[Timed, ...]  # what each took in the nearest measured cell, the fastest first; none: no row says
-    launches: Launches
-    cost: Cost
+    launches: Launches = Launches()
+    cost: Cost = Cost()
 
     def as_dict(self) -> dict[str, object]:
         """The plan as plain values, for JSON."""
@@ -58,12 +75,8 @@ class Plan:
         for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
             if counts:
                 lines.append(f"{label:<9} " + ", ".join(f"{n} x {name}" for name, n in counts))
-        if self.backend in TRITON_BACKENDS:
+        if self.launches.forward:
             lines += self._memory()
-            lines.append(
-                f"step      {self.cost.step_bytes / 1e6:.2f} MB read by the programs of one forward step, "
-                f"{self.cost.step_flops / 1e6:.1f} Mflop in it (computed, not measured)"
-            )
         return "\n".join(lines)
 
     def _memory(self) -> list[str]:
@@ -210,25 +223,21 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
         raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     head = (p, device.name, found.backend, found.reason)
     if found.backend not in TRITON_BACKENDS:
-        return Plan(*head, (), found.candidates, Launches((), ()), Cost(0, 0, 0, 0, 0))
+        return Plan(*head, (), found.candidates)
     if found.backend == "sequence":
         overrides = with_overrides(backend)[1] if backend else ()
-        passes = ("forward", "backward") if p.training else ("forward",)
-
-        def tiles_of(kind: str, directions: int) -> SequenceTiles:
-            tiles = sequence_tiles(kind, p.batch, p.hidden_size, directions, p.dtype, p.precision, device, overrides)
-            assert isinstance(tiles, SequenceTiles)  # else `unserved_by` had a reason
-            return tiles
-
-        return Plan(
-            *head, tuple((kind, tiles_of(kind, p.directions)) for kind in passes), found.candidates,
-            sequence_launches(p, tiles_of), sequence_cost(p, tiles_of),
-        )  # fmt: skip
+        both = []
+        for kind in ("forward", "backward") if p.training else ("forward",):
+            of_pass = sequence_tiles(
+                kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides
+            )
+            assert isinstance(of_pass, SequenceTiles)  # else `unserved_by` had a reason
+            both.append((kind, of_pass))
+        return Plan(*head, tuple(both), found.candidates)
     kinds = ["cell" if p.time == 1 else "forward"]
     if p.training:
         kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
     tiles = tuple(
         (kind, step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device)) for kind in kinds
     )
-    first = tiles[0][1]
-    return Plan(*head, tiles, found.candidates, step_launches(p), step_cost(p, first.block_b, first.block_h))
+    return Plan(*head, tiles, found.candidates)
