@@ -28,8 +28,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongru.demo.output import write_rows
 from tritongru.inspection.compile_report import AMDGCN_CLASSES, SASS_CLASSES, compile_report
+from tritongru.inspection.files import write_rows
 from tritongru.planning import Problem, choose, describe
 from tritongru.planning.choose import TRITON_BACKENDS, _in_words, unserved_by
 from tritongru.registry import find

@@ -10,12 +10,9 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
-from tritongru.demo import networks
+from tritongru.demo import claims, networks
 from tritongru.demo.data import DemoError
-from tritongru.demo.run import show_claims
-from tritongru.demo.screen import Screen
 
 from .results import FIXED, RESULTS, Environment, ResultsFile
 
@@ -35,34 +32,25 @@ def main(out: Path | None = None, sizes: networks.Sizes | None = None, processes
     for path in (folder / ANSWERS, folder / WORDS):
         if path.exists():
             raise FileExistsError(f"{path} is there already: move it away to train again")
-    screen = Screen(Console(highlight=False))
     environment = Environment.here(torch.device("cpu"))
     rows: list[networks.Row] = []
-    total = len(SEEDS) * (len(networks.NETWORKS) + 1)
     try:
         with (
             ResultsFile(folder / ANSWERS, environment, COLUMNS) as answers,
             ResultsFile(folder / WORDS, environment, WORD_COLUMNS) as words,
-            screen.progress("trained and asked", total) as advance,
         ):
-            ended = 0
-
-            def done(name: str, found: list[networks.Row], of_words: list[networks.Row]) -> None:
-                nonlocal ended
-                ended += 1
-                rows.extend(found)
+            for name, found, of_words in networks.results(sizes or networks.Sizes(), SEEDS, processes):
+                rows += found
                 for row in found:
                     answers.append(row)
                 for row in of_words:
                     words.append(row)
-                advance(ended, name)
-
-            networks.results(sizes or networks.Sizes(), SEEDS, done, processes)
+                print(f"trained and asked: {name}", flush=True)
     except KeyboardInterrupt:
         print(f"python -m benchmarks story: interrupted; what had ended is in {folder}", file=sys.stderr)
         return 130
     except DemoError as error:
         print(f"python -m benchmarks story: {error}", file=sys.stderr)
         return 1
-    show_claims(screen, rows)
+    claims.show(rows)
     return 0

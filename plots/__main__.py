@@ -16,7 +16,7 @@ from benchmarks import results, speed
 from benchmarks import story as telling
 from benchmarks import study as studying
 from tritongru.demo import figures
-from tritongru.demo.style import save, settings
+from tritongru.inspection.style import save, settings
 
 from . import __doc__ as about
 from . import beside_time, compiled, counted, measured, study
@@ -113,7 +113,7 @@ def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
         rows_of = {
             COMPILED: (facts.compiled,),
             STUDY: (facts.study,),
-            STORY: (facts.words if entry.name == figures.WORDS else facts.story,),
+            STORY: (facts.words if entry.draw is figures.draw_gates else facts.story,),
         }
         calls = [(entry.name, rows_of.get(entry.source, ()))]
     for name, arguments in calls:
@@ -145,8 +145,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             continue
         drawn = False
         for name, found in draw(entry, facts):
-            png, svg = save(found, arguments.out, name)
-            print(f"{entry.name:<16} {png}, {svg.suffix}")
+            print(f"{entry.name:<16} {save(found, arguments.out, name)}")
             drawn = True
         if not drawn:
             print(f"{entry.name:<16} not drawn, no rows for it: {entry.source} makes them")

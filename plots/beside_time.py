@@ -14,7 +14,7 @@ from benchmarks.cases import BASELINE
 from benchmarks.limit import step_traffic
 from benchmarks.summary import OURS
 from benchmarks.work import RULE
-from tritongru.demo.style import (
+from tritongru.inspection.style import (
     BLACK,
     BLUE,
     GREEN,

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks.compiled import HIDDEN
-from tritongru.demo.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
+from tritongru.inspection.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
 

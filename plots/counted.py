@@ -11,7 +11,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.limit import step_traffic
-from tritongru.demo.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
+from tritongru.inspection.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 from tritongru.gradients import steps_at_once
 from tritongru.inspection.counted import with_counts
 from tritongru.planning import Device, Plan, Problem, choose, describe

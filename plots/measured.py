@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.cases import BASELINE
 from benchmarks.summary import OURS
-from tritongru.demo.style import (
+from tritongru.inspection.style import (
     BLACK,
     BLUE,
     GREEN,

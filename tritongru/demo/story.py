@@ -1,8 +1,7 @@
 """The sentences of the story: who eats what, and which cuisine that makes the favourite.
 
-A gated unit is explained with a text like this one: it has to keep "samosa" over a long gap, drop it when "pasta"
-comes, and keep "pasta" past an "and cheese" that says nothing. The model learns it on generated sentences of the kind;
-the story's own two sentences are never among them, nor anything that pairs Dhaval with samosa or pasta with cheese.
+One has to keep "samosa" over a long gap, drop it when "pasta" comes, and keep "pasta" past an "and cheese" that says
+nothing. The story's two sentences are never generated, nor what pairs Dhaval with samosa or pasta with cheese.
 """
 
 from __future__ import annotations
@@ -27,17 +26,13 @@ DISHES = {
     "greek": "moussaka souvlaki gyros dolmades spanakopita pastitsio tzatziki keftedes saganaki",
     "french": "ratatouille quiche bouillabaisse crepes cassoulet galettes escargots tartiflette soufflé",
 }
+CUISINE = {dish: cuisine for cuisine, dishes in DISHES.items() for dish in dishes.split()}
 # Eaten with everything: they say nothing about the cuisine, and there are more of them than of the telling ones.
 COMMON_SIDES = ("cheese", "rice", "salad", "bread", "soup", "tea", "beans", "fruit")
 SIDES = {
-    "indian": "chutney naan",
-    "italian": "prosciutto pesto",
-    "mexican": "guacamole salsa",
-    "japanese": "wasabi edamame",
-    "chinese": "bok_choy doubanjiang",
-    "greek": "feta taramasalata",
-    "french": "baguette camembert",
-}
+    "indian": "chutney naan", "italian": "prosciutto pesto", "mexican": "guacamole salsa", "japanese": "wasabi edamame",
+    "chinese": "bok_choy doubanjiang", "greek": "feta taramasalata", "french": "baguette camembert",
+}  # fmt: skip
 NAMES = {
     "his": "Dhaval Ravi Tom Kenji Luca Omar Pierre Diego Nikos Wei Sam Arun Peter Hugo Marco Ivan Ali Noah Felix Jonas",
     "her": "Asha Maria Yuki Elena Mei Sofia Chloe Rosa Anna Priya Lin Clara Nora Ines Emma Zoe Sara Julia Maya Eva",
@@ -63,114 +58,53 @@ LINKS = (
     "; you may well think that", "; and so we say that", ";", ";", ";",
 )  # fmt: skip
 _PHRASES = tuple(tuple(tokenise(phrase)) for phrase in (*TIMES, *ASIDES))
-_SHORTEST_QUESTION = len(tokenise(QUESTION))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Texts of controlled length: each gap and each number of switches as often as the others.
+    """Texts of controlled length: each gap and each number of switches as often as the others."""
 
-    `gaps` are words between the last dish and the cuisine that it decides, at least 7 (a question and a side dish take
-    as many); `switches` says how often a dish of another cuisine comes, each in a sentence of its own. With `again`,
-    sentences about the same food follow where the largest gap allows: the end of a sentence is then no reason to drop
-    a dish, only another dish is. `words_of` makes gaps of any length out of the phrases that fit into one of so many
-    words: for a model that has read no others.
-    """
-
-    gaps: Sequence[int]
-    switches: Sequence[int]
-    again: bool = False
-    words_of: int | None = None
-
-    def __post_init__(self) -> None:
-        if not self.gaps or min(self.gaps) < 7:
-            raise ValueError(f"gaps must be 7 words or more, got {list(self.gaps)}")
-        if not self.switches or min(self.switches) < 0:
-            raise ValueError(f"switches must be 0 or more, got {list(self.switches)}")
+    gaps: Sequence[int]  # words between the last dish and its cuisine; a question and a side dish take 7
+    switches: Sequence[int]  # to a dish of another cuisine, each in a sentence of its own
+    again: bool = False  # sentences about the same food follow: that one ends is then no reason to drop a dish
+    words_of: int | None = None  # only phrases that fit into a gap of so many words: one may have read no others
 
 
 @dataclass(frozen=True)
 class Text:
-    """One sentence or several. `answers` holds the positions of the cuisine words, `kinds` what each asks for."""
+    """One sentence or several; `answers` holds the positions of the cuisine words."""
 
     words: tuple[str, ...]
     answers: tuple[int, ...]
-    kinds: tuple[str, ...]  # "first", "new dish" or "same food"
-    gaps: tuple[int, ...]  # words between the dish and the cuisine that it decides
 
 
-def tells_the_story(words: tuple[str, ...]) -> bool:
+def tells_the_story(words: Sequence[str]) -> bool:
     """Whether a text has one of the story's pairs: then it must not be trained on."""
-    sentences = " ".join(words).split(" . ")
-    return any("dhaval" in s.split() and "samosa" in s.split() for s in sentences) or any(
-        "pasta" in s.split() and "cheese" in s.split() for s in sentences
-    )
+    sentences = [set(sentence.split()) for sentence in " ".join(words).split(" . ")]
+    return any({"dhaval", "samosa"} <= said or {"pasta", "cheese"} <= said for said in sentences)
 
 
-def generate(
-    count: int, seed: int, exclude: frozenset[tuple[str, ...]] = frozenset(), recipe: Recipe | None = None
-) -> list[Text]:
-    """`count` different texts, none of them in `exclude`, none with a pair of the story.
-
-    Without a recipe: one sentence or two, their lengths as the phrases fall, some with the same food again.
-    """
-    rng = random.Random(seed)
-    seen = set(exclude)
-    texts: list[Text] = []
+def generate(count: int, seed: int, recipe: Recipe, exclude: frozenset[tuple[str, ...]] = frozenset()) -> list[Text]:
+    """`count` different texts, none of them in `exclude`, none with a pair of the story."""
+    rng, seen, texts = random.Random(seed), set(exclude), list[Text]()
     while len(texts) < count:
-        text = _by_recipe(rng, recipe) if recipe else _text(rng)
+        text = _text(rng, recipe)
         if text.words not in seen and not tells_the_story(text.words):
             seen.add(text.words)
             texts.append(text)
     return texts
 
 
-def _text(rng: random.Random) -> Text:
+def _text(rng: random.Random, recipe: Recipe) -> Text:
     words: list[str] = []
     answers: list[int] = []
-    kinds: list[str] = []
-    gaps: list[int] = []
-    whose = rng.choice(("his", "her"))
-    subject = rng.choice(NAMES[whose].split())
-    cuisine, dish_at = "", 0
-    for number in range(rng.choice((1, 2, 2))):
-        if number:
-            subject, whose = _relative(rng, whose)
-        if number and rng.random() < 0.3:
-            kind = "same food"
-            words += tokenise(f"{subject} {rng.choice(VERBS)} {rng.choice(AGAIN)}")
-        else:
-            kind = "new dish" if number else "first"
-            cuisine = rng.choice(sorted(DISHES))
-            words += tokenise(f"{subject} {rng.choice(VERBS)}")
-            dish_at = len(words)
-            words += tokenise(_meal(rng, cuisine))
-        if rng.random() < 0.6:
-            words += tokenise(rng.choice(TIMES))
-        for aside in rng.sample(ASIDES, rng.choice((0, 0, 0, 1, 2))):
-            words += tokenise(aside)
-        words += _question(rng, whose)
-        answers.append(len(words))
-        kinds.append(kind)
-        gaps.append(len(words) - dish_at - 1)
-        words += [cuisine, "."]
-    return Text(tuple(words), tuple(answers), tuple(kinds), tuple(gaps))
-
-
-def _by_recipe(rng: random.Random, recipe: Recipe) -> Text:
-    words: list[str] = []
-    answers: list[int] = []
-    kinds: list[str] = []
-    gaps: list[int] = []
     whose = rng.choice(("his", "her"))
     subject = rng.choice(NAMES[whose].split())
     cuisine, dish_at = "", 0
 
-    def end(rest: list[str], kind: str) -> None:
+    def end(rest: list[str]) -> None:
         words.extend(rest)
         answers.append(len(words))
-        kinds.append(kind)
-        gaps.append(len(words) - dish_at - 1)
         words.extend((cuisine, "."))
 
     for number in range(1 + rng.choice(recipe.switches)):
@@ -179,16 +113,16 @@ def _by_recipe(rng: random.Random, recipe: Recipe) -> Text:
         cuisine = rng.choice([other for other in sorted(DISHES) if other != cuisine])
         words += tokenise(f"{subject} {rng.choice(VERBS)}")
         meal, rest = _measured(rng, cuisine, whose, rng.choice(recipe.gaps), recipe.words_of)
-        dish_at = len(words) + max(place for place, word in enumerate(meal) if word in DISHES[cuisine].split())
-        end(meal + rest, "new dish" if number else "first")
+        dish_at = len(words) + max(place for place, word in enumerate(meal) if word in CUISINE)
+        end(meal + rest)
         if recipe.again and rng.random() < 0.7:
             subject, whose = _relative(rng, whose)
             opening = tokenise(f"{subject} {rng.choice(VERBS)} {rng.choice(AGAIN)}")
             question = _question(rng, whose)
             left = max(recipe.gaps) - (len(words) - dish_at - 1) - len(opening) - len(question)
             if left >= 0:
-                end(opening + _filler(rng, rng.choice([0, *range(3, left + 1)])) + question, "same food")
-    return Text(tuple(words), tuple(answers), tuple(kinds), tuple(gaps))
+                end(opening + _filler(rng, rng.choice([0, *range(3, left + 1)])) + question)
+    return Text(tuple(words), tuple(answers))
 
 
 def _relative(rng: random.Random, teller: str) -> tuple[str, str]:
@@ -197,31 +131,26 @@ def _relative(rng: random.Random, teller: str) -> tuple[str, str]:
     return f"{teller} {rng.choice(RELATIVES[whose].split())}", whose
 
 
-def _meal(rng: random.Random, cuisine: str) -> str:
-    dish = rng.choice(DISHES[cuisine].split())
-    if rng.random() < 0.5:
-        return dish
-    sides = SIDES[cuisine].split() if rng.random() < 0.3 else COMMON_SIDES
-    return f"{dish} and {rng.choice(sides)}"
-
-
 def _question(rng: random.Random, whose: str) -> list[str]:
     return tokenise(f"{rng.choice(LINKS)} {whose} favourite cuisine is")
 
 
 def _measured(
-    rng: random.Random, cuisine: str, whose: str, gap: int, words_of: int | None = None
+    rng: random.Random, cuisine: str, whose: str, gap: int, words_of: int | None
 ) -> tuple[list[str], list[str]]:
     """A meal, and what follows it up to the cuisine, with `gap` words after the last dish of the cuisine."""
     dishes = DISHES[cuisine].split()
     while True:
-        meal = tokenise(_meal(rng, cuisine))
-        if len(meal) == 1 and rng.random() < 0.5:
-            meal = [*meal, "and", rng.choice([dish for dish in dishes if dish != meal[0]])]
+        meal = tokenise(rng.choice(dishes))
+        if rng.random() >= 0.5:
+            meal += tokenise("and " + rng.choice(SIDES[cuisine].split() if rng.random() < 0.3 else COMMON_SIDES))
+        elif rng.random() < 0.5:
+            meal += ["and", rng.choice([dish for dish in dishes if dish != meal[0]])]
         question = _question(rng, whose)
         left = gap - len(question) - (meal[-1] not in dishes) * 2
         if (left == 0 or left > 2) and (words_of is None or len(question) <= words_of):
-            return meal, _filler(rng, left, None if words_of is None else words_of - _SHORTEST_QUESTION) + question
+            longest = None if words_of is None else words_of - len(tokenise(QUESTION))
+            return meal, _filler(rng, left, longest) + question
 
 
 def _filler(rng: random.Random, length: int, longest: int | None = None) -> list[str]:

@@ -22,9 +22,9 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.profiler import ProfilerActivity, record_function
 
 from .. import registry
-from ..demo.output import replacing
 from ..launch.parts import profiling
 from ..module import GRU, GRUCell
+from .files import replacing
 from .trace import ATEN, ELSEWHERE, PASS, PASSES, Counted, Row, Split, read
 
 WARM_UP, CALLS = 3, 5

@@ -1,4 +1,4 @@
-"""How a figure looks: its header, its colours, its files."""
+"""How a figure looks: its header, its colours, its file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from .output import replacing
+from .files import replacing
 
 # Okabe and Ito's palette: apart for every common kind of colour blindness. A marker, a hatch or a dash goes with each
 # colour, so that none is the only cue.
@@ -29,7 +29,6 @@ _SETTINGS = {
     "font.size": 10, "axes.titlesize": 10.5, "axes.labelsize": 10, "legend.fontsize": 9.5, "xtick.labelsize": 9.5,
     "ytick.labelsize": 9.5, "hatch.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlelocation": "left", "legend.frameon": False,
-    "svg.hashsalt": "tritongru",  # the same figure gives the same file
 }  # fmt: skip
 
 
@@ -50,13 +49,13 @@ def figure(
     FigureCanvasAgg(found)  # not pyplot, which would pick a window system and keep global state
     header = (0.22 + 0.24 * len(top) + 0.19 * len(below)) / height
     found.set_layout_engine("constrained", rect=(0, 0, 1, 1 - header), h_pad=0.06, w_pad=0.06)
-    place: dict[str, Any] = {"ha": "left", "va": "top", "in_layout": False}
-    left = 0.12 / width
-    found.text(left, 1 - 0.12 / height, "\n".join(top), fontsize=12.5, weight="bold", linespacing=1.2, **place)
-    found.text(
-        left, 1 - (0.16 + 0.24 * len(top)) / height, "\n".join(below), fontsize=10, color="#404040",
-        linespacing=1.25, **place,
-    )  # fmt: skip
+    parts: tuple[tuple[list[str], float, Look], ...] = (
+        (top, 0.12, {"fontsize": 12.5, "weight": "bold", "linespacing": 1.2}),
+        (below, 0.16 + 0.24 * len(top), {"fontsize": 10, "color": "#404040", "linespacing": 1.25}),
+    )
+    for lines, inches, look in parts:
+        place = 0.12 / width, 1 - inches / height
+        found.text(*place, "\n".join(lines), ha="left", va="top", in_layout=False, **look)
     return found, found.subplots(rows, columns, squeeze=False, **grid)
 
 
@@ -68,18 +67,17 @@ def sizes_axis(axes: Axes, sizes: Sequence[int], label: str) -> None:
     axes.set_xlabel(label)
 
 
-def _written_out(value: float, _: int) -> str:
-    return f"{value:,.10g}"
-
-
 def _log(axis: Axis) -> None:
     """Numbers written out: 0.1, 1, 1,000; where an axis spans less than two powers of ten also 2 and 5 of each."""
 
+    def written_out(value: float, _: int) -> str:
+        return f"{value:,.10g}"
+
     def between(value: float, place: int) -> str:
         low, high = axis.get_view_interval()
-        return _written_out(value, place) if high < 100 * low and f"{value:e}"[0] in "25" else ""
+        return written_out(value, place) if high < 100 * low and f"{value:e}"[0] in "25" else ""
 
-    axis.set_major_formatter(FuncFormatter(_written_out))
+    axis.set_major_formatter(FuncFormatter(written_out))
     axis.set_minor_formatter(FuncFormatter(between))
 
 
@@ -102,13 +100,9 @@ def settings() -> Any:
     return rc_context(_SETTINGS)
 
 
-def save(found: Figure, folder: Path, name: str) -> list[Path]:
-    """The figure's files, each in place only when it is whole; without date and versions, which would change them."""
-    paths = []
-    with settings():
-        for suffix, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-            path = folder / f"{name}.{suffix}"
-            with replacing(path) as temporary:
-                found.savefig(temporary, dpi=DPI, metadata=metadata)
-            paths.append(path)
-    return paths
+def save(found: Figure, folder: Path, name: str) -> Path:
+    """The figure's file, in place only when it is whole; without versions, which would change it."""
+    path = folder / f"{name}.png"
+    with settings(), replacing(path) as temporary:
+        found.savefig(temporary, dpi=DPI, metadata={"Software": None})
+    return path
