@@ -18,7 +18,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]' $(VERSIONS)
 	touch $@
 
-demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: figures in out/; 4 minutes
+demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: a figure in out/; 2 minutes
 	$(PY) -m tritongru demo
 
 test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own; about 8 minutes

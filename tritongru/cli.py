@@ -39,7 +39,7 @@ def _run(argv: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
 
     add_demo_arguments(
-        commands.add_parser("demo", help="train an autocomplete, and learn what a GRU remembers: four minutes on a CPU")
+        commands.add_parser("demo", help="train an autocomplete, and learn what a GRU remembers: two minutes on a CPU")
     )
     commands.add_parser("check", help="compare every backend and dtype with float64 and nn.GRU: three minutes on a CPU")
 
