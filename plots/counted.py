@@ -11,9 +11,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.limit import step_traffic
-from tritongru.inspection.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 from tritongru.gradients import steps_at_once
 from tritongru.inspection.counted import with_counts
+from tritongru.inspection.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved
 from tritongru.planning.devices import DEVICES
