@@ -15,6 +15,7 @@ from tests.kit import reference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = ("reference", "differences", "how-it-works", "measuring", "extending")
 
 
 @pytest.mark.parametrize("module", ["functional", "module", "registry", "inspection.gates"])
@@ -47,7 +48,7 @@ def test_differences_are_each_held_by_a_test() -> None:
 
 
 def test_quoted_kernel_is_the_kernel() -> None:
-    block = README.split("that are the GRU**")[1].split("```python\n")[1].split("```")[0]
+    block = (ROOT / "docs" / "how-it-works.md").read_text().split("```python\n")[1].split("```")[0]
     kernels = "".join((ROOT / "kernels" / name).read_text() for name in ("step.py", "gates.py"))
     source = {line.strip() for line in kernels.splitlines()}
     quoted = [line.split("  #")[0].strip() for line in block.splitlines() if line.strip() not in ("", "...")]
@@ -61,7 +62,7 @@ def test_usage_runs() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "kernels/README.md", "docs/differences.md", "docs/reference.md"]
+    "document", ["README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{page}.md" for page in PAGES)]
 )
 def test_named_files_exist(document: str) -> None:
     folder = (ROOT / document).parent
@@ -73,6 +74,10 @@ def test_named_files_exist(document: str) -> None:
     assert missing == []
 
 
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 150
+
+
 def test_make_targets_and_commands_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`?make ([\w-]+)", README + (ROOT / "CONTRIBUTING.md").read_text()):
@@ -81,7 +86,14 @@ def test_make_targets_and_commands_exist() -> None:
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CONTRIBUTING.md", "kernels/README.md", "docs/reference.md", "benchmarks/QUESTIONS.md"]
+    "document",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "kernels/README.md",
+        "benchmarks/QUESTIONS.md",
+        *(f"docs/{page}.md" for page in PAGES),
+    ],
 )
 def test_commands_name_the_python_that_make_has_set_up(document: str) -> None:
     """One that is copied from the page does not end in "No module named 'torch'"."""
@@ -96,7 +108,8 @@ CLAIM = re.compile(
 
 
 @pytest.mark.parametrize(
-    "document", ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", "docs/differences.md"]
+    "document",
+    ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{page}.md" for page in PAGES)],
 )
 def test_no_speed_is_claimed_without_the_row_that_shows_it(document: str) -> None:
     for paragraph in (ROOT / document).read_text().split("\n\n"):
