@@ -20,3 +20,7 @@ driver, versions and commit; columns: results.py. What is still open, and the co
 A shape is a line in cases.py or workloads.py, a provider a line in providers.py. How time is taken: run.py, timing.py,
 hostcost.py.
 """
+
+import time
+
+START = time.monotonic()  # what a budget counts from: importing PyTorch and Triton takes seconds

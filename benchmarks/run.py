@@ -34,7 +34,7 @@ from tritongru.launch.products import rnn_precision
 from tritongru.planning import Device, describe
 from tritongru.planning.devices import of_cuda
 
-from . import tune, work
+from . import START, tune, work
 from .cases import BASELINE, Case, Entry
 from .limit import Ceilings, call_limit_us
 from .providers import Provider, find
@@ -86,7 +86,7 @@ def main(
     if why_not:
         print(f"python -m benchmarks --suite {suite}: {why_not}", file=sys.stderr)
         return 1
-    ends = math.inf if budget_minutes is None else time.monotonic() + 60 * budget_minutes
+    ends = math.inf if budget_minutes is None else START + 60 * budget_minutes
     torch.cuda.set_device(device)
     os.environ.setdefault("TRITONGRU_WAIT_SECONDS", "1")  # a wait that runs out is waited for again and again
     meter = CudaMeter(cold)

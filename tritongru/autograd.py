@@ -91,7 +91,12 @@ def forward_pass(
     with device_guard(x), products.products(x, call.precision):
         inner = replace(call, save_gates=call.save_gates and not layer.recompute)
         weights = LayerWeights.of(tuple(flat), call.directions)
-        y, h_n, gates = layer.backend.load().forward(inner, x_major, h_0, weights)
+        module = layer.backend.load()
+        if layer.backend.triton and x.is_cuda:
+            from .launch.first_call import prepare  # imports Triton
+
+            prepare(module, call, x_major, flat, layer.recompute)
+        y, h_n, gates = module.forward(inner, x_major, h_0, weights)
     if layer.batch_first:
         y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
     if layer.cell:

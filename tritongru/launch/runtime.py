@@ -95,10 +95,26 @@ class Specimen:
     num_warps: int
     num_stages: int
     max_registers: int | None = None  # of a thread; None: the assembler's choice
+    cooperative: bool = False
 
     @property
     def name(self) -> str:
         return self.kernel.fn.__name__
+
+
+def launch_options(
+    kernel: Any, num_warps: int, num_stages: int, cooperative: bool, max_registers: int | None
+) -> dict[str, Any]:
+    """What a launch is asked for with besides arguments; Triton tells kernels apart by it, its order included."""
+    options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
+    if interpreted(kernel):
+        return options
+    options |= FUSED
+    if cooperative:
+        options["launch_cooperative_grid"] = True
+    if max_registers:
+        options["maxnreg"] = max_registers
+    return options
 
 
 class Launch:
@@ -125,13 +141,7 @@ class Launch:
         self.kernel = kernel
         self.name: str = kernel.fn.__name__
         self.rest = [arguments[name] for name in names[len(scalars) :]]  # keeps the tensors alive
-        self.options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
-        if not interpreted(kernel):
-            self.options |= FUSED
-        if cooperative and not interpreted(kernel):
-            self.options["launch_cooperative_grid"] = True
-        if max_registers and not interpreted(kernel):
-            self.options["maxnreg"] = max_registers
+        self.options = launch_options(kernel, num_warps, num_stages, cooperative, max_registers)
         self.again: Callable[..., None] | None = None
         self.observers: Sequence[Callable[[Launch, Grid, Sequence[int]], None]] = _observers
         if (kernels := _recorded.kernels) is not None:

@@ -47,8 +47,9 @@ LARGEST = 1 << 31  # of what the kernels count in 32 bits: elements of a time st
 def overridden(overrides: Overrides) -> SimpleNamespace:
     """This backend with fields of its tiles set."""
     return SimpleNamespace(
-        forward=partial(forward, overrides=overrides), backward=partial(backward, overrides=overrides)
-    )
+        __name__=f"{__name__}:{overrides}", forward=partial(forward, overrides=overrides),
+        backward=partial(backward, overrides=overrides), specimens=partial(specimens, overrides=overrides),
+    )  # fmt: skip
 
 
 @part("recurrence")
@@ -248,8 +249,11 @@ def _constants(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> d
     return {**found, "WAITS": tiles.waits, "WAIT_NEXT": _wait(kind, dataclasses.replace(tiles, delay=0), dtype).text}
 
 
-def specimens(problem: Problem, device: Device, overrides: Overrides = ()) -> list[Specimen]:
-    """What a call would launch, by its types, with the launchers' own constants: for compiling."""
+def specimens(problem: Problem, device: Device, aligned: bool = True, overrides: Overrides = ()) -> list[Specimen]:
+    """What a call would launch, by its types, with the launchers' own constants: for compiling.
+
+    How the caller's tensors are aligned makes no other kernel.
+    """
     found = []
     for kind in ("forward", "backward") if problem.training else ("forward",):
         tiles = sequence_tiles(
@@ -275,5 +279,5 @@ def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> Spe
     given = {name: types.get(name, own) for name in kernel.arg_names if name in types or name.endswith("_ptr")}
     return Specimen(
         kernel, given, _constants(kind, tiles, dtype, precision), tiles.num_warps, num_stages=1,
-        max_registers=tiles.max_registers,
+        max_registers=tiles.max_registers, cooperative=True,
     )  # fmt: skip

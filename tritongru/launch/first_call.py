@@ -1,0 +1,102 @@
+"""A first call compiles its kernels: those of forward and backward side by side, and whoever waits long is told why.
+
+Triton compiles a kernel when it is launched, one after another, and those of backward only then. Here a call's kernels
+are compiled before the first of them is launched, by as many threads, in Triton's own mode for that. A kernel that
+needs another form than was foreseen, or none at all, is compiled when it is launched, as ever.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.runtime.jit import MockTensor
+
+from ..planning.problem import Problem
+from .layer import LayerCall
+from .runtime import Specimen, launch_options
+
+logger = logging.getLogger("tritongru")
+
+SECONDS = 1.0  # that are worth a word
+KEPT = 4096  # calls that are remembered
+DTYPES = {
+    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i16": torch.int16, "i32": torch.int32
+}  # fmt: skip
+_seen: set[Hashable] = set()
+
+
+class _Unaligned(MockTensor):
+    """A tensor as cuDNN's flattened weights may lie in memory."""
+
+    @staticmethod
+    def data_ptr() -> int:
+        return 2
+
+
+def prepare(module: Any, call: LayerCall, x: Tensor, weights: Sequence[Tensor], recompute: bool) -> None:
+    """Compile what a call of `module`, a backend's launchers, will launch, unless one like it was here before."""
+    visits, training = call.visits, call.save_gates
+    key = (
+        module.__name__, x.device, visits.batch, visits.time == 1, x.shape[-1], call.hidden_size, call.directions,
+        call.dtype, call.precision, training, len(weights), recompute,
+    )  # fmt: skip
+    if key in _seen:
+        return
+    if len(_seen) >= KEPT:
+        _seen.clear()
+    _seen.add(key)
+    problem = Problem(
+        batch=visits.batch, time=visits.time, input_size=x.shape[-1], hidden_size=call.hidden_size,
+        directions=call.directions, dtype=call.dtype, training=training, packed=visits.batch_sizes is not None,
+        bias=len(weights) > 2 * call.directions, recompute=recompute, precision=call.precision,
+    )  # fmt: skip
+    aligned = all(w.data_ptr() % 16 == 0 for w in weights)
+    with suppress(ValueError):  # not to be had: the launch says why
+        compile_side_by_side(module.specimens(problem, call.device, aligned=aligned))
+
+
+def compile_side_by_side(specimens: Sequence[Specimen]) -> None:
+    """Compile for the current device what this process has not compiled yet; errors are left to the launch."""
+    start = time.perf_counter()
+    with ThreadPoolExecutor(len(specimens)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
+        for specimen in specimens:
+            given = {name: _like(kind) for name, kind in specimen.arguments.items()} | dict(specimen.constants)
+            options = launch_options(
+                specimen.kernel, specimen.num_warps, specimen.num_stages, specimen.cooperative, specimen.max_registers
+            )
+            arguments = [given[name] for name in specimen.kernel.arg_names]
+            with suppress(Exception):
+                specimen.kernel.warmup(*arguments, grid=(1, 1, 1), **options)
+    if (took := time.perf_counter() - start) > SECONDS:
+        _tell_once(took)
+
+
+_told = False
+
+
+def _tell_once(seconds: float) -> None:
+    global _told
+    if not _told:
+        _told = True
+        logger.warning(
+            "a first call compiled its kernels for %.1f s, as the first of every dtype and size may; Triton keeps them "
+            "on disk. This is said once",
+            seconds,
+        )
+
+
+def _like(kind: str) -> Any:
+    """An argument that Triton takes for one of this type, as `Specimen` has it."""
+    name, _, divisor = kind.partition(":")
+    if name.startswith("*"):
+        dtype = DTYPES[name[1:]]
+        return _Unaligned(dtype) if divisor else dtype
+    return 1.5 if name.startswith("fp") else int(divisor or 3)
