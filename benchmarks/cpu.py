@@ -159,22 +159,33 @@ def _host_cost(console: Console, results: ResultsFile) -> str:
         return f"what backend step costs a GPU's host was not measured: {why_not}"
     from . import hostcost
 
-    title = "backend step, the host's us per timestep, the launch itself replaced by nothing"
+    title = "backend step, the host's us up to the driver, the launch itself replaced by nothing"
     table = Table(title=title, title_justify="left")
-    for column in ("batch", "pass", "p50", "p20", "p80", "first launch of a call", "steps timed"):
-        table.add_column(column, justify="left" if column in ("batch", "pass") else "right")
-    medians = []
+    for column in ("of", "pass", "addresses", "p50", "p20", "p80", "first launch of a call", "timed"):
+        table.add_column(column, justify="left" if column in ("of", "pass", "addresses") else "right")
+    medians: dict[tuple[bool, str], float] = {}
     for cost in hostcost.measure():
-        medians.append(cost.p50_us)
-        case = Case(hostcost.T, hostcost.BATCH, hostcost.HIDDEN, hostcost.HIDDEN, packed=cost.name == "packed")
-        note = f"host only, per timestep, nothing launched; first launch of a call {cost.first_us:.1f} us"
+        of = cost.cell, cost.kind
+        medians[of] = max(cost.p50_us, medians.get(of, 0))
+        case = Case(
+            1 if cost.cell else hostcost.T, hostcost.BATCH, hostcost.HIDDEN, hostcost.HIDDEN,
+            packed=cost.name == "packed", cell=cost.cell,
+        )  # fmt: skip
+        note = f"host only, {'a call' if cost.cell else 'per timestep'}, addresses {cost.kind}"
+        first = "" if cost.cell else f"{cost.first_us:.1f}"
         results.append(
-            Row(case, "step", f"host {cost.pass_}", note=note, rounds=cost.steps, calls=1,
+            Row(case, "step", f"host {cost.pass_} {cost.kind}", rounds=cost.steps, calls=1,
+                note=note + (first and f"; first launch of a call {first} us"),
                 p50_us=cost.p50_us, p20_us=cost.p20_us, p80_us=cost.p80_us)
         )  # fmt: skip
+        name = cost.name if cost.cell else f"{cost.name}, a timestep"
         figures = (f"{us:.2f}" for us in (cost.p50_us, cost.p20_us, cost.p80_us))
-        table.add_row(cost.name, cost.pass_, *figures, f"{cost.first_us:.1f}", str(cost.steps))
-    caption = "the launcher's loop, runtime.Launch, Triton's launch metadata and hooks, and "
+        table.add_row(name, cost.pass_, cost.kind, *figures, first, str(cost.steps))
+    caption = "the launcher's loop, runtime.Launch, what of Triton's launcher is Python, and "
     table.caption = f"In it: {caption}{hostcost.stand_in_us():.2f} us of the stand-in."
     console.print(table)
-    return f"on a GPU's host, backend step takes {max(medians):.1f} us of Python a timestep, without the launch itself"
+    new, again, cell = (f"{medians[of]:.1f}" for of in ((False, "new"), (False, "again"), (True, "again")))
+    return (
+        f"on a GPU's host, without the launches, backend step takes {new} us a timestep, {again} where addresses are "
+        f"those of a call before, and GRUCell in inference {cell} us a call"
+    )

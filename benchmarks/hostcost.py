@@ -3,23 +3,24 @@
 The real launchers run, through Triton's own JIT. In place of what the JIT compiles stands `NoLaunch`; in place of
 Triton's driver a stand-in that names a stream. Nothing reaches a GPU, and nothing is interpreted.
 
-Counted per step: the loop of tritongru/launch/step.py (scalars, grid), tritongru.launch.runtime.Launch, Triton's
-CompiledKernel.launch_metadata and the calls of its (empty) hooks where Launch makes them, and the stand-in's own call.
-Not counted: Triton's launcher below that (CudaLauncher.__call__, which reads every argument and asks the driver about
-every tensor) and the CUDA driver.
-`first launch` is that of a call, which goes through the JIT's binding and specialisation; a call has one forward and,
-with T > 1, two backward.
+Counted per step: the loop of tritongru/launch/step.py (scalars, grid), tritongru.launch.runtime.Launch, and Triton's
+launcher as far as it is Python (CudaLauncher.__call__). Not counted: its part in C, which reads the arguments, and the
+CUDA driver.
+
+A pass costs the host one of three: `first`, the JIT binds and specialises; `new`, what was compiled is known, addresses
+are not those of a call before; `again`, all are: what was handed over then is handed over again.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -32,25 +33,37 @@ _SETTLED = 3  # intervals of a pass that are left out: they contain first launch
 
 
 class NoLaunch:
-    """Stands where Triton's compiled kernel would, and notes when the driver would have been reached."""
+    """Stands where Triton's compiled kernel would, and notes when C would have been reached."""
 
     name, function, packed_metadata, src = "no launch", 0, (), None
 
     def __init__(self) -> None:
+        from triton.backends.nvidia.driver import CudaLauncher
         from triton.compiler.compiler import CompiledKernel
 
         self.reached: list[int] = []  # nanoseconds
+        self.hooked = False  # whether launches may have hooks
         self.launch_metadata = CompiledKernel.launch_metadata.__get__(self)
+        self.run = CudaLauncher.__new__(CudaLauncher)
+        nothing = (
+            "global_scratch_size",
+            "profile_scratch_size",
+            "launch_cooperative_grid",
+            "launch_pdl",
+            "gsan_enabled",
+        )
+        of_c = ("global_scratch_align", "profile_scratch_align", "num_ctas", "arg_annotations", "kernel_signature")
+        vars(self.run).update({**dict.fromkeys(nothing, 0), **dict.fromkeys(of_c, 1), "launch": self._launch})
 
     def _init_handles(self) -> None:
         pass
 
-    def run(self, *arguments: Any) -> None:
-        """Triton's launcher: grid (3), stream, function, packed metadata, metadata, two hooks, arguments."""
+    def _launch(self, *arguments: Any) -> None:
         self.reached.append(time.perf_counter_ns())
-        for hook in arguments[7:9]:
-            if hook is not None:
-                hook(arguments[6])
+        if self.hooked:  # hooks, which come after what they are told
+            first = next((i for i, argument in enumerate(arguments) if callable(argument)), 0)
+            for hook in filter(callable, arguments[first : first + 2]):
+                hook(arguments[first - 1])
 
 
 class _Always(dict[Any, Any]):
@@ -70,6 +83,8 @@ def without_gpu(*kernels: Any) -> Iterator[NoLaunch]:
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
 
+    from tritongru.launch.runtime import forget
+
     for kernel in kernels:
         if not hasattr(kernel, "create_binder"):
             raise RuntimeError("kernels are interpreted in this process: start it without TRITON_INTERPRET")
@@ -88,44 +103,88 @@ def without_gpu(*kernels: Any) -> Iterator[NoLaunch]:
         yield stand_in
     finally:
         driver._active = active
+        forget()
         for kernel in kernels:
             kernel.device_caches.pop(_NOWHERE, None)
 
 
+@contextmanager
+def as_on_a_gpu() -> Iterator[NoLaunch]:
+    """Inside: tensors of the CPU go an H200's way through whole calls of backend `step`, up to the `NoLaunch`."""
+    from tritongru import one_step, registry
+    from tritongru.kernels import step as kernels
+    from tritongru.planning import describe
+
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(one_step, "DEVICES", ("cpu",)))
+        stack.enter_context(patch.object(one_step, "_known", {}))
+        stack.enter_context(patch.object(registry, "device_of", lambda device: describe("h200")))
+        stack.enter_context(patch.object(registry.Backend, "why_not", lambda *given: None))
+        yield stack.enter_context(without_gpu(kernels.step_forward, kernels.step_backward))
+
+
 @dataclass(frozen=True)
 class HostCost:
-    """Microseconds of one pass; `first_us` is the whole of a first launch, the rest is per later step."""
+    """Microseconds of the host: `first_us` of a whole first launch, the rest per step, of calls of that kind."""
 
-    name: str  # dense or packed
-    pass_: str  # forward or backward
+    name: str  # dense or packed, or GRUCell
+    pass_: str  # forward or backward, or inference
+    kind: str  # new or again
     p20_us: float
     p50_us: float
     p80_us: float
     first_us: float
     steps: int
 
+    @property
+    def cell(self) -> bool:
+        """Whether it is of whole calls of a GRUCell, not of timesteps."""
+        return self.name == "GRUCell"
+
 
 def measure(repeats: int = 10) -> Iterator[HostCost]:
     """Forward and backward of a dense and a packed batch."""
     packed = tuple(max(1, BATCH - BATCH * t // T) for t in range(T))
     for name, sizes in (("dense", None), ("packed", packed)):
-        for pass_, (first, steps) in calls(sizes, T, repeats).items():
+        for (pass_, kind), (first, steps) in calls(sizes, T, repeats).items():
             p20, p50, p80 = quantiles(steps)
-            yield HostCost(name, pass_, p20, p50, p80, quantiles(first)[1], len(steps))
+            yield HostCost(name, pass_, kind, p20, p50, p80, quantiles(first)[1], len(steps))
+    for kind, whole in cell_calls(200 * repeats).items():
+        p20, p50, p80 = quantiles(whole)
+        yield HostCost("GRUCell", "inference", kind, p20, p50, p80, p50, len(whole))
+
+
+def cell_calls(repeats: int) -> dict[str, list[float]]:
+    """By kind, in us: calls of a GRUCell in inference, the long way (`new`) and as one that is known (`again`)."""
+    from tritongru import GRUCell, one_step
+
+    found: dict[str, list[float]] = {"new": [], "again": []}
+    with torch.no_grad(), as_on_a_gpu():
+        cell = GRUCell(HIDDEN, HIDDEN, backend="step")
+        x, h = torch.randn(BATCH, HIDDEN), torch.randn(BATCH, HIDDEN)
+        for _ in range(3):
+            cell(x, h)
+        for _ in range(repeats):
+            for kind, able in (("new", ()), ("again", ("cpu",))):
+                with patch.object(one_step, "DEVICES", able):
+                    begun = time.perf_counter_ns()
+                    cell(x, h)
+                    found[kind].append((time.perf_counter_ns() - begun) / 1e3)
+    return found
 
 
 def stand_in_us() -> float:
-    """What the stand-in adds to every step by itself: one call of it, no hooks."""
+    """What the stand-in adds to every step by itself: one call of it."""
     stand_in = NoLaunch()
     for _ in range(1000):
-        stand_in.run(1, 1, 1, 0, 0, (), None, None, None)
+        stand_in._launch()
     return quantiles(_intervals(stand_in.reached))[1]
 
 
 def calls(
     batch_sizes: tuple[int, ...] | None, time_steps: int, repeats: int
-) -> dict[str, tuple[list[float], list[float]]]:
-    """By pass, in us: every first launch, from its call to the driver, and every interval between launches."""
+) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
+    """By pass and kind, in us: first launches, from the launcher's call to C, and intervals between launches."""
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.layer import LayerCall, LayerWeights
@@ -140,33 +199,64 @@ def calls(
         visits=Visits.of(x, batch_sizes), directions=1, hidden_size=H, dtype="fp32", precision="tf32",
         device=describe("h200"), save_gates=True,
     )  # fmt: skip
-    found: dict[str, tuple[list[float], list[float]]] = {"forward": ([], []), "backward": ([], [])}
-    called: list[int] = []
+    passes, kinds = ("forward", "backward"), ("new", "again")
+    found: dict[tuple[str, str], tuple[list[float], list[float]]] = {
+        (pass_, kind): ([], []) for pass_ in passes for kind in kinds
+    }
+    begun: list[int] = []
+    each, memory = runtime.Launch.each, SameMemory()
+    x_proj = torch.randn(*shape, 3 * H)
+    dy, dh_n = torch.zeros(*shape, H), torch.zeros(1, BATCH, H)
 
-    def note(name: str, grid: tuple[int, int, int]) -> None:
-        called.append(time.perf_counter_ns())
+    def noted(self: runtime.Launch, *given: Any) -> None:
+        begun.append(time.perf_counter_ns())
+        each(self, *given)
 
-    with without_gpu(kernels.step_forward, kernels.step_backward) as stand_in:
-        for repeat in range(2 * repeats + 2):
-            watched = repeat % 2 == 0  # being watched costs time: first launches and intervals are taken in turn
-            with runtime.observe(note) if watched else nullcontext():
-                for pass_ in found:
-                    called.clear()
-                    stand_in.reached.clear()
-                    if pass_ == "forward":
-                        y, h_n, gates = step.forward(call, x, h_0, weights)
-                    else:
-                        assert gates is not None
-                        dy, dh_n = torch.zeros_like(y), torch.zeros_like(h_n)
-                        step.backward(call, dy, dh_n, y, h_0, gates, weights, h_0.dtype)
-                    first, steps = found[pass_]
-                    if repeat < 2:  # the JIT's own caches are filled
-                        continue
-                    if watched:
-                        first.append((stand_in.reached[0] - called[0]) / 1e3)
-                    else:
-                        steps += _intervals(stand_in.reached)[_SETTLED:]
+    with ExitStack() as stack:
+        stand_in = stack.enter_context(without_gpu(kernels.step_forward, kernels.step_backward))
+        stack.enter_context(patch.object(runtime.Launch, "each", noted))
+        stack.enter_context(patch.object(step, "empty", memory.empty))
+        stack.enter_context(patch.object(step, "project", lambda *given: x_proj))
+        y, _, gates = step.forward(call, x, h_0, weights)
+        for repeat in range(2 * repeats + 4):
+            kind = kinds[repeat % 2]
+            if kind == "new":
+                runtime.forget_passes()
+            for pass_ in passes:
+                begun.clear()
+                stand_in.reached.clear()
+                memory.again()
+                if pass_ == "forward":
+                    y, _, gates = step.forward(call, x, h_0, weights)
+                else:
+                    assert gates is not None
+                    step.backward(call, dy, dh_n, y, h_0, gates, weights, h_0.dtype)
+                first, steps = found[pass_, kind]
+                if repeat < 4:  # the JIT's own caches are filled
+                    continue
+                first.append((stand_in.reached[0] - begun[0]) / 1e3)
+                steps += _intervals(stand_in.reached)[_SETTLED:]
     return found
+
+
+class SameMemory:
+    """`runtime.empty` that hands out in each pass what it handed out before, in the same order."""
+
+    def __init__(self) -> None:
+        self._tensors: dict[Any, torch.Tensor] = {}
+        self._count = 0
+
+    def again(self) -> None:
+        """A pass begins."""
+        self._count = 0
+
+    def empty(self, *shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """As `runtime.empty`."""
+        self._count += 1
+        key = self._count, shape, dtype
+        if key not in self._tensors:
+            self._tensors[key] = torch.empty(shape, dtype=dtype, device=device)
+        return self._tensors[key]
 
 
 def _intervals(stamps: list[int]) -> list[float]:

@@ -22,6 +22,22 @@ The grid is (tiles of rows, tiles of hidden units, directions). Own buffers have
 `at` is the time step and stride_row = B in a dense batch, the first row of the step and 1 in a packed one. Tensors of
 the caller (x, dy), and rzn, which lies as x does, have strides in multiples of a unit known at compile time (X_UNIT,
 DY_UNIT, and D * 3H of rzn), which tells the compiler their alignment without specialising on T or B.
+
+The product. K is cut into chunks of BLOCK_K, and with SPLIT > 1 each chunk into a part for each warp, as a batch of
+products: a tile of 16 x 16 over all of K would be repeated by every warp. The parts are added at the end.
+
+Programmatic dependent launch (PDL, compute capability 9.0). A launch begins while the one before it runs, once each
+program of that one has said `launch_dependents`; `gdc_wait` holds a program until the launch before is complete and its
+stores are visible. So a program loads what no step makes (the first AHEAD chunks of its weights, x_proj; dy and the
+saved gates), lets the next launch begin, and waits. Why this is right:
+
+- The first step of a pass is an ordinary launch: it begins when all work before it is complete. What that work wrote
+  (x_proj, a copy of W_h, the saved gates, dh_n) any step of the pass may read before its wait.
+- Launches that wait pile up: one may begin while any earlier step of its pass still runs. So what is read before the
+  wait is written by no step of the pass: w_hh, b_hh, dy, dh_n, h_0, and in backward y, r, z, n, q. Only in forward
+  r, z, n overwrite x_proj: at the step that reads it, after its wait, each element by the program that alone read it.
+- Every program waits, whether its rows run or not. So a launch is complete only after the one before it, and whoever
+  has waited has all earlier steps behind him. All stores come after the wait: nobody still reads what they overwrite.
 """
 
 import triton
@@ -53,6 +69,108 @@ def operand(x, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def places(BLOCK_K: tl.constexpr, SPLIT: tl.constexpr):
+    """Which k each place of a chunk holds: [BLOCK_K], or [SPLIT, BLOCK_K / SPLIT]."""
+    if SPLIT == 1:
+        return tl.arange(0, BLOCK_K)
+    else:
+        part: tl.constexpr = BLOCK_K // SPLIT
+        return tl.arange(0, SPLIT)[:, None] * part + tl.arange(0, part)[None, :]
+
+
+@triton.jit
+def load_left(row_ptrs, row_mask, k, stride_k, K: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """A chunk of the left factor, [(SPLIT,) BLOCK_B, K]; row_ptrs [BLOCK_B]: where each row starts."""
+    if SPLIT == 1:
+        ptrs = row_ptrs[:, None] + k[None, :].to(tl.int64) * stride_k
+        mask = row_mask[:, None] & (k < K)[None, :]
+    else:
+        ptrs = row_ptrs[None, :, None] + k[:, None, :].to(tl.int64) * stride_k
+        mask = row_mask[None, :, None] & (k < K)[:, None, :]
+    return operand(tl.load(ptrs, mask=mask, other=0.0), PRECISION)
+
+
+@triton.jit
+def load_weights(
+    w_ptr,  # [3, H, K], or in backward [3, K, H]
+    k,
+    offs_h,
+    stride_k,
+    stride_h,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """A chunk of the right factor of each gate, [(SPLIT,) K, BLOCK_H]."""
+    units = offs_h.to(tl.int64) * stride_h
+    if SPLIT == 1:
+        ptrs = w_ptr + (k.to(tl.int64) * stride_k)[:, None] + units[None, :]
+        mask = (k < K)[:, None] & (offs_h < H)[None, :]
+    else:
+        ptrs = w_ptr + (k.to(tl.int64) * stride_k)[:, :, None] + units[None, None, :]
+        mask = (k < K)[:, :, None] & (offs_h < H)[None, None, :]
+    w_r = tl.load(ptrs, mask=mask, other=0.0)
+    w_z = tl.load(ptrs + H * K, mask=mask, other=0.0)
+    w_n = tl.load(ptrs + 2 * H * K, mask=mask, other=0.0)
+    return operand(w_r, PRECISION), operand(w_z, PRECISION), operand(w_n, PRECISION)
+
+
+@triton.jit
+def load_ahead(
+    w_ptr,
+    offs_h,
+    stride_k,
+    stride_h,
+    K: tl.constexpr,
+    H: tl.constexpr,
+    AHEAD: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The first AHEAD chunks of the right factors, (w_r, w_z, w_n) of each."""
+    found = ()
+    for c in tl.static_range(AHEAD):
+        k = c * BLOCK_K + places(BLOCK_K, SPLIT)
+        found = found + (load_weights(w_ptr, k, offs_h, stride_k, stride_h, K, H, SPLIT, PRECISION),)
+    return found
+
+
+@triton.jit
+def zeros(BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr):
+    """Where products are added up: [(SPLIT,) BLOCK_B, BLOCK_H] float32."""
+    if SPLIT == 1:
+        return tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    else:
+        return tl.zeros((SPLIT, BLOCK_B, BLOCK_H), tl.float32)
+
+
+@triton.jit
+def sum_of_parts(x, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr, SPLIT: tl.constexpr):
+    """The sum of the warps' parts, [BLOCK_B, BLOCK_H], SPLIT a power of two: by halves, in a fixed order, so that each
+    thread is left with elements of its own and gates are computed once."""
+    if SPLIT == 1:
+        return x
+    else:
+        x = tl.permute(tl.reshape(x, (SPLIT, BLOCK_B * BLOCK_H)), (1, 0))
+        if SPLIT == 8:
+            a, b = tl.split(tl.reshape(x, (BLOCK_B * BLOCK_H, 4, 2)))
+            x = a + b
+        if SPLIT >= 4:
+            a, b = tl.split(tl.reshape(x, (BLOCK_B * BLOCK_H, 2, 2)))
+            x = a + b
+        a, b = tl.split(x)
+        return tl.reshape(a + b, (BLOCK_B, BLOCK_H))
+
+
+@triton.jit
+def product(acc, left, right, PRECISION: tl.constexpr):
+    """acc + left right, of a chunk."""
+    return tl.dot(left, right, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def add_products(
     acc_r,
     acc_z,
@@ -61,27 +179,31 @@ def add_products(
     row_mask,
     stride_k,
     w_ptr,  # [3H, K] r, z, n
+    ahead,  # its first chunks
     offs_h,
     K: tl.constexpr,
     H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """acc_g += left W_g^T for the three gates, one tile of K after the other."""
-    h_mask = offs_h < H
-    w_ptrs = w_ptr + offs_h[None, :].to(tl.int64) * K
-    for k in range(0, K, BLOCK_K):
-        offs_k = k + tl.arange(0, BLOCK_K)
-        k_mask = offs_k < K
-        left_ptrs = row_ptrs[:, None] + offs_k[None, :].to(tl.int64) * stride_k
-        left = operand(tl.load(left_ptrs, mask=row_mask[:, None] & k_mask[None, :], other=0.0), PRECISION)
-        w_mask = k_mask[:, None] & h_mask[None, :]
-        w_r = tl.load(w_ptrs + offs_k[:, None], mask=w_mask, other=0.0)
-        w_z = tl.load(w_ptrs + H * K + offs_k[:, None], mask=w_mask, other=0.0)
-        w_n = tl.load(w_ptrs + 2 * H * K + offs_k[:, None], mask=w_mask, other=0.0)
-        acc_r = tl.dot(left, operand(w_r, PRECISION), acc_r, input_precision=PRECISION)
-        acc_z = tl.dot(left, operand(w_z, PRECISION), acc_z, input_precision=PRECISION)
-        acc_n = tl.dot(left, operand(w_n, PRECISION), acc_n, input_precision=PRECISION)
+    """acc_g += left W_g^T for the three gates, chunk by chunk, first those whose weights are here."""
+    AHEAD: tl.constexpr = len(ahead)
+    lefts = ()
+    for c in tl.static_range(AHEAD):  # all are asked for before the first is needed
+        k = c * BLOCK_K + places(BLOCK_K, SPLIT)
+        lefts = lefts + (load_left(row_ptrs, row_mask, k, stride_k, K, SPLIT, PRECISION),)
+    for c in tl.static_range(AHEAD):
+        acc_r = product(acc_r, lefts[c], ahead[c][0], PRECISION)
+        acc_z = product(acc_z, lefts[c], ahead[c][1], PRECISION)
+        acc_n = product(acc_n, lefts[c], ahead[c][2], PRECISION)
+    for k in range(AHEAD * BLOCK_K, K, BLOCK_K):
+        offs_k = k + places(BLOCK_K, SPLIT)
+        left = load_left(row_ptrs, row_mask, offs_k, stride_k, K, SPLIT, PRECISION)
+        w_r, w_z, w_n = load_weights(w_ptr, offs_k, offs_h, 1, K, K, H, SPLIT, PRECISION)
+        acc_r = product(acc_r, left, w_r, PRECISION)
+        acc_z = product(acc_z, left, w_z, PRECISION)
+        acc_n = product(acc_n, left, w_n, PRECISION)
     return acc_r, acc_z, acc_n
 
 
@@ -113,6 +235,15 @@ def load_dh(dh_n_ptrs, dy_ptrs, stride_dy_h, cols, mask, ends):
     dh_n = tl.load(dh_n_ptrs[:, None] + cols[None, :], mask=mask & ends[:, None], other=0.0).to(tl.float32)
     dy = tl.load(dy_ptrs[:, None] + cols[None, :].to(tl.int64) * stride_dy_h, mask=mask, other=0.0).to(tl.float32)
     return dh_n + dy
+
+
+@triton.jit
+def load_dgates(row_ptrs, row_mask, k, H: tl.constexpr, SPLIT: tl.constexpr, PRECISION: tl.constexpr):
+    """dr, dz, dq of a chunk, [(SPLIT,) BLOCK_B, K]; row_ptrs [BLOCK_B]: where each row of dgates starts."""
+    dr = load_left(row_ptrs + H, row_mask, k, 1, H, SPLIT, PRECISION)
+    dz = load_left(row_ptrs + 2 * H, row_mask, k, 1, H, SPLIT, PRECISION)
+    dq = load_left(row_ptrs + 3 * H, row_mask, k, 1, H, SPLIT, PRECISION)
+    return dr, dz, dq
 
 
 @triton.jit
@@ -170,6 +301,9 @@ def step_forward(
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     direction = tl.program_id(2).to(tl.int64)
     if D == 2:
@@ -195,7 +329,8 @@ def step_forward(
     row_rzn = at.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b
     rzn_ptrs = rzn_ptr + ((row_rzn * D + direction) * (3 * H))[:, None] + offs_h[None, :]
 
-    # what the products leave out is asked for before them, to be there when they are done
+    # load: what no step makes; it is there when the products are done
+    ahead = load_ahead(w_hh_ptr, offs_h, 1, H, H, H, AHEAD, BLOCK_K, SPLIT, PRECISION)
     if not FUSE_INPUT:
         x_r = tl.load(rzn_ptrs, mask=mask, other=0.0)
         x_z = tl.load(rzn_ptrs + H, mask=mask, other=0.0)
@@ -208,6 +343,12 @@ def step_forward(
             b_ir = tl.load(b_ih_ptr + offs_h, mask=h_mask, other=0.0)
             b_iz = tl.load(b_ih_ptr + H + offs_h, mask=h_mask, other=0.0)
             b_in = tl.load(b_ih_ptr + 2 * H + offs_h, mask=h_mask, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+    # wait
+    if PDL:
+        tl.extra.cuda.gdc_wait()
     state_ptrs = state_ptr + row_state[:, None] * H + offs_h[None, :]
     if KEEP_STATE:  # this program alone reads and writes its tile of the state
         state = tl.load(state_ptrs, mask=mask & carries[:, None], other=0.0)
@@ -216,16 +357,22 @@ def step_forward(
         h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask, other=0.0)
 
     # the three gate products
-    a_r = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    a_z = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    a_n = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    q = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
+    a_r = zeros(BLOCK_B, BLOCK_H, SPLIT)
+    a_z = zeros(BLOCK_B, BLOCK_H, SPLIT)
+    a_n = zeros(BLOCK_B, BLOCK_H, SPLIT)
+    q = zeros(BLOCK_B, BLOCK_H, SPLIT)
     if FUSE_INPUT:
         x_ptrs = x_ptr + offs_b * stride_x_b * X_UNIT
         a_r, a_z, a_n = add_products(
-            a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, offs_h, I, H, BLOCK_K, PRECISION
+            a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, (), offs_h, I, H, BLOCK_K, SPLIT, PRECISION
         )
-    a_r, a_z, q = add_products(a_r, a_z, q, h_prev_ptrs, runs, 1, w_hh_ptr, offs_h, H, H, BLOCK_K, PRECISION)
+    a_r, a_z, q = add_products(
+        a_r, a_z, q, h_prev_ptrs, runs, 1, w_hh_ptr, ahead, offs_h, H, H, BLOCK_K, SPLIT, PRECISION
+    )
+    a_r = sum_of_parts(a_r, BLOCK_B, BLOCK_H, SPLIT)
+    a_z = sum_of_parts(a_z, BLOCK_B, BLOCK_H, SPLIT)
+    a_n = sum_of_parts(a_n, BLOCK_B, BLOCK_H, SPLIT)
+    q = sum_of_parts(q, BLOCK_B, BLOCK_H, SPLIT)
 
     # the rest of the four sums, in float32
     if not FUSE_INPUT:
@@ -307,6 +454,9 @@ def step_backward(
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    SPLIT: tl.constexpr,
+    AHEAD: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     direction = tl.program_id(2).to(tl.int64)
     if D == 2:
@@ -345,43 +495,55 @@ def step_backward(
     h_0_ptrs = h_0_ptr + row_state * H
     dh_n_ptrs = dh_n_ptr + row_state * H
 
-    # what is needed besides the product is asked for before it; not so in FIRST, whose registers are full
+    # load: what no step makes; not so in FIRST, whose registers are full
     dh_ptrs = dh_ptr + row_state[:, None] * H + offs_h[None, :]
     ends_at_dst = in_dst & ~in_src
-    if not FIRST:  # this program alone reads and writes its tile of dh
-        dh_src = tl.load(dh_ptrs, mask=mask_src, other=0.0)
+    ahead = load_ahead(w_hh_ptr, offs_h, H, 1, H, H, AHEAD, BLOCK_K, SPLIT, PRECISION)
+    if not FIRST:
         z_src = tl.load(rzn_src_ptrs[:, None] + H + offs_h[None, :], mask=mask_src, other=0.0)
         dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
         r, z, n, q = load_gates(rzn_dst_ptrs, q_dst_ptrs, offs_h, mask_dst, H)
         h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+
+    # wait
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+    if not FIRST:  # this program alone reads and writes its tile of dh
+        dh_src = tl.load(dh_ptrs, mask=mask_src, other=0.0)
 
     # dr W_hr + dz W_hz + dq W_hn of src
-    dh_prev = tl.zeros((BLOCK_B, BLOCK_H), tl.float32)
-    for k in range(0, H, BLOCK_K):
-        offs_k = k + tl.arange(0, BLOCK_K)
-        k_mask = offs_k < H
-        mask = in_src[:, None] & k_mask[None, :]
+    dh_prev = zeros(BLOCK_B, BLOCK_H, SPLIT)
+    dgates_src_ptrs = dgates_ptr + row_src * (4 * H)
+    lefts = ()
+    for c in tl.static_range(AHEAD):  # all are asked for before the first is needed
+        k = c * BLOCK_K + places(BLOCK_K, SPLIT)
+        lefts = lefts + (load_dgates(dgates_src_ptrs, in_src, k, H, SPLIT, PRECISION),)
+    for c in tl.static_range(AHEAD):
+        for gate in tl.static_range(3):
+            dh_prev = product(dh_prev, lefts[c][gate], ahead[c][gate], PRECISION)
+    for k in range(AHEAD * BLOCK_K, H, BLOCK_K):
+        offs_k = k + places(BLOCK_K, SPLIT)
         if FIRST:
+            mask = in_src[:, None] & (offs_k < H)[None, :]
             dh_k = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_k, mask, in_src)
             r_k, z_k, n_k, q_k = load_gates(rzn_src_ptrs, q_src_ptrs, offs_k, mask, H)
             h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)
             _, dr, dz, dq = gru_gate_gradients(dh_k, r_k, z_k, n_k, q_k, h_k)
-            dr = dr.to(dgates_ptr.dtype.element_ty)  # products take the storage dtype, as in later launches
-            dz = dz.to(dgates_ptr.dtype.element_ty)
-            dq = dq.to(dgates_ptr.dtype.element_ty)
+            dtype = dgates_ptr.dtype.element_ty  # products take the storage dtype, as in later launches
+            dr, dz, dq = (
+                operand(dr.to(dtype), PRECISION),
+                operand(dz.to(dtype), PRECISION),
+                operand(dq.to(dtype), PRECISION),
+            )
         else:
-            ptrs = dgates_ptr + row_src[:, None] * (4 * H) + offs_k[None, :]
-            dr = tl.load(ptrs + H, mask=mask, other=0.0)
-            dz = tl.load(ptrs + 2 * H, mask=mask, other=0.0)
-            dq = tl.load(ptrs + 3 * H, mask=mask, other=0.0)
-        w_ptrs = w_hh_ptr + offs_k[:, None].to(tl.int64) * H + offs_h[None, :]
-        w_mask = k_mask[:, None] & h_mask[None, :]
-        w_r = operand(tl.load(w_ptrs, mask=w_mask, other=0.0), PRECISION)
-        w_z = operand(tl.load(w_ptrs + H * H, mask=w_mask, other=0.0), PRECISION)
-        w_n = operand(tl.load(w_ptrs + 2 * H * H, mask=w_mask, other=0.0), PRECISION)
-        dh_prev = tl.dot(operand(dr, PRECISION), w_r, dh_prev, input_precision=PRECISION)
-        dh_prev = tl.dot(operand(dz, PRECISION), w_z, dh_prev, input_precision=PRECISION)
-        dh_prev = tl.dot(operand(dq, PRECISION), w_n, dh_prev, input_precision=PRECISION)
+            dr, dz, dq = load_dgates(dgates_src_ptrs, in_src, offs_k, H, SPLIT, PRECISION)
+        w_r, w_z, w_n = load_weights(w_hh_ptr, offs_k, offs_h, H, 1, H, H, SPLIT, PRECISION)
+        dh_prev = product(dh_prev, dr, w_r, PRECISION)
+        dh_prev = product(dh_prev, dz, w_z, PRECISION)
+        dh_prev = product(dh_prev, dq, w_n, PRECISION)
+    dh_prev = sum_of_parts(dh_prev, BLOCK_B, BLOCK_H, SPLIT)
 
     # + dh * z of src
     if FIRST:

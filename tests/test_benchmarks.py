@@ -1078,15 +1078,15 @@ def test_host_cost_runs_the_real_launchers_and_launches_nothing(monkeypatch):
     from tritongru.launch import runtime
 
     driver = triton.runtime.driver
-    active, seen = driver._active, []
-    with monkeypatch.context() as patch, runtime.observe(lambda name, grid: seen.append(name)):
-        patch.setattr(runtime, "_observers", runtime._observers[-1:])  # nobody else is to take these for launches
+    active = driver._active
+    with monkeypatch.context() as patch:
+        patch.setattr(runtime, "_observers", [])  # nobody is to take these for launches
         for sizes in (None, (8, 8, 5, 3, 1, 1)):
             found = hostcost.calls(sizes, 6, repeats=2)
-            assert len(found["forward"][0]) == len(found["backward"][0]) == 2
-            assert all(us > 0 for pass_ in found.values() for part in pass_ for us in part)
-    calls = 2 * (2 * 2 + 2)
-    assert seen.count("step_forward") == seen.count("step_backward") == calls * 6
+            assert set(found) == {(pass_, kind) for pass_ in ("forward", "backward") for kind in ("new", "again")}
+            for first, steps in found.values():
+                assert len(first) == 2 and len(steps) == 2 * (6 - 1 - hostcost._SETTLED)
+                assert all(us > 0 for us in first + steps)
     assert driver._active is active
     assert not any(
         hostcost._NOWHERE in kernel.device_caches for kernel in (kernels.step_forward, kernels.step_backward)

@@ -15,7 +15,7 @@ from tests.kit import reference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("reference", "differences", "how-it-works", "measuring", "extending")
+PAGES = ("reference", "differences", "how-it-works", "measuring", "extending", "streaming")
 
 
 @pytest.mark.parametrize("module", ["functional", "module", "registry", "inspection.gates"])

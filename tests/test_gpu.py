@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
 from tests.kit.cases import MORE_CASES
@@ -269,6 +273,81 @@ def test_memory_is_given_back() -> None:
     assert after() == after()
 
 
+needs_pdl = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability(CUDA) < (9, 0),
+    reason="needs compute capability 9.0",
+)
+# H, B, T, bidirectional: all of W_h ahead, a part of it, wgmma; launches that do not fill the device, and that do
+BESIDE = [(512, 32, 60, False), (203, 5, 40, True), (1024, 64, 40, False), (2048, 64, 30, False), (1024, 512, 20, True)]
+
+
+def without_pdl(patch: pytest.MonkeyPatch) -> None:
+    """The same tiles, every launch after the end of the one before it."""
+    from tritongru.launch import step
+
+    tiles = step.step_tiles
+    patch.setattr(step, "step_tiles", lambda *problem: dataclasses.replace(tiles(*problem), pdl=False))
+
+
+def gradients(layer: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor | None = None) -> list[torch.Tensor]:
+    """Output, h_n and every gradient, from cotangents that are the same each time."""
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    output, h_n = layer(x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False))
+    output = output if lengths is None else output.data
+    generator = torch.Generator(x.device).manual_seed(1)
+    cotangents = [torch.randn(t.shape, device=t.device, generator=generator).to(t.dtype) for t in (output, h_n)]
+    torch.autograd.backward([output, h_n], cotangents)
+    return [output.detach(), h_n.detach(), x.grad, *(p.grad for p in layer.parameters())]
+
+
+@needs_pdl
+@pytest.mark.parametrize("side", [False, True], ids=["default-stream", "side-stream"])
+def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monkeypatch) -> None:
+    """1,000 launches of each shape, both passes and directions, packed too, and the memory between calls is filled with
+    NaN: what is read too early shows."""
+    stream = torch.cuda.Stream() if side else torch.cuda.current_stream()
+    for H, B, T, bidirectional in BESIDE:
+        layer = tritongru.GRU(24, H, bidirectional=bidirectional, device=CUDA, dtype=torch.bfloat16, backend="step")
+        x = torch.randn(T, B, 24, device=CUDA, dtype=torch.bfloat16)
+        for lengths in (None, torch.randint(1, T + 1, (B,))):
+            with monkeypatch.context() as patch:
+                without_pdl(patch)
+                expected = [t.clone() for t in gradients(layer, x, lengths)]
+            wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):
+                for _ in range(-(-500 // T)):
+                    found = gradients(layer, x, lengths)
+                    wrong += sum((ours != right).sum() for ours, right in zip(found, expected, strict=True))
+                    del found
+                    torch.full((1 << 26,), float("nan"), device=CUDA, dtype=torch.bfloat16)
+            torch.cuda.current_stream().wait_stream(stream)
+            assert wrong.item() == 0, (H, B, T, bidirectional, lengths is not None)
+
+
+@needs_pdl
+@pytest.mark.own_process
+def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monkeypatch) -> None:
+    for H, B, T, bidirectional in BESIDE:
+        layer = tritongru.GRU(24, H, bidirectional=bidirectional, device=CUDA, dtype=torch.bfloat16, backend="step")
+        static = torch.zeros(T, B, 24, device=CUDA, dtype=torch.bfloat16)
+        inputs = [torch.randn_like(static) for _ in range(4)]
+        with torch.no_grad():
+            with monkeypatch.context() as patch:
+                without_pdl(patch)
+                expected = [layer(x)[0] for x in inputs]
+            layer(static)
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                captured, _ = layer(static)
+            for turn in range(-(-1000 // T)):
+                static.copy_(inputs[turn % 4])
+                graph.replay()
+                assert torch.equal(captured, expected[turn % 4]), (H, B, T, bidirectional, turn)
+
+
 GRAPHED = ("step", "sequence")
 
 
@@ -331,6 +410,50 @@ def test_a_user_s_capture(backend: str, packed: bool) -> None:
             graph.replay()
             assert torch.equal(captured, call())
     tritongru.synchronize()
+
+
+@pytest.mark.own_process
+def test_the_streaming_loop_of_the_docs() -> None:
+    """docs/streaming.md runs as it stands, and gives what nn.GRUCell does, called one by one on the same weights."""
+    text = (Path(__file__).parents[1] / "docs" / "streaming.md").read_text()
+    names: dict[str, Any] = {}
+    exec(text.split("```python\n")[1].split("```")[0], names)
+    cell, stream, outputs = names["cell"], names["stream"], names["outputs"]
+    theirs = torch.nn.GRUCell(64, 256, device=CUDA, dtype=torch.float64)
+    theirs.load_state_dict(cell.state_dict())
+    with torch.no_grad():
+        true, state = torch.zeros(1, 256, device=CUDA, dtype=torch.float64), torch.zeros_like(outputs[0])
+        for x_t, found in zip(stream, outputs, strict=True):
+            true, state = theirs(x_t.double(), true), cell(x_t, state)
+            assert torch.equal(found, state)
+        assert (found - true).norm() <= 0.05 * true.norm()  # the state is rounded to bfloat16 at every step
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_short_way_of_one_step_gives_the_bits_of_the_long_way(dtype: torch.dtype) -> None:
+    """Whose launches somebody is told of goes the long way. Two layers, and a cell."""
+    from tritongru.launch.runtime import observe
+
+    gru = tritongru.GRU(48, 200, 2, device=CUDA, dtype=dtype, backend="step")
+    cell = tritongru.GRUCell(48, 200, device=CUDA, dtype=dtype, backend="step")
+    xs = torch.randn(20, 3, 48, device=CUDA, dtype=dtype)
+
+    @torch.no_grad()
+    def loop() -> list[torch.Tensor]:
+        h, state = torch.zeros(2, 3, 200, device=CUDA, dtype=dtype), torch.zeros(3, 200, device=CUDA, dtype=dtype)
+        found = []
+        for x in xs:
+            y, h = gru(x[None], h)
+            state = cell(x, state)
+            found += [y, h, state]
+        return found
+
+    names: list[str] = []
+    with observe(lambda name, grid: names.append(name)):
+        expected = loop()
+    assert names == ["step_forward"] * 60
+    for _ in range(2):
+        assert all(torch.equal(a, b) for a, b in zip(loop(), expected, strict=True))
 
 
 @pytest.mark.parametrize("mode", ["default", pytest.param("reduce-overhead", marks=pytest.mark.own_process)])

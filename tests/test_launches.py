@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_sequence
@@ -179,11 +181,11 @@ def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch
     calls = []
 
     class Recorded(runtime.Launch):
-        def __init__(self, kernel, scalars, arguments, num_warps, num_stages):
-            super().__init__(kernel, scalars, arguments, num_warps, num_stages)
+        def __init__(self, kernel, scalars, arguments, *options, **more):
+            super().__init__(kernel, scalars, arguments, *options, **more)
             calls.append((kernel, {**dict.fromkeys(scalars, 0), **arguments}))
 
-        def __call__(self, grid, scalars):
+        def each(self, steps, same):
             pass
 
     monkeypatch.setattr(step, "Launch", Recorded)
@@ -197,3 +199,66 @@ def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch
     compiled = fake_specialisations(calls)
     for kernel in ("step_forward", "step_backward"):
         assert 1 <= sum(key[0] == kernel for key in compiled) <= 3
+
+
+@pytest.mark.compiled
+def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypatch) -> None:
+    """And a call whose arguments are those of a call before hands over what that one did, no other call does."""
+    import triton
+
+    from benchmarks.hostcost import SameMemory, without_gpu
+    from tritongru.kernels import step as kernels
+    from tritongru.launch import runtime, step
+    from tritongru.launch.layer import LayerCall, LayerWeights
+    from tritongru.planning import describe
+    from tritongru.visits import Visits
+
+    T, B, I, H = 5, 2, 7, 16
+    weights = LayerWeights.of((torch.randn(3 * H, I), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)), 1)
+    x, h_0, x_proj, memory = torch.randn(T, B, I), torch.randn(1, B, H), torch.randn(T, B, 3 * H), SameMemory()
+    monkeypatch.setattr(step, "empty", memory.empty)
+    monkeypatch.setattr(step, "project", lambda *given: x_proj)
+    handed: list[tuple[Any, ...]] = []
+
+    def forward(T: int, device: str = "h200") -> list[tuple[Any, ...]]:
+        memory.again()
+        handed.clear()
+        call = LayerCall(Visits(T, B), 1, H, "fp32", "tf32", describe(device), save_gates=True)
+        step.forward(call, x, h_0, weights)
+        return handed.copy()
+
+    def beside(found: list[tuple[Any, ...]]) -> list[bool]:
+        return [bool(given[6]) for given in found]  # of Triton's launcher: grid, stream, function, cooperative, pdl
+
+    with without_gpu(kernels.step_forward) as stand_in, monkeypatch.context() as patch:
+        patch.setattr(runtime, "_observers", [])  # who is told of launches gets them one by one
+        stand_in.run.launch = lambda *given: handed.append(given)
+        found = forward(T)  # by the JIT
+        assert beside(found) == [False] + [True] * (T - 1) and len(runtime._kept) == 0
+        assert beside(forward(T)) == beside(found) and len(runtime._kept) == 1
+        noted = handed.copy()
+        assert forward(T) == noted and len(runtime._kept) == 1
+        assert beside(forward(T - 1)) == [False] + [True] * (T - 2) and len(runtime._kept) == 2
+        assert beside(forward(T, "a100")) == [False] * T  # another kernel: the JIT's, then noted
+        assert beside(forward(T, "a100")) == [False] * T and len(runtime._kept) == 3
+        x_proj = x_proj.clone()
+        assert forward(T) != noted and len(runtime._kept) == 4
+        hook = triton.knobs.runtime.launch_enter_hook
+        hook.add(print)
+        try:
+            assert len(forward(T)) == T and len(runtime._kept) == 4
+        finally:
+            hook.remove(print)
+
+
+def test_what_is_kept_of_passes_is_bounded() -> None:
+    from tritongru.launch.runtime import Kept, Pass
+
+    kept = Kept(10)
+    for name in "abcd":
+        kept.keep(name, Pass(None, print, [()] * 4))
+    assert list(kept) == ["c", "d"]
+    kept.keep("d", Pass(None, print, [()] * 9))  # there already
+    assert list(kept) == ["c", "d"]
+    kept.keep("large", Pass(None, print, [()] * 11))
+    assert list(kept) == []

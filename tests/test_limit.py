@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.limit import CallLimit, Ceilings, Limit, call_limit_us, limit_us
+from benchmarks.limit import CallLimit, Ceilings, Limit, call_limit_us, least_step_us, limit_us
 from tests.kit.ceilings import TOP
 from tritongru.planning import Problem, describe
 from tritongru.planning.devices import Device
@@ -207,3 +207,18 @@ def test_a_call_takes_longer_with_more_of_anything(training: bool) -> None:
         for name_of_size, values in (("time", (2, 3, 10, 1000)), ("layers", (1, 2, 4))):
             found = [call(**same, **{name_of_size: value}).us for value in values]
             assert found == sorted(set(found)) and found[0] > 0
+
+
+def test_a_step_beside_the_launch_before_it_reads_its_weights_before() -> None:
+    """And waits for what that launch made, by one round trip, instead of for its end."""
+    tiles = StepTiles(block_b=16, block_h=16, block_k=128, num_warps=8, num_stages=1, split=8, ahead=4, pdl=True)
+    found = limit("forward", "step", 16, 512, tiles=tiles)
+    h = 2 * 16 * (512 + 3 * 16) / (92.3 * 1980)
+    assert found.l2_us == pytest.approx(max(h, 2 * (3 * 512**2 + 16 * 512 * 35) / 11.9e6))
+    assert found.launch_us == pytest.approx(0.254)
+
+
+def test_no_step_is_below_reading_w_once() -> None:
+    assert least_step_us(512, 1, "bf16", H200, TOP) == pytest.approx(1.13 + 6 * 512**2 / 11.9e6)
+    outside = 6 * 4096**2 - 60 * 2**20  # of L2
+    assert least_step_us(4096, 1, "bf16", H200, TOP) == pytest.approx(1.13 + outside / 4.48e6)

@@ -98,7 +98,8 @@ def test_a_forced_backend_that_cannot_serve_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["forward", "cell", "backward", "backward_first"])
 def test_few_forms_of_a_kernel_whatever_the_batch(name: str, kind: str) -> None:
     forms = {step_tiles(kind, batch, 512, 1, "bf16", "tf32", describe(name)) for batch in range(1, 600)}
-    assert len(forms) <= 2
+    # with PDL tiles follow the rows: 16, 32, 64 or 128 of them, and how much of W_h is loaded ahead
+    assert len(forms) <= (7 if any(tiles.pdl for tiles in forms) else 2)
 
 
 @pytest.mark.parametrize("backend", ["step", "sequence"])
@@ -332,3 +333,27 @@ def test_a_reader_that_has_seen_enough_gets_no_traceback() -> None:
         process.stdout.close()  # before anything is written
         said = process.stderr.read()
         assert process.wait(timeout=300) == 1 and said == ""
+
+
+def test_fields_of_a_step_s_tiles_may_be_set() -> None:
+    planned = dict(choose(PROBLEM, describe("h200"), "step").tiles)
+    found = dict(choose(PROBLEM, describe("h200"), "step:ahead=0,num_stages=3,pdl=0").tiles)
+    assert found["forward"] == replace(planned["forward"], ahead=0, num_stages=3, pdl=False)
+    assert found["backward"] == replace(planned["backward"], ahead=0, num_stages=3, pdl=False)
+    assert found["backward_first"] == planned["backward_first"]
+    assert not dict(choose(PROBLEM, describe("a100"), "step:pdl=1").tiles)["forward"].pdl
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ("block_b=24", "powers of two"),
+        ("split=4", "split 1 or the number of warps"),
+        ("block_b=256,block_h=256,ahead=64", "bytes of shared memory"),
+        ("rows=16", "takes the fields block_b, block_h"),
+        ("ahead=all", "must be a number of digits"),
+    ],
+)
+def test_fields_that_no_step_has_are_refused(fields: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        choose(PROBLEM, describe("h200"), f"step:{fields}")

@@ -197,7 +197,7 @@ def test_a_launch_hook_is_told_at_every_launch():
     hook = triton.knobs.runtime.launch_enter_hook
     with without_gpu(kernels.step_forward) as stand_in:
         stand_in.src = ASTSource.__new__(ASTSource)
-        stand_in.src.fn, stand_in.metadata = kernels.step_forward, None
+        stand_in.src.fn, stand_in.metadata, stand_in.hooked = kernels.step_forward, None, True
 
         def note(metadata) -> None:
             hooked.append(metadata.get())

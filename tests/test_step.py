@@ -8,6 +8,7 @@ most of backward in chunks, which is outside backends.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -19,6 +20,8 @@ from tests.kit.cases import HALF, MORE_CASES, quiet, shapes
 from tests.kit.drawn import DTYPES
 from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru.inspection.check import CASES, Case
+from tritongru.launch import step
+from tritongru.planning.step import FORMS, StepTiles
 
 BACKENDS = (
     "reference",
@@ -88,9 +91,16 @@ def test_rule_with_the_tiles_of_a_gpu(case: Case, dtype: torch.dtype, h200_tiles
 
 
 @pytest.mark.interpreted
-def test_rule_with_wide_tiles(h200_tiles: None) -> None:
-    """More than 32 rows take tiles of 64."""
-    assert_right(Case(T=2, B=66, I=3, H=34), "step")
+@pytest.mark.parametrize("form", [0, 3, *(pytest.param(i, marks=pytest.mark.long) for i in (1, 2, 4, 5))])
+def test_rule_with_every_form_and_part_of_the_weights_ahead(form: int, h200_tiles: None, monkeypatch) -> None:
+    """K in two or three chunks, ragged at the end, one of them loaded before the wait."""
+    chosen = step.step_tiles
+
+    def forced(kind: str, *problem: Any) -> StepTiles:
+        return replace(FORMS[kind][form], ahead=1) if kind in FORMS else chosen(kind, *problem)
+
+    monkeypatch.setattr(step, "step_tiles", forced)
+    assert_not_wrong(Case(T=2, B=18, I=3, H=150), "step", torch.float16)
 
 
 @pytest.mark.interpreted

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.nn import Parameter
 
-from . import ops, registry
+from . import one_step, ops, registry
 from .autograd import GRULayer, Layer
 from .beside import eager_beside_graphs
 from .launch.layer import LayerCall
@@ -122,6 +122,9 @@ def gru_cell(
         torch.Size([2, 4])
     """
     with_aten = (input, hx, w_ih, w_hh, b_ih, b_hh)
+    key, known = one_step.cell(backend, *with_aten)
+    if known is not None:
+        return known
     if uses_aten(backend, input) or (into_a_graph() and _stands_in(backend, input)):  # a cell is traced as it stands
         return torch.gru_cell(*with_aten)
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
@@ -133,7 +136,9 @@ def gru_cell(
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
     x, h_0, params = _autocast(chosen, input, hx, params)
-    return _layer(chosen, x[None], None, h_0[None], params, 1, cell=True)[1]
+    h = _layer(chosen, x[None], None, h_0[None], params, 1, cell=True)[1]
+    one_step.remember(key, chosen, x[None], h_0[None], params, layers=1)
+    return h
 
 
 def _gru(
@@ -150,6 +155,12 @@ def _gru(
     backend: str | None,
     recompute: bool,
 ) -> tuple[Tensor, Tensor]:
+    key = None
+    if _is_one_step(input, batch_sizes, batch_first) and type(params) is list and not (bidirectional or dropout):
+        key = one_step.key_of(backend, (input, hx, *params), has_biases, num_layers, batch_first)
+        if (known := one_step.gru(key, input, hx, params)) is not None:
+            return known
+
     def aten() -> tuple[Tensor, Tensor]:
         if batch_sizes is None:
             return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
@@ -183,7 +194,16 @@ def _gru(
         h_ns.append(h_n)
         if train and dropout != 0 and layer < num_layers - 1:
             x = torch.dropout(x, dropout, True)
+    if key is not None:
+        one_step.remember(key, chosen, input.transpose(0, 1) if batch_first else input, hx, params, num_layers)
     return x, h_ns[0] if num_layers == 1 else torch.cat(h_ns)
+
+
+def _is_one_step(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> bool:
+    """Whether T is 1, of a dense batch. Not asked in a graph, where T may be what only data tells."""
+    if batch_sizes is not None or torch.compiler.is_compiling() or not isinstance(input, Tensor):
+        return False
+    return input.dim() == 3 and type(input) is Tensor and input.shape[1 if batch_first else 0] == 1
 
 
 def uses_aten(backend: str | None, input: Tensor) -> bool:

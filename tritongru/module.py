@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import registry
+from . import one_step, registry
 from .beside import compile_call, eager_beside_graphs
 from .functional import gru, gru_cell, into_a_graph, uses_aten
 
@@ -175,6 +175,11 @@ class GRUCell(nn.GRUCell):
 
     @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if hx is not None and one_step.may_know(input):
+            weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
+            _, known = one_step.cell(self.backend, input, hx, *weights)
+            if known is not None:
+                return known
         if uses_aten(self.backend, input):
             return super().forward(input, hx)
         if input.dim() not in (1, 2):

@@ -38,7 +38,7 @@ class Backend:
     about: str
     module: str | None
     triton: bool = False
-    overrides: Overrides = ()  # fields of the tiles of `sequence`, set for a measurement
+    overrides: Overrides = ()  # fields of its tiles, set for a measurement
 
     @property
     def keeps_weights_on_chip(self) -> bool:
@@ -191,7 +191,8 @@ def use_backend(name: str | None) -> Iterator[None]:
 def find(name: str) -> Backend:
     """The backend of that name; ValueError lists the valid ones.
 
-    "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set, as planning/sequence.py names them.
+    "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set, as planning/sequence.py names them;
+    those of `step` are named in planning/step.py.
     """
     if not isinstance(name, str):
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")

@@ -19,12 +19,14 @@ from typing import NamedTuple
 from tritongru.inspection.compile_report import CompileReport, bytes_moved, control_flow
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
+from tritongru.planning.step import StepTiles
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
 ASYNCHRONOUS = ("LDGSTS", "LDGDEPBAR", "UTMALDG", "UBLKCP")
 MATRIX = ("HMMA", "HGMMA", "UTCMMA")
 RECEIVED = "LDG.E.128.STRONG.GPU"
 CLOCK = "SR_GLOBALTIMER"
+WAIT, LET = "ACQBULK", "PREEXIT"  # griddepcontrol.wait and .launch_dependents
 
 
 class Needed(NamedTuple):
@@ -117,6 +119,60 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
     parted = _unordered(opcodes, before, {i for inner in bodies[1:] for i in inner if opcodes[i] == RECEIVED})
     if parted:
         faults.append(f"{parted} matrix instructions that a lane may reach before its warp: no WARPSYNC after a wait")
+    return faults
+
+
+def dependence_faults(report: CompileReport, tiles: StepTiles, kind: str, dtype: str) -> list[str]:
+    """What is wrong with the machine code of a kernel of kernels/step.py that begins while the launch before it runs;
+    [] if nothing.
+
+    On sm_90 to sm_120 `gdc_wait` is ACQBULK and `gdc_launch_dependents` PREEXIT. How many bytes a thread loads before
+    the wait is known from the tiles: a dependent load that comes too early, or a weight that comes late, shows there.
+
+    Args:
+        report: of that kernel of a dense layer with biases and saved gates, H divisible by its tiles' units and depth.
+        kind: "forward" or "backward".
+    """
+    opcodes, before, _ = control_flow(report)
+    after: list[list[int]] = [[] for _ in opcodes]
+    for i, previous in enumerate(before):
+        for j in previous:
+            after[j].append(i)
+
+    def reached(start: list[int], stop: str) -> set[int]:
+        """The instructions that control may reach from some, those included, and not through one that is `stop`."""
+        seen, pending = set(start), list(start)
+        while pending:
+            i = pending.pop()
+            if not opcodes[i].startswith(stop):
+                new = [j for j in after[i] if j not in seen]
+                seen.update(new)
+                pending += new
+        return seen
+
+    waits = [i for i, opcode in enumerate(opcodes) if opcode.startswith(WAIT)]
+    lets = [i for i, opcode in enumerate(opcodes) if opcode.startswith(LET)]
+    if len(waits) != 1 or len(lets) != 1:
+        return [f"{len(waits)} {WAIT} and {len(lets)} {LET}, one of each is needed"]
+    early = reached([0], WAIT)
+    faults = []
+    if any(opcodes[i].startswith("EXIT") for i in early):
+        faults.append("a program may end without a wait: the launch after it would not wait for the one before")
+    if any(opcodes[i].startswith(("STG", "RED", "ATOM")) for i in early):
+        faults.append("a store before the wait")
+    between = reached(after[lets[0]], WAIT)
+    if waits[0] not in between or any(opcodes[i].startswith(("LDG", "UTMALDG")) for i in between):
+        faults.append(f"a load between {LET} and {WAIT}: the next launch begins before it is asked for")
+    size, threads = BYTES[dtype], 32 * tiles.num_warps
+    own = tiles.block_b * tiles.block_h // threads  # elements of a tile
+    # x_proj; z of src, r, z, n, q, of dst, dy and dh_n, y and h_0
+    tensors, biases = (3, 3) if kind == "forward" else (1 + 4 + 2 + 2, 0)
+    wanted = tiles.ahead * 3 * tiles.block_h * tiles.block_k * size // threads + tensors * own * size
+    # of a bias a thread loads as many as its tile has side by side
+    allowed = {wanted + biases * beside * size for beside in (min(own, 4), own)}
+    found = _bytes(Counter(opcodes[i] for i in early), "LDG", None)
+    if found not in allowed:
+        faults.append(f"{found} bytes loaded before the wait, the tiles have {wanted} that no step makes, and biases")
     return faults
 
 

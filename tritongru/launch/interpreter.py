@@ -5,8 +5,10 @@
 3. float32 -> bfloat16 truncates, or rounds half up; hardware rounds to nearest, ties to even: 3.6 and 3.7.
 4. tl.extra.cuda.globaltimer(), by which kernels bound their waits, is inline assembly and out of reach besides: 3.6 and
    3.7. Here it reads the host's monotonic clock. Any other inline assembly stays the interpreter's own error.
-5. Every call of a device function patches the whole language again, a quarter of the time: 3.6 and 3.7.
-6. A comparison of scalars, spread over a tile, is a tile of the scalars' integers: 3.6 to 3.9, which refuses it as a
+5. tl.extra.cuda.gdc_wait() and gdc_launch_dependents() are inline assembly too: here a launch is over before the next
+   begins, and they do nothing.
+6. Every call of a device function patches the whole language again, a quarter of the time: 3.6 and 3.7.
+7. A comparison of scalars, spread over a tile, is a tile of the scalars' integers: 3.6 to 3.9, which refuses it as a
    mask.
 
 They change `triton.runtime.interpreter` in this process only, which nothing but an interpreted kernel uses.
@@ -132,6 +134,8 @@ def _repair() -> None:
             return interpreter._LangPatchScope()  # the launch that calls this device function has patched all of it
         scope = patch_lang(fn)  # gives the interpreter's builder to every builtin of tl, but not of tl.extra
         interpreter._patch_attr(tl.extra.cuda, "globaltimer", timer, interpreter.interpreter_builder, scope)
+        for name in ("gdc_wait", "gdc_launch_dependents"):
+            scope.set_attr(tl.extra.cuda, name, lambda **given: None)
         return scope
 
     interpreter._patch_lang = patch_lang_with_timer

@@ -31,6 +31,11 @@ def profiling() -> Iterator[None]:
         _profiling -= 1
 
 
+def profiled() -> bool:
+    """Whether a block of `profiling` is open."""
+    return _profiling > 0
+
+
 def part(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Mark a function as a part of a call. Parts may contain each other; what runs belongs to the innermost."""
 

@@ -8,7 +8,10 @@ backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import islice
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -17,12 +20,13 @@ from torch import Tensor
 from ..kernels import step as kernels
 from ..planning.devices import Device
 from ..planning.problem import Problem
+from ..planning.sequence import Overrides
 from ..planning.step import StepTiles, step_tiles
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .parts import part
 from .products import project
-from .runtime import Launch, Specimen, empty, interpreted
+from .runtime import Grid, Launch, OneStep, Specimen, empty, interpreted
 
 
 def _in_units(strides: Sequence[int], features: int) -> tuple[int, ...]:
@@ -35,8 +39,18 @@ def _ceil(a: int, b: int) -> int:
     return -(-a // b)
 
 
+def overridden(overrides: Overrides) -> SimpleNamespace:
+    """This backend with fields of its tiles set."""
+    return SimpleNamespace(
+        __name__=f"{__name__}:{overrides}", forward=partial(forward, overrides=overrides),
+        backward=partial(backward, overrides=overrides), specimens=partial(specimens, overrides=overrides),
+    )  # fmt: skip
+
+
 @part("recurrence")
-def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
+def forward(
+    call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights, overrides: Overrides = ()
+) -> tuple[Tensor, Tensor, SavedGates | None]:
     """One layer forward.
 
     Args:
@@ -44,14 +58,35 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         x: input, time-major [T, B, I] or packed [N, I]; any strides.
         h_0: [D, B, H], any strides.
         weights: of each direction, contiguous.
+        overrides: fields of the tiles, set for a measurement.
 
     Returns:
         y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.
     """
+    launch, grids, y, h_n, gates = _forward(call, x, h_0, weights, overrides)
+    launch.each(grids, call.visits)
+    return y, h_n, gates
+
+
+def one_step(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> OneStep | None:
+    """The launch of such a call with T = 1, one direction and no gates to keep, for other addresses; None: of a kind
+    that is not compiled yet. All tensors contiguous but x."""
+    launch, grids, y, h_n, _ = _forward(call, x, h_0, weights)
+    given = (x, h_0, *weights.direction(0)[: 4 if weights.b_hh else 2], y, h_n)
+    return OneStep.of(launch, next(grids), given)
+
+
+Grids = Iterator[tuple[Grid, Sequence[int]]]
+
+
+def _forward(
+    call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights, overrides: Overrides = ()
+) -> tuple[Launch, Grids, Tensor, Tensor, SavedGates | None]:
+    """What `forward` launches, with which grids and scalars, and what it returns."""
     visits, D, H, I = call.visits, call.directions, call.hidden_size, x.shape[-1]
     T, B = visits.time, visits.batch
     fuse_input = T == 1
-    tiles = step_tiles("cell" if fuse_input else "forward", B, H, D, call.dtype, call.precision, call.device)
+    tiles = step_tiles("cell" if fuse_input else "forward", B, H, D, call.dtype, call.precision, call.device, overrides)
     device, dtype = x.device, x.dtype
     x, h_0 = x.resolve_neg(), h_0.resolve_neg()  # a kernel reads memory, where a lazily negated tensor is not negated
     by_row = x.shape[:-1]
@@ -92,9 +127,8 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
         tiles,
     )  # fmt: skip
     columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
-    for rows, scalars in visits.forward(D):
-        launch((-(-rows // block_b), columns, D), scalars)
-    return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
+    grids = (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visits.forward(D))
+    return launch, grids, y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
 @part("recurrence")
@@ -107,6 +141,7 @@ def backward(
     gates: SavedGates,
     weights: LayerWeights,
     dh_0_dtype: torch.dtype | None,
+    overrides: Overrides = (),
 ) -> tuple[Tensor, Tensor | None]:
     """One layer backward.
 
@@ -115,6 +150,7 @@ def backward(
         dh_n: gradient of h_n, [D, B, H], in y's dtype or float32.
         y, h_0, gates: what forward took and made.
         dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
+        overrides: as in forward.
 
     Returns:
         dgates [D, rows, 4H] (dn, dr, dz, dq) and, if wanted, dh_0 [D, B, H].
@@ -131,7 +167,7 @@ def backward(
     dh_0 = empty(D, B, H, dtype=dh_0_dtype or dtype, device=device)
 
     def bound(kind: str) -> tuple[Launch, StepTiles]:
-        tiles = step_tiles(kind, B, H, D, call.dtype, call.precision, call.device)
+        tiles = step_tiles(kind, B, H, D, call.dtype, call.precision, call.device, overrides)
         arguments = dict(
             dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
             rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
@@ -141,26 +177,34 @@ def backward(
         )  # fmt: skip
         return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
 
-    steps = visits.backward(D, want_dh_0=dh_0_dtype is not None)
-    rows, scalars = next(steps)
-    launch, tiles = bound("backward_first")
-    launch((_ceil(rows, tiles.block_b), _ceil(H, tiles.block_h), D), scalars)
-    if visits.time > 1:
-        launch, tiles = bound("backward")
+    want_dh_0 = dh_0_dtype is not None
+    for kind, steps in (("backward_first", slice(1)), ("backward", slice(1, None)))[: min(visits.time, 2)]:
+        launch, tiles = bound(kind)
         columns, block_b = _ceil(H, tiles.block_h), tiles.block_b
-        for rows, scalars in steps:
-            launch((-(-rows // block_b), columns, D), scalars)
+        visited = islice(visits.backward(D, want_dh_0), steps.start, steps.stop)
+        launch.each((((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited), (visits, want_dh_0))
     return dgates, dh_0 if dh_0_dtype else None
 
 
 def _launch(kernel: Any, scalars: Sequence[str], arguments: dict[str, Any], tiles: StepTiles) -> Launch:
     if interpreted(kernel):
         repair()
-    blocks = {"BLOCK_B": tiles.block_b, "BLOCK_H": tiles.block_h, "BLOCK_K": tiles.block_k}
-    return Launch(kernel, scalars, {**arguments, **blocks}, tiles.num_warps, tiles.num_stages)
+    return Launch(
+        kernel, scalars, {**arguments, **_blocks(tiles)}, tiles.num_warps, tiles.num_stages,
+        max_registers=tiles.max_registers, pdl=tiles.pdl,
+    )  # fmt: skip
 
 
-def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Specimen]:
+def _blocks(tiles: StepTiles) -> dict[str, int | bool]:
+    return {
+        "BLOCK_B": tiles.block_b, "BLOCK_H": tiles.block_h, "BLOCK_K": tiles.block_k,
+        "SPLIT": tiles.split, "AHEAD": tiles.ahead, "PDL": tiles.pdl,
+    }  # fmt: skip
+
+
+def specimens(
+    problem: Problem, device: Device, aligned: bool = True, overrides: Overrides = ()
+) -> list[Specimen]:
     """What a call of the first layer would launch, by its types, with the launchers' own constants: for compiling.
 
     `aligned=False` takes weights and caller's tensors at the element's own alignment, as cuDNN's flattened ones may be.
@@ -172,10 +216,11 @@ def specimens(problem: Problem, device: Device, aligned: bool = True) -> list[Sp
     sizes = dict.fromkeys(kernels.SIZES, "i32")
 
     def specimen(kernel: Any, kind: str, arguments: dict[str, str], constants: dict[str, Any]) -> Specimen:
-        tiles = step_tiles(kind, B, H, D, dtype, problem.precision, device)
-        blocks = {"BLOCK_B": tiles.block_b, "BLOCK_H": tiles.block_h, "BLOCK_K": tiles.block_k}
+        tiles = step_tiles(kind, B, H, D, dtype, problem.precision, device, overrides)
         given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
-        return Specimen(kernel, given, {**constants, **blocks}, tiles.num_warps, tiles.num_stages)
+        return Specimen(
+            kernel, given, {**constants, **_blocks(tiles)}, tiles.num_warps, tiles.num_stages, tiles.max_registers
+        )
 
     weights = [f"{name}{suffix}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for suffix in ("", "_reverse")]
     found = [

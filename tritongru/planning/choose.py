@@ -10,6 +10,7 @@ import dataclasses
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from . import sequence, step
 from .devices import Device
 from .measured import Choice, Timed, fastest
 from .problem import BYTES, Problem
@@ -97,7 +98,9 @@ class Plan:
 def _in_words(tiles: StepTiles | SequenceTiles) -> str:
     if isinstance(tiles, StepTiles):
         t = tiles
-        return f"{t.block_b} rows x {t.block_h} units, K by {t.block_k}, {t.num_warps} warps, {t.num_stages} stages"
+        words = f"{t.block_b} rows x {t.block_h} units, K by {t.block_k}, {t.num_warps} warps, {t.num_stages} stages"
+        words += f", {t.split} parts of K" * (t.split > 1) + f", {t.ahead} chunks of W_h first" * (t.ahead > 0)
+        return words + ", beside the launch before it" * t.pdl
     s = tiles
     each = f"{s.block_b} rows x {s.block_h} units a program, {s.num_warps} warps"
     both = " of both directions" if s.directions == 2 else ""
@@ -133,10 +136,13 @@ def off_chip(
     return None
 
 
+OVERRIDABLE = {"sequence": sequence.OVERRIDABLE, "step": step.OVERRIDABLE}
+
+
 def with_overrides(backend: str) -> tuple[str, Overrides]:
     """A backend's name without the fields of tiles set behind a colon, and these."""
     name, colon, fields = backend.partition(":")
-    return (name, parse_overrides(fields)) if name == "sequence" and colon else (backend, ())
+    return (name, parse_overrides(fields, name, OVERRIDABLE[name])) if colon and name in OVERRIDABLE else (backend, ())
 
 
 @lru_cache(maxsize=4096)
@@ -224,8 +230,8 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
     head = (p, device.name, found.backend, found.reason)
     if found.backend not in TRITON_BACKENDS:
         return Plan(*head, (), found.candidates)
+    overrides = with_overrides(backend)[1] if backend else ()
     if found.backend == "sequence":
-        overrides = with_overrides(backend)[1] if backend else ()
         both = []
         for kind in ("forward", "backward") if p.training else ("forward",):
             of_pass = sequence_tiles(
@@ -238,6 +244,7 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
     if p.training:
         kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
     tiles = tuple(
-        (kind, step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device)) for kind in kinds
+        (kind, step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides))
+        for kind in kinds
     )
     return Plan(*head, tiles, found.candidates)

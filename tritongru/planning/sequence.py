@@ -12,7 +12,7 @@ compiler's figure and finds that nothing spills.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -169,19 +169,19 @@ class SequenceTiles:
 OVERRIDABLE = tuple(field.name for field in dataclasses.fields(SequenceTiles) if field.name != "programs")
 
 
-def parse_overrides(text: str) -> Overrides:
-    """Fields of the tiles from "block_h=8,num_warps=4".
+def parse_overrides(text: str, backend: str = "sequence", fields: Sequence[str] = OVERRIDABLE) -> Overrides:
+    """Fields of a backend's tiles from "block_h=8,num_warps=4".
 
     Raises:
-        ValueError: a field that is not one of OVERRIDABLE, or no number.
+        ValueError: one that is none of `fields`, or no number.
     """
     found = {}
     for part in text.split(","):
         name, _, value = part.strip().partition("=")
-        if name not in OVERRIDABLE:
-            raise ValueError(f"backend 'sequence' takes the fields {', '.join(OVERRIDABLE)}, got {name!r}")
+        if name not in fields:
+            raise ValueError(f"backend {backend!r} takes the fields {', '.join(fields)}, got {name!r}")
         if not value.isdecimal():
-            raise ValueError(f"field {name} of backend 'sequence' must be a number of digits, got {value!r}")
+            raise ValueError(f"field {name} of backend {backend!r} must be a number of digits, got {value!r}")
         found[name] = int(value)
     return tuple(found.items())
 
