@@ -202,9 +202,7 @@ def _blocks(tiles: StepTiles) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
-def specimens(
-    problem: Problem, device: Device, aligned: bool = True, overrides: Overrides = ()
-) -> list[Specimen]:
+def specimens(problem: Problem, device: Device, aligned: bool = True, overrides: Overrides = ()) -> list[Specimen]:
     """What a call of the first layer would launch, by its types, with the launchers' own constants: for compiling.
 
     `aligned=False` takes weights and caller's tensors at the element's own alignment, as cuDNN's flattened ones may be.
