@@ -106,7 +106,7 @@ DTYPES = ("bf16", "fp32", "fp16")
 SHORT = tuple(
     Entry(Case(T, B, H, H, dtype), providers=BACKENDS[:2] if T == 1 else BACKENDS, checked=False, rounds=20)
     for T in (1, SHORT_T)
-    for dtype in DTYPES[:2]
+    for dtype in DTYPES
     for H in (256, 64, 512, 1024)
     for B in (32, 1, 256)
 )
@@ -120,7 +120,7 @@ GRID = (
     ),
 )
 RIGHT = tuple(
-    Entry(Case(20, B, H, H, dtype), ("forward+backward",), BACKENDS, rounds=0)
+    Entry(Case(20, B, H, H, dtype), ("forward+backward",), (*BACKENDS, "reference"), rounds=0)
     for dtype in DTYPES
     for H in sorted(GRID_H)
     for B in (5, 70)

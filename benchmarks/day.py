@@ -43,7 +43,7 @@ PYTHON = sys.executable
 MINUTES = 9.0
 AGAIN = 10  # times that a suite is begun again after the device was lost
 GRACE_SECONDS = 8.0  # for a suite to finish the case that its budget ends in
-PROCESSES = min(8, max(1, (os.cpu_count() or 1) - 2))  # of the tests
+PROCESSES = min(14, max(1, (os.cpu_count() or 1) - 2))  # of the tests
 NOT_FOUND = "compute-sanitizer was not found"
 
 
@@ -101,7 +101,12 @@ def _compile(run: Run) -> Sequence[str]:
 
 def _tests(shard: int) -> Command:
     def command(run: Run) -> Sequence[str]:
-        found = (PYTHON, "-m", "pytest", "-q", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={shard}/{PROCESSES}")
+        # Only what has any: to collect the others would take each process seconds.
+        files = sorted(
+            str(path) for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8")
+        )
+        options = ("-v", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={shard}/{PROCESSES}")
+        found = (PYTHON, "-m", "pytest", *options, *files)
         return (*found, "--collect-only") if run.dry else found
 
     return command
@@ -228,7 +233,14 @@ def run(
 def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tuple[str, bool]:
     """What became of a part, and whether that is a failure."""
     cache = {"TRITON_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"tritongru-day-{os.getuid()}")}
-    environment = {**os.environ, **cache, **part.environment, **({"TRITON_INTERPRET": "1"} if dry else {})}
+    unbuffered = {"PYTHONUNBUFFERED": "1"}  # what was printed is there, whatever becomes of the part
+    environment = {
+        **os.environ,
+        **cache,
+        **unbuffered,
+        **part.environment,
+        **({"TRITON_INTERPRET": "1"} if dry else {}),
+    }
     lost, outcomes = 0, {number: "" for number in range(len(part.commands))}
     if part.name == "memcheck" and (dry or part.commands[0](_NOWHERE) is None):
         return "not run: " + ("left out of a dry run" if dry else NOT_FOUND), False

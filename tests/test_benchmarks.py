@@ -708,7 +708,7 @@ def test_the_plan_of_the_day_has_its_minutes():
         [1.9, 2.4, 3.9, 6.3, 7.1, 7.2, 8.4, 8.8, 9.0], abs=0.05
     )
     grid = next(line for line in lines if line.split()[0] == "grid")
-    assert "336 shapes, 1968 rows" in grid  # 12 x 8 x 3, and 48 short ones; both passes
+    assert "360 shapes, 2088 rows" in grid  # 12 x 8 x 3, and 72 short ones; both passes
     half = day.plan(day.chosen(["grid,tune"]), 4.5).splitlines()
     assert len(half) == 3 and float(half[-1].split()[1]) == pytest.approx(4.5)
 
@@ -722,6 +722,14 @@ def test_a_suite_is_rehearsed_without_a_gpu(suite, tmp_path, monkeypatch):
     rows = rows_of(tmp_path / ROWS)
     assert {r["status"] for r in rows} <= {"ok", "unserved"} and sum(r["status"] == "ok" for r in rows) >= 2
     assert all(r["p50_us"] for r in rows if r["status"] == "ok")
+
+
+@pytest.mark.long
+@pytest.mark.interpreted
+def test_the_whole_day_is_rehearsed(tmp_path):
+    assert main(["day", "--dry-run", "--out", str(tmp_path)]) == 0
+    assert [line.split()[1] for line in told(tmp_path)[1:]] == ["passed,"] * 7 + ["not", "passed,"]
+    assert {row["status"] for row in rows_of(tmp_path / ROWS)} <= {"ok", "unserved"}
 
 
 def test_compiling_takes_one_call_for_each_kernel():

@@ -153,6 +153,18 @@ def test_losing_wrong_and_missing_cells_show() -> None:
     assert "slower in 1 of 3 cases" in figure.texts[0].get_text()
 
 
+def test_of_the_grid_the_fastest_kernel_both_ways() -> None:
+    """As it is called, and in a CUDA graph; slower in one of them is hatched."""
+    rows = [row(128, B, H, "nn.GRU", device_us="100") for B in (1, 32) for H in (64, 512)]
+    rows += [row(128, B, H, "sequence", device_us="125" if B == 1 else "25") for B in (1, 32) for H in (64, 512)]
+    rows += [row(128, 1, 64, "step", device_us="50")]  # slower as it is called
+    axes = measured.draw_speedup(rows, {}).axes[0]
+    assert {t.get_position(): t.get_text() for t in axes.texts} == {
+        (0, 0): "2.5\n0.80", (1, 0): "2.5\n0.80", (0, 1): "2.5\n4.0", (1, 1): "2.5\n4.0"
+    }  # fmt: skip
+    assert {(p.get_x(), p.get_y()) for p in axes.patches if p.get_hatch() == "////"} == {(-0.5, -0.5), (0.5, -0.5)}
+
+
 def test_a_map_of_what_was_not_measured_is_not_drawn() -> None:
     sparse = [row(128, B, H, "default", dtype=dtype) for B, H, dtype in ((1, 64, "bf16"), (8, 128, "fp16"))]
     assert measured.draw_speedup(sparse, {}) is None
