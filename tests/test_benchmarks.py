@@ -737,7 +737,7 @@ def test_compiling_takes_one_call_for_each_kernel():
     found = list(warm.calls(("grid",), device))
     forms = {warm._form(case, *t) for case, name, training in found
              for t in warm.choose(case.problem(training), device, name).tiles}  # fmt: skip
-    assert len(found) <= len(forms) < len(SUITES["grid"](device))
+    assert len(found) <= len(forms) < 2 * len(SUITES["grid"](device))  # of two kernels, in two passes
     assert {case.T for case, _, _ in found} == {1, 2} and all(training for _, _, training in found)
     for entry in SUITES["grid"](device):
         for name in ("step", "sequence"):
@@ -818,6 +818,26 @@ def test_planning_reads_what_tuning_writes(tmp_path, monkeypatch):
     finally:
         tuned.forget()
         for cached in caches:
+            cached.cache_clear()
+
+
+def test_step_takes_the_winner_of_the_next_size(monkeypatch):
+    from tritongru.planning import step
+
+    row = {"backend": "step", "pass": "forward", "dtype": "bf16", "H": "1024", "B": "32", "fields": "pdl=0"}
+    monkeypatch.setattr(tuned, "_rows", lambda device: (row, {**row, "H": "2048", "fields": "block_h=7"}))
+
+    def pdl(kind, batch, H, dtype="bf16"):
+        for cached in (step.step_tiles, tuned.winner):
+            cached.cache_clear()
+        return step.step_tiles(kind, batch, H, 1, dtype, "tf32", describe("h200")).pdl
+
+    try:
+        assert not pdl("forward", 20, 700) and not pdl("forward", 32, 1024, "fp16")
+        assert pdl("backward", 20, 700) and pdl("forward", 33, 700) and pdl("forward", 20, 700, "fp32")
+        assert pdl("forward", 20, 1100)  # fields that no kernel can have: the planned tiles
+    finally:
+        for cached in (step.step_tiles, tuned.winner):
             cached.cache_clear()
 
 
@@ -1140,6 +1160,7 @@ def test_candidates_are_tiles_that_the_device_can_run_and_does_not_anyhow():
     assert "sequence:programs_per_sm=2,num_warps=4" in names and "sequence:tiles=2,early=1" in names
     assert {(e.case.H, e.case.dtype) for e in entries} >= {(2048, "bf16"), (1024, "fp32")}
     assert not any(e.case.H == 2048 and e.case.dtype == "fp32" for e in entries)  # not on chip
+    assert any("step:pdl=0" in e.providers for e in entries)
     for entry in entries[:6]:
         tiles = [warm.choose(entry.case.problem(True), describe("h200"), name).tiles for name in entry.providers[1:]]
         assert len(set(tiles)) == len(tiles) > 3

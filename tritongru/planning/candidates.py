@@ -27,11 +27,21 @@ CANDIDATES: dict[str, tuple[tuple[str, int, int], ...]] = {
         ("block_b=32", 64, LARGEST),
         ("block_b=64", 128, LARGEST),
     ),
+    "step": (
+        ("pdl=0", 1, LARGEST),
+        ("ahead=0", 1, LARGEST),
+        ("block_b=16", 17, 64),
+        ("block_h=32", 1, LARGEST),
+        ("per_sm=2", 1, LARGEST),
+    ),
 }
-# The classes that are timed: (backend, dtype, H, B). bf16 speaks for fp16, whose kernels are the same; H is the largest
-# of its class of K, B of the batches up to it.
-CLASSES = tuple(product(("bf16", "fp32"), (512, 1024, 256, 2048, 128), (64, 256, 8, 128)))
-TILED = tuple((backend, *of_size) for backend in CANDIDATES for of_size in CLASSES)
+# The classes that are timed: dtypes, H, B. bf16 speaks for fp16, whose kernels are the same; H is the largest of its
+# class of K (`step`: and of those between it and the next smaller one), B of the batches up to it.
+CLASSES: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
+    "sequence": (("bf16", "fp32"), (512, 1024, 256, 2048, 128), (64, 256, 8, 128)),
+    "step": (("bf16",), (2816, 1024, 2048), (32, 192, 512)),
+}
+TILED = tuple((backend, *of_size) for backend, sizes in CLASSES.items() for of_size in product(*sizes))
 
 
 def candidates(backend: str, problem: Problem, device: Device) -> tuple[str, ...]:

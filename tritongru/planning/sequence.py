@@ -273,7 +273,7 @@ def _exchanging(
         largest = max(part * parts for part, parts in FORMS[kind, BYTES[dtype]])
         return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
     (block_k, num_k), forms = found
-    if not given and (fields := winner("sequence", kind, dtype, batch, block_k * num_k, device)):
+    if not given and (fields := winner("sequence", kind, dtype, batch, block_k * num_k, block_k * num_k, device)):
         try:
             tuned = _exchanging(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(fields)))
         except ValueError:  # of another layer: both directions, fewer units

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from .devices import Device
 from .problem import BYTES
-from .sequence import Overrides
+from .sequence import Overrides, parse_overrides
+from .tuned import winner
 
 REGISTERS_PER_SM = 1 << 16
 PDL_CAPABILITY = 90  # programmatic dependent launch
+UP = 1 << 30  # of H
 LAUNCHES = 2  # that are on the device at once: one that computes, one that loads
 
 
@@ -57,6 +60,14 @@ def step_tiles(
     if kind not in ("forward", "cell", "backward", "backward_first"):
         raise ValueError(f"kind must be forward, cell, backward or backward_first, got {kind!r}")
     tiles = _planned(kind, batch, hidden_size, directions, dtype, precision, device)
+    if (
+        not overrides
+        and precision == "tf32"
+        and (fields := winner("step", kind, dtype, batch, hidden_size, UP, device))
+    ):
+        with suppress(ValueError):  # of another layer
+            won = parse_overrides(fields, "step", OVERRIDABLE)
+            return step_tiles(kind, batch, hidden_size, directions, dtype, precision, device, won)
     if not overrides or kind == "backward_first":
         return tiles
     given: dict[str, Any] = dict(overrides)

@@ -1,7 +1,8 @@
 """Tiles that won a measurement over the planned ones: rows in planning/tiles/, a file per GPU that was measured.
 
-`python -m benchmarks --suite tune` writes them. A row is of one pass of a backend, in one dtype: for H of the class of
-K whose largest is the row's, and batches up to its B. Only that GPU takes them: what wins is a matter of its SMs.
+`python -m benchmarks --suite tune` writes them. A row is of one pass of a backend, in one dtype: for H up to the row's,
+of `sequence` those of its class of K, and batches up to its B. Only that GPU takes them: what wins is a matter of its
+SMs.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ LIKE = {"fp16": "bf16"}  # whose kernels are the same
 
 
 @lru_cache(maxsize=4096)
-def winner(backend: str, kind: str, dtype: str, batch: int, largest: int, device: Device) -> str:
-    """The fields that won for a class, or none. kind: "forward" or "backward"; largest: H of the class."""
+def winner(backend: str, kind: str, dtype: str, batch: int, least: int, largest: int, device: Device) -> str:
+    """The fields that won for a class, or none. kind: "forward" or "backward"; least, largest: of a row's H."""
     rows = [
         row
         for row in _rows(device)
         if (row["backend"], row["pass"], row["dtype"]) == (backend, kind, LIKE.get(dtype, dtype))
-        and int(row["H"]) == largest
+        and least <= int(row["H"]) <= largest
         and int(row["B"]) >= batch
     ]
-    return min(rows, key=lambda row: int(row["B"]), default={"fields": ""})["fields"]
+    return min(rows, key=lambda row: (int(row["H"]), int(row["B"])), default={"fields": ""})["fields"]
 
 
 def _rows(device: Device) -> tuple[dict[str, str], ...]:
