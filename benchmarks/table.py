@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
+from tritongru.planning.devices import DEVICES, _described
 from tritongru.planning.measured import COLUMNS, TABLES
 
 from .cases import BASELINE, GRID_T, SHORT_T
@@ -23,7 +24,13 @@ from .results import RESULTS, ROWS, read_rows
 from .speed import Shape, kernel_times, rows_of, shapes, study_times
 from .tune import write as write_tiles
 
-MEASURED = {"h200": RESULTS / "nvidia-h200"}  # the device's key in tritongru/planning/devices.py: its results
+# The device's key in tritongru/planning/devices.py: its results.
+MEASURED = {
+    key: folder
+    for folder in sorted(RESULTS.iterdir())
+    for key, device in DEVICES.items()
+    if folder.is_dir() and _described(folder.name) is device
+}
 T = 512  # of every long call
 SHORT = 8  # calls of T up to this take little but what any call costs
 SAVING = 0.2  # us that saving the gates adds to a step of the study at the most, which was timed without
