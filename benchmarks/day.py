@@ -36,7 +36,7 @@ import torch
 from tritongru.planning import describe
 
 from .results import ROOT, Environment, folder_of, processor
-from .run import DEVICE_LOST, no_gpu
+from .run import DEVICE_LOST, SPENT, no_gpu
 from .suites import SUITES
 
 PYTHON = sys.executable
@@ -241,7 +241,7 @@ def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tupl
         **part.environment,
         **({"TRITON_INTERPRET": "1"} if dry else {}),
     }
-    lost, outcomes = 0, {number: "" for number in range(len(part.commands))}
+    lost, short, outcomes = 0, False, {number: "" for number in range(len(part.commands))}
     if part.name == "memcheck" and (dry or part.commands[0](_NOWHERE) is None):
         return "not run: " + ("left out of a dry run" if dry else NOT_FOUND), False
     again = list(outcomes)
@@ -254,6 +254,7 @@ def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tupl
         codes = _side_by_side(commands, part.name, out, environment, ends)
         again = []
         for number, code in codes.items():
+            short |= code == SPENT
             outcomes[number] = _meaning(code, part.meanings)
             if code == DEVICE_LOST and lost < AGAIN:
                 lost += 1  # a suite goes on behind the entry that the device was lost in
@@ -261,13 +262,17 @@ def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tupl
     wrong = [outcome for outcome in outcomes.values() if outcome]
     if lost:
         wrong.append(f"the device was lost {lost} time(s)")
-    return (f"FAILED: {'; '.join(dict.fromkeys(wrong))}" if wrong else "passed"), bool(wrong)
+    if wrong:
+        return f"FAILED: {'; '.join(dict.fromkeys(wrong))}", True
+    return ("cut short, its minutes were up: --resume goes on" if short else "passed"), False
 
 
 def _meaning(code: int | None, meanings: dict[int, str]) -> str:
     """Of an exit code; nothing where all is well."""
     if code is None:
         return "stopped, its time was up"
+    if code == SPENT:
+        return ""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return meanings.get(code, f"exit code {code}") if code else ""

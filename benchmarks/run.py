@@ -49,7 +49,7 @@ LAUNCHES = 256  # ... as long as the launch queue does not fill
 REPLAYS = 5
 H200 = describe("h200")  # whose tiles a suite is made of where there is no GPU
 FAILED = ("wrong", "error")
-INTERRUPTED, DEVICE_LOST = 130, 3  # exit codes
+INTERRUPTED, DEVICE_LOST, SPENT = 130, 3, 4  # exit codes; SPENT: the budget was, before all was measured
 
 
 class CaptureError(RuntimeError):
@@ -169,8 +169,9 @@ def run(
     ends: float = math.inf,
     ceilings: Ceilings | None = None,
 ) -> int:
-    """Measure the entries, each row appended and printed as it comes; INTERRUPTED where it was, DEVICE_LOST where a
-    CUDA error ended it: after one of a capture, too, the process is no place for another measurement.
+    """Measure the entries, each row appended and printed as it comes; SPENT where the budget was, INTERRUPTED where it
+    was, DEVICE_LOST where a CUDA error ended it: after one of a capture, too, the process is no place for another
+    measurement.
 
     ends: of time.monotonic(); no entry begins after it.
     """
@@ -188,7 +189,7 @@ def run(
         "called, and both in a CUDA graph",
         soft_wrap=True,
     )
-    failed = 0
+    failed, spent = 0, False
     gc.collect()
     gc.freeze()  # what was imported is there to stay: the collections between cases need not look at it
     try:
@@ -196,6 +197,7 @@ def run(
             if time.monotonic() > ends:
                 left = len(entries) - done
                 console.print(f"the budget is spent; {left} cases not measured, {entry.case.name} the first of them")
+                spent = True
                 break
             left_over = [(provider, pass_) for provider in entry.providers for pass_ in entry.passes]
             graphs: dict[str, float] = {}  # of nn.GRU, by pass
@@ -222,7 +224,7 @@ def run(
         gc.unfreeze()
     said = f"{results.count} rows in {results.path}" + (f", {failed} wrong or failed" if failed else "")
     console.print(said, soft_wrap=True)
-    return 1 if failed or (entries and not results.count) else 0
+    return 1 if failed or (entries and not results.count) else SPENT if spent else 0
 
 
 def line(row: Row, graph_us: float | None = None) -> str:

@@ -464,9 +464,12 @@ def test_nothing_large_is_held_while_the_calls_are_timed(measured, monkeypatch):
     assert code == 1 and {r["status"] for r in rows} == {"ok", "wrong"}
 
 
-def test_a_spent_budget_says_what_was_not_measured(measured, capsys):
+def test_a_spent_budget_says_what_was_not_measured(measured, monkeypatch, capsys):
     assert measured([DENSE, Case(4, 3, 5, 7)], [], ends=0.0) == (1, [])
     assert f"2 cases not measured, {DENSE.name} the first" in capsys.readouterr().out.replace("\n", " ")
+    monkeypatch.setattr(run.time, "monotonic", iter([0.0, 2.0]).__next__)
+    code, rows = measured([DENSE, Case(4, 3, 5, 7)], [], ends=1.0)
+    assert code == run.SPENT and {r["case"] for r in rows} == {DENSE.name}
 
 
 def test_resuming_leaves_out_what_is_there(measured, tmp_path):
@@ -670,6 +673,13 @@ def test_a_day_that_is_resumed_leaves_out_what_passed(tmp_path):
     assert (tmp_path / "ran").read_text() == "x" and told(tmp_path)[0].startswith(HERE.date)
     assert day.run(parts, tmp_path, 1.0, later) == 0
     assert (tmp_path / "ran").read_text() == "xx"
+
+
+def test_a_part_that_is_cut_short_is_no_failure_and_goes_on_when_resumed(tmp_path):
+    short = "import pathlib; path = pathlib.Path('{out}/begun'); code = 0 if path.exists() else 4; path.touch(); "
+    parts = [part("grid", short + "raise SystemExit(code)")]
+    assert day.run(parts, tmp_path, 1.0, HERE) == 0 and "cut short" in told(tmp_path)[1]
+    assert day.run(parts, tmp_path, 1.0, HERE, resume=True) == 0 and "passed" in told(tmp_path)[1]
 
 
 def test_a_day_on_a_full_disk_goes_on(tmp_path, monkeypatch, capsys):
