@@ -33,6 +33,7 @@ MEASURED = {
 }
 T = 512  # of every long call
 SHORT = 8  # calls of T up to this take little but what any call costs
+FIRST_FORM = " (as first built)"  # of `step`, whose launches wait for each other there; nothing else of it was timed
 SAVING = 0.2  # us that saving the gates adds to a step of the study at the most, which was timed without
 ON_CHIP = 2048  # half precision below this H stays on chip: what was timed there without `sequence` says little
 LIKE = 512  # from this H on float16 has bfloat16's kernels, and takes cuDNN as long
@@ -72,7 +73,8 @@ def table(folder: Path) -> str:
                 for backend, names in {"aten": ("nn",), "step": ("step", "ours")}.items():  # which was `step` there
                     us = min(float(host[f"{name}_{SUFFIXES[kind]}"]) for name in names)
                     at = {"pass": kind, "H": host["H"], "B": host["B"], "T": 1}
-                    writer.writerow({**at, **_row(backend, 0, us, None, "host.csv")})
+                    source = "host.csv" + FIRST_FORM * (backend == "step")
+                    writer.writerow({**at, **_row(backend, 0, us, None, source)})
     return out.getvalue()
 
 
@@ -105,7 +107,8 @@ def _of_calls(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
         us, on_device = shape.us.get((called, name)), shape.us.get((alone, name))
         if us is not None:
             once = _any_call(kind, backend, folder)
-            yield _row(backend, max(us - once / T, on_device or 0), once, on_device, shape.source)
+            source = shape.source + FIRST_FORM * (backend == "step")
+            yield _row(backend, max(us - once / T, on_device or 0), once, on_device, source)
 
 
 def _of_the_study(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:

@@ -103,6 +103,7 @@ def test_no_row_of_a_form_that_is_gone() -> None:
     assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
     assert "study in bf16: prototypes.csv" in str(choose(Problem(32, 512, 512, 512, dtype="bf16"), H200))
     assert "where sequence was not timed" in chosen(512, 32, "fp32", True).reason
+    assert all(row["source"].endswith("(as first built)") == (row["backend"] == "step") for row in csv_rows())
 
 
 def test_the_study_in_the_rest_of_a_call() -> None:
