@@ -742,6 +742,59 @@ def test_the_whole_day_is_rehearsed(tmp_path):
     assert {row["status"] for row in rows_of(tmp_path / ROWS)} <= {"ok", "unserved"}
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch, tmp_path):
+    """A suite's whole command, on the CPU: what asks for CUDA is told of an H200, graphs are the calls themselves."""
+
+    class Meter(HostMeter):
+        l2 = "warm"
+
+        def __init__(self, cold):
+            super().__init__()
+
+        def captured(self, call):
+            return call
+
+    asked = {"is_available": lambda: True, "set_device": lambda index: None, "device_count": lambda: 1,
+             "get_device_name": lambda device=0: "NVIDIA H200"}  # fmt: skip
+    for name, fake in asked.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    monkeypatch.setattr(run, "no_gpu", lambda: None)
+    monkeypatch.setattr(run, "CudaMeter", Meter)
+    monkeypatch.setattr(run, "of_cuda", lambda index: describe("h200"))
+    monkeypatch.setattr(results, "processor", lambda: "NVIDIA H200")
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tiles")
+    monkeypatch.setattr(run, "SECONDS", 0.0)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    yield
+    tuned.forget()
+
+
+@pytest.mark.interpreted
+@pytest.mark.usefixtures("as_on_a_gpu")
+def test_the_command_of_a_suite_on_a_gpu(tmp_path, monkeypatch):
+    """Rows as called and in graphs; resumed by the date where no commit is known; tiles written where it tunes."""
+    entries = [Entry(Case(3, 2, 4, H), ("inference",), (BASELINE, "step"), checked=False, rounds=1) for H in (5, 6)]
+    monkeypatch.setitem(SUITES, "grid", lambda device: entries)
+    monkeypatch.setattr(results, "_commit", lambda: ("unknown", "unknown"))
+    command = ["--suite", "grid", "--out", str(tmp_path), "--budget-minutes", "1000"]
+    assert main([*command, "--only", "H5"]) == 0
+    rows = rows_of(tmp_path / ROWS)
+    assert [r["provider"] for r in rows] == [BASELINE, "step"] and all(r["device_us"] and r["p50_us"] for r in rows)
+    assert main([*command, "--resume", "--since", rows[0]["date"]]) == 0
+    assert [r["H"] for r in rows_of(tmp_path / ROWS)] == ["5", "5", "6", "6"]
+    assert main([*command, "--resume", "--since", "2999-01-01"]) == 0
+    assert len(rows_of(tmp_path / ROWS)) == 8
+
+    tuning = Entry(Case(TUNE_T, 2, 4, 5), ("inference",), (BASELINE,), checked=False, rounds=1, replayed=True)
+    monkeypatch.setitem(SUITES, "tune", lambda device: [tuning])
+    before = tmp_path / "tiles" / "h200.csv"
+    before.parent.mkdir()
+    before.write_text("of an earlier run")
+    assert main(["--suite", "tune", "--out", str(tmp_path)]) == 0
+    assert before.read_text() == ",".join(tuned.COLUMNS) + "\n"  # nothing won
+
+
 def test_compiling_takes_one_call_for_each_kernel():
     device = describe("h200")
     found = list(warm.calls(("grid",), device))
