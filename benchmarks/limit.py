@@ -168,24 +168,23 @@ def _step_limit(
     after = H - min(H, tiles.ahead * tiles.block_k)  # of K: the weights that are read after the launch before is done
     read_by_one = (3 * units * after + rows * (factors * H + OWN_READS[kind] * units)) * size
     read_by_all = row_tiles * weights + D * B * H * (column_tiles * factors + OWN_READS[kind]) * size
-    in_l2 = device.l2_bytes == 0 or weights <= device.l2_bytes  # 0: unknown
+    outside = max(0, weights - device.l2_bytes) if device.l2_bytes else 0  # of L2; 0: unknown
     flops = 2 * tiles.block_b * 3 * tiles.block_h * H  # of a program: rows of padding are multiplied too
     return _limit(
-        # as it is measured it holds a small kernel's own latency, which is not added again; beside the launch before it
-        # a step waits at least for what that one made to come through L2
-        launch=top.l2_round_trip_ns / 1e3 if tiles.pdl else top.graph_us,
+        # As it is measured it holds a small kernel's own latency, which is not added again. Beside the launch before it
+        # a step waits until that one's stores are acknowledged, then for its own loads: two ways to L2 and back.
+        launch=2 * top.l2_round_trip_ns / 1e3 if tiles.pdl else top.graph_us,
         l2=max(turns * read_by_one / (top.l2_bytes_per_clock * clocks_per_us), read_by_all / (1e6 * top.l2_read_tb_s)),
-        dram=0.0 if in_l2 else weights / (1e6 * top.dram_tb_s),
+        dram=outside / (1e6 * top.dram_tb_s),
         products=turns * flops * top.sms / (1e6 * top.product_tflops(dtype, precision, tiles.block_b)),
     )
 
 
-def least_step_us(H: int, directions: int, dtype: str, device: Device, top: Ceilings) -> float:
-    """What no step of `step` is below, however it is tiled: W_h once, what L2 holds of it from there and the rest from
-    DRAM, and the boundary between two kernels. Microseconds."""
+def weights_us(H: int, directions: int, dtype: str, device: Device, top: Ceilings) -> float:
+    """What reading W_h once takes: from L2 what that holds of it, and the rest from DRAM. Microseconds."""
     weights = directions * 3 * H * H * BYTES[dtype]
-    held = min(weights, device.l2_bytes or weights)
-    return top.graph_us + max(held / top.l2_read_tb_s, (weights - held) / top.dram_tb_s) / 1e6
+    held = min(weights, device.l2_bytes or weights)  # 0: unknown
+    return max(held / top.l2_read_tb_s, (weights - held) / top.dram_tb_s) / 1e6
 
 
 def _limit(

@@ -10,12 +10,16 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from statistics import median
 
+from tritongru.planning import describe
+from tritongru.planning.step import step_tiles
+
 from .cases import BASELINE
 from .generated import generate, table
+from .limit import Ceilings, limit_us, weights_us
 from .results import RESULTS, ROOT, ROWS, read
 
 FOLDER = RESULTS / "nvidia-h200"
@@ -221,10 +225,41 @@ def kernel_text(folder: Path = FOLDER) -> str:
     return table(header, cells)
 
 
+LEAST = (
+    (512, 32),
+    (1024, 16),
+    (1024, 64),
+    (1024, 256),
+    (2048, 64),
+    (2560, 32),
+    (2816, 32),
+    (2816, 128),
+    (4096, 32),
+)  # H, B
+
+
+def least_text(folder: Path = FOLDER) -> str:
+    """The generated part of kernels/README.md on `step`: the least time of a timestep by the card's ceilings."""
+    measured = {row["name"]: float(row["value"]) for row in rows_of("ceilings.csv", folder)}
+    top = Ceilings(**{field.name: measured[field.name] for field in fields(Ceilings)})
+    device, rows = describe("h200"), []
+    for H, B in LEAST:
+        of_passes = []
+        for kind in ("forward", "backward"):
+            tiles = step_tiles(kind, B, H, 1, "bf16", "tf32", device)
+            limit = limit_us(kind, "step", tiles, B, H, 1, "bf16", "tf32", device, top)
+            of_passes += [f"{tiles.block_b} x {tiles.block_h}", f"{_figure(limit.us)} ({limit.binding})"]
+        once = _figure(weights_us(H, 1, "bf16", device, top))
+        rows.append([f"H {H}, B {B}", f"{6 * H * H / 1e6:.1f}", once, *of_passes])
+    header = ("bf16", "W_h, MB", "W_h once", "tiles, forward", "least", "tiles, backward", "least")
+    return table(header, rows)
+
+
 def main(readme: Path = README, kernels: Path = KERNELS, every: Path = ALL) -> int:
-    """Write all three."""
+    """Write all four."""
     generate(readme, "speed", text())
     generate(kernels, "speed", kernel_text())
+    generate(kernels, "speed: least times", least_text())
     generate(every, "speed", losses_text())
     print(f"what {FOLDER.relative_to(ROOT)} says is in README.md, kernels/README.md and the folder's own")
     return 0

@@ -22,6 +22,10 @@ def test_a_document_says_what_the_rows_make(document: Path, text) -> None:
     assert generated(document, "speed") == text()
 
 
+def test_the_least_times_are_what_the_ceilings_and_the_tiles_make() -> None:
+    assert generated(speed.KERNELS, "speed: least times") == speed.least_text()
+
+
 def test_the_committed_rows_are_of_one_clean_run_on_one_gpu() -> None:
     rows = read(speed.FOLDER / ROWS) + read(speed.FOLDER / CEILINGS, CEILINGS_COLUMNS)
     assert {(row["device"], row["dirty"], row["commit"][:7]) for row in rows} == {("NVIDIA H200", "no", "23040e0")}

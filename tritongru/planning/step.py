@@ -95,7 +95,8 @@ def _planned(
     vector = dtype == "fp32" and precision == "ieee"  # no matrix instructions, which 64 rows are for
     pdl = _pdl(device)
     if pdl and kind in ("forward", "backward") and not vector:
-        forms = [form for form in FORMS[kind] if _fits(kind, form, dtype, device)]
+        rows = 2 * max(batch, 16)  # a tile has fewer: no half of it is padding
+        forms = [form for form in FORMS[kind] if form.block_b < rows and _fits(kind, form, dtype, device)]
         return min(
             (_overlapping(kind, form, batch, hidden_size, directions, dtype, device) for form in forms),
             key=lambda tiles: least_us(kind, tiles, batch, hidden_size, directions, dtype, device),
@@ -179,7 +180,7 @@ MMA_SYNC = 0.71  # of the matrix peak
 
 def least_us(kind: str, tiles: StepTiles, B: int, H: int, D: int, dtype: str, device: Device) -> float:
     """Least time of a step besides the hand-over, in an H200's microseconds: the reads of all programs over L2, or
-    what an SM's programs do one after the other: read what was not loaded ahead, and multiply."""
+    what an SM's programs do: read what was not loaded ahead, and multiply, which 64 rows and more do at once."""
     size, factors, half = BYTES[dtype], 1 if kind == "forward" else 3, dtype != "fp32"
     programs = _programs(tiles, B, H, D)
     turns = -(-programs // device.sms)
@@ -189,7 +190,8 @@ def least_us(kind: str, tiles: StepTiles, B: int, H: int, D: int, dtype: str, de
     rate = MATRIX_FLOPS_OF_ONE * (1 if half else 0.5) * (MMA_SYNC if tiles.split > 1 else 1)
     products = 2 * tiles.block_b * weights / rate
     over_l2 = programs * (weights + left) * size / L2_BYTES * device.sms / 132
-    return max(over_l2, turns * ((late + left) * size / L2_BYTES_OF_ONE + products))
+    reads = (late + left) * size / L2_BYTES_OF_ONE
+    return max(over_l2, turns * (reads + products if tiles.split > 1 else max(reads, products)))
 
 
 def _chunk_bytes(kind: str, tiles: StepTiles, dtype: str) -> int:
