@@ -5,7 +5,8 @@ runs is chosen by measured calls (tritongru/planning/measured.py).
 
 What a step of `sequence` does, per group of programs and row tile (kernels/sequence.py): each program reads the whole
 of h (backward: of dr, dz, dq) of the tile from L2, multiplies it with its slice of W_h, which it reads from shared
-memory once, and publishes its own units. A step of `step` is a launch that reads W_h from L2 once per row tile.
+memory once, and publishes its own units; in one program that holds a small layer (kernels/small.py) every warp reads h
+from shared memory instead. A step of `step` is a launch that reads W_h from L2 once per row tile.
 
 Counted: bytes over L2, bytes of weights out of shared memory, the products' full tiles (16 rows, H padded), and the
 chain that nothing overlaps when a group has one row tile. Not counted: instruction issue, bank conflicts, how far the
@@ -20,6 +21,7 @@ from functools import lru_cache
 from tritongru.planning import Device, Plan, Problem
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
+from tritongru.planning.small import SmallTiles
 from tritongru.planning.step import StepTiles, step_tiles
 
 BACKENDS = ("step", "sequence")
@@ -86,7 +88,7 @@ class Limit:
 def limit_us(
     kind: str,
     backend: str,
-    tiles: StepTiles | SequenceTiles,
+    tiles: StepTiles | SequenceTiles | SmallTiles,
     batch: int,
     hidden_size: int,
     directions: int,
@@ -110,6 +112,8 @@ def limit_us(
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
     if isinstance(tiles, SequenceTiles):
         return _sequence_limit(kind, tiles, batch, hidden_size, directions, dtype, precision, device, top)
+    if isinstance(tiles, SmallTiles):
+        return _small_limit(kind, tiles, batch, hidden_size, dtype, top)
     return _step_limit(passes[kind], tiles, batch, hidden_size, directions, dtype, precision, device, top)
 
 
@@ -119,10 +123,9 @@ def _sequence_limit(
     size, clocks_per_us = BYTES[dtype], 1e3 * top.clock_ghz
     forward = kind == "forward"
     K = tiles.block_k * tiles.num_k
-    # row tiles that one SM works through at each step: a group's, or those of the groups that share it
-    turns = tiles.tiles if tiles.exchange else -(-tiles.groups * tiles.directions // top.sms)
+    turns = tiles.tiles  # row tiles that one SM works through at each step
     # elements of a row that a program reads of all units' (h; dr, dz, dq), and of its own (OWN_READS)
-    whole = (1 if forward else 3) * tiles.units if tiles.exchange else 0
+    whole = (1 if forward else 3) * tiles.units
     own = OWN_READS[kind] * min(tiles.block_h, H)
     one_sm = top.l2_bytes_per_clock * clocks_per_us  # bytes in a microsecond, as the next
     all_sms = 1e6 * top.l2_read_tb_s
@@ -132,19 +135,14 @@ def _sequence_limit(
 
     flops = 2 * tiles.block_b * 3 * tiles.block_h * K  # of a program and row tile: rows of padding are multiplied too
     product = flops * top.sms / (1e6 * top.product_tflops(dtype, precision, tiles.block_b))
-    # AMD's programs keep the weights in registers
-    gates = 0 if device.vendor == "amd" else tiles.shared_gates if tiles.exchange else 3
-    weights = gates * tiles.block_h * K * size
+    weights = tiles.shared_gates * tiles.block_h * K * size
     shared = weights / (top.shared_bytes_per_clock * clocks_per_us)
 
-    clocks = MMA + SHARED_TRIP + GATES[kind]  # the parts of the sums; without exchange, h into the matrix layout
-    latency = max(product, shared)
-    if tiles.exchange:
-        waits = tiles.waits  # each begins after the one before it
-        # The poll that ends a wait loads all of it, after the last program has published: a group's programs at once.
-        awaited = min(rows, tiles.block_b) * whole * size
-        latency += waits * top.l2_round_trip_ns / 1e3 + max(awaited / one_sm, tiles.programs * awaited / all_sms)
-    latency += clocks / clocks_per_us
+    waits = tiles.waits  # each begins after the one before it
+    # The poll that ends a wait loads all of it, after the last program has published: a group's programs at once.
+    awaited = min(rows, tiles.block_b) * whole * size
+    latency = max(product, shared) + (MMA + SHARED_TRIP + GATES[kind]) / clocks_per_us
+    latency += waits * top.l2_round_trip_ns / 1e3 + max(awaited / one_sm, tiles.programs * awaited / all_sms)
 
     launches = D // tiles.directions * tiles.row_launches(B)  # one after the other
     return _limit(
@@ -153,6 +151,26 @@ def _sequence_limit(
         products=launches * turns * product,
         shared=launches * turns * shared,
         latency=launches * latency,
+    )
+
+
+def _small_limit(kind: str, tiles: SmallTiles, B: int, H: int, dtype: str, top: Ceilings) -> Limit:
+    size, clocks_per_us = BYTES[dtype], 1e3 * top.clock_ghz
+    t, factors = tiles, 1 if kind == "forward" else 3  # h; or dr, dz, dq
+    turns = -(-t.programs * t.directions // top.sms)  # programs that one SM has at each step
+    rows = t.rows if t.lanes else max(t.rows, 8)  # that are multiplied
+    read = OWN_READS[kind] * H * size  # of a row
+    rate = top.product_tflops(dtype, "ieee", rows)
+    product = 2 * rows * 3 * t.units * t.units * top.sms / (1e6 * rate)
+    # every warp reads all that is multiplied
+    shared = t.num_warps * factors * t.units * rows * size / (top.shared_bytes_per_clock * clocks_per_us)
+    one_sm, all_sms = top.l2_bytes_per_clock * clocks_per_us, 1e6 * top.l2_read_tb_s
+    return _limit(
+        launch=0.0,
+        l2=max(turns * min(B, t.rows) * read / one_sm, t.directions * B * read / all_sms),
+        products=turns * product,
+        shared=turns * shared,
+        latency=max(product, shared) + (MMA * (t.lanes == 0) + SHARED_TRIP + GATES[kind]) / clocks_per_us,
     )
 
 
@@ -264,8 +282,9 @@ def step_traffic(plan: Plan) -> tuple[int, int]:
     B, H, D, size = p.batch, p.hidden_size, p.directions, BYTES[p.dtype]
     if plan.backend == "sequence":
         found = tiles["forward"]
-        assert isinstance(found, SequenceTiles)
-        received = found.programs * -(-B // found.block_b) * found.block_b * H * size if found.exchange else 0
+        received = 0
+        if isinstance(found, SequenceTiles):
+            received = found.programs * -(-B // found.block_b) * found.block_b * H * size
         return D * (received + B * 3 * H * size), 2 * D * B * 3 * H * H
     found = tiles["cell" if p.time == 1 else "forward"]
     inputs = p.input_size if p.time == 1 else 0

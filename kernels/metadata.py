@@ -57,23 +57,23 @@ def step_backward(grid, metadata, args):
     return _told("step_backward", "BHD", args, flops, moved)
 
 
-def one_program_forward(grid, metadata, args):
-    """Of kernels/one_program.py's one_program_forward."""
+def small_forward(grid, metadata, args):
+    """Of kernels/small.py's small_forward."""
     T, B, H, D, size = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size()
     N = args["y_ptr"].numel() // (D * H)
     read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * H
     written = N * H + N * 4 * H * args["save_gates"] + B * H
-    moved = D * (read + written) * size + 8 * T * args["packed"]
-    return _told("one_program_forward", "TBHD", args, D * 2 * N * 3 * H * H, moved)
+    moved = D * (read + written) * size + 4 * (T + B) * args["packed"]
+    return _told("small_forward", "TBHD", args, D * 2 * N * 3 * H * H, moved)
 
 
-def one_program_backward(grid, metadata, args):
-    """Of kernels/one_program.py's one_program_backward."""
+def small_backward(grid, metadata, args):
+    """Of kernels/small.py's small_backward."""
     T, B, H, D, size, N = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size(), args["size_rows"]
-    handed_on = N if args["want_dh_0"] else N - B  # rows whose dh goes to the visit before
-    moved = (args["w_ptr"].numel() + N * (4 + 1 + 4) * H) * size + B * H * 4 * (1 + args["want_dh_0"])
-    moved = D * moved + _expanded(args["dy_ptr"]) + 8 * T * args["packed"]
-    return _told("one_program_backward", "TBHD", args, D * 2 * handed_on * 3 * H * H, moved)
+    handed_on = N if args["want_dh"] else N - B  # rows whose dh goes to the visit before
+    moved = (args["w_ptr"].numel() + N * (4 + 1 + 4) * H) * size + B * H * 4 * (1 + args["want_dh"])
+    moved = D * moved + _expanded(args["dy_ptr"]) + 4 * (T + B) * args["packed"]
+    return _told("small_backward", "TBHD", args, D * 2 * handed_on * 3 * H * H, moved)
 
 
 def _expanded(tensor):

@@ -24,16 +24,3 @@ def running(offs_b, rows, rows_neighbour):
 def of_direction(direction, forward, reverse):
     """The value (or base pointer) that belongs to this program's direction: 0 is forward, 1 is reverse."""
     return tl.where(direction == 0, forward, reverse)
-
-
-@triton.jit
-def visited(visit, T, B, direction, sizes_ptr, starts_ptr, packed):
-    """Where a visit of a direction lies (the time step, or in a packed batch the first row of it) and how many rows run
-    at it: 0 outside 0 .. T-1. sizes_ptr, starts_ptr: [T] int32, read in a packed batch only."""
-    inside = (visit >= 0) & (visit < T)
-    t = tl.where(direction == 0, visit, T - 1 - visit)
-    t = tl.where(inside, t, 0)
-    mask = packed != 0
-    at = tl.load(starts_ptr + t, mask=mask, other=t)
-    rows = tl.load(sizes_ptr + t, mask=mask, other=B)
-    return at.to(tl.int64), tl.where(inside, rows, 0)

@@ -133,8 +133,7 @@ def residency(device: Device, dtype: str, precision: str) -> list[tuple[str, int
         if off_chip(B, H, 1, dtype, precision, True, device):
             return STEPPING
         tiles = sequence_tiles("backward", B, H, 1, dtype, precision, device)
-        assert isinstance(tiles, SequenceTiles)
-        return EXCHANGING if tiles.exchange else RESIDENT
+        return EXCHANGING if isinstance(tiles, SequenceTiles) else RESIDENT
 
     runs = groupby(range(GRAIN, LAST + 1, GRAIN), class_of)
     return [(name, max(sizes)) for name, sizes in runs]

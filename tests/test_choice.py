@@ -227,9 +227,9 @@ def test_what_the_chip_does_not_hold_falls_to_the_next_best() -> None:
 
 
 def test_amd_was_not_measured() -> None:
-    for H, backend in ((128, "sequence"), (512, "step")):
+    for H in (64, 512):
         found = chosen(H, 32, "bf16", True, device=describe("mi300x"))
-        assert found.backend == backend and "not measured" in found.reason
+        assert found.backend == "step" and "not measured" in found.reason
 
 
 def test_interpreted_kernels_are_not_chosen_by_a_gpu_s_times() -> None:

@@ -98,7 +98,7 @@ def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
     layer = tritongru.GRU(5, hidden, backend="sequence", **VARIANTS[variant])
     x = torch.randn(3, 2, 5)
     plan = tritongru.plan(layer, x)
-    assert dict(plan.tiles)["forward"].exchange
+    assert isinstance(dict(plan.tiles)["forward"], sequence.SequenceTiles)
     forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
     h_0 = torch.zeros(layer.num_layers * (1 + layer.bidirectional), 2, hidden)
     layer.zero_grad()  # or gradients are added to those there, and both are alive for a moment

@@ -49,7 +49,7 @@ def test_backward_in_one_group_is_bound_by_l2() -> None:
 def test_terms_of_a_step_by_hand() -> None:
     """H 512, B 32, bf16, H200: 32 programs of 16 units, 2 groups of one row tile."""
     tiles = SequenceTiles(
-        exchange=True, block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=1, waits=1, delay=0,
+        block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=1, waits=1, delay=0,
         early=0, programs_per_sm=1, tiles=1, programs=32, groups=2, directions=1,
     )  # fmt: skip
     found = limit("forward", "sequence", 32, 512, tiles=tiles)
@@ -116,7 +116,7 @@ def test_grows_with_the_sizes_at_the_same_tiles(kind: str) -> None:
     """Other tiles may be faster at a larger size, as wide tiles of `step` are; the same ones are not."""
     step = StepTiles(block_b=16, block_h=16, block_k=64, num_warps=4, num_stages=3)
     one_row_tile = SequenceTiles(
-        exchange=True, block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=0, waits=1, delay=0,
+        block_b=16, block_h=16, block_k=512, num_k=1, num_warps=8, shared_gates=0, waits=1, delay=0,
         early=0, programs_per_sm=1, tiles=1, programs=32, groups=1, directions=1,
     )  # fmt: skip
 

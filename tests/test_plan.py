@@ -43,7 +43,7 @@ def test_what_is_chosen_and_why(name: str) -> None:
     ("device", "dtype", "largest"),
     [
         ("h200", "bf16", 2048), ("h100", "fp16", 2048), ("b200", "bf16", 2048), ("h200", "fp32", 1024),
-        ("a100", "bf16", 1536), ("rtx4090", "fp16", 1536), ("l4", "bf16", 768), ("mi300x", "bf16", 128),
+        ("a100", "bf16", 1536), ("rtx4090", "fp16", 1536), ("l4", "bf16", 768),
     ],
 )  # fmt: skip
 def test_the_largest_layer_kept_on_chip(device: str, dtype: str, largest: int) -> None:

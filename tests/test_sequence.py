@@ -17,11 +17,12 @@ from tests.kit.cases import MORE_CASES, quiet, shapes
 from tests.kit.counting import counted
 from tests.kit.drawn import DTYPES
 from tests.kit.fences import call_between_fences, poisoned, with_gaps
-from tests.kit.rule import assert_not_wrong, assert_right
+from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
 from tritongru.inspection.check import CASES, Case
-from tritongru.launch import exchange, runtime
+from tritongru.launch import runtime
 
 pytestmark = pytest.mark.interpreted
+EXCHANGING = "sequence:exchange=1"  # also where a GPU would give a layer this small to one program
 
 
 def test_rule() -> None:
@@ -45,9 +46,9 @@ def test_smallest_sizes(sizes: tuple[int, int, int, int]) -> None:
 
 
 def test_weights_wider_than_the_layer(h200_tiles: None) -> None:
-    """On a GPU K comes in classes: here the weights are padded to 64 and to 128 units."""
-    assert_not_wrong(Case(I=4, H=20, bidirectional=True, lengths=(2, 4)), "sequence")
-    assert_not_wrong(Case(T=2, B=3, I=4, H=67), "sequence", torch.float16)
+    """On a GPU K comes in classes: here the weights are padded to 128 units."""
+    assert_not_wrong(Case(I=4, H=20, bidirectional=True, lengths=(2, 4)), EXCHANGING)
+    assert_not_wrong(Case(T=2, B=3, I=4, H=67), EXCHANGING, torch.float16)
 
 
 @given(case=shapes, dtype=st.sampled_from(DTYPES))
@@ -62,7 +63,7 @@ def test_any_shape(case: Case, dtype: torch.dtype) -> None:
 @settings(quiet, max_examples=60)
 def test_many_shapes(dtype: torch.dtype, case: Case, h200_tiles: None) -> None:
     assume(case.draws <= 32)  # every tensor has 8 elements: one draw of fewer scatters more, nn.GRU's as much as ours
-    assert_not_wrong(case, "sequence", dtype)
+    assert_not_wrong(case, EXCHANGING, dtype)
 
 
 FIELDS = [
@@ -140,7 +141,7 @@ def test_a_program_for_every_tile_of_rows() -> None:
 
 
 def poisoned_layer(**kwargs) -> tritongru.GRU:
-    layer = tritongru.GRU(7, 19, backend="sequence", **kwargs)
+    layer = tritongru.GRU(7, 19, backend=EXCHANGING, **kwargs)
     for p in layer.parameters():
         p.data = poisoned(p.data)
     return layer
@@ -172,23 +173,4 @@ def test_nothing_beyond_a_packed_tensor(recompute: bool, monkeypatch) -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_what_is_not_finite_is_where_nn_gru_has_it() -> None:
-    """NaN and infinity in h_0 and x, packed, both directions, forward and backward."""
-    torch.manual_seed(0)
-    ours = tritongru.GRU(4, 13, bidirectional=True, backend="sequence")
-    theirs = torch.nn.GRU(4, 13, bidirectional=True)
-    theirs.load_state_dict(ours.state_dict())
-    x = pack_padded_sequence(torch.randn(3, 6, 4), torch.tensor([1, 3, 2, 3, 1, 2]), enforce_sorted=False)
-    h_0 = torch.randn(2, 6, 13)
-    x.data[0, 1], x.data[-1, 2] = float("inf"), float("nan")
-    h_0[1, 2, 3] = float("-inf")
-    h_0.view(torch.int32)[0, 4, 5] = exchange.SENTINEL
-    found = []
-    for module in (ours, theirs):
-        leaf = x.data.clone().requires_grad_()
-        output, h_n = module(x._replace(data=leaf), h_0)
-        (output.data.square().sum() + h_n.square().sum()).backward()
-        found.append([output.data, h_n, leaf.grad, *(p.grad for p in module.parameters())])
-    for our, their in zip(*found, strict=True):
-        assert torch.equal(our.isfinite(), their.isfinite())
-    assert all(torch.equal(our.isnan(), their.isnan()) for our, their in zip(found[0][:2], found[1][:2], strict=True))
-    assert any(t.isfinite().any() and not t.isfinite().all() for t in found[0])
+    assert_finite_where_nn_gru_is("sequence")

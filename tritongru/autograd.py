@@ -17,6 +17,7 @@ from .beside import eager_beside_graphs
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
 from .launch import products
 from .launch.layer import LayerCall, LayerWeights, SavedGates
+from .planning.sequence import exchanges
 
 if TYPE_CHECKING:
     from .registry import Backend
@@ -31,6 +32,15 @@ class Layer:
     batch_first: bool = False  # x and y are [B, T, ...]
     cell: bool = False  # T = 1, and h_n is wanted as [B, H]
     recompute: bool = False
+
+    @property
+    def precision(self) -> str:
+        """Of the library products in float32. Around a small layer that one program holds they are by FMA as its own
+        are (kernels/small.py), whatever the switch says."""
+        call, backend = self.call, self.backend
+        if backend.name.partition(":")[0] != "sequence":
+            return call.precision
+        return call.precision if exchanges(call.hidden_size, call.device, backend.overrides) else "ieee"
 
 
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:
@@ -88,7 +98,7 @@ def forward_pass(
     """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute."""
     call = layer.call
     x_major = x.transpose(0, 1) if layer.batch_first else x
-    with device_guard(x), products.products(x, call.precision):
+    with device_guard(x), products.products(x, layer.precision):
         inner = replace(call, save_gates=call.save_gates and not layer.recompute)
         weights = LayerWeights.of(tuple(flat), call.directions)
         module = layer.backend.load()
@@ -126,7 +136,7 @@ def backward_pass(
     want_x, want_h_0, *want = wanted
     each = len(flat) // call.directions
     by_direction = tuple(tuple(want[at : at + each]) for at in range(0, len(flat), each))
-    with torch.no_grad(), device_guard(x), products.products(x, call.precision):
+    with torch.no_grad(), device_guard(x), products.products(x, layer.precision):
         given = BackwardPass(
             layer.backend.load(), call, LayerWeights.of(tuple(flat), call.directions), x, h_0, y, gates, dy, dh_n,
             Wanted(want_x, h_0.dtype if want_h_0 else None, by_direction),

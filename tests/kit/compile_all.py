@@ -1,4 +1,4 @@
-"""Every form of kernels/sequence.py's kernels that a plan may ask for, compiled and examined. No GPU is needed.
+"""Every form of backend `sequence`'s kernels that a plan may ask for, compiled and examined. No GPU is needed.
 
     python -m tests.kit.compile_all [device ...]
 
@@ -20,21 +20,21 @@ from multiprocessing import get_context
 from tritongru.inspection.compile_report import CompileReport, compile_report
 from tritongru.planning.devices import Device, describe
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles, shared_bytes
+from tritongru.planning.small import SmallTiles
 
-from .lint import exchange_faults
+from .lint import exchange_faults, small_faults
 
-DEVICES = ("h200", "h100", "a100", "b200", "rtx4090", "l4", "rtx5090", "mi300x")  # those that the kernels serve
+DEVICES = ("h200", "h100", "a100", "b200", "rtx4090", "l4", "rtx5090")  # those that the kernels serve
 KINDS = ("forward", "backward")
 DTYPES = (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee"))  # precision: of float32 products
-HIDDEN = (32, 64, 100, 128, 192, 200, 256, 384, 512, 650, 768, 1024, 1280, 1536, 2048, 2560, 2816)
-BATCHES = (1, 4, 16, 32, 64, 128, 512)
+HIDDEN = (32, 37, 64, 100, 127, 128, 192, 200, 256, 384, 512, 650, 768, 1024, 1280, 1536, 2048, 2560, 2816)
+BATCHES = (1, 4, 16, 32, 64, 128, 512, 2048)
 # What is spilled, in all and in the time loop, where no other form is known: by pass, dtype, precision, K, rows of a
 # tile and gates in shared memory
 SPILLS = {
     ("forward", "fp16", "tf32", 512, 64, 0): (16, 0), ("forward", "bf16", "tf32", 512, 64, 0): (16, 0),
-    ("forward", "fp32", "ieee", 64, 16, 0): (40, 0),  # sm_80
 }  # fmt: skip
-IN_LOOP = ("HMMA", "MUFU", "LDSM", "LDS", "STS", "LDG", "STG", "BAR")  # what the table shows of the time loop
+IN_LOOP = ("HMMA", "FFMA", "MUFU", "LDSM", "LDS", "STS", "LDG", "STG", "BAR")  # what the table shows of the time loop
 
 
 @dataclass(frozen=True)
@@ -45,18 +45,18 @@ class Form:
     kind: str
     dtype: str
     precision: str
-    tiles: SequenceTiles
+    tiles: SequenceTiles | SmallTiles
 
     def __str__(self) -> str:
         t = self.tiles
-        how = "one-program"
-        if t.exchange:
+        if isinstance(t, SmallTiles):
+            how = f"small-rows{t.rows}-warps{t.num_warps}-lanes{t.lanes}-vector{t.vector}-ahead{t.ahead}"
+        else:
             how = f"units{t.block_h}-rows{t.block_b}x{t.tiles}-warps{t.num_warps}-shared{t.shared_gates}-waits{t.waits}"
-        precision = "-ieee" if self.precision == "ieee" else ""
-        return f"{self.device}-{self.kind}-{self.dtype}{precision}-K{t.block_k * t.num_k}-{how}"
+        return f"{self.device}-{self.kind}-{self.dtype}-K{t.units}-{how}"
 
 
-def plans(device: str) -> Iterable[tuple[str, str, str, SequenceTiles]]:
+def plans(device: str) -> Iterable[tuple[str, str, str, SequenceTiles | SmallTiles]]:
     """Kind, dtype, precision and tiles of every plan on a device, over the whole range of sizes."""
     for kind in KINDS:
         for dtype, precision in DTYPES:
@@ -74,7 +74,7 @@ def forms(*devices: str) -> tuple[Form, ...]:
     found: dict[object, Form] = {}
     for device in devices:
         for kind, dtype, precision, tiles in plans(device):
-            same = describe(device).arch, kind, dtype, precision, tiles.form
+            same = describe(device).arch, kind, dtype, tiles.form
             found.setdefault(same, Form(device, kind, dtype, precision, tiles))
     return tuple(found.values())
 
@@ -90,26 +90,24 @@ def examine(form: Form) -> tuple[CompileReport, list[str]]:
 
 def faults(form: Form, report: CompileReport, device: Device) -> list[str]:
     """What is wrong with a compiled form; [] if nothing."""
-    found = []
-    t = form.tiles
-    same = form.kind, form.dtype, form.precision, t.units, t.block_b, t.shared_gates
-    spilled, in_loop = SPILLS.get(same, (0, 0))
+    t, found = form.tiles, []
+    if isinstance(t, SmallTiles):
+        spilled = 0
+        found += small_faults(report, t, form.kind, form.dtype)
+    else:
+        same = form.kind, form.dtype, form.precision, t.units, t.block_b, t.shared_gates
+        spilled, in_loop = SPILLS.get(same, (0, 0))
+        found += exchange_faults(report, t, form.kind, form.dtype, in_loop)
     if report.spill_bytes > spilled:
         found.append(f"{report.spill_bytes} bytes spilled, with {report.registers} registers")
     if report.shared_bytes > device.shared_per_program:
         found.append(f"{report.shared_bytes} bytes of shared memory, above the device's {device.shared_per_program}")
-    bound = shared_bytes(form.tiles, form.kind, form.dtype)
-    if device.vendor == "nvidia" and report.shared_bytes > bound:  # on AMD the weights are in registers
+    bound = shared_bytes(t, form.kind, form.dtype)
+    if report.shared_bytes > bound:
         found.append(f"{report.shared_bytes} bytes of shared memory, above the planned {bound}")
     registers = report.registers * report.num_warps * device.target[2]
     if registers > device.registers_per_sm:
         found.append(f"{registers} registers, above the {device.registers_per_sm} of an SM")
-    vector = form.dtype == "fp32" and form.precision == "ieee" and device.vendor == "nvidia"
-    loop = report.loops[0].counts if report.loops else report.counts  # AMD's loops are not told apart
-    if not vector and not any(name in loop for name in ("HMMA", "HGMMA", "UTCMMA", "mfma")):
-        found.append("no matrix instruction in the time loop")
-    if form.tiles.exchange:
-        found += exchange_faults(report, t, form.kind, form.dtype, in_loop)
     return found
 
 
@@ -118,8 +116,6 @@ def figures(report: CompileReport | None) -> tuple[object, ...]:
     if report is None:
         return ("does not compile",)
     program = (report.num_warps, report.registers, report.spill_bytes, report.shared_bytes)
-    if not report.loops:  # AMD
-        return program
     loop = report.loops[0]
     return *program, loop.instructions, *(loop.counts.get(name, 0) for name in IN_LOOP)
 

@@ -1,4 +1,4 @@
-"""The lint that reads the binary of an exchanging kernel: what the emulator cannot see, and a GPU shows rarely.
+"""The lint that reads the binary of backend `sequence`'s kernels: what the emulator cannot see, and a GPU shows rarely.
 
 kernels/exchange.py is right, and kernels/sequence.py fast, only if the machine code keeps what the source says. How
 many of each instruction there are is known from the tiles: one that is weak, narrow, gone or doubled shows as a count
@@ -19,6 +19,7 @@ from typing import NamedTuple
 from tritongru.inspection.compile_report import CompileReport, bytes_moved, control_flow
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
+from tritongru.planning.small import SmallTiles
 from tritongru.planning.step import StepTiles
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
@@ -72,8 +73,6 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
         kind: "forward" or "backward".
         spills: bytes that the time loop may spill.
     """
-    if not tiles.exchange:
-        raise ValueError("one program owns all units here: it exchanges nothing")
     opcodes, before, bodies = control_flow(report)
     if not bodies:
         return ["no loop over the visits"]
@@ -173,6 +172,58 @@ def dependence_faults(report: CompileReport, tiles: StepTiles, kind: str, dtype:
     found = _bytes(Counter(opcodes[i] for i in early), "LDG", None)
     if found not in allowed:
         faults.append(f"{found} bytes loaded before the wait, the tiles have {wanted} that no step makes, and biases")
+    return faults
+
+
+GATE_MATH = 40  # multiplications and multiply-adds of one element's gates, or their gradients, at the most
+
+
+def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str) -> list[str]:
+    """What is wrong with the machine code of kernels/small.py's kernel of that kind; [] if nothing."""
+    opcodes, _, bodies = control_flow(report)
+    if not bodies:
+        return ["no loop over the visits"]
+    loop = Counter(opcodes[i] for i in bodies[0])
+    t, size, threads = tiles, BYTES[dtype], 32 * tiles.num_warps
+    own = max(1, t.rows * t.units // threads)  # elements of a thread
+    forward = kind == "forward"
+    factors = 1 if forward else 3
+    faults = []
+
+    def count(names: Iterable[str]) -> int:
+        return sum(n for opcode, n in loop.items() if opcode.split(".")[0] in names)
+
+    def expect(found: int, wanted: int, what: str) -> None:
+        if found != wanted:
+            faults.append(f"{found} {what} in the time loop, the tiles need {wanted}")
+
+    for opcode in sorted({opcode.split(".")[0] for opcode in opcodes} & {*ASYNCHRONOUS, "LDL", "STL"}):
+        faults.append(f"{opcode}: a copy that is awaited, or a spill")
+    expect(count(("BAR",)), 2, "barriers")
+    # x_proj, or dy, gates and h_prev; and where a timestep begins: no weights
+    loads, stores = (3, 5) if forward else (6, 4)
+    expect(count(("LDG",)), loads * own // t.vector + 1, "loads")
+    expect(_bytes(loop, "LDG", None), loads * own * size + 4, "bytes loaded")
+    expect(count(("STG",)), stores * own // t.vector, "stores")
+    expect(_bytes(loop, "STG", None), stores * own * size, "bytes stored")
+    shared = _bytes(loop, "LDS", None) + _bytes(loop, "LDSM", None)
+    if t.lanes == 0:
+        rows = max(t.rows, 8)
+        expect(count(MATRIX), 3 * t.units // 16 * (rows // 8), "matrix instructions")
+        expect(shared, factors * t.units * rows * size // 32, "bytes from shared memory")
+        return faults
+    expect(count(MATRIX), 0, "matrix instructions")
+    expect(shared, factors * t.rows * t.units * size // t.lanes, "bytes from shared memory")
+    products = 3 * t.rows * t.units * t.units // threads
+    found = count(("FFMA", "FMUL", "FFMA2", "FMUL2")) + count(("FFMA2", "FMUL2"))
+    if not products <= found <= products + GATE_MATH * own:
+        faults.append(f"{found} multiply-adds in the time loop, the tiles need {products} and those of the gates")
+    sums = t.rows * t.units * t.lanes // threads  # of a thread and product
+    lanes, shuffles = t.lanes, 0
+    while lanes > 1:
+        sums = max(1, sums // 2)  # two lanes swap half of them, or add the one that is left
+        lanes, shuffles = lanes // 2, shuffles + sums
+    expect(count(("SHFL",)), (3 if forward else 1) * shuffles, "shuffles")
     return faults
 
 

@@ -33,7 +33,7 @@ class ShrunkenPlan:
         block = 16 if self.block_b > 8 else 32
         programs += programs * self.block_h % block > 0  # a block of half precision belongs to whole programs
         found = SequenceTiles(
-            exchange=True, block_b=self.block_b, block_h=self.block_h, block_k=self.block_k, num_k=self.num_k,
+            block_b=self.block_b, block_h=self.block_h, block_k=self.block_k, num_k=self.num_k,
             num_warps=self.num_warps, shared_gates=self.shared_gates, waits=self.waits if kind == "backward" else 1,
             delay=0, early=self.early, programs_per_sm=1, tiles=self.tiles, programs=programs, groups=self.groups,
             directions=directions if self.together else 1,

@@ -1,5 +1,6 @@
 """Launcher of kernels/sequence.py: one launch per sequence, each way, and more of them where the exchange buffer would
-grow too large (over time), the programs do not all fit (over rows), or both directions do not fit at once.
+grow too large (over time), the programs do not all fit (over rows), or both directions do not fit at once. Layers that
+one program holds go to launch/small.py.
 
 forward    sequence_forward; around it the product x_proj, a padded copy of W_hh, the fill of the exchange buffer
 backward   sequence_backward; around it a padded copy of W_hh^T, the fill; the library products over all T are
@@ -21,7 +22,8 @@ from torch import Tensor
 from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..planning.sequence import Overrides, SequenceTiles, sequence_tiles
-from . import one_program, step
+from ..planning.small import SmallTiles
+from . import step
 from .exchange import Buffer, check_all, status, wait_seconds
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .parts import part
@@ -32,6 +34,7 @@ from .weights import padded_weights
 try:  # Gluon is young: an older Triton lacks it, or what the kernels use of it
     from ..kernels import exchange
     from ..kernels import sequence as kernels
+    from . import small
 except (ImportError, AttributeError) as error:
     _lacks: str | None = str(error)
 else:
@@ -61,8 +64,8 @@ def forward(
     if tiles is None:
         return step.forward(call, x, h_0, weights)
     x, h_0 = x.resolve_neg(), h_0.resolve_neg().contiguous()  # a kernel reads memory, not what is lazily negated
-    if not tiles.exchange:
-        return one_program.forward(call, tiles, x, h_0, weights)
+    if isinstance(tiles, SmallTiles):
+        return small.forward(call, tiles, x, h_0, weights)
     D, H, B = call.directions, call.hidden_size, call.visits.batch
     device, dtype = x.device, x.dtype
     by_row = x.shape[:-1]
@@ -106,8 +109,8 @@ def backward(
     dy, h_0 = dy.resolve_neg(), h_0.resolve_neg().contiguous()
     y, gates = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
     dh = dh_n.resolve_neg().to(torch.float32).contiguous()  # as dh_0 in float32 always: one kernel, in chunks too
-    if not tiles.exchange:
-        return one_program.backward(call, tiles, dy, dh, y, h_0, gates, weights, dh_0_dtype)
+    if isinstance(tiles, SmallTiles):
+        return small.backward(call, tiles, dy, dh, y, h_0, gates, weights, dh_0_dtype)
     visits, D, H = call.visits, call.directions, call.hidden_size
     rzn, q = gates
     dgates = empty(D, visits.size_rows, 4 * H, dtype=y.dtype, device=y.device)
@@ -129,7 +132,7 @@ def backward(
 _refused: set[str] = set()  # names of devices whose driver refused a cooperative launch in this process
 
 
-def _tiles(kind: str, call: LayerCall, overrides: Overrides) -> SequenceTiles | None:
+def _tiles(kind: str, call: LayerCall, overrides: Overrides) -> SequenceTiles | SmallTiles | None:
     """The tiles of a pass; None where `step` has to serve it, because the Triton that is installed lacks Gluon, or the
     driver refuses what the plan counts on.
 
@@ -142,13 +145,11 @@ def _tiles(kind: str, call: LayerCall, overrides: Overrides) -> SequenceTiles | 
     )
     if isinstance(tiles, str):
         raise RuntimeError(f"backend 'sequence' cannot run here: {tiles}; backend 'step' can")
-    if not tiles.exchange:
-        return tiles
     if _lacks is not None:
         return _step_instead(f"the installed Triton lacks what its kernels need ({_lacks})")
     if 4 * call.directions * visits.batch * call.hidden_size >= LARGEST:
         return _step_instead(f"a time step of {visits.batch} rows has more elements than its kernels count")
-    return None if call.device.name in _refused else tiles
+    return None if isinstance(tiles, SequenceTiles) and call.device.name in _refused else tiles
 
 
 @cache
@@ -266,10 +267,10 @@ def specimens(problem: Problem, device: Device, aligned: bool = True, overrides:
     return found
 
 
-def specimen(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> Specimen:
+def specimen(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precision: str) -> Specimen:
     """The launch of one pass by its types. The caller's tensors may have any alignment: it makes no other kernel."""
-    if not tiles.exchange:
-        return one_program.specimen(kind, tiles, dtype, precision)
+    if isinstance(tiles, SmallTiles):
+        return small.specimen(kind, tiles, dtype)
     kernel, scalars = _kernel(kind)
     own = f"*{dtype}"
     types = dict.fromkeys(scalars, "i32")

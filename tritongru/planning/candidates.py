@@ -26,6 +26,16 @@ CANDIDATES: dict[str, tuple[tuple[str, int, int], ...]] = {
         ("tiles=2,early=1", 32, LARGEST),
         ("block_b=32", 64, LARGEST),
         ("block_b=64", 128, LARGEST),
+        # of layers that one program holds
+        ("rows=1", 1, LARGEST),
+        ("rows=2", 1, LARGEST),
+        ("rows=4", 1, LARGEST),
+        ("rows=8", 5, LARGEST),
+        ("rows=16", 9, LARGEST),
+        ("lanes=2", 1, LARGEST),
+        ("lanes=4", 1, LARGEST),
+        ("lanes=8", 1, LARGEST),
+        ("ahead=1", 1, LARGEST),
     ),
     "step": (
         ("pdl=0", 1, LARGEST),
@@ -38,14 +48,15 @@ CANDIDATES: dict[str, tuple[tuple[str, int, int], ...]] = {
 # The classes that are timed: dtypes, H, B. bf16 speaks for fp16, whose kernels are the same; H is the largest of its
 # class of K (`step`: and of those between it and the next smaller one), B of the batches up to it.
 CLASSES: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
-    "sequence": (("bf16", "fp32"), (512, 1024, 256, 2048, 128), (64, 256, 8, 128)),
+    "sequence": (("bf16", "fp32"), (512, 1024, 256, 2048, 128, 64), (64, 256, 8, 128)),
     "step": (("bf16",), (2816, 1024, 2048), (32, 192, 512)),
 }
 TILED = tuple((backend, *of_size) for backend, sizes in CLASSES.items() for of_size in product(*sizes))
 
 
 def candidates(backend: str, problem: Problem, device: Device) -> tuple[str, ...]:
-    """Those of a backend that the device can run and that are no tiles it would take anyhow; () where it cannot run."""
+    """Those of a backend that the device can run and that are no tiles it would take anyhow, in the form of its kernels
+    that it would take; () where it cannot run."""
     try:
         seen = [choose(problem, device, backend).tiles]
     except ValueError:
@@ -58,7 +69,8 @@ def candidates(backend: str, problem: Problem, device: Device) -> tuple[str, ...
             tiles = choose(problem, device, f"{backend}:{fields}").tiles
         except ValueError:
             continue
-        if tiles not in seen:
+        of_a_form = [type(of_pass) for _, of_pass in tiles] == [type(of_pass) for _, of_pass in seen[0]]
+        if of_a_form and tiles not in seen:
             seen.append(tiles)
             found.append(fields)
     return tuple(found)

@@ -15,6 +15,7 @@ from .devices import Device
 from .measured import Choice, Timed, fastest
 from .problem import BYTES, Problem
 from .sequence import Overrides, SequenceTiles, parse_overrides, sequence_tiles
+from .small import LARGEST, SmallTiles
 from .step import StepTiles, step_tiles
 
 KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
@@ -51,7 +52,7 @@ class Plan:
     device: str
     backend: str
     reason: str
-    tiles: tuple[tuple[str, StepTiles | SequenceTiles], ...]  # (kind, tiles) of the recurrent launches
+    tiles: tuple[tuple[str, StepTiles | SequenceTiles | SmallTiles], ...]  # (kind, tiles) of the recurrent launches
     candidates: tuple[Timed, ...]  # what each took in the nearest measured cell, the fastest first; none: no row says
     launches: Launches = Launches()
     cost: Cost = Cost()
@@ -95,17 +96,22 @@ class Plan:
         ]
 
 
-def _in_words(tiles: StepTiles | SequenceTiles) -> str:
+def _in_words(tiles: StepTiles | SequenceTiles | SmallTiles) -> str:
     if isinstance(tiles, StepTiles):
         t = tiles
         words = f"{t.block_b} rows x {t.block_h} units, K by {t.block_k}, {t.num_warps} warps, {t.num_stages} stages"
         words += f", {t.split} parts of K" * (t.split > 1) + f", {t.ahead} chunks of W_h first" * (t.ahead > 0)
         return words + ", beside the launch before it" * t.pdl
+    if isinstance(tiles, SmallTiles):
+        m = tiles
+        how = f"by FMA, {m.lanes} lanes a unit" if m.lanes else "by matrix instructions"
+        return (
+            f"{m.rows} rows x {m.units} units a program, {m.num_warps} warps, {how}; {m.programs * m.directions} "
+            f"programs{' of both directions' if m.directions == 2 else ''} with all of W_h each, nothing exchanged"
+        )
     s = tiles
     each = f"{s.block_b} rows x {s.block_h} units a program, {s.num_warps} warps"
     both = " of both directions" if s.directions == 2 else ""
-    if not s.exchange:
-        return f"{each}, {s.groups * s.directions} programs{both} with all of W_h each, nothing exchanged"
     shared = f", {s.shared_gates} of 3 gates' weights in shared memory" if s.shared_gates else ""
     return (
         f"{each}, K {s.num_k} x {s.block_k}{shared}; {s.groups * s.directions} group(s){both} of {s.programs} "
@@ -161,7 +167,8 @@ def fastest_backend(
         return Choice("aten", f"float32 without TF32 was not measured above H {FMA}", ())
     able = ("aten",) * aten + ("sequence",) * one_launch + ("step",)
     found = fastest(able, batch, time, hidden_size, dtype, training, device)
-    if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found.backend != "aten"):
+    as_exact = ("aten", "sequence") if hidden_size <= LARGEST else ("aten",)
+    if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found.backend not in as_exact):
         exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
         return Choice("aten", exact, found.candidates if found else ())
     if found is not None:
@@ -237,7 +244,7 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
             of_pass = sequence_tiles(
                 kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides
             )
-            assert isinstance(of_pass, SequenceTiles)  # else `unserved_by` had a reason
+            assert not isinstance(of_pass, str)  # else `unserved_by` had a reason
             both.append((kind, of_pass))
         return Plan(*head, tuple(both), found.candidates)
     kinds = ["cell" if p.time == 1 else "forward"]

@@ -1,4 +1,5 @@
-"""Tiles of the kernels of one launch per sequence (kernels/sequence.py), and whether a device can hold them.
+"""Tiles of the kernels of one launch per sequence (kernels/sequence.py), and whether a device can hold them. Those of
+layers that one program holds are planning/small.py's.
 
 All programs that hand data to each other must be on the device at once, each with its slice of W_h in registers and
 shared memory. So a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
@@ -11,6 +12,7 @@ compiler's figure and finds that nothing spills.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,14 +20,14 @@ from functools import lru_cache
 
 from .devices import MIB, Device
 from .problem import BYTES
+from .small import FIELDS, LARGEST, SmallTiles, class_of, small_tiles
 from .tuned import winner
 
-BLOCK_B = 16  # rows of a tile: the least that a matrix instruction takes
-ONE_PROGRAM = (64, 128)  # K of a program that owns all units
+BLOCK_B = 16  # rows of a tile, unless told
 REGISTERS_PER_SM = 1 << 16
 EXCHANGE_BYTES = 4 * MIB  # that the exchange buffer may take in any case
 
-Overrides = tuple[tuple[str, int], ...]  # fields of SequenceTiles by name
+Overrides = tuple[tuple[str, int], ...]  # fields of SequenceTiles or SmallTiles by name
 
 
 @dataclass(frozen=True)
@@ -97,9 +99,8 @@ DELAY = 250  # nanoseconds; 100 and 0 were slower at every shape, more was not t
 
 @dataclass(frozen=True)
 class SequenceTiles:
-    """What a launch of a sequence kernel does. The fields up to `tiles` are constants of the compiled kernel."""
+    """What a launch does whose programs exchange. The fields up to `tiles` are constants of the compiled kernel."""
 
-    exchange: bool  # programs hand slices of h to each other; else one program owns all units of its rows
     block_b: int  # rows of a tile
     block_h: int  # units of a program
     block_k: int  # units of each of the tensors that K is made of
@@ -130,14 +131,13 @@ class SequenceTiles:
         return self.block_k * self.num_k
 
     @property
-    def max_registers(self) -> int | None:
-        """Registers that a thread of an exchanging kernel may have: all that its SM has for it.
+    def max_registers(self) -> int:
+        """Registers that a thread may have: all that its SM has for it.
 
         The assembler does not know that a program has an SM to itself. It aims at two programs of 8 warps, so at 128
-        registers for each thread, and would spill for that. Programs that exchange nothing get no such word.
+        registers for each thread, and would spill for that.
         """
-        share = REGISTERS_PER_SM // (32 * self.num_warps * self.programs_per_sm)
-        return min(255, share) if self.exchange else None
+        return min(255, REGISTERS_PER_SM // (32 * self.num_warps * self.programs_per_sm))
 
     @property
     def form(self) -> tuple[object, ...]:
@@ -146,12 +146,12 @@ class SequenceTiles:
 
     def row_launches(self, batch: int) -> int:
         """Launches that take all rows, one after another."""
-        return -(-batch // self.rows) if self.exchange else 1
+        return -(-batch // self.rows)
 
     def slot_bytes(self, kind: str, dtype: str) -> int:
         """Bytes of the exchange buffer for one visit."""
         gates = 1 if kind == "forward" else 3
-        return self.directions * self.rows * self.units * gates * BYTES[dtype] * self.exchange
+        return self.directions * self.rows * self.units * gates * BYTES[dtype]
 
     def visits_per_launch(self, kind: str, dtype: str, time: int, rows: int, hidden_size: int, directions: int) -> int:
         """Visits of one launch: as many as the exchange buffer may have slots for, less one, dealt out evenly.
@@ -159,18 +159,18 @@ class SequenceTiles:
         The buffer takes at most the larger of EXCHANGE_BYTES and a quarter of what training keeps, which is r, z, n, q
         and the output. rows: of the batch over all time steps.
         """
-        if not self.exchange:
-            return time
         kept = 5 * directions * rows * hidden_size * BYTES[dtype]
         most = max(1, max(EXCHANGE_BYTES, kept // 4) // self.slot_bytes(kind, dtype) - 1)
         return -(-time // -(-time // most))
 
 
-OVERRIDABLE = tuple(field.name for field in dataclasses.fields(SequenceTiles) if field.name != "programs")
+EXCHANGING = tuple(field.name for field in dataclasses.fields(SequenceTiles) if field.name != "programs")
+OVERRIDABLE = ("exchange", *EXCHANGING, *(name for name in FIELDS if name not in EXCHANGING))
 
 
 def parse_overrides(text: str, backend: str = "sequence", fields: Sequence[str] = OVERRIDABLE) -> Overrides:
-    """Fields of a backend's tiles from "block_h=8,num_warps=4".
+    """Fields of a backend's tiles from "block_h=8,num_warps=4"; of `sequence` `exchange=0` asks for kernels/small.py, 1
+    for sequence.py.
 
     Raises:
         ValueError: one that is none of `fields`, or no number.
@@ -186,21 +186,32 @@ def parse_overrides(text: str, backend: str = "sequence", fields: Sequence[str] 
     return tuple(found.items())
 
 
-def shared_bytes(tiles: SequenceTiles, kind: str, dtype: str) -> int:
-    """An upper bound of the shared memory of one program, on NVIDIA: of an exchanging one the weights that are there,
-    the parts of the sums, and what the longest row of a tile is found with."""
-    size = BYTES[dtype]
-    if not tiles.exchange:
-        return 3 * tiles.block_h * tiles.units * size + tiles.block_b * tiles.units * (size + 4)
+def shared_bytes(tiles: SequenceTiles | SmallTiles, kind: str, dtype: str) -> int:
+    """An upper bound of the shared memory of one program: of an exchanging one the weights that are there, the parts of
+    the sums, and what the longest row of a tile is found with."""
+    if isinstance(tiles, SmallTiles):
+        return tiles.shared_bytes(kind, dtype)
     sums = (3 if kind == "forward" else 1) * tiles.num_warps * tiles.block_b * tiles.block_h * 4
-    return tiles.shared_gates * tiles.block_h * tiles.units * size + sums + 4 * tiles.num_warps * tiles.block_b
+    return tiles.shared_gates * tiles.block_h * tiles.units * BYTES[dtype] + sums + 4 * tiles.num_warps * tiles.block_b
+
+
+@lru_cache(maxsize=4096)
+def exchanges(hidden_size: int, device: Device, overrides: Overrides = ()) -> bool:
+    """Whether programs hand slices of h to each other: where a layer is not small, or overrides say so by what they
+    set; in the interpreter unless told otherwise, for one program would show little."""
+    given = dict(overrides)
+    if "exchange" in given:
+        return bool(given["exchange"])
+    if by_name := given.keys() - {"num_warps"}:
+        return not by_name & set(FIELDS)
+    return hidden_size > LARGEST or device.vendor == "interpreter"
 
 
 @lru_cache(maxsize=4096)
 def sequence_tiles(
     kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device,
     overrides: Overrides = (),
-) -> SequenceTiles | str:  # fmt: skip
+) -> SequenceTiles | SmallTiles | str:  # fmt: skip
     """Tiles of `forward` or `backward`, or why the device cannot hold them. Never depends on T.
 
     Raises:
@@ -208,51 +219,24 @@ def sequence_tiles(
     """
     if kind not in ("forward", "backward"):
         raise ValueError(f"kind must be forward or backward, got {kind!r}")
-    given = dict(overrides)
-    exchange = given.pop("exchange", None)
-    one_program = _one_program(kind, batch, hidden_size, directions, dtype, precision, device)
-    if exchange is None:
-        exchange = device.vendor == "interpreter" or one_program is None or bool(given)
-    if not exchange:
-        if given:
-            raise ValueError(f"fields of a program that exchanges nothing cannot be set: {', '.join(given)}")
-        return one_program or f"no program of {device.name} holds all of W_h of H {hidden_size} in {dtype}"
     if device.vendor == "amd":
-        return (
-            f"{device.name} holds W_h of H up to {_largest_of_one_program(dtype, device)} in one program, not of H "
-            f"{hidden_size}; and programs cannot hand h to each other there (L2s of several dies are not coherent)"
-        )
+        return f"on {device.name} programs cannot hand h to each other: L2s of several dies are not coherent"
+    given = {name: value for name, value in overrides if name != "exchange"}
+    if not exchanges(hidden_size, device, overrides):
+        if unknown := given.keys() - set(FIELDS):
+            raise ValueError(f"without exchange the fields are {', '.join(FIELDS)}, got {', '.join(unknown)}")
+        if hidden_size > LARGEST:
+            return f"one program holds all of W_h of H up to {LARGEST}, not {hidden_size}"
+        fields = winner("sequence", kind, dtype, batch, class_of(hidden_size, dtype), device) if not overrides else ""
+        if fields:
+            with contextlib.suppress(ValueError):  # of another layer: an odd H
+                return small_tiles(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(fields)))
+        return small_tiles(kind, batch, hidden_size, directions, dtype, device, given)
+    if unknown := given.keys() - set(EXCHANGING):
+        raise ValueError(f"with exchange the fields are {', '.join(EXCHANGING)}, got {', '.join(unknown)}")
     if dtype == "fp32" and precision == "ieee" and device.vendor == "nvidia":
-        return f"float32 without TF32 has no matrix instructions: only H up to 64 is kept on chip, not {hidden_size}"
+        return f"float32 without TF32 has no matrix instructions: only H up to {LARGEST} is kept on chip"
     return _exchanging(kind, batch, hidden_size, directions, dtype, device, given)
-
-
-def _one_program(
-    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device
-) -> SequenceTiles | None:
-    if device.vendor == "interpreter":
-        classes: tuple[int, ...] = (max(16, 1 << (hidden_size - 1).bit_length()),)
-    else:
-        classes = tuple(K for K in ONE_PROGRAM if hidden_size <= K <= _largest_of_one_program(dtype, device))
-    for K in classes:
-        # without matrix instructions 8 warps spill in the loop; AMD's threads hold the weights too
-        num_warps = {"interpreter": 4, "amd": K // 16}.get(
-            device.vendor, 16 if (dtype, precision) == ("fp32", "ieee") else 8
-        )
-        tiles = SequenceTiles(
-            exchange=False, block_b=BLOCK_B, block_h=K, block_k=K, num_k=1, num_warps=num_warps, shared_gates=0,
-            waits=0, delay=0, early=0, programs_per_sm=1, tiles=1, programs=1, groups=-(-batch // BLOCK_B),
-            directions=directions,
-        )  # fmt: skip
-        # AMD's compiler keeps the weights in registers: its LDS holds what is in work, and that fits
-        if device.vendor == "amd" or shared_bytes(tiles, kind, dtype) <= device.shared_per_program:
-            return tiles
-    return None
-
-
-def _largest_of_one_program(dtype: str, device: Device) -> int:
-    """Above H 64 programs that exchange take a third of the time on an H200; a device of AMD's has no others."""
-    return 128 if device.vendor == "amd" and dtype != "fp32" else 64
 
 
 def _class(kind: str, hidden_size: int, dtype: str, device: Device) -> tuple[tuple[int, int], tuple[Form, ...]] | None:
@@ -314,7 +298,7 @@ def _dealt_out(
         if row_tiles <= most * in_turn:
             break
     tiles = SequenceTiles(
-        exchange=True, block_b=block_b, block_h=block_h, block_k=given.get("block_k", block_k),
+        block_b=block_b, block_h=block_h, block_k=given.get("block_k", block_k),
         num_k=given.get("num_k", num_k), num_warps=given.get("num_warps", form.num_warps),
         shared_gates=given.get("shared_gates", form.shared_gates),
         waits=given.get("waits", turns.waits or form.waits) if kind == "backward" else 1,

@@ -1,0 +1,118 @@
+"""Tiles of the kernels in which one program holds all of W_h (kernels/small.py).
+
+Tiles are data, as in planning/sequence.py. None was timed yet: `python -m benchmarks day` sweeps them. Every program
+runs by itself, so none of them has to find a place at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .devices import Device
+from .problem import BYTES
+
+LARGEST = 128  # H: registers hold no more of float32
+CLASSES: Mapping[int, tuple[int, ...]] = {2: (64, 128), 4: (32, 64, 128)}  # H padded, by bytes of an element
+# Rows of a program, by bytes of an element and units: the fewest with which no SM has more than WARPS to run. 16 rows
+# of 128 units spill. Of an odd H, whose units are read one by one, 8 do: it takes ODD.
+ROWS: Mapping[tuple[int, int], tuple[int, ...]] = {
+    (2, 64): (4, 8, 16), (2, 128): (4, 8), (4, 32): (1, 2), (4, 64): (1, 2), (4, 128): (1, 2)
+}  # fmt: skip
+ODD = 4
+WARPS = 8
+# float32: lanes of a warp that share a unit. More of them read less of shared memory, which backward reads three times
+# as much of; fewer take less shuffles, of which forward has three times as many.
+LANES: Mapping[str, int] = {"forward": 4, "backward": 8}
+TIGHT = ("backward", 4, 128)  # on compute capability 10.x spills: there it takes 4 lanes and one row
+
+
+@dataclass(frozen=True)
+class SmallTiles:
+    """What a launch does in which every program holds all of W_h. The fields up to `ahead` are constants of the
+    compiled kernel."""
+
+    rows: int  # of a program
+    units: int  # of a program, at least H
+    num_warps: int
+    lanes: int  # of a warp, that share a unit; 0: matrix instructions
+    vector: int  # units that a thread reads and writes at once; they divide H
+    ahead: int  # visits, that x_proj (backward: dy, gates, h_prev) is asked for
+    programs: int  # of a direction
+    directions: int  # of the launch: all that the layer has
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        return self.programs, 1, self.directions
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """What tells its compiled kernel from another of the same pass and dtype."""
+        return dataclasses.astuple(self)[:6]
+
+    def shared_bytes(self, kind: str, dtype: str) -> int:
+        """An upper bound of a program's shared memory: h, or three gate gradients, and what the longest row is found
+        with; in half precision a gate's weights on their way, before."""
+        factors, size = 1 if kind == "forward" else 3, BYTES[dtype]
+        if self.lanes:
+            return factors * self.units * self.rows * size + 4 * self.num_warps
+        return max(factors * max(self.rows, 8) * size, self.units * size) * self.units + 4 * self.num_warps
+
+
+FIELDS = ("rows", "units", "num_warps", "lanes", "ahead")  # that can be set
+
+
+def class_of(hidden_size: int, dtype: str) -> int:
+    """H padded."""
+    return next(units for units in CLASSES[BYTES[dtype]] if hidden_size <= units)
+
+
+def small_tiles(
+    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device, given: Mapping[str, int]
+) -> SmallTiles:
+    """Tiles of `forward` or `backward` of a layer of at most LARGEST units. `given`: fields set by hand.
+
+    Raises:
+        ValueError: given fields that no kernel can have.
+    """
+    size = BYTES[dtype]
+    units = given.get("units", class_of(hidden_size, dtype))
+    tight = (kind, size, units) == TIGHT and (device.capability or 0) // 10 == 10
+    num_warps = given.get("num_warps", max(1, units // 16))
+    odd = size == 2 and hidden_size % 2 > 0
+    possible = (ODD,) if odd else (1,) if tight else ROWS.get((size, units), (ODD if size == 2 else 1,))
+    alone = (rows for rows in possible if -(-batch // rows) * directions * num_warps <= WARPS * device.sms)
+    rows = given.get("rows", next(alone, possible[-1]))
+    lanes = given.get("lanes", 0 if size == 2 else 4 if tight else LANES[kind])
+    tiles = SmallTiles(
+        rows=rows,
+        units=units,
+        num_warps=num_warps,
+        lanes=lanes,
+        vector=1 if size == 4 or odd else 2,
+        ahead=given.get("ahead", 1 if rows == 16 else 2),
+        programs=-(-batch // rows),
+        directions=directions,
+    )
+    _check(tiles, hidden_size, size)
+    return tiles
+
+
+def _check(tiles: SmallTiles, hidden_size: int, size: int) -> None:
+    """Raise ValueError where given fields ask for what no kernel can be."""
+    t = tiles
+    rows: tuple[int, ...] = (4, 8, 16)
+    lanes: tuple[int, ...] = (0,)
+    warps: tuple[int, ...] = (t.units // 16,)
+    if size == 4:
+        rows, lanes = (1, 2), tuple(n for n in (2, 4, 8) if 4 * n <= t.units)
+        warps = tuple(n for n in (1, 2, 4, 8) if 32 * n <= t.units * max(t.lanes, 1))
+    for name, value, possible in (
+        ("units", t.units, tuple(n for n in (16, 32, 64, 128) if n >= hidden_size)), ("rows", t.rows, rows),
+        ("lanes", t.lanes, lanes), ("num_warps", t.num_warps, warps), ("ahead", t.ahead, (1, 2)),
+    ):  # fmt: skip
+        if value not in possible:
+            raise ValueError(
+                f"tiles of backend 'sequence': {name} must be one of {', '.join(map(str, possible))} here, got {value}"
+            )
