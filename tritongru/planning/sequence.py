@@ -227,8 +227,8 @@ def sequence_tiles(
             raise ValueError(f"without exchange the fields are {', '.join(FIELDS)}, got {', '.join(unknown)}")
         if hidden_size > LARGEST:
             return f"one program holds all of W_h of H up to {LARGEST}, not {hidden_size}"
-        fields = winner("sequence", kind, dtype, batch, class_of(hidden_size, dtype), device) if not overrides else ""
-        if fields:
+        units = class_of(hidden_size, dtype)
+        if not overrides and (fields := winner("sequence", kind, dtype, batch, units, units, device)):
             with contextlib.suppress(ValueError):  # of another layer: an odd H
                 return small_tiles(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(fields)))
         return small_tiles(kind, batch, hidden_size, directions, dtype, device, given)
