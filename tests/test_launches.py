@@ -251,6 +251,30 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypat
             hook.remove(print)
 
 
+@pytest.mark.compiled
+def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
+    """By dtype, alignment, the width of numbers, and what is compiled in; not by addresses, nor by other numbers."""
+    from benchmarks.hostcost import without_gpu
+    from tritongru.kernels import step as kernels
+    from tritongru.launch import runtime
+
+    own = torch.zeros(64)
+    names = kernels.step_forward.arg_names[len(kernels.FORWARD_SCALARS) :]
+    given: dict[str, Any] = {name: own if name.endswith("_ptr") else 8 for name in names}
+
+    def kernels_after(first_scalar: int = 0, **changed: Any) -> int:
+        launch = runtime.Launch(kernels.step_forward, kernels.FORWARD_SCALARS, {**given, **changed}, 4, 1)
+        launch((1, 1, 1), (first_scalar,) + (0,) * (len(kernels.FORWARD_SCALARS) - 1))
+        return len(runtime._compiled)
+
+    with without_gpu(kernels.step_forward), monkeypatch.context() as patch:
+        patch.setattr(runtime, "_observers", [])
+        assert kernels_after() == kernels_after() == kernels_after(B=9, x_ptr=torch.zeros(64)) == kernels_after(7) == 1
+        assert kernels_after(x_ptr=own[1:]) == 2 and kernels_after(x_ptr=own.half()) == 3
+        assert kernels_after(B=2**40) == 4 and kernels_after(2**40) == 5
+        assert kernels_after(stride_x_i=1) == 6 and kernels_after(BLOCK_K=64) == 7
+
+
 def test_what_is_kept_of_passes_is_bounded() -> None:
     from tritongru.launch.runtime import Kept, Pass
 

@@ -167,7 +167,7 @@ class Launch:
                 else:
                     self.kernel[grid](*scalars, *self.rest, **self.options)
             return
-        key = self._alike(self._addresses())
+        key = self._alike(self._addresses(), any(map(_wide, scalars)))
         compiled = _compiled.get(key)
         if compiled is not None:
             self._bound(compiled, compiled.run)(grid, scalars)
@@ -229,15 +229,15 @@ class Launch:
     def _dtypes(self) -> tuple[torch.dtype, ...]:
         return tuple([self.rest[i].dtype for i in _pointers(self.kernel, len(self.rest))])
 
-    def _alike(self, addresses: tuple[Any, ...]) -> Hashable:
-        """What the JIT would tell apart by, or more."""
+    def _alike(self, addresses: tuple[Any, ...], wide: bool = False) -> Hashable:
+        """What the JIT would tell apart by, or more. wide: whether a scalar of the step takes 64 bits."""
         kinds = list(addresses)
         for i in _pointers(self.kernel, len(kinds)):
             kinds[i] %= 16
         for i in _unspecialised(self.kernel, len(kinds)):
-            kinds[i] = kinds[i].bit_length() > 31
+            kinds[i] = _wide(kinds[i])
         device = triton.runtime.driver.active.get_current_device()
-        return (self.kernel, device, self._dtypes(), *self.options.values(), *kinds)
+        return (self.kernel, device, wide, self._dtypes(), *self.options.values(), *kinds)
 
     def _bound(self, compiled: Any, run: Any) -> Callable[[Grid, Sequence[int]], None]:
         hooks, stream = triton.knobs.runtime, _stream()
@@ -373,6 +373,10 @@ def _unspecialised(kernel: Any, rest: int) -> tuple[int, ...]:
     """Where the numbers are of which nothing is compiled in but how wide they are."""
     plain = [not p.is_constexpr and p.do_not_specialize for p in kernel.params[-rest:]]
     return tuple(i for i, p in enumerate(plain) if p)
+
+
+def _wide(number: Any) -> bool:
+    return isinstance(number, int) and number.bit_length() > 31
 
 
 def _watched() -> bool:
