@@ -341,6 +341,8 @@ def test_fields_of_a_step_s_tiles_may_be_set() -> None:
     assert found["forward"] == replace(planned["forward"], ahead=0, num_stages=3, pdl=False)
     assert found["backward"] == replace(planned["backward"], ahead=0, num_stages=3, pdl=False)
     assert found["backward_first"] == planned["backward_first"]
+    fewer = dict(choose(PROBLEM, describe("h200"), "step:num_warps=4").tiles)["forward"]
+    assert (fewer.num_warps, fewer.split) == (4, 4)
     assert not dict(choose(PROBLEM, describe("a100"), "step:pdl=1").tiles)["forward"].pdl
 
 
@@ -348,7 +350,8 @@ def test_fields_of_a_step_s_tiles_may_be_set() -> None:
     ("fields", "said"),
     [
         ("block_b=24", "powers of two"),
-        ("split=4", "split 1 or the number of warps"),
+        ("split=4", "split 1 or the number of up to 8 warps"),
+        ("num_warps=16", "split 1 or the number of up to 8 warps"),
         ("block_b=256,block_h=256,ahead=64", "bytes of shared memory"),
         ("rows=16", "takes the fields block_b, block_h"),
         ("ahead=all", "must be a number of digits"),

@@ -71,13 +71,18 @@ def step_tiles(
     if not overrides or kind == "backward_first":
         return tiles
     given: dict[str, Any] = dict(overrides)
+    if tiles.split > 1:  # a part for each warp
+        given.setdefault("split", given.get("num_warps", tiles.num_warps))
     tiles = dataclasses.replace(tiles, **given)
     sizes = tiles.block_b, tiles.block_h, tiles.block_k, tiles.num_warps, tiles.split, tiles.per_sm
-    if any(size < 1 or size & (size - 1) for size in sizes) or tiles.split not in (1, tiles.num_warps):
-        raise ValueError(f"tiles of step must be powers of two, split 1 or the number of warps, got {tiles}")
-    tiles = dataclasses.replace(
-        tiles, ahead=min(tiles.ahead, -(-hidden_size // tiles.block_k)), pdl=bool(tiles.pdl and _pdl(device))
-    )
+    if any(size < 1 or size & (size - 1) for size in sizes) or tiles.split not in (1, min(tiles.num_warps, 8)):
+        raise ValueError(f"tiles of step must be powers of two, split 1 or the number of up to 8 warps, got {tiles}")
+    chunks = -(-hidden_size // tiles.block_k)
+    tiles = dataclasses.replace(tiles, ahead=min(tiles.ahead, chunks), pdl=bool(tiles.pdl and _pdl(device)))
+    while "ahead" not in given and tiles.ahead and _shared_bytes(kind, tiles, dtype) > device.shared_per_program:
+        tiles = dataclasses.replace(tiles, ahead=tiles.ahead - 1)
+    if "num_stages" not in given and tiles.ahead < chunks:  # a pipeline for the others
+        tiles = dataclasses.replace(tiles, num_stages=max(2, tiles.num_stages))
     if _shared_bytes(kind, tiles, dtype) > device.shared_per_program:
         raise ValueError(f"{device.name} has {device.shared_per_program} bytes of shared memory a program for {tiles}")
     return tiles
