@@ -157,7 +157,7 @@ def dependence_faults(report: CompileReport, tiles: StepTiles, kind: str, dtype:
     faults = []
     if any(opcodes[i].startswith("EXIT") for i in early):
         faults.append("a program may end without a wait: the launch after it would not wait for the one before")
-    if any(opcodes[i].startswith(("STG", "RED", "ATOM")) for i in early):
+    if any(opcodes[i].split(".")[0] in ("STG", "RED", "REDG", "ATOM", "ATOMG") for i in early):
         faults.append("a store before the wait")
     between = reached(after[lets[0]], WAIT)
     if waits[0] not in between or any(opcodes[i].startswith(("LDG", "UTMALDG")) for i in between):
@@ -167,8 +167,8 @@ def dependence_faults(report: CompileReport, tiles: StepTiles, kind: str, dtype:
     # x_proj; z of src, r, z, n, q, of dst, dy and dh_n, y and h_0
     tensors, biases = (3, 3) if kind == "forward" else (1 + 4 + 2 + 2, 0)
     wanted = tiles.ahead * 3 * tiles.block_h * tiles.block_k * size // threads + tensors * own * size
-    # of a bias a thread loads as many as its tile has side by side
-    allowed = {wanted + biases * beside * size for beside in (min(own, 4), own)}
+    # of a bias a thread loads as many as it has of the tile side by side
+    allowed = {wanted + biases * (own >> by) * size for by in range(own.bit_length())}
     found = _bytes(Counter(opcodes[i] for i in early), "LDG", None)
     if found not in allowed:
         faults.append(f"{found} bytes loaded before the wait, the tiles have {wanted} that no step makes, and biases")

@@ -106,8 +106,9 @@ def _planned(
             (_overlapping(kind, form, batch, hidden_size, directions, dtype, device) for form in forms),
             key=lambda tiles: least_us(kind, tiles, batch, hidden_size, directions, dtype, device),
         )
-    if pdl and kind == "cell" and batch <= 32 and not vector:
-        block_k, large = 512 // BYTES[dtype], device.shared_per_program > 128 * 1024
+    large = device.shared_per_program > 128 * 1024
+    if pdl and kind == "cell" and not vector and (batch <= 32 or (dtype == "fp32" and not large)):
+        block_k = 512 // BYTES[dtype]
         ahead = min(2 if large else 1, -(-hidden_size // block_k))  # of W_h, while x W_i^T is multiplied
         return StepTiles(16, 16, block_k, num_warps=8, num_stages=3 if large else 2, split=8, ahead=ahead)
     wide = batch > 32 and kind != "backward_first" and not vector
