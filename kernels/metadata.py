@@ -11,7 +11,8 @@ them too. They are counted on the host, from the arguments of the launch:
 
 tests/test_profile.py holds the bytes against the addresses that the kernels touch in the interpreter. They differ where
 the host does not know the lengths: in `sequence_backward` of a packed batch without dh_0, whose rows all count as if
-they ran at the first and the second visit of a direction.
+they ran at the first and the second visit of a direction; and of a padded batch, whose rows all count as if they ran
+all steps.
 """
 
 
@@ -21,12 +22,17 @@ def _told(kernel, sizes, args, flops, moved):
     return {"name": f"{kernel} [{named}]", "flops": flops, f"flops{width}": flops, "bytes": moved}
 
 
+def _of_step(args):
+    """Bytes of what tells which rows run and begin anew, for each direction."""
+    return args["D"] * args["B"] * (4 * args["PADDED"] + args["RESETS"])
+
+
 def step_forward(grid, metadata, args):
     """Of kernels/step.py's step_forward."""
     H, I, D, fused = args["H"], args["I"], args["D"], args["FUSE_INPUT"]
     size = args["y_ptr"].element_size()
     flops = 0
-    moved = args["rows"] * I * size  # x, which both directions read; I is 0 unless the kernel takes it
+    moved = args["rows"] * I * size + _of_step(args)  # x, which both directions read; I is 0 unless the kernel takes it
     for way in ("", "_reverse")[:D]:
         rows = args[f"rows{way}"]
         read = 3 * H * (H + I) + 3 * H * args["HAS_BIAS"] * (1 + fused) + rows * H + rows * 3 * H * (not fused)
@@ -42,7 +48,10 @@ def step_backward(grid, metadata, args):
     """Of kernels/step.py's step_backward."""
     H, D, first = args["H"], args["D"], args["FIRST"]
     size, dy = args["y_ptr"].element_size(), args["dy_ptr"]
-    flops, moved = 0, dy.element_size() * (not args["stride_dy_h"])  # the gradient of a sum is one element, expanded
+    flops, moved = (
+        0,
+        dy.element_size() * (not args["stride_dy_h"]) + _of_step(args),
+    )  # the gradient of a sum is one element, expanded
     for way in ("", "_reverse")[:D]:
         src, dst = args[f"rows_src{way}"], args[f"rows_dst{way}"]
         begin, end = max(dst - src, 0), max(src - dst, 0)  # rows that begin their way back at dst, that end it at src
@@ -59,20 +68,20 @@ def step_backward(grid, metadata, args):
 
 def small_forward(grid, metadata, args):
     """Of kernels/small.py's small_forward."""
-    T, B, H, D, size = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size()
+    B, H, D, size = args["B"], args["H"], args["D"], args["y_ptr"].element_size()
     N = args["y_ptr"].numel() // (D * H)
     read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * H
     written = N * H + N * 4 * H * args["save_gates"] + B * H
-    moved = D * (read + written) * size + 4 * (T + B) * args["packed"]
+    moved = D * (read + written) * size + _of_rows(args)
     return _told("small_forward", "TBHD", args, D * 2 * N * 3 * H * H, moved)
 
 
 def small_backward(grid, metadata, args):
     """Of kernels/small.py's small_backward."""
-    T, B, H, D, size, N = args["T"], args["B"], args["H"], args["D"], args["y_ptr"].element_size(), args["size_rows"]
+    B, H, D, size, N = args["B"], args["H"], args["D"], args["y_ptr"].element_size(), args["size_rows"]
     handed_on = N if args["want_dh"] else N - B  # rows whose dh goes to the visit before
     moved = (args["w_ptr"].numel() + N * (4 + 1 + 4) * H) * size + B * H * 4 * (1 + args["want_dh"])
-    moved = D * moved + _expanded(args["dy_ptr"]) + 4 * (T + B) * args["packed"]
+    moved = D * moved + _expanded(args["dy_ptr"]) + _of_rows(args)
     return _told("small_backward", "TBHD", args, D * 2 * handed_on * 3 * H * H, moved)
 
 
@@ -82,6 +91,12 @@ def _expanded(tensor):
     for n, stride in zip(tensor.shape, tensor.stride(), strict=True):
         found *= n if stride else 1
     return found
+
+
+def _of_rows(args):
+    """Bytes of what tells which rows run and begin anew: tables of a launch of kernels/sequence.py or small.py."""
+    T, B = args["T"], args["B"]
+    return 4 * T * args["packed"] + 4 * B * args["has_lengths"] + T * B * args["RESETS"]
 
 
 def _of_launch(grid, args):
@@ -96,13 +111,13 @@ def _of_launch(grid, args):
 
 def sequence_forward(grid, metadata, args):
     """Of kernels/sequence.py's sequence_forward; of a packed batch as if every group had the visits of the first."""
-    T, B, H, directions, size = args["T"], args["B"], args["H"], grid[2], args["y_ptr"].element_size()
+    T, H, directions, size = args["T"], args["H"], grid[2], args["y_ptr"].element_size()
     visits, rows, inside, n = _of_launch(grid, args)
     exchanged = rows * (visits * args["PARTS"] * args["PART"] + (visits + 1) * grid[0] * args["UNITS"])
     moved = n * (3 + 1 + 4 * args["save_gates"]) * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + exchanged
     moved = moved * size + inside * H * (4 if args["first_visit"] else size)
     moved += inside * H * (4 if args["stop_visit"] < T else size)
-    moved = directions * moved + 4 * (T + B) * args["packed"]
+    moved = directions * moved + _of_rows(args)
     return _told("sequence_forward", "TBHD", args, directions * 2 * n * 3 * H * H, moved)
 
 
@@ -116,6 +131,6 @@ def sequence_backward(grid, metadata, args):
     of_dy = _expanded(dy) * (directions / D if args["stride_dy_h"] else 1)
     for served, of_all, stride in ((visits, T, args["stride_dy_t"]), (inside, B, args["stride_dy_b"])):
         of_dy = of_dy * served / of_all if stride else of_dy
-    moved = directions * moved + round(of_dy) + 4 * (T + B) * args["packed"]
+    moved = directions * moved + round(of_dy) + _of_rows(args)
     handed_on = n if want else n - inside
     return _told("sequence_backward", "TBHD", args, directions * 2 * handed_on * 3 * H * H, moved)

@@ -28,10 +28,15 @@ One rule for rows. Every row of a tile is published at every visit, whether it r
 the state that it keeps (backward: zeros, and it carries product + carry). So nothing masks rows while waiting, and h_0
 is published like any other state, in slot 0. A group's loop is as long as its longest row.
 
+Resets select, so that NaN and infinity do not come through. Where a row's step t begins a new sequence, the state that
+enters t (in the reverse direction t - 1) is 0: forward publishes and carries on 0, after y and h_n were taken, and
+backward publishes and carries on 0, its gate gradients stored whole.
+
 A launch takes the visits first_visit .. stop_visit - 1 of a sequence. From one launch to the next goes the state, in
 float32 as it is: the values are those of one launch, bit for bit.
 
-Nothing is specialised on H, T, B or flags. The stages of a visit are named: load, wait, product, gates, publish, save.
+Nothing is specialised on H, T, B or flags, but for RESETS, which take ten instructions of a visit's 250. The stages of
+a visit are named: load, wait, product, gates, publish, save.
 """
 
 from triton.experimental import gluon
@@ -48,13 +53,13 @@ FORWARD_SCALARS = (
 )  # fmt: skip
 BACKWARD_SCALARS = (
     "T", "B", "H", "D", "first_direction", "first_row", "first_visit", "stop_visit", "stride_row", "packed",
-    "has_lengths", "stride_rzn_t", "stride_rzn_b", "bound", "size_rows", "stride_dy_t", "stride_dy_b", "stride_dy_h",
-    "want_dh",
+    "has_lengths", "stride_rzn_t", "stride_rzn_b", "bound", "size_rows", "stride_dy_t", "stride_dy_b",
+    "stride_dy_h", "want_dh",
 )  # fmt: skip
 # Read and written element by element: one compiled kernel serves every layout of them.
 ANY_ALIGNMENT = (
     "rzn_ptr", "q_ptr", "y_ptr", "dy_ptr", "dgates_ptr", "h_0_ptr", "h_n_ptr", "state_ptr", "dh_n_ptr", "dh_0_ptr",
-    "b_ptr", "b_reverse_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr",
+    "b_ptr", "b_reverse_ptr", "lengths_ptr", "resets_ptr", "starts_ptr", "status_ptr", "report_ptr",
 )  # fmt: skip
 
 
@@ -229,6 +234,19 @@ def lengths_of(
 
 
 @gluon.jit
+def cleared(t, row, length, direction, B, resets_ptr, RESETS: gl.constexpr):
+    """Of each element whether the state that enters its row's step t is 0 by a reset. The reverse direction comes from
+    t + 1. Outside of its steps a row has none."""
+    if RESETS:
+        each = row + gl.zeros_like(length)  # as wide as the mask
+        boundary = t + direction
+        ptrs = resets_ptr + times(boundary, B) + each
+        return gl.load(ptrs, mask=(t >= 0) & (boundary < length), other=0) != 0
+    else:
+        return gl.zeros_like(length) != 0
+
+
+@gluon.jit
 def times(a, b):
     """The product of two int32 as int64 in one instruction; in a loop the compiler takes four for the same."""
     return gl.inline_asm_elementwise(MULTIPLY, "=l,r,r", [a, b], dtype=gl.int64, is_pure=True, pack=1)
@@ -282,10 +300,12 @@ def sequence_forward(
     w_reverse_ptr,
     b_ptr,  # [3H] b_hh
     b_reverse_ptr,
-    lengths_ptr,  # [B] int32: how many time steps each row runs, read with has_lengths
+    lengths_ptr,  # [B] int32: how many time steps each row runs, 1 .. T, read with has_lengths
+    resets_ptr,  # [T, B] int8: not 0 where a row's step begins a new sequence; read with RESETS
     starts_ptr,  # [T] int32: the first row of each time step of a packed batch
     status_ptr,
     report_ptr,
+    RESETS: gl.constexpr,
     PRECISION: gl.constexpr,
     ROWS: gl.constexpr,  # of a tile
     TILES: gl.constexpr,  # that a program serves in turn
@@ -359,7 +379,8 @@ def sequence_forward(
         b = (first + i * ROWS + row).to(gl.int64)
         state = (direction.to(gl.int64) * B + b) * H + unit
         mask = (b < B) & is_unit
-        begins = gl.load(h_0_ptr + state, mask=mask & (first_visit == 0), other=0.0).to(gl.float32)
+        anew = cleared(t, first + i * ROWS + row, lengths[i], direction, B, resets_ptr, RESETS)
+        begins = gl.load(h_0_ptr + state, mask=mask & (first_visit == 0) & ~anew, other=0.0).to(gl.float32)
         goes_on = gl.load(state_ptr + state, mask=mask & (first_visit > 0), other=0)
         h_i = gl.where(first_visit == 0, begins, goes_on.to(gl.float32, bitcast=True))
         publish(here + i * (ROWS * K) + own_place, as_factor(h_i.to(dtype), PRECISION))
@@ -379,6 +400,7 @@ def sequence_forward(
             # load: what the next visit needs besides h is asked for before this one waits
             mask_next = (t_next < lengths[i]) & (visit + 1 < stop)
             x_next = x_next + (load_three(rzn_ptr + times(at_next, step_x) + of_x[i], mask_next, H),)
+            clear = cleared(t_next, first + i * ROWS + row, lengths[i], direction, B, resets_ptr, RESETS)
 
             # wait
             tile = here + i * (ROWS * K)
@@ -404,11 +426,12 @@ def sequence_forward(
             h_new, r, z, n = gru_gates(a_r, a_z, x[i][2].to(gl.float32), q, h[i])
             runs = t < lengths[i]
             h_new = gl.where(runs, h_new, h[i])
+            y = h_new.to(dtype)
+            h_new = gl.where(clear, 0.0, h_new)
             h_next = h_next + (h_new,)
 
             # publish: in units past H the state stays the 0 that it begins with
-            y = h_new.to(dtype)
-            publish(tile + slot + own_place, as_factor(y, PRECISION))
+            publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))
 
             # save
             gl.store(y_ptr + times(at, step_y) + of_y[i], y, mask=runs)
@@ -482,9 +505,11 @@ def sequence_backward(
     w_ptr,  # [3, U, K] the transposes of W_hr, W_hz, W_hn, padded with zeros
     w_reverse_ptr,
     lengths_ptr,
+    resets_ptr,
     starts_ptr,
     status_ptr,
     report_ptr,
+    RESETS: gl.constexpr,
     PRECISION: gl.constexpr,
     ROWS: gl.constexpr,
     TILES: gl.constexpr,
@@ -586,6 +611,7 @@ def sequence_backward(
                     at_after, t_next, t_after, lengths[i], back < last, stride_dy_t, step_x, step_y, stride_dy_h, H,
                 ),
             )  # fmt: skip
+            clear = cleared(t, first + i * ROWS + row, lengths[i], direction, B, resets_ptr, RESETS)
 
             # wait, product
             tile = here + 3 * i * GATE
@@ -603,19 +629,17 @@ def sequence_backward(
             dh += dy.to(gl.float32)
             runs = t < lengths[i]
             z = z.to(gl.float32)
-            dn, dr, dz, dq = gru_gate_gradients(
-                dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev.to(gl.float32)
-            )
-            carry_next = carry_next + (gl.where(runs, dh * z, dh),)
-            dr = gl.where(runs, dr, 0.0).to(dtype)
-            dz = gl.where(runs, dz, 0.0).to(dtype)
-            dq = gl.where(runs, dq, 0.0).to(dtype)
+            h_prev = gl.where(clear, 0.0, h_prev.to(gl.float32))
+            dn, dr, dz, dq = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
+            dr, dz, dq = dr.to(dtype), dz.to(dtype), dq.to(dtype)
+            carry_next = carry_next + (gl.where(clear, 0.0, gl.where(runs, dh * z, dh)),)
 
-            # publish
+            # publish: of what a row has handed on, where it runs and nothing was cleared
             published = tile + slot + own_place
-            publish(published, as_factor(dr, PRECISION))
-            publish(published + GATE, as_factor(dz, PRECISION))
-            publish(published + 2 * GATE, as_factor(dq, PRECISION))
+            hands_on = runs & ~clear
+            publish(published, as_factor(gl.where(hands_on, dr, nothing), PRECISION))
+            publish(published + GATE, as_factor(gl.where(hands_on, dz, nothing), PRECISION))
+            publish(published + 2 * GATE, as_factor(gl.where(hands_on, dq, nothing), PRECISION))
 
             # save
             dgates = dgates_ptr + times(at, step_dgates) + of_dgates[i]

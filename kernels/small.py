@@ -22,7 +22,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import metadata
 from .gates import gru_gate_gradients, gru_gates
-from .sequence import lengths_of, load_three, place_of, times
+from .sequence import cleared, lengths_of, load_three, place_of, times
 
 FORWARD_SCALARS = (
     "T", "B", "H", "D", "stride_row", "packed", "has_lengths", "stride_rzn_t", "stride_rzn_b", "save_gates", "has_bias",
@@ -34,7 +34,7 @@ BACKWARD_SCALARS = (
 # Read or written once, element by element: one compiled kernel serves every alignment of them.
 ANY_ALIGNMENT = (
     "h_0_ptr", "h_n_ptr", "dh_n_ptr", "dh_0_ptr", "w_ptr", "w_reverse_ptr", "b_ptr", "b_reverse_ptr", "lengths_ptr",
-    "starts_ptr",
+    "resets_ptr", "starts_ptr",
 )  # fmt: skip
 
 
@@ -252,7 +252,8 @@ def small_forward(
     w_reverse_ptr,
     b_ptr,  # [3H] b_hh
     b_reverse_ptr,
-    lengths_ptr,  # [B] int32: how many time steps each row runs, read with has_lengths
+    lengths_ptr,  # [B] int32: how many time steps each row runs, 1 .. T, read with has_lengths
+    resets_ptr,  # [T, B] int8: not 0 where a row's step begins a new sequence; read with RESETS
     starts_ptr,  # [T] int32: the first row of each time step of a packed batch
     ROWS: gl.constexpr,
     UNITS: gl.constexpr,  # at least H; K as well
@@ -260,6 +261,7 @@ def small_forward(
     LANES: gl.constexpr,  # that share a unit; 0: matrix instructions
     VECTOR: gl.constexpr,  # units that a thread reads and writes at once: they divide H, and rows are aligned
     AHEAD: gl.constexpr,  # visits ahead of which x_proj is asked for, 1 or 2
+    RESETS: gl.constexpr,
 ):
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
     FORM: gl.constexpr = (ROWS, UNITS, WARPS, LANES)
@@ -291,8 +293,9 @@ def small_forward(
     step_y = stride_row * D * H
 
     # the state that the first visit begins with; x_proj of the first two
-    h = gl.load(h_0_ptr + of_state, mask=(row < B) & is_unit, other=0.0).to(gl.float32)
     t = gl.where(direction == 0, 0, longest - 1)
+    anew = cleared(t, row, length, direction, B, resets_ptr, RESETS)
+    h = gl.load(h_0_ptr + of_state, mask=(row < B) & is_unit & ~anew, other=0.0).to(gl.float32)
     step_t = gl.where(direction == 0, 1, -1)
     at = place_of(t, T, packed, starts_ptr)
     at_next = place_of(t + step_t, T, packed, starts_ptr)
@@ -308,6 +311,7 @@ def small_forward(
         at_later = place_of(t_ahead + step_t, T, packed, starts_ptr)
         mask_ahead = (t_ahead < length) & (visit + AHEAD < longest) & is_unit
         x_ahead = load_three(time_step(rzn_ptr, at_ahead, step_x, VECTOR) + of_x, mask_ahead, H)
+        clear = cleared(t + step_t, row, length, direction, B, resets_ptr, RESETS)
 
         # hand h over, product
         hand_over(h_shared, h.to(dtype), FORM)
@@ -332,6 +336,7 @@ def small_forward(
         gl.store(rzn + H, z.to(dtype), mask=saves)
         gl.store(rzn + 2 * H, n.to(dtype), mask=saves)
         gl.store(time_step(q_ptr, at, step_y, VECTOR) + of_y, q.to(dtype), mask=saves)
+        h = gl.where(clear & is_unit, 0.0, h)
         if AHEAD == 2:
             x, x_next = x_next, x_ahead
             at, at_next = at_next, at_ahead
@@ -389,6 +394,7 @@ def small_backward(
     w_ptr,  # [3H, H] W_hh
     w_reverse_ptr,
     lengths_ptr,
+    resets_ptr,
     starts_ptr,
     ROWS: gl.constexpr,
     UNITS: gl.constexpr,
@@ -396,6 +402,7 @@ def small_backward(
     LANES: gl.constexpr,
     VECTOR: gl.constexpr,
     AHEAD: gl.constexpr,
+    RESETS: gl.constexpr,
 ):
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
     FORM: gl.constexpr = (ROWS, UNITS, WARPS, LANES)
@@ -458,17 +465,16 @@ def small_backward(
             dy_ptr, rzn_ptr, q_ptr, y_ptr, of_dy, of_x, of_y, at_ahead, at_later, t_ahead, t_ahead + step_t, length,
             (visit + AHEAD < longest) & is_unit, stride_dy_t, step_x, step_y, H, VECTOR,
         )  # fmt: skip
+        clear = cleared(t, row, length, direction, B, resets_ptr, RESETS) & is_unit
 
         # gates: dh is the product and what is carried
         dy, r, z, n, q, h_prev = given
         dh += dy.to(gl.float32)
         runs = (t < length) & is_unit
         begins = (t + step_t < 0) | (t + step_t >= length)
-        h_prev = gl.where(begins, h_0, h_prev)
+        h_prev = gl.where(clear, 0.0, gl.where(begins, h_0, h_prev).to(gl.float32))
         z = z.to(gl.float32)
-        dn, dr, dz, dq = gru_gate_gradients(
-            dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev.to(gl.float32)
-        )
+        dn, dr, dz, dq = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
         dh = gl.where(runs, dh * z, dh)
         dr = gl.where(runs, dr, 0.0).to(dtype)
         dz = gl.where(runs, dz, 0.0).to(dtype)
@@ -490,7 +496,7 @@ def small_backward(
         parts = product(w_r, received(dr_shared, FORM), FORM)
         parts += product(w_z, received(dz_shared, FORM), FORM)
         parts += product(w_n, received(dq_shared, FORM), FORM)
-        dh += own_sums(parts, FORM)
+        dh = gl.where(clear, 0.0, dh + own_sums(parts, FORM))
         if AHEAD == 2:
             given, given_next = given_next, given_ahead
             at, at_next = at_next, at_ahead

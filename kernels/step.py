@@ -45,7 +45,7 @@ import triton.language as tl
 
 from . import metadata
 from .gates import gru_gate_gradients, gru_gates
-from .rows import of_direction, running
+from .rows import entered_anew, of_direction, running
 
 FORWARD_SCALARS = (
     "slot", "at", "rows", "rows_before", "rows_after",
@@ -283,6 +283,8 @@ def step_forward(
     state_ptr,  # [D, B, H] float32: h unrounded, where y is narrower
     rzn_ptr,  # [T, B, D, 3H] x_proj, unless FUSE_INPUT; with SAVE_GATES r, z, n in its place
     q_ptr,  # [T, B, D, H]; written with SAVE_GATES
+    lengths_ptr,  # [B] int32, 1 .. T; read with PADDED
+    resets_ptr,  # [T, B] int8; read with RESETS
     B,
     stride_row,
     stride_x_b,
@@ -297,6 +299,8 @@ def step_forward(
     FUSE_INPUT: tl.constexpr,
     KEEP_STATE: tl.constexpr,
     SAVE_GATES: tl.constexpr,
+    PADDED: tl.constexpr,
+    RESETS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -319,8 +323,12 @@ def step_forward(
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     h_mask = offs_h < H
-    runs, carries = running(offs_b, rows, rows_before)
+    step_t = 1 - 2 * direction
+    runs, carries = running(offs_b, rows, rows_before, at, at - step_t, lengths_ptr, PADDED)
+    _, goes_on = running(offs_b, rows, rows_after, at, at + step_t, lengths_ptr, PADDED)
+    enters = runs & ~entered_anew(at, offs_b, direction, runs, carries, B, resets_ptr, RESETS)  # with a state
     mask = runs[:, None] & h_mask[None, :]
+    mask_h = enters[:, None] & h_mask[None, :]
     offs_b = offs_b.to(tl.int64)
     row = at.to(tl.int64) * stride_row + offs_b
     row_state = direction * B + offs_b
@@ -351,10 +359,10 @@ def step_forward(
         tl.extra.cuda.gdc_wait()
     state_ptrs = state_ptr + row_state[:, None] * H + offs_h[None, :]
     if KEEP_STATE:  # this program alone reads and writes its tile of the state
-        state = tl.load(state_ptrs, mask=mask & carries[:, None], other=0.0)
-        h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask & ~carries[:, None], other=0.0)
+        state = tl.load(state_ptrs, mask=mask_h & carries[:, None], other=0.0)
+        h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask_h & ~carries[:, None], other=0.0)
     else:
-        h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask, other=0.0)
+        h_prev = tl.load(h_prev_ptrs[:, None] + offs_h[None, :], mask=mask_h, other=0.0)
 
     # the three gate products
     a_r = zeros(BLOCK_B, BLOCK_H, SPLIT)
@@ -367,7 +375,7 @@ def step_forward(
             a_r, a_z, a_n, x_ptrs, runs, stride_x_i, w_ih_ptr, (), offs_h, I, H, BLOCK_K, SPLIT, PRECISION
         )
     a_r, a_z, q = add_products(
-        a_r, a_z, q, h_prev_ptrs, runs, 1, w_hh_ptr, ahead, offs_h, H, H, BLOCK_K, SPLIT, PRECISION
+        a_r, a_z, q, h_prev_ptrs, enters, 1, w_hh_ptr, ahead, offs_h, H, H, BLOCK_K, SPLIT, PRECISION
     )
     a_r = sum_of_parts(a_r, BLOCK_B, BLOCK_H, SPLIT)
     a_z = sum_of_parts(a_z, BLOCK_B, BLOCK_H, SPLIT)
@@ -395,7 +403,6 @@ def step_forward(
 
     y = h.to(y_ptr.dtype.element_ty)
     tl.store(y_ptr + ((row * D + direction) * H)[:, None] + offs_h[None, :], y, mask=mask)
-    goes_on = offs_b < rows_after
     tl.store(h_next_ptrs[:, None] + offs_h[None, :], y, mask=mask & goes_on[:, None])
     tl.store(h_n_ptr + row_state[:, None] * H + offs_h[None, :], y, mask=mask & ~goes_on[:, None])
     if KEEP_STATE:
@@ -438,6 +445,8 @@ def step_backward(
     dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
     dh_ptr,  # [D, B, H] float32: dh of the visit before
     dh_0_ptr,  # [D, B, H]
+    lengths_ptr,  # [B] int32, 1 .. T; read with PADDED
+    resets_ptr,  # [T, B] int8; read with RESETS
     B,
     stride_row,
     stride_rzn_t,  # in rows of D * 3H, as is stride_rzn_b
@@ -450,6 +459,8 @@ def step_backward(
     D: tl.constexpr,
     DY_UNIT: tl.constexpr,
     FIRST: tl.constexpr,
+    PADDED: tl.constexpr,
+    RESETS: tl.constexpr,
     PRECISION: tl.constexpr,
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
@@ -471,8 +482,10 @@ def step_backward(
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     h_mask = offs_h < H
-    in_src, goes_on = running(offs_b, rows_src, rows_dst)
-    in_dst, dst_carries = running(offs_b, rows_dst, rows_before)
+    in_src, goes_on = running(offs_b, rows_src, rows_dst, src, dst, lengths_ptr, PADDED)
+    in_dst, dst_carries = running(offs_b, rows_dst, rows_before, dst, before, lengths_ptr, PADDED)
+    src_anew = entered_anew(src, offs_b, direction, in_src, goes_on, B, resets_ptr, RESETS)
+    dst_anew = entered_anew(dst, offs_b, direction, in_dst, dst_carries, B, resets_ptr, RESETS)
     mask_src = in_src[:, None] & h_mask[None, :]
     mask_dst = in_dst[:, None] & h_mask[None, :]
     offs_b = offs_b.to(tl.int64)
@@ -503,7 +516,7 @@ def step_backward(
         z_src = tl.load(rzn_src_ptrs[:, None] + H + offs_h[None, :], mask=mask_src, other=0.0)
         dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
         r, z, n, q = load_gates(rzn_dst_ptrs, q_dst_ptrs, offs_h, mask_dst, H)
-        h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+        h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst & ~dst_anew[:, None], dst_carries)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
@@ -529,7 +542,7 @@ def step_backward(
             mask = in_src[:, None] & (offs_k < H)[None, :]
             dh_k = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_k, mask, in_src)
             r_k, z_k, n_k, q_k = load_gates(rzn_src_ptrs, q_src_ptrs, offs_k, mask, H)
-            h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)
+            h_k = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_k, mask, goes_on)  # of a row that begins anew unread
             _, dr, dz, dq = gru_gate_gradients(dh_k, r_k, z_k, n_k, q_k, h_k)
             dtype = dgates_ptr.dtype.element_ty  # products take the storage dtype, as in later launches
             dr, dz, dq = (
@@ -549,13 +562,14 @@ def step_backward(
     if FIRST:
         dh_src = load_dh(dh_n_ptrs, dy_src_ptrs, stride_dy_h, offs_h, mask_src, in_src)
         r, z_src, n, q = load_gates(rzn_src_ptrs, q_src_ptrs, offs_h, mask_src, H)
-        h_prev = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_h, mask_src, goes_on)
+        h_prev = load_h_prev(y_dst_ptrs, h_0_ptrs, offs_h, mask_src & ~src_anew[:, None], goes_on)
         dn, dr, dz, dq = gru_gate_gradients(dh_src, r, z_src, n, q, h_prev)
         store_dgates(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)
     dh_prev += dh_src * z_src.to(tl.float32)
+    dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)
 
     # a row that started at src ends its way back here
-    ends = in_src & (offs_b >= rows_dst)
+    ends = in_src & ~goes_on
     dh_0_ptrs = dh_0_ptr + row_state[:, None] * H + offs_h[None, :]
     tl.store(dh_0_ptrs, dh_prev.to(dh_0_ptr.dtype.element_ty), mask=mask_src & ends[:, None])
 
@@ -563,7 +577,7 @@ def step_backward(
     if FIRST:
         dh = load_dh(dh_n_ptrs, dy_dst_ptrs, stride_dy_h, offs_h, mask_dst, ends_at_dst)
         r, z, n, q = load_gates(rzn_dst_ptrs, q_dst_ptrs, offs_h, mask_dst, H)
-        h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst, dst_carries)
+        h_prev = load_h_prev(y_before_ptrs, h_0_ptrs, offs_h, mask_dst & ~dst_anew[:, None], dst_carries)
     dh += tl.where(in_src[:, None], dh_prev, 0.0)
     dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
     store_dgates(dgates_ptr, row_dst, offs_h, mask_dst, dn, dr, dz, dq, H)

@@ -67,7 +67,7 @@ STEP = {
         "return tl.where(carries[:, None], y, h_0)",
         "return tl.where(carries[:, None], y, y)",
     ),
-    "dh_0 of rows that go on": ("ends = in_src & (offs_b >= rows_dst)", "ends = in_src & (offs_b < rows_dst)"),
+    "dh_0 of rows that go on": ("ends = in_src & ~goes_on", "ends = goes_on"),
 }
 FIRST = {
     "dh * z dropped in the first launch": ("    dh_prev += dh_src * z_src.to(tl.float32)\n", ""),
@@ -84,6 +84,23 @@ ROWS = {
     "a row too few": ("here = offs_b < rows", "here = offs_b < rows - 1"),
     "directions swapped": ("tl.where(direction == 0, forward, reverse)", "tl.where(direction == 1, forward, reverse)"),
 }
+CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3), padded=True, resets=0.4)
+PADDING = {
+    "a length too short": ("here = here & (t < length)", "here = here & (t < length - 1)"),
+    "the neighbour runs always": ("both & here & (t_neighbour < length)", "both & here"),
+    "a reset one step late": ("resets_ptr + (t + direction)", "resets_ptr + (t + direction + (t < 2))"),
+    "resets in the forward direction alone": (
+        "mask = here & (carries | (direction == 0))",
+        "mask = here & (direction == 0)",
+    ),
+}
+RESETS = {
+    "the state but not what is multiplied": ("h_prev_ptrs, enters, 1,", "h_prev_ptrs, runs, 1,"),
+    "what is multiplied but not the state": ("mask_h = enters[:, None]", "mask_h = runs[:, None]"),
+    "the state but not its gradient": ("dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n", ""),
+    "h_prev of another sequence": ("mask_dst & ~dst_anew[:, None], dst_carries", "mask_dst, dst_carries"),
+    "h_prev of another sequence in the first launch": ("mask_src & ~src_anew[:, None], goes_on", "mask_src, goes_on"),
+}
 MUTANTS = [
     pytest.param(file, old, new, case, id=f"{file}: {name}")
     for file, found, case in (
@@ -91,6 +108,8 @@ MUTANTS = [
         ("step.py", STEP, DENSE),
         ("step.py", FIRST, ONE_STEP),
         ("rows.py", ROWS, PACKED),
+        ("rows.py", PADDING, CUT),
+        ("step.py", RESETS, CUT),
     )
     for name, (old, new) in found.items()
 ]

@@ -91,10 +91,13 @@ def test_fakes_have_the_layout_of_what_comes_out(backend, shape):
 def test_operators_are_the_layer(backend, shape):
     """The same bits as an eager call, and the gradients that are wanted alone."""
     given = arguments(backend, **shape)
-    x, h_0, weights, batch_sizes, _, batch_first, training, recompute = given
+    x, h_0, weights, batch_sizes, _, batch_first, training, recompute, lengths, resets = given
+    how = dict(backend=backend, recompute=recompute, lengths=lengths)
+    if resets is not None:
+        how["resets"] = resets.T if batch_first else resets
     D, bias = len(h_0), len(weights) == 4 * len(h_0)
     expected = (
-        tritongru.gru(x, h_0, weights, bias, 1, 0.0, False, D == 2, batch_first, backend=backend, recompute=recompute)
+        tritongru.gru(x, h_0, weights, bias, 1, 0.0, False, D == 2, batch_first, **how)
         if batch_sizes is None
         else tritongru.gru(x, batch_sizes, h_0, weights, bias, 1, 0.0, False, D == 2, backend=backend)
     )
@@ -110,7 +113,7 @@ def test_operators_are_the_layer(backend, shape):
             for f, e in zip(torch.autograd.grad(found[:2], leaves, cotangents), gradients, strict=True)
         )
         wanted = [index % 2 == 1 for index in range(len(leaves))]
-        some = ops.layer_backward(*backward[:-1], wanted)
+        some = ops.layer_backward(*backward[:11], wanted, *backward[12:])
         expected = [g for g, want in zip(gradients, wanted, strict=True) if want]
         assert all(torch.equal(f, e) for f, e in zip(some, expected, strict=True))
 
@@ -126,7 +129,7 @@ def test_without_a_name_the_plan_decides_at_each_run(ran):
 
 def test_a_gradient_of_what_was_not_kept_is_an_error():
     given = arguments("reference", **SHAPES["dense"])
-    y, *_ = ops.layer_forward(*given[:6], False, False)
+    y, *_ = ops.layer_forward(*given[:6], False, False, None, None)
     with pytest.raises(RuntimeError, match="training must be True"):
         y.sum().backward()
 
@@ -147,6 +150,14 @@ WRONG = {
     ),
     "batch_sizes of a dense batch": (3, lambda a: torch.tensor([2, 2]), "x must have 2 dimensions with batch_sizes"),
     "nothing": (0, lambda a: a[0][:0], "x must have elements, got [0, 2, 3]"),
+    "lengths of another batch": (
+        8, lambda a: torch.ones(3, dtype=torch.int64), "lengths must be a tensor [2] of integers on cpu, got [3]"
+    ),
+    "lengths that are no integers": (8, lambda a: torch.ones(2), "of integers on cpu, got [2] of torch.float32 on cpu"),
+    "resets of another time": (
+        9, lambda a: torch.ones(2, 2, dtype=torch.bool), "resets must be a tensor [3, 2] of bool on cpu, got [2, 2]"
+    ),
+    "resets elsewhere": (9, lambda a: torch.ones(3, 2, dtype=torch.bool, device="meta"), "torch.bool on meta"),
 }  # fmt: skip
 
 
@@ -174,7 +185,7 @@ def test_errors_of_backward_and_of_packed_batches():
     with pytest.raises(RuntimeError, match=r"dy must be \[3, 2, 5\], got \[2, 2, 5\]"):
         ops.layer_backward(backward[0][1:], *backward[1:])
     with pytest.raises(RuntimeError, match="wanted must have 6 entries, got 2"):
-        ops.layer_backward(*backward[:-1], [True, True])
+        ops.layer_backward(*backward[:11], [True, True], None, None)
     for sizes in ([2, 3, 1], [3, 2], [3, 2, 0, 1], [2, 2, 2]):
         given = arguments("reference", **SHAPES["packed"])
         given[3] = torch.tensor(sizes)

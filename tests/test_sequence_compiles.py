@@ -84,6 +84,11 @@ def test_sample(device: str, kind: str, dtype: str, hidden_size: int, batch: int
     check(Form(device, kind, dtype, "tf32", tiles_of(kind, hidden_size, batch, dtype, device)))
 
 
+@pytest.mark.parametrize(("device", "kind", "dtype", "hidden_size", "batch"), [SAMPLE[i] for i in (1, 3, 6, 13)])
+def test_sample_with_resets(device: str, kind: str, dtype: str, hidden_size: int, batch: int) -> None:
+    check(Form(device, kind, dtype, "tf32", tiles_of(kind, hidden_size, batch, dtype, device), resets=True))
+
+
 # What a measurement may ask for and no plan does: by device, pass, dtype, H, B, fields
 CANDIDATES = [
     ("h200", "forward", "bf16", 512, 8, "block_b=8"), ("h200", "backward", "bf16", 256, 1, "block_b=8"),
@@ -114,6 +119,12 @@ def test_candidates(device: str, kind: str, dtype: str, hidden_size: int, batch:
 @pytest.mark.parametrize("form", forms(*DEVICES), ids=str)
 def test_all(form: Form) -> None:
     check(form)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("form", [f for f in forms(*DEVICES) if f.dtype != "fp16"], ids=str)
+def test_all_with_resets(form: Form) -> None:
+    check(replace(form, resets=True))
 
 
 @pytest.mark.long

@@ -30,6 +30,11 @@ TWO_TILES = (ShrunkenPlan(tiles=2), Case(T=2, B=17, I=4, H=20), torch.float32)
 TWO_GROUPS = (ShrunkenPlan(groups=2), *TWO_TILES[1:])
 TWO_DIRECTIONS = (ShrunkenPlan(together=False), Case(T=2, B=2, I=4, H=20, bidirectional=True), torch.float32)
 PACKED_BOTH = (ShrunkenPlan(), Case(I=4, H=20, bidirectional=True, lengths=(1, 3, 2)), torch.float32)
+CUT = (
+    ShrunkenPlan(),
+    Case(T=4, I=4, H=20, bidirectional=True, lengths=(2, 3, 3), padded=True, resets=0.4),
+    torch.float32,
+)
 THREE_WAITS = (replace(THREE_PROGRAMS[0], waits=3), *THREE_PROGRAMS[1:])
 THREE_TENSORS = (ShrunkenPlan(num_k=3), Case(T=2, B=3, I=4, H=70), torch.float32)
 IN_SHARED = (replace(THREE_PROGRAMS[0], shared_gates=2), *THREE_PROGRAMS[1:])
@@ -47,8 +52,8 @@ EXCHANGE = {
         "time-out",
     ),
     "a wait on the wrong slot in backward": (
-        "publish(published, as_factor(dr",
-        "publish(published + slot, as_factor(dr",
+        "publish(published, as_factor(gl.where(hands_on, dr",
+        "publish(published + slot, as_factor(gl.where(hands_on, dr",
         THREE_PROGRAMS,
         "time-out",
     ),
@@ -95,13 +100,13 @@ EXCHANGE = {
         "wrong",
     ),
     "a row that does not run publishes nothing": (
-        "publish(tile + slot + own_place, as_factor(y, PRECISION))",
+        "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
         "gl.store(tile + slot + own_place, y.to(e_ptr.dtype.element_ty, bitcast=True), mask=runs)",
         PACKED_BOTH,
         "time-out",
     ),
     "units past H are not published": (
-        "publish(tile + slot + own_place, as_factor(y, PRECISION))",
+        "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
         "gl.store(tile + slot + own_place, y.to(e_ptr.dtype.element_ty, bitcast=True), mask=is_unit)",
         THREE_PROGRAMS,
         "time-out",
@@ -131,7 +136,12 @@ EXCHANGE = {
         "wrong",
     ),
     "h not handed on": ("h_next = h_next + (h_new,)", "h_next = h_next + (h[i],)", THREE_PROGRAMS, "wrong"),
-    "x_proj of the first visit for all": ("h, x = h_next, x_next", "h = h_next", THREE_PROGRAMS, "wrong"),
+    "x_proj of the first visit for all": (
+        "h, x = h_next, x_next",
+        "h = h_next",
+        THREE_PROGRAMS,
+        "wrong",
+    ),
     "gates of the last visit for all": (
         "carry, given = carry_next, given_next",
         "carry = carry_next",
@@ -161,6 +171,37 @@ EXCHANGE = {
         "longest - 1 - first_visit",
         "T - first_visit",
         PACKED_BOTH,
+        "wrong",
+    ),
+}
+RESETS = {
+    "a reset one step late": ("boundary = t + direction", "boundary = t + direction + 1", CUT, "wrong"),
+    "resets in the forward direction alone": ("mask=(t >= 0) &", "mask=(t >= 0) & (direction == 0) &", CUT, "wrong"),
+    "a reset past a row's length": ("(boundary < length)", "(boundary < length + 1)", CUT, "emulator"),
+    "h_0 of a row that begins anew": (" & ~anew, other", ", other", CUT, "wrong"),
+    "y after a reset": (
+        "y = h_new.to(dtype)\n            h_new = gl.where(clear, 0.0, h_new)",
+        "h_new = gl.where(clear, 0.0, h_new)\n            y = h_new.to(dtype)",
+        CUT,
+        "wrong",
+    ),
+    "the state but not its gradient": ("hands_on = runs & ~clear", "hands_on = runs", CUT, "wrong"),
+    "the state but not what is carried back": (
+        "gl.where(clear, 0.0, gl.where(runs, dh * z, dh))",
+        "gl.where(runs, dh * z, dh)",
+        CUT,
+        "wrong",
+    ),
+    "h_prev of another sequence in backward": (
+        "h_prev = gl.where(clear, 0.0, h_prev.to(gl.float32))",
+        "h_prev = h_prev.to(gl.float32)",
+        CUT,
+        "wrong",
+    ),
+    "the first tile's resets for all": (
+        "clear = cleared(t_next, first + i * ROWS + row,",
+        "clear = cleared(t_next, first + row,",
+        (ShrunkenPlan(tiles=2), Case(T=3, B=17, I=4, H=20, resets=0.4), torch.float32),
         "wrong",
     ),
 }
@@ -244,11 +285,16 @@ OFTEN = (
     "a wait on the wrong slot", "a stale row tile", "a row that starts early",
     "a row that does not run publishes nothing",
     "units past H are not published", "the carry of a row that does not run dropped", "a gate dropped",
-    "a wrong place in the fragment",
+    "a wrong place in the fragment", "a reset one step late", "the state but not its gradient",
 )  # fmt: skip
 EXCHANGING = [
     pytest.param(file, *rest, id=name, marks=() if name in OFTEN else LONG)
-    for file, found in (("sequence.py", EXCHANGE), ("sequence.py", PRODUCTS), ("exchange.py", PLACES))
+    for file, found in (
+        ("sequence.py", EXCHANGE),
+        ("sequence.py", RESETS),
+        ("sequence.py", PRODUCTS),
+        ("exchange.py", PLACES),
+    )
     for name, rest in found.items()
 ]
 

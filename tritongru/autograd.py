@@ -142,6 +142,6 @@ def backward_pass(
             Wanted(want_x, h_0.dtype if want_h_0 else None, by_direction),
         )  # fmt: skip
         steps = steps_at_once(call.visits.time, call.visits.batch)
-        chunks = layer.recompute and call.visits.batch_sizes is None and steps < call.visits.time
+        chunks = layer.recompute and call.visits.plain and steps < call.visits.time
         dx, dh_0, d_weights = in_chunks(given, steps) if chunks else whole(given)
     return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]

@@ -35,6 +35,7 @@ def eager_beside_graphs(function: F) -> F:
     """
     decorated: Any = context_decorator(partial(_WithoutDynamo), function)
     decorated.__defaults__ = function.__defaults__  # a trace's guards look for them here
+    decorated.__kwdefaults__ = function.__kwdefaults__
     decorated._torchdynamo_inline = function  # what a trace takes in its place
     return cast(F, decorated)
 

@@ -24,7 +24,7 @@ def forward_flops(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *_: Any, ou
 def backward_flops(
     dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, rzn: Tensor, q: Tensor,
     weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
-    *, out_val: Any = None,
+    *padding: Any, out_val: Any = None,
 ) -> int:  # fmt: skip
     """Of `tritongru::layer_backward`: the products of the gradients that are wanted, dh W_h of each step before h_0's,
     and those of forward once more where the gates are computed again."""

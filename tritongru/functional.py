@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from .autograd import GRULayer, Layer
 from .beside import eager_beside_graphs
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
+from .ops import check_padding
 from .planning.choose import fastest_backend, off_chip
+from .reference import gru_layer
 from .registry import DTYPES, Backend, constant_in_graphs
-from .visits import Visits
+from .visits import Segments, Visits, checked_lengths
 
 _DENSE = (
     "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first",
@@ -35,7 +38,14 @@ EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
 @eager_beside_graphs
-def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def gru(
+    *args: Any,
+    backend: str | None = None,
+    recompute: bool = False,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
     """A GRU as torch.gru has it, in both its forms.
 
         gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
@@ -49,6 +59,12 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
         backend: "aten", "reference", "step" or "sequence"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan
             says.
         recompute: keep the output alone for backward and compute the gates again there.
+        lengths: [B] integers, 1 .. T, on any device: how many time steps each row of `input` has, in any order. Past
+            them output is zero and input is not looked at, be it NaN; h_n is the state after a row's last step, at
+            which the reverse direction begins.
+        resets: bool [T, B], or [B, T] with batch_first: the steps that begin a new sequence. Neither direction carries
+            state or gradient over the boundary to the step before; a reset of step 0 clears h_0 of the forward
+            direction; one past a row's length is none.
 
     Dtypes: the kernels take float32, float16 and bfloat16 (one for all arguments, or autocast's); `reference` float64
     too; PyTorch's own path what torch.gru takes.
@@ -57,7 +73,10 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
         output [T, B, D * H] (or [B, T, D * H], or [N, D * H]) and h_n [num_layers * D, B, H].
 
     Raises:
-        What torch.gru raises on the same input. ValueError: unknown backend. RuntimeError: a backend that cannot run.
+        What torch.gru raises on the same input. ValueError: unknown backend. RuntimeError: a backend that cannot run,
+        and lengths or resets of another shape, dtype or device, or of packed rows (TypeError: not a tensor). A length
+        outside 1 .. T is a RuntimeError too: on CUDA, for which nobody waits, at the next call that has lengths or runs
+        `sequence`, or at `tritongru.synchronize()`.
 
     Example:
         >>> import torch, tritongru
@@ -73,6 +92,9 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
     names = _PACKED if packed else _DENSE
     if len(args) + len(kwargs) != len(names) or set(names[len(args) :]) != set(kwargs):
         return torch.gru(*args, **kwargs)  # its own error for a wrong signature
+    if packed and (lengths is not None or resets is not None):
+        name = "resets" if lengths is None else "lengths"
+        raise RuntimeError(f"{name} must be None with packed input, whose batch_sizes tell its lengths, got a tensor")
     given = dict(zip(names, args, strict=False)) | kwargs
     return _gru(
         given["data" if packed else "input"],
@@ -87,6 +109,8 @@ def gru(*args: Any, backend: str | None = None, recompute: bool = False, **kwarg
         given.get("batch_first", False),
         backend,
         recompute,
+        lengths,
+        resets,
     )
 
 
@@ -136,7 +160,7 @@ def gru_cell(
         result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, result)
     x, h_0, params = _autocast(chosen, input, hx, params)
-    h = _layer(chosen, x[None], None, h_0[None], params, 1, cell=True)[1]
+    h = _layer(chosen, x[None], h_0[None], params, None, 1, cell=True)[1]
     one_step.remember(key, chosen, x[None], h_0[None], params, layers=1)
     return h
 
@@ -154,28 +178,67 @@ def _gru(
     batch_first: bool,
     backend: str | None,
     recompute: bool,
+    lengths: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    key = None
-    if _is_one_step(input, batch_sizes, batch_first) and type(params) is list and not (bidirectional or dropout):
+    padded, key = lengths is not None or resets is not None, None
+    one = not padded and _is_one_step(input, batch_sizes, batch_first)
+    if one and type(params) is list and not (bidirectional or dropout):
         key = one_step.key_of(backend, (input, hx, *params), has_biases, num_layers, batch_first)
         if (known := one_step.gru(key, input, hx, params)) is not None:
             return known
 
-    def aten() -> tuple[Tensor, Tensor]:
+    def plain() -> tuple[Tensor, Tensor]:
         if batch_sizes is None:
             return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
         return torch.gru(input, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
 
-    if uses_aten(backend, input):
-        return aten()
+    by_aten = uses_aten(backend, input)
+    if by_aten and not padded:
+        return plain()
     D = 2 if bidirectional else 1
     reason = _unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first)
+    if padded:
+        if reason is not None:
+            result = plain()  # raises its own error where an argument is at fault
+            if hx.shape[1] == 0:
+                return result
+        lengths, resets = _time_major(input, lengths, resets, batch_first)
+
+    def layers(run: Callable[..., tuple[Tensor, Tensor]], x: Tensor, hx: Tensor, params: list[Tensor]) -> Any:
+        each = len(params) // num_layers
+        h_ns = []
+        for layer in range(num_layers):
+            h_0 = hx if num_layers == 1 else hx[layer * D : (layer + 1) * D]
+            x, h_n = run(x, h_0, params[layer * each : (layer + 1) * each])
+            h_ns.append(h_n)
+            if train and dropout != 0 and layer < num_layers - 1:
+                x = torch.dropout(x, dropout, True)
+        return x, h_ns[0] if num_layers == 1 else torch.cat(h_ns)
+
+    def aten() -> tuple[Tensor, Tensor]:
+        if not padded:
+            return plain()
+        x = input.transpose(0, 1) if batch_first else input
+        if torch.compiler.is_compiling() or into_a_graph() or tracing():  # of what segments there are only values tell
+            within = None if lengths is None else lengths.clamp(1, len(x))
+            visits = Visits.of(x, None, within, resets)
+            y, h_n = layers(lambda x, h_0, weights: gru_layer(x, h_0, weights, has_biases, visits, D), x, hx, params)
+        else:
+            visits = Visits.of(x, None, None if lengths is None else checked_lengths(lengths, len(x)), resets)
+            y, h_n = _by_segments(x, visits, hx, D, params, has_biases, num_layers, dropout, train, bidirectional)
+        return y.transpose(0, 1) if batch_first else y, h_n
+
     chosen: Backend | InGraph | str
+    if by_aten:
+        return aten()
     if reason is not None:
         chosen = reason
     else:
         T = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
-        chosen = _settle(backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params), recompute=recompute)
+        chosen = _settle(
+            backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params), recompute=recompute, padded=padded
+        )
     if isinstance(chosen, str):  # aten raises its own error where the input is at fault
         return _or_refuse(backend, chosen, input, aten())
     if isinstance(chosen, Backend) and chosen.module is None:
@@ -185,18 +248,50 @@ def _gru(
         return aten()
     x, hx, params = _autocast(chosen, input, hx, params)
     sizes = batch_sizes if batch_sizes is None or isinstance(chosen, InGraph) else tuple(batch_sizes.tolist())
-    each = len(params) // num_layers
-    h_ns = []
-    for layer in range(num_layers):
-        weights = params[layer * each : (layer + 1) * each]
-        h_0 = hx if num_layers == 1 else hx[layer * D : (layer + 1) * D]
-        x, h_n = _layer(chosen, x, sizes, h_0, weights, D, batch_first=batch_first, recompute=recompute)
-        h_ns.append(h_n)
-        if train and dropout != 0 and layer < num_layers - 1:
-            x = torch.dropout(x, dropout, True)
+    if padded and not isinstance(chosen, InGraph):  # copies: who changes his own tensors changes no gradient
+        lengths = None if lengths is None else checked_lengths(lengths, T)
+        resets = None if resets is None else resets.clone(memory_format=torch.contiguous_format)
+    run = partial(
+        _layer, chosen, sizes=sizes, lengths=lengths, resets=resets, D=D, batch_first=batch_first, recompute=recompute
+    )
+    found = layers(run, x, hx, params)
     if key is not None:
         one_step.remember(key, chosen, input.transpose(0, 1) if batch_first else input, hx, params, num_layers)
-    return x, h_ns[0] if num_layers == 1 else torch.cat(h_ns)
+    return found
+
+
+def _time_major(
+    input: Tensor, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Both on input's device, resets as [T, B].
+
+    Raises:
+        TypeError, RuntimeError: what does not fit input; values are not looked at.
+    """
+    if not torch.compiler.is_compiling():  # there the operator looks
+        check_padding(lengths, resets, input.shape[:2], batch_first, input.device)
+    if resets is not None and batch_first:
+        resets = resets.transpose(0, 1)
+    if lengths is not None and lengths.device != input.device:
+        lengths = checked_lengths(lengths, input.shape[1 if batch_first else 0]).to(input.device)
+    return lengths, resets
+
+
+def _by_segments(
+    x: Tensor, visits: Visits, hx: Tensor, D: int, params: list[Tensor], has_biases: bool, num_layers: int, *how: Any
+) -> tuple[Tensor, Tensor]:
+    """A padded batch by torch.gru: the sequences between its resets are the rows of a packed batch."""
+    cut = Segments.of(visits, x.device)
+    states = torch.arange(len(hx), device=x.device)[:, None]
+    begins, ends = (torch.stack(of[:D]).repeat(num_layers, 1) for of in (cut.ends, cut.ends[::-1]))
+    if visits.resets is not None:
+        forward = torch.zeros_like(begins, dtype=torch.bool)
+        forward[::D] = visits.resets[0]
+        hx = hx.masked_fill(forward[..., None], 0)
+    h_0 = hx.new_zeros(len(hx), int(cut.batch_sizes[0]), hx.shape[-1]).index_put((states, begins), hx)
+    t, b = cut.rows // visits.batch, cut.rows % visits.batch
+    y, h_n = torch.gru(x[t, b], cut.batch_sizes, h_0, params, has_biases, num_layers, *how)
+    return y.new_zeros(visits.time, visits.batch, y.shape[-1]).index_put((t, b), y), h_n[states, ends]
 
 
 def _is_one_step(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> bool:
@@ -304,7 +399,7 @@ class InGraph:
 
 def _settle(
     backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
-    *, recompute: bool = False, cell: bool = False,
+    *, recompute: bool = False, cell: bool = False, padded: bool = False,
 ) -> Backend | InGraph | str:  # fmt: skip
     """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
     if into_a_graph():
@@ -323,8 +418,8 @@ def _settle(
         training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
         shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
         if found is None:
-            # PyTorch's path keeps more than the output, and its cell was not timed.
-            aten = not (cell or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
+            # PyTorch's path keeps more than the output, its cell was not timed, and to cut a padded batch waits.
+            aten = not (cell or padded or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
             choice = fastest_backend(B, T, *shape, aten)
             found, reason = registry.BACKENDS[choice.backend], choice.reason
         elif (why_not := off_chip(B, *shape, found.overrides)) is not None:
@@ -422,11 +517,13 @@ def _unfit(
 def _layer(
     backend: Backend | InGraph,
     x: Tensor,
-    sizes: Any,
     h_0: Tensor,
     weights: Sequence[Tensor],
+    sizes: Any,
     D: int,
     *,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
     batch_first: bool = False,
     recompute: bool = False,
     cell: bool = False,
@@ -436,12 +533,12 @@ def _layer(
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
     if isinstance(backend, InGraph):
         y, h_n, _, _ = ops.layer_forward(
-            x, h_0, list(weights), sizes, backend.name, batch_first, training, training and recompute
+            x, h_0, list(weights), sizes, backend.name, batch_first, training, training and recompute, lengths, resets
         )
         return y, h_n[0] if cell else h_n
     device = registry.device_of(x.device)
     call = LayerCall(
-        visits=Visits.of(x.transpose(0, 1) if batch_first else x, sizes),
+        visits=Visits.of(x.transpose(0, 1) if batch_first else x, sizes, lengths, resets),
         directions=D,
         hidden_size=h_0.shape[-1],
         dtype=DTYPES[x.dtype],

@@ -63,7 +63,8 @@ def whole(p: BackwardPass) -> Gradients:
     del gates  # unless the graph is retained they are gone before anything else comes
     dx = products.input_gradient(dgates, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
     need_x = any(want[0] for want in p.wanted.weights)
-    rows = p.x.reshape(p.call.visits.size_rows, -1) if need_x else p.x  # copies a batch-first x
+    # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
+    rows = p.call.visits.only_running(p.x).reshape(p.call.visits.size_rows, -1) if need_x else p.x
     d_weights: list[Tensor | None] = []
     for direction, (dgate, want) in enumerate(zip(dgates, p.wanted.weights, strict=True)):
         d_weights.append(products.input_weight_gradient(dgate, rows) if want[0] else None)
@@ -179,7 +180,7 @@ def _into_gates(p: BackwardPass, direction: int, x_proj: Tensor, q: Tensor) -> N
 
 def second_gradients(
     tensors: Sequence[Any],
-    batch_sizes: tuple[int, ...] | None,
+    visits: Visits,
     batch_first: bool,
     wanted: Sequence[bool],
     cotangents: Sequence[Tensor | None],
@@ -192,6 +193,7 @@ def second_gradients(
 
     Args:
         tensors: dy, dh_n (None: zero), x, h_0 and the weights, as the layer got them.
+        visits: of the layer's call.
         wanted: which of the gradients of x, h_0 and the weights the first backward gave.
         cotangents: of each of those that it gave; None: zero.
         needed: of which of `tensors` a gradient is wanted now.
@@ -210,7 +212,7 @@ def second_gradients(
         dy, dh_n, x, h_0, *weights = wide
         D = len(h_0)
         x = x.transpose(0, 1) if batch_first else x
-        y, h_n = gru_layer(x, h_0, weights, len(weights) == 4 * D, Visits.of(x, batch_sizes), D)
+        y, h_n = gru_layer(x, h_0, weights, len(weights) == 4 * D, visits, D)
         results = y.transpose(0, 1) if batch_first else y, h_n
         of = [t for t, want in zip(own[2:], wanted, strict=True) if want]
         first = _pulled_back(results, (dy, dh_n), of, create_graph=True)

@@ -27,14 +27,17 @@ class GRU(nn.GRU):
         recompute: keep the output alone for backward and compute the gates again there: less memory, more time.
 
     Shapes:
-        forward(input, hx=None) -> (output, h_n), as torch.nn.GRU: input [T, B, I], [B, T, I] with batch_first,
-        [T, I] unbatched, or a PackedSequence; hx [num_layers * D, B, H]; output [T, B, D * H].
+        forward(input, hx=None, *, lengths=None, resets=None) -> (output, h_n), as torch.nn.GRU: input [T, B, I],
+        [B, T, I] with batch_first, [T, I] unbatched, or a PackedSequence; hx [num_layers * D, B, H]; output
+        [T, B, D * H]. lengths [B] and resets [T, B] ([B, T] with batch_first; unbatched without B) of a padded batch:
+        see `gru`.
 
     Dtypes: the kernels take float32, float16 and bfloat16, parameters and input alike, or autocast's; float64 and what
     else torch.nn.GRU takes goes PyTorch's own path.
 
     Raises:
-        What torch.nn.GRU raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot run.
+        What torch.nn.GRU raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot run,
+        and for lengths or resets that do not fit, as `gru`.
 
     Example:
         >>> import torch, tritongru
@@ -74,14 +77,21 @@ class GRU(nn.GRU):
         self.recompute = recompute
 
     @eager_beside_graphs
-    def forward(self, input: Any, hx: Tensor | None = None) -> Any:
-        packed = isinstance(input, PackedSequence)
-        if uses_aten(self.backend, input.data if packed else input):
+    def forward(
+        self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Any:
+        packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
+        if packed and padded:
+            name = "resets" if lengths is None else "lengths"
+            raise RuntimeError(f"{name} must be None with a PackedSequence, which has lengths of its own, got a tensor")
+        if uses_aten(self.backend, input.data if packed else input) and not padded:
             return super().forward(input, hx)
         self._update_flat_weights()
-        return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx)
+        return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx, lengths, resets)
 
-    def _forward_dense(self, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _forward_dense(
+        self, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if input.dim() not in (2, 3):
             raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -92,12 +102,14 @@ class GRU(nn.GRU):
         if not batched:
             input = input.unsqueeze(batch_dim)
             hx = None if hx is None else hx.unsqueeze(1)
+            lengths = lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths
+            resets = resets.unsqueeze(batch_dim) if isinstance(resets, Tensor) else resets
         if hx is None:
             hx = self._zeros(input, input.size(batch_dim))
         self.check_forward_args(input, hx, None)
         output, h_n = gru(
             input, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
-            self.batch_first, backend=self.backend, recompute=self.recompute,
+            self.batch_first, backend=self.backend, recompute=self.recompute, lengths=lengths, resets=resets,
         )  # fmt: skip
         return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
 

@@ -9,6 +9,7 @@ layer_backward has a derivative of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -22,7 +23,7 @@ from .launch.layer import LayerCall, SavedGates
 from .launch.products import rnn_precision
 from .planning.choose import fastest_backend
 from .registry import DTYPES
-from .visits import Visits
+from .visits import Visits, checked_lengths
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
 
@@ -30,11 +31,11 @@ Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
 @torch.library.custom_op(
     "tritongru::layer_forward", mutates_args=(), tags=(torch.Tag.flexible_layout,),
     schema="(Tensor x, Tensor h_0, Tensor[] weights, Tensor? batch_sizes, str backend, bool batch_first, "
-    "bool training, bool recompute) -> (Tensor, Tensor, Tensor, Tensor)",
+    "bool training, bool recompute, Tensor? lengths, Tensor? resets) -> (Tensor, Tensor, Tensor, Tensor)",
 )  # fmt: skip
 def layer_forward(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
-    training: bool, recompute: bool,
+    training: bool, recompute: bool, lengths: Tensor | None, resets: Tensor | None,
 ) -> Outputs:  # fmt: skip
     """One layer forward.
 
@@ -45,6 +46,7 @@ def layer_forward(
         batch_sizes: [T] int64 on the CPU, never rising, adding up to N; or None.
         backend: "reference", "step" or "sequence"; "": the faster of step and sequence, by size.
         training: whether to keep what backward needs; recompute: nothing of it but the output.
+        lengths: [B] integers, resets: [T, B] bool, both of a batch without batch_sizes, on x's device: as `gru`.
 
     Returns:
         y, x's shape with D * H features; h_n [D, B, H]; and of a training layer without recompute rzn [..., D, 3H] in
@@ -55,10 +57,10 @@ def layer_forward(
         differentiation. ValueError: an unknown backend.
     """
     _refuse_tangents()
-    _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     if not h_0.shape[1]:
         return _outputs(x, h_0, batch_first, training and not recompute)
-    layer = _layer(backend, x, h_0, batch_sizes, batch_first, training, recompute)
+    layer = _layer(backend, x, h_0, (batch_sizes, lengths, resets), batch_first, training, recompute)
     y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, weights)
     if gates is None:
         return y, h_n, x.new_empty(0), x.new_empty(0)
@@ -69,11 +71,11 @@ def layer_forward(
 @layer_forward.register_fake
 def _(
     x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
-    training: bool, recompute: bool,
+    training: bool, recompute: bool, lengths: Tensor | None, resets: Tensor | None,
 ) -> Outputs:  # fmt: skip
     flops.count()  # a graph calls the operator where no Python of ours could tell a counter
     _refuse_tangents()
-    _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     return _outputs(x, h_0, batch_first, training and not recompute)
 
 
@@ -90,11 +92,13 @@ def _outputs(x: Tensor, h_0: Tensor, batch_first: bool, save_gates: bool) -> Out
 @torch.library.custom_op(
     "tritongru::layer_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,),
     schema="(Tensor? dy, Tensor? dh_n, Tensor x, Tensor h_0, Tensor y, Tensor rzn, Tensor q, Tensor[] weights, "
-    "Tensor? batch_sizes, str backend, bool batch_first, bool[] wanted) -> Tensor[]",
+    "Tensor? batch_sizes, str backend, bool batch_first, bool[] wanted, Tensor? lengths, Tensor? resets) "
+    "-> Tensor[]",
 )  # fmt: skip
 def layer_backward(
     dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, rzn: Tensor, q: Tensor,
     weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
+    lengths: Tensor | None, resets: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
     """The gradients of `layer_forward` that are wanted, of x, h_0 and each of the weights, in this order.
 
@@ -107,11 +111,12 @@ def layer_backward(
     Raises:
         As layer_forward.
     """
-    _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
     if not h_0.shape[1]:
         return _zero_gradients(x, h_0, weights, batch_first, wanted)
-    layer = _layer(backend, x, h_0, batch_sizes, batch_first, training=True, recompute=not rzn.numel())
+    batch = batch_sizes, lengths, resets
+    layer = _layer(backend, x, h_0, batch, batch_first, training=True, recompute=not rzn.numel())
     gates = [] if layer.recompute else [SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)]
     found = backward_pass(layer, x, h_0, y, gates, weights, dy, dh_n, wanted)
     return [gradient for gradient in found if gradient is not None]
@@ -121,8 +126,9 @@ def layer_backward(
 def _(
     dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, rzn: Tensor, q: Tensor,
     weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
+    lengths: Tensor | None, resets: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
-    _check(x, h_0, weights, batch_sizes, backend, batch_first)
+    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
     return _zero_gradients(x, h_0, weights, batch_first, wanted)
 
@@ -145,11 +151,14 @@ def seen_by_a_mode() -> bool:
     return seen
 
 
+Batch = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, resets
+
+
 def _layer(
-    name: str, x: Tensor, h_0: Tensor, batch_sizes: Tensor | None, batch_first: bool, training: bool, recompute: bool
+    name: str, x: Tensor, h_0: Tensor, batch: Batch, batch_first: bool, training: bool, recompute: bool
 ) -> Layer:
     """What the passes are told; of an empty name `step` or `sequence`: PyTorch's own path runs no layer here."""
-    visits = Visits.of(x.transpose(0, 1) if batch_first else x, _read(batch_sizes, x, h_0))
+    visits = _visits(x, h_0, batch, batch_first)
     (D, B, H), device, dtype = h_0.shape, registry.device_of(x.device), DTYPES[x.dtype]
     precision = rnn_precision(device.vendor == "nvidia")
     if not name:
@@ -160,26 +169,35 @@ def _layer(
     return Layer(backend, LayerCall(visits, D, H, dtype, precision, device, training), batch_first, recompute=recompute)
 
 
+def _visits(x: Tensor, h_0: Tensor, batch: Batch, batch_first: bool) -> Visits:
+    batch_sizes, lengths, resets = batch
+    x = x.transpose(0, 1) if batch_first else x
+    lengths = None if lengths is None else checked_lengths(lengths, len(x))
+    return Visits.of(x, _read(batch_sizes, x, h_0), lengths, None if resets is None else resets.contiguous())
+
+
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    x, h_0, weights, batch_sizes, ctx.backend, ctx.batch_first, ctx.training, _ = inputs
+    x, h_0, weights, batch_sizes, ctx.backend, ctx.batch_first, ctx.training, _, lengths, resets = inputs
     y, _, rzn, q = output
     ctx.mark_non_differentiable(rzn, q)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, h_0, y, rzn, q, batch_sizes, *weights)
+    ctx.save_for_backward(x, h_0, y, rzn, q, batch_sizes, lengths, resets, *weights)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tuple[Any, ...]:
     if not ctx.training:
         raise RuntimeError("training must be True where a gradient of tritongru::layer_forward is wanted, got False")
-    x, h_0, y, rzn, q, batch_sizes, *weights = ctx.saved_tensors
+    x, h_0, y, rzn, q, batch_sizes, lengths, resets, *weights = ctx.saved_tensors
     want_x, want_h_0, want_weights, *_others = ctx.needs_input_grad
     wanted = [want_x, want_h_0, *want_weights]
     y = y.detach()  # as below
     found = iter(
-        layer_backward(dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted)
+        layer_backward(
+            dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted, lengths, resets
+        )
     )
     dx, dh_0, *d_weights = (next(found) if want else None for want in wanted)
-    return dx, dh_0, list(d_weights), None, None, None, None, None  # compiled autograd of torch 2.11 has a tuple there
+    return dx, dh_0, list(d_weights), *[None] * 7  # compiled autograd of torch 2.11 has a tuple there
 
 
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
@@ -190,8 +208,8 @@ def backward_by_operator(
     dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
     """`autograd.backward_pass` as one operator, whose results can be differentiated once more."""
-    sizes = layer.call.visits.batch_sizes
-    batch_sizes = None if sizes is None else torch.tensor(sizes, device="cpu")
+    visits = layer.call.visits
+    batch_sizes = None if visits.batch_sizes is None else torch.tensor(visits.batch_sizes, device="cpu")
     rzn, q = gates[0] if gates else (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
@@ -200,26 +218,43 @@ def backward_by_operator(
     )  # a second derivative goes by what y is made of; compiled autograd cannot add the None that y would get
     found = iter(
         layer_backward(
-            dy, dh_n, x, h_0, y, rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first, list(wanted)
+            dy,
+            dh_n,
+            x,
+            h_0,
+            y,
+            rzn,
+            q,
+            list(flat),
+            batch_sizes,
+            layer.backend.name,
+            layer.batch_first,
+            list(wanted),
+            visits.lengths,
+            visits.resets,
         )
     )
     return [next(found) if want else None for want in wanted]
 
 
 def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    dy, dh_n, x, h_0, _, _, _, weights, batch_sizes, _, ctx.batch_first, ctx.wanted = inputs
+    dy, dh_n, x, h_0, _, _, _, weights, batch_sizes, _, ctx.batch_first, ctx.wanted, lengths, resets = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(batch_sizes, dy, dh_n, x, h_0, *weights)
+    ctx.save_for_backward(batch_sizes, lengths, resets, dy, dh_n, x, h_0, *weights)
 
 
 def _second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    batch_sizes, *tensors = ctx.saved_tensors
+    batch_sizes, lengths, resets, *tensors = ctx.saved_tensors
+    _, _, x, h_0, *_weights = tensors
+    x = x.transpose(0, 1) if ctx.batch_first else x
+    lengths = None if lengths is None else lengths.clamp(1, len(x))  # looked at before, and now maybe traced
+    visits = Visits.of(x, _read(batch_sizes, x, h_0), lengths, resets)
     need_dy, need_dh_n, need_x, need_h_0, _, _, _, need_weights, *_others = ctx.needs_input_grad
     found = second_gradients(
-        tensors, None if batch_sizes is None else tuple(batch_sizes.tolist()), ctx.batch_first, ctx.wanted, cotangents,
+        tensors, visits, ctx.batch_first, ctx.wanted, cotangents,
         [need_dy, need_dh_n, need_x, need_h_0, *need_weights],
     )  # fmt: skip
-    return *found[:4], None, None, None, found[4:], None, None, None, None
+    return *found[:4], None, None, None, found[4:], *[None] * 6
 
 
 layer_backward.register_autograd(_second_gradients, setup_context=_keep_for_double_backward)
@@ -228,11 +263,12 @@ layer_backward.register_autograd(_second_gradients, setup_context=_keep_for_doub
 @layer_forward.register_vmap
 def _(
     info: Any, in_dims: tuple[Any, ...], x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None,
-    *others: Any,
+    backend: str, batch_first: bool, training: bool, recompute: bool, lengths: Tensor | None,
+    resets: Tensor | None,
 ) -> tuple[Outputs, tuple[int | None, ...]]:  # fmt: skip
     """One layer for all where the weights are the same: what is mapped over joins the batch. Else a layer for each."""
-    x_dim, h_0_dim, w_dims, sizes_dim, *_others = in_dims
-    _, batch_first, *_others = others
+    x_dim, h_0_dim, w_dims, sizes_dim, *_others, lengths_dim, resets_dim = in_dims
+    others = backend, batch_first, training, recompute
     each = info.batch_size
     _refuse_mapped_sizes(sizes_dim is not None)
 
@@ -240,26 +276,40 @@ def _(
         return tensor.expand(each, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
     x, h_0 = mapped_first(x, x_dim), mapped_first(h_0, h_0_dim)
+    lengths = None if lengths is None else mapped_first(lengths, lengths_dim)
+    resets = None if resets is None else mapped_first(resets, resets_dim)
     if batch_sizes is None and all(dim is None for dim in w_dims):
         at = 0 if batch_first else 1  # of B in x
         y, h_n, rzn, q = layer_forward(
-            x.movedim(0, at).flatten(at, at + 1), h_0.movedim(0, 1).flatten(1, 2), weights, None, *others
+            x.movedim(0, at).flatten(at, at + 1),
+            h_0.movedim(0, 1).flatten(1, 2),
+            weights,
+            None,
+            *others,
+            None if lengths is None else lengths.flatten(),
+            None if resets is None else resets.movedim(0, 1).flatten(1),
         )
         return (y.unflatten(at, (each, -1)), h_n.unflatten(1, (each, -1)), rzn, q), (at, 1, None, None)
     stacked = [mapped_first(w, dim) for w, dim in zip(weights, w_dims, strict=True)]
-    runs = [layer_forward(x[i], h_0[i], [w[i] for w in stacked], batch_sizes, *others) for i in range(each)]
+    runs = [
+        layer_forward(
+            x[i], h_0[i], [w[i] for w in stacked], batch_sizes, *others,
+            None if lengths is None else lengths[i], None if resets is None else resets[i],
+        )
+        for i in range(each)
+    ]  # fmt: skip
     y, h_n, rzn, q = (torch.stack(parts) for parts in zip(*runs, strict=True))
     return (y, h_n, rzn, q), (0, 0, 0, 0)
 
 
 @layer_backward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
-    *dims, w_dims, sizes_dim, _, _, _ = in_dims
-    *states, weights, batch_sizes, backend, batch_first, wanted = given
+    *dims, w_dims, sizes_dim, _, _, _, lengths_dim, resets_dim = in_dims
+    *states, weights, batch_sizes, backend, batch_first, wanted, lengths, resets = given
     _refuse_mapped_sizes(sizes_dim is not None)
     stacked = [
         t if t is None else t[None] if dim is None else t.movedim(dim, 0)
-        for t, dim in zip((*states, *weights), (*dims, *w_dims), strict=True)
+        for t, dim in zip((lengths, resets, *states, *weights), (lengths_dim, resets_dim, *dims, *w_dims), strict=True)
     ]
     found = _backward_of_each([info.batch_size], stacked, len(states), batch_sizes, backend, batch_first, wanted)
     return found, [0] * len(found)
@@ -273,9 +323,9 @@ def _(*given: Any) -> list[Tensor]:
     dimensions come to the front, where a tensor that is not mapped gets one of size 1.
     """
     is_mapped = torch._C._functorch.is_legacy_batchedtensor
-    *states, weights, batch_sizes, backend, batch_first, wanted = given
+    *states, weights, batch_sizes, backend, batch_first, wanted, lengths, resets = given
     _refuse_mapped_sizes(batch_sizes is not None and is_mapped(batch_sizes))
-    stacked, levels = [*states, *weights], 0
+    stacked, levels = [lengths, resets, *states, *weights], 0
     while any(t is not None and is_mapped(t) for t in stacked):
         levels += 1
         stacked = [
@@ -297,13 +347,16 @@ def _refuse_mapped_sizes(mapped: bool) -> None:
 def _backward_of_each(sizes: list[int], stacked: Sequence[Tensor | None], states: int, *others: Any) -> list[Tensor]:
     """A pass for each, for each has weight gradients of its own; what is not mapped stays in memory once.
 
-    stacked: the tensors of `layer_backward`, `states` of them before the weights, with as many dimensions in front as
-    `sizes` has entries: of that size, or 1 where it is not mapped over. The results have them all.
+    stacked: the tensors of `layer_backward`: lengths, resets, `states` of them before the weights, and these, with as
+    many dimensions in front as `sizes` has entries: of that size, or 1 where it is not mapped over. The results have
+    them all.
     """
     runs = []
     for index in product(*map(range, sizes)):
-        one = [None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked]
-        runs.append(layer_backward(*one[:states], one[states:], *others))
+        lengths, resets, *one = [
+            None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked
+        ]
+        runs.append(layer_backward(*one[:states], one[states:], *others, lengths, resets))
     return [torch.stack(parts).view(*sizes, *parts[0].shape) for parts in zip(*runs, strict=True)]
 
 
@@ -317,8 +370,9 @@ def _refuse_tangents() -> None:
 
 
 def _check(
-    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool
-) -> None:
+    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
+    lengths: Tensor | None, resets: Tensor | None,
+) -> None:  # fmt: skip
     """Raise for what does not fit. Reads shapes, dtypes and devices alone: fake tensors fail as real ones do, but for
     sizes that only data tells, which are looked at when the graph runs."""
     if backend and registry.find(backend).module is None:
@@ -357,6 +411,32 @@ def _check(
         name = ("w_ih", "w_hh", "b_ih", "b_hh")[index % each]
         _check_like(f"{name} of direction {index // each}", weight, shapes[index % each], x)
     _check_like("h_0", h_0, h_0.shape, x)
+    if batch_sizes is None:
+        check_padding(lengths, resets, (x.shape[1 - batch], B), False, x.device)
+    elif lengths is not None or resets is not None:
+        raise RuntimeError("lengths and resets must be None with batch_sizes")
+
+
+def check_padding(lengths: Any, resets: Any, sizes: Sequence[int], batch_first: bool, device: torch.device) -> None:
+    """Raise for lengths and resets that do not fit input of these sizes, T and B; values are not looked at."""
+    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+    B = sizes[0 if batch_first else 1]
+    for name, given, shape, dtypes, kind in (
+        ("lengths", lengths, (B,), integers, "integers"),
+        ("resets", resets, tuple(sizes), (torch.bool,), "bool"),
+    ):
+        if given is None:
+            continue
+        where = f"{device} or the CPU" if name == "lengths" and device.type != "cpu" else device
+        expected = f"{name} must be a tensor {list(shape)} of {kind} on {where}"
+        if not isinstance(given, Tensor):
+            raise TypeError(f"{expected}, got {type(given).__name__}")
+        got = f"{expected}, got {_shape(given)} of {given.dtype} on {given.device}"
+        elsewhere = given.device != device and not (name == "lengths" and given.device.type == "cpu")
+        if given.dtype not in dtypes or elsewhere:
+            raise RuntimeError(got)
+        for same in (given.dim() == len(shape), *(n == size for n, size in zip(given.shape, shape, strict=False))):
+            _require(same, partial(str, got))
 
 
 def _check_gradients(

@@ -72,11 +72,16 @@ def direction_forward(
     Differentiable by autograd as it stands.
     """
     h = h_0  # rows that have not started keep h_0, rows that have ended keep h_n
+    runs, cleared = visits.runs(), visits.cleared(direction)
     steps = []
     for visit in range(visits.time):
-        rows = visits.rows(direction, visit)
-        step = gru_step(rows_of(x_proj, visits, direction, visit), h[:rows], w_hh, b_hh)
+        t, rows = visits.at(direction, visit), visits.rows(direction, visit)
+        h_prev = h[:rows] if cleared is None else h.masked_fill(cleared[t, :, None], 0)
+        step = gru_step(rows_of(x_proj, visits, direction, visit), h_prev, w_hh, b_hh)
         h = torch.cat([step.h, h[rows:]]) if rows < len(h) else step.h
+        if runs is not None:
+            h = torch.where(runs[t, :, None], h, h_prev)
+            step = step._replace(h=h.masked_fill(~runs[t, :, None], 0))
         steps.append(step)
     in_time = steps if direction == 0 else steps[::-1]
     y = torch.stack([s.h for s in in_time]) if visits.batch_sizes is None else torch.cat([s.h for s in in_time])
@@ -88,12 +93,22 @@ def direction_backward(
 ) -> tuple[Tensor, Tensor]:
     """Backward of `direction_forward`: dgates (dn, dr, dz, dq) in dy's rows, [..., 4H], and dh_0 [B, H]."""
     dh = dh_n
+    runs, cleared = visits.runs(), visits.cleared(direction)
     found = []
     for visit in reversed(range(visits.time)):
-        step, rows = steps[visit], visits.rows(direction, visit)
+        step, t, rows = steps[visit], visits.at(direction, visit), visits.rows(direction, visit)
         before = steps[visit - 1].h if visit > 0 else h_0[:0]
         h_prev = torch.cat([before[:rows], h_0[len(before) : rows]])  # a row that was not there starts from h_0
+        if runs is not None and visit > 0:
+            h_prev = torch.where(runs[visits.at(direction, visit - 1), :, None], h_prev, h_0)
+        if cleared is not None:
+            h_prev = h_prev.masked_fill(cleared[t, :, None], 0)
         dgates, dh_prev = gru_step_backward(dh[:rows] + rows_of(dy, visits, direction, visit), step, h_prev, w_hh)
+        if runs is not None:
+            dgates = dgates.masked_fill(~runs[t, :, None], 0)
+            dh_prev = torch.where(runs[t, :, None], dh_prev, dh)
+        if cleared is not None:
+            dh_prev = dh_prev.masked_fill(cleared[t, :, None], 0)
         dh = torch.cat([dh_prev, dh[rows:]])
         found.append(dgates)
     in_time = found[::-1] if direction == 0 else found
@@ -109,6 +124,7 @@ def gru_layer(
     Returns y [..., D * H] and h_n [D, B, H].
     """
     each = 4 if bias else 2
+    x = visits.only_running(x)  # of a NaN where no row runs the derivative too has to be 0
     ys, h_ns = [], []
     for direction in range(directions):
         w_ih, w_hh, *biases = params[direction * each : (direction + 1) * each]

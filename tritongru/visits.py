@@ -1,14 +1,20 @@
-"""The order in which a direction visits its time steps and which rows run at each: kernels/rows.py on the host."""
+"""Which rows of a batch run when, and where a row begins anew: dense, packed, or padded with lengths and resets.
+
+kernels/rows.py on the host. A direction visits its time steps in an order of its own; a row that does not run keeps its
+state. Where a row's step t begins a new sequence, the state that enters it is 0: the forward direction comes to t from
+t - 1, the reverse one crosses the same boundary on its way to t - 1.
+"""
 
 from __future__ import annotations
 
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, cycle, islice, repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,18 +22,51 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Visits:
-    """Dense: T steps of B rows, row = t * B + b. Packed: batch_sizes, row = first row of the step + b."""
+    """Dense: T steps of B rows, row = t * B + b. Packed: batch_sizes, row = first row of the step + b. Padded: dense,
+    with lengths or resets, in any order."""
 
     time: int
     batch: int
     batch_sizes: tuple[int, ...] | None = None
+    lengths: Tensor | None = field(default=None, compare=False)  # [B] int32: time steps of each row, 1 .. T
+    resets: Tensor | None = field(default=None, compare=False)  # [T, B] bool, contiguous: steps that begin a sequence
 
     @classmethod
-    def of(cls, x: Tensor, batch_sizes: Sequence[int] | None) -> Visits:
+    def of(
+        cls, x: Tensor, batch_sizes: Sequence[int] | None, lengths: Tensor | None = None, resets: Tensor | None = None
+    ) -> Visits:
         """From time-major x [T, B, I], or packed x [N, I] with its batch sizes."""
         if batch_sizes is None:
-            return cls(x.shape[0], x.shape[1])
+            return cls(x.shape[0], x.shape[1], None, lengths, resets)
         return cls(len(batch_sizes), batch_sizes[0], tuple(batch_sizes))
+
+    @property
+    def plain(self) -> bool:
+        """Dense, and every row runs all time steps without a reset."""
+        return self.batch_sizes is None and self.lengths is None and self.resets is None
+
+    def runs(self) -> Tensor | None:
+        """[T, B]: where a row of a padded batch runs; None: everywhere."""
+        if self.lengths is None:
+            return None
+        return torch.arange(self.time, device=self.lengths.device)[:, None] < self.lengths
+
+    def cleared(self, direction: int) -> Tensor | None:
+        """[T, B]: where the state that enters a row's step is 0 by a reset; None: nowhere."""
+        if self.resets is None:
+            return None
+        runs = self.runs()
+        boundaries = self.resets if runs is None else self.resets & runs
+        return boundaries if direction == 0 else torch.nn.functional.pad(boundaries[1:], (0, 0, 0, 1))
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """`rows`, filled with zeros where some may not run: kernels store nothing there."""
+        return rows if self.lengths is None else rows.zero_()
+
+    def only_running(self, rows: Tensor) -> Tensor:
+        """Time-major rows [T, B, ...] with zeros where none runs: what lies there may be NaN."""
+        runs = self.runs()
+        return rows if runs is None else rows.masked_fill(~runs[..., None], 0)
 
     @property
     def stride_row(self) -> int:
@@ -64,11 +103,11 @@ class Visits:
         sizes, starts, _ = kept.tables(self.batch_sizes or (0,), device)
         return sizes, starts
 
-    def lengths(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """int32 on the device: how many time steps each row runs, and the first row of each of a packed batch; of a
-        dense batch nothing is read."""
+    def lengths_and_starts(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """int32 on the device: how many time steps each row runs, and the first row of each time step of a packed
+        batch; what a batch does not have is not read."""
         _, starts, lengths = kept.tables(self.batch_sizes or (0,), device)
-        return lengths, starts
+        return lengths if self.lengths is None else self.lengths, starts
 
     def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a
@@ -113,15 +152,30 @@ class Visits:
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
 
-        Dense: views of y and h_0. Packed: one gathered copy.
+        Views of y and h_0 where each row comes from the one before it; else one copy.
         """
         N, B = self.size_rows, self.batch
+        if self.resets is not None or (self.lengths is not None and direction == 1):
+            return [(slice(0, N), self._h_prev_of_padded(y, h_0, direction))]
         if self.batch_sizes is None:
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
             return [(rows, h) for rows, h in (later if direction == 0 else earlier) if len(h)]
         carried, begun = self._rows_before(direction, y.device)
         return [(slice(0, N), y.index_select(0, carried).index_copy_(0, begun, h_0))]
+
+    def _h_prev_of_padded(self, y: Tensor, h_0: Tensor, direction: int) -> Tensor:
+        found = torch.empty_like(y, memory_format=torch.contiguous_format)
+        by_time, y = found.view(self.time, self.batch, -1), y.reshape(self.time, self.batch, -1)
+        if direction == 0:
+            by_time[0], by_time[1:] = h_0, y[:-1]
+        else:
+            by_time[-1], by_time[:-1] = h_0, y[1:]
+        if direction == 1 and self.lengths is not None:
+            by_time[self.lengths.long() - 1, torch.arange(self.batch, device=y.device)] = h_0
+        if (cleared := self.cleared(direction)) is not None:
+            by_time.masked_fill_(cleared[..., None], 0)
+        return found
 
     def _rows_before(self, direction: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Packed: for every row, the row of y that holds its h_{t-1}, or itself where it begins from h_0; and which
@@ -137,6 +191,59 @@ class Visits:
         b = at[: self.batch]
         lengths = self.time - torch.searchsorted(sizes.flip(0), b, right=True)
         return carried, starts[lengths - 1] + b
+
+
+def checked_lengths(lengths: Tensor, T: int) -> Tensor:
+    """`lengths` as int32, brought into 1 .. T; one outside of it is a RuntimeError: at once on the CPU, on CUDA, for
+    which nobody waits, at the next call that has lengths or runs `sequence`, or at `tritongru.synchronize()`."""
+    inside = lengths.clamp(1, T)
+    if lengths.is_cuda and (reports := _reports()):
+        reports(lengths.device).note_lengths((lengths != inside).any())
+    elif (wrong := lengths[lengths != inside]).numel():
+        raise RuntimeError(f"{LENGTHS_OUTSIDE}: got {int(wrong[0])} where input has {T} steps")
+    return inside.to(torch.int32)
+
+
+LENGTHS_OUTSIDE = "Expected sequence length to be larger than 0 in RNN, and no element of lengths above that of input"
+
+
+def _reports() -> Callable[[torch.device], Any] | None:
+    """Where a device leaves word for the host; None without Triton."""
+    try:
+        from .launch.exchange import status
+    except ImportError:
+        return None
+    return status
+
+
+@dataclass(frozen=True)
+class Segments:
+    """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first."""
+
+    rows: Tensor  # [N]: where each packed row lies in time-major rows, t * B + b
+    batch_sizes: Tensor  # [longest] int64 on the CPU
+    ends: tuple[Tensor, Tensor]  # [B] each: which of the sequences is a row's first, and which its last
+
+    @classmethod
+    def of(cls, visits: Visits, device: torch.device) -> Segments:
+        """Waits for the device: how many there are follows from values."""
+        T, B = visits.time, visits.batch
+        runs, resets = (
+            (torch.full((T, B), fill, device=device) if given is None else given).T.flatten()  # in the order of rows
+            for given, fill in ((visits.runs(), True), (visits.resets, False))
+        )
+        t, at = torch.arange(T, device=device).repeat(B), torch.arange(T * B, device=device)
+        begins = runs & (resets | (t == 0))
+        number = begins.cumsum(0) - 1
+        position = at - at[begins][number]
+        lengths = number[runs].bincount()
+        order = lengths.argsort(descending=True, stable=True)
+        rank = order.argsort()
+        key = (position * len(lengths) + rank[number])[runs]
+        rows = (t * B + at // T)[runs][key.argsort()]
+        first = rank[number.view(B, T)[:, 0]]
+        last = rank[number.view(B, T)[:, -1]]
+        return cls(rows, position[runs].bincount().cpu(), (first, last))
 
 
 class Kept:

@@ -46,6 +46,7 @@ class Form:
     dtype: str
     precision: str
     tiles: SequenceTiles | SmallTiles
+    resets: bool = False
 
     def __str__(self) -> str:
         t = self.tiles
@@ -53,7 +54,7 @@ class Form:
             how = f"small-rows{t.rows}-warps{t.num_warps}-lanes{t.lanes}-vector{t.vector}-ahead{t.ahead}"
         else:
             how = f"units{t.block_h}-rows{t.block_b}x{t.tiles}-warps{t.num_warps}-shared{t.shared_gates}-waits{t.waits}"
-        return f"{self.device}-{self.kind}-{self.dtype}-K{t.units}-{how}"
+        return f"{self.device}-{self.kind}-{self.dtype}-K{t.units}-{how}{'-resets' * self.resets}"
 
 
 def plans(device: str) -> Iterable[tuple[str, str, str, SequenceTiles | SmallTiles]]:
@@ -84,7 +85,7 @@ def examine(form: Form) -> tuple[CompileReport, list[str]]:
     from tritongru.launch.sequence import specimen  # imports Triton
 
     device = describe(form.device)
-    report = compile_report(specimen(form.kind, form.tiles, form.dtype, form.precision), device)
+    report = compile_report(specimen(form.kind, form.tiles, form.dtype, form.precision, form.resets), device)
     return report, faults(form, report, device)
 
 
@@ -93,11 +94,12 @@ def faults(form: Form, report: CompileReport, device: Device) -> list[str]:
     t, found = form.tiles, []
     if isinstance(t, SmallTiles):
         spilled = 0
-        found += small_faults(report, t, form.kind, form.dtype)
+        found += [] if form.resets else small_faults(report, t, form.kind, form.dtype)
     else:
         same = form.kind, form.dtype, form.precision, t.units, t.block_b, t.shared_gates
         spilled, in_loop = SPILLS.get(same, (0, 0))
-        found += exchange_faults(report, t, form.kind, form.dtype, in_loop)
+        spilled *= 1 + form.resets  # on sm_89
+        found += exchange_faults(report, t, form.kind, form.dtype, in_loop, form.resets)
     if report.spill_bytes > spilled:
         found.append(f"{report.spill_bytes} bytes spilled, with {report.registers} registers")
     if report.shared_bytes > device.shared_per_program:

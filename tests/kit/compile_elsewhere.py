@@ -29,7 +29,7 @@ def examined(version: str, forms: Sequence[Any]) -> list[tuple[str, list[str]]]:
 
     jobs = []
     for form in forms:
-        s = specimen(form.kind, form.tiles, form.dtype, form.precision)
+        s = specimen(form.kind, form.tiles, form.dtype, form.precision, form.resets)
         launch = dict(
             arguments=dict(s.arguments), constants=dict(s.constants), num_warps=s.num_warps, num_stages=s.num_stages,
             max_registers=s.max_registers,

@@ -40,11 +40,13 @@ class Needed(NamedTuple):
     barriers: int
     published: int  # bytes
     stored: int  # bytes of y, r, z, n, q, or of dgates
-    loaded: int  # bytes of what is not exchanged: x_proj, or dy, r, z, n, q, h_prev; and where a timestep begins
+    loaded: (
+        int  # bytes of what is not exchanged: x_proj, or dy, r, z, n, q, h_prev; resets; and where a timestep begins
+    )
     from_shared: int  # bytes: the parts of the sums, and the weights of the gates that are there
 
 
-def needed(tiles: SequenceTiles, kind: str, dtype: str) -> Needed:
+def needed(tiles: SequenceTiles, kind: str, dtype: str, resets: bool) -> Needed:
     """By kernels/sequence.py, for its kernel of that kind."""
     t, size, threads = tiles, BYTES[dtype], 32 * tiles.num_warps
     own = max(1, t.block_b * t.block_h // threads)  # elements of a tile
@@ -60,24 +62,27 @@ def needed(tiles: SequenceTiles, kind: str, dtype: str) -> Needed:
         barriers=2 * t.tiles,
         published=t.tiles * gates * own * size,
         stored=t.tiles * (5 if kind == "forward" else 4) * own * size,
-        loaded=t.tiles * (3 if kind == "forward" else 6) * own * size + 4,
+        loaded=t.tiles * ((3 if kind == "forward" else 6) * size + resets) * own + 4,
         from_shared=t.tiles * (4 * sums * t.num_warps * own + t.shared_gates * t.block_h * t.units * size // threads),
     )
 
 
-def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, spills: int = 0) -> list[str]:
+def exchange_faults(
+    report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, spills: int = 0, resets: bool = False
+) -> list[str]:
     """What is wrong with the machine code of a kernel that exchanges; [] if nothing.
 
     Args:
         report: of kernels/sequence.py's kernel of that kind with those tiles, for an NVIDIA device.
         kind: "forward" or "backward".
         spills: bytes that the time loop may spill.
+        resets: whether the kernel takes them.
     """
     opcodes, before, bodies = control_flow(report)
     if not bodies:
         return ["no loop over the visits"]
     body = bodies[0]  # the time loop is by far the largest
-    loop, want = Counter(opcodes[i] for i in body), needed(tiles, kind, dtype)
+    loop, want = Counter(opcodes[i] for i in body), needed(tiles, kind, dtype, resets)
     faults = []
 
     def count(names: Iterable[str]) -> int:

@@ -29,14 +29,15 @@ SHAPES = {
     "recompute": dict(T=3, B=2, I=3, H=5, recompute=True),
     "inference": dict(T=3, B=2, I=3, H=5, training=False),
     "half": dict(T=3, B=2, I=3, H=5, dtype=torch.bfloat16),
+    "padded": dict(T=4, B=3, I=3, H=5, D=2, batch_first=True, lengths=[2, 1, 4], resets=0.4),
 }
 
 
 def arguments(
     backend, I, H, T=None, B=None, D=1, sizes=None, batch_first=False, bias=True, training=True, recompute=False,
-    dtype=torch.float32,
+    dtype=torch.float32, lengths=None, resets=None,
 ):  # fmt: skip
-    """Of layer_forward."""
+    """Of layer_forward. resets: the probability of one."""
     B = sizes[0] if sizes else B
 
     def leaf(*shape, seed):
@@ -50,15 +51,18 @@ def arguments(
     ]
     batch_sizes = torch.tensor(sizes) if sizes else None
     x, h_0 = leaf(*rows, I, seed=7), leaf(D, B, H, seed=8)
-    return [x, h_0, weights, batch_sizes, backend, batch_first, training, recompute]
+    lengths = None if lengths is None else torch.tensor(lengths)
+    resets = None if resets is None else randn(T, B, seed=6).abs() < resets
+    return [x, h_0, weights, batch_sizes, backend, batch_first, training, recompute, lengths, resets]
 
 
 def backward_arguments(given, results):
     """Of layer_backward, after layer_forward."""
-    x, h_0, weights, batch_sizes, backend, batch_first, *_ = given
+    x, h_0, weights, batch_sizes, backend, batch_first, _, _, lengths, resets = given
     y, h_n, rzn, q = (t.detach() for t in results)
     dy, dh_n = (randn(*t.shape, seed=9).to(t.dtype) for t in (y, h_n))
-    return [dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, backend, batch_first, [True] * (2 + len(weights))]
+    wanted = [True] * (2 + len(weights))
+    return [dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, backend, batch_first, wanted, lengths, resets]
 
 
 def calls(graph):

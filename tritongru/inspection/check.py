@@ -36,7 +36,8 @@ from ..planning.sequence import exchanges
 
 @dataclass(frozen=True)
 class Case:
-    """A shape to check. With `lengths` the batch is packed (unsorted), and B and T follow from them."""
+    """A shape to check. With `lengths` the batch is packed (unsorted), and B and T follow from them; with `padded` they
+    are the layer's argument, x is NaN past them, and B follows. `resets`: the probability that a step begins anew."""
 
     T: int = 5
     B: int = 3
@@ -48,12 +49,18 @@ class Case:
     batch_first: bool = False
     lengths: tuple[int, ...] = ()
     recompute: bool = False
+    padded: bool = False
+    resets: float | None = None
+
+    @property
+    def packed(self) -> bool:
+        return bool(self.lengths) and not self.padded
 
     @property
     def sizes(self) -> tuple[int, int, int]:
         """T, B, D, of a packed batch too."""
-        T, B = (max(self.lengths), len(self.lengths)) if self.lengths else (self.T, self.B)
-        return T, B, 2 if self.bidirectional else 1
+        T = max(self.lengths) if self.packed else self.T
+        return T, len(self.lengths) or self.B, 2 if self.bidirectional else 1
 
     @property
     def draws(self) -> int:
@@ -69,8 +76,10 @@ class Case:
             "bidirectional": self.bidirectional,
             "nobias": not self.bias,
             "batch_first": self.batch_first,
-            "packed": bool(self.lengths),
+            "packed": self.packed,
             "recompute": self.recompute,
+            "padded": self.padded,
+            f"resets{self.resets}": self.resets is not None,
         }
         return "-".join([f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *(mark for mark, on in marks.items() if on)])
 
@@ -116,16 +125,62 @@ def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
     return 2 * u + math.sqrt(R) * 2.0**-24
 
 
-def run(module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor) -> dict[str, Tensor]:
+def by_segments(
+    module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What nn.GRU gives where every sequence between two resets of a padded batch is a call of its own."""
+    if module.batch_first:
+        resets = None if resets is None else resets.T
+    y = x.transpose(0, 1) if module.batch_first else x
+    (T, B), D = y.shape[:2], 2 if module.bidirectional else 1
+    stops = [T] * B if lengths is None else lengths.tolist()
+    begins = [[0, *(t for t in range(1, n) if resets is not None and resets[t, b])] for b, n in enumerate(stops)]
+    h_ns = []
+    for layer in range(module.num_layers):
+        directions = []
+        for direction in range(D):
+            at, rows = layer * D + direction, []
+            suffix = f"_l{layer}" + "_reverse" * direction
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+            weights = [getattr(module, name + suffix) for name in names]
+            for b, (starts, stop) in enumerate(zip(begins, stops, strict=True)):
+                h = h_0[at, b].view(1, 1, -1)
+                found: list[Tensor] = []
+                if direction == 0 and resets is not None and resets[0, b]:
+                    h = torch.zeros_like(h)
+                for segment in list(zip(starts, [*starts[1:], stop], strict=True))[:: -1 if direction else 1]:
+                    h = torch.zeros_like(h) if found else h
+                    rows_of = y[slice(*segment), b : b + 1]
+                    of_one, h = torch.gru(
+                        rows_of.flip(0) if direction else rows_of, h, weights, module.bias, 1, 0.0, False, False, False
+                    )
+                    found.append(of_one.flip(0) if direction else of_one)
+                rows.append(torch.cat([*found[:: -1 if direction else 1], h.new_zeros(T - stop, 1, h.shape[-1])]))
+                h_ns.append(h[0, 0])
+            directions.append(torch.cat(rows, 1))
+        y = torch.cat(directions, -1)
+    return y.transpose(0, 1) if module.batch_first else y, torch.stack(h_ns).view(h_0.shape)
+
+
+def run(
+    module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor, lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
     """Output, h_n and every gradient of one call of `module`, under random cotangents on both results."""
     packed = isinstance(x, PackedSequence)
     leaf = (x.data if packed else x).detach().clone().requires_grad_()
     h_0 = h_0.detach().clone().requires_grad_()
     module.zero_grad()
-    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0)
+    if lengths is None and resets is None:
+        output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0)
+    elif isinstance(module, GRU):
+        output, h_n = module(leaf, h_0, lengths=lengths, resets=resets)
+    else:
+        output, h_n = by_segments(module, leaf, h_0, lengths, resets)
     output = output.data if packed else output
     torch.autograd.backward([output, h_n], [dy, dh_n])
-    found = {"output": output.detach(), "h_n": h_n.detach(), "x": leaf.grad, "h_0": h_0.grad}
+    gradients = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in (leaf, h_0))
+    found = {"output": output.detach(), "h_n": h_n.detach(), **dict(zip(("x", "h_0"), gradients, strict=True))}
     found |= {name: p.grad for name, p in module.named_parameters()}
     return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
 
@@ -148,7 +203,7 @@ def measure(
             row[3] = max(row[3], (mine - their).abs().max().item())
     tf32 = _precision(case, backend, device) == "tf32"
     return {
-        name: Figures(math.sqrt(a / c), math.sqrt(b / c), floor(name, case, dtype, tf32), difference)
+        name: Figures(_relative(a, c), _relative(b, c), floor(name, case, dtype, tf32), difference)
         for name, (a, b, c, difference) in sums.items()
     }
 
@@ -161,12 +216,17 @@ def _precision(case: Case, backend: str, device: torch.device) -> str:
     return rnn_precision(found.vendor == "nvidia")
 
 
+def _relative(error: float, truth: float) -> float:
+    """Of sums of squares; a truth of zeros, as where every step is a reset, allows no error."""
+    return math.sqrt(error / truth) if truth else math.inf * error if error else 0.0
+
+
 def _draw(
     case: Case, backend: str, dtype: torch.dtype, device: torch.device, generator: torch.Generator
 ) -> tuple[dict[str, Tensor], ...]:
     """One draw through our layer, nn.GRU in the same dtype on the same device, and nn.GRU in float64 on the CPU."""
     T, B, D = case.sizes
-    shape = (case.I, case.H, case.layers, case.bias, case.batch_first and not case.lengths, 0.0, case.bidirectional)
+    shape = (case.I, case.H, case.layers, case.bias, case.batch_first and not case.packed, 0.0, case.bidirectional)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
@@ -182,16 +242,24 @@ def _draw(
     truth.load_state_dict(ours.state_dict())
 
     x: Any
-    if case.lengths:
+    lengths = resets = None
+    if case.packed:
         x = pack_padded_sequence(normal(T, B, case.I), list(case.lengths), enforce_sorted=False)
         dy = normal(len(x.data), D * case.H)
     else:
         leading = (B, T) if case.batch_first else (T, B)
         x, dy = normal(*leading, case.I), normal(*leading, D * case.H)
+        if case.lengths:
+            lengths = torch.tensor(case.lengths, device="cpu")
+            past = torch.arange(T, device="cpu") >= lengths[:, None]
+            (x if case.batch_first else x.transpose(0, 1))[past] = math.nan
+        if case.resets is not None:
+            resets = torch.rand(*leading, generator=generator, device="cpu") < case.resets
     h_0, dh_n = normal(case.layers * D, B, case.H), normal(case.layers * D, B, case.H)
     found = []
     for module, where, kind in ((ours, device, dtype), (theirs, device, dtype), (truth, "cpu", torch.float64)):
-        found.append(run(module, *(tensor.to(device=where, dtype=kind) for tensor in (x, h_0, dy, dh_n))))
+        how = (None if t is None else t.to(where) for t in (lengths, resets))
+        found.append(run(module, *(tensor.to(device=where, dtype=kind) for tensor in (x, h_0, dy, dh_n)), *how))
     return tuple(found)
 
 

@@ -8,6 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
+from ..visits import LENGTHS_OUTSIDE
 from .parts import part
 from .runtime import empty
 
@@ -16,17 +17,21 @@ WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WA
 
 
 class Status:
-    """Whether a wait ran out on a device: a word there, which waiting programs look at, and one that the host reads."""
+    """Whether a wait ran out on a device: a word there, which waiting programs look at, and one that the host reads.
+    And whether `lengths` were out of bounds: two words likewise."""
 
     def __init__(self, device: torch.device):
         cuda = device.type == "cuda"
         if cuda and torch.cuda.is_current_stream_capturing():  # these words outlive the graph, and its memory pool
             raise RuntimeError(
-                f"backend 'sequence' has not run on {device} yet: call a layer once before the capture of a CUDA graph"
+                f"neither backend 'sequence' nor lengths have been used on {device} yet: call a layer once before the "
+                "capture of a CUDA graph"
             )
         with torch.inference_mode(False):  # whatever mode the first call is in, these are written again
             self.word = torch.zeros(1, dtype=torch.int32, device=device)
             self.report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=cuda)
+            self.wrong_lengths = torch.zeros((), dtype=torch.bool, device=device)
+            self.lengths_report = torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=cuda)
         if cuda:
             torch.cuda.current_stream(device).synchronize()  # once: another stream may be the first to read the word
         self.seconds = WAIT_SECONDS  # the bound of the last launch
@@ -43,6 +48,21 @@ class Status:
                 f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
                 "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
             )
+        if self.lengths_report.item():
+            if self.word.is_cuda:
+                torch.cuda.synchronize(self.word.device)
+            self.wrong_lengths.zero_()
+            self.lengths_report.zero_()
+            raise RuntimeError(
+                f"{LENGTHS_OUTSIDE}: got one that is, in an earlier call on {self.word.device}, which took the nearest "
+                "that is allowed"
+            )
+
+    def note_lengths(self, wrong: Tensor) -> None:
+        """Keep in mind whether lengths are `wrong`, a bool on the device; raise if earlier ones were."""
+        self.check()
+        self.wrong_lengths.logical_or_(wrong)
+        self.lengths_report.copy_(self.wrong_lengths, non_blocking=True)
 
 
 _creating = threading.Lock()

@@ -71,7 +71,7 @@ def forward(
     by_row = x.shape[:-1]
     rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
     q = empty(*by_row, D, H, dtype=dtype, device=device) if call.save_gates else None
-    y = empty(*by_row, D * H, dtype=dtype, device=device)
+    y = call.visits.padded(empty(*by_row, D * H, dtype=dtype, device=device))
     h_n = empty(D, B, H, dtype=dtype, device=device)
     several = _visits_per_launch("forward", call, tiles) < call.visits.time
     state = empty(D, B, H, dtype=torch.float32, device=device).view(torch.int32) if several else status(device).word
@@ -113,7 +113,7 @@ def backward(
         return small.backward(call, tiles, dy, dh, y, h_0, gates, weights, dh_0_dtype)
     visits, D, H = call.visits, call.directions, call.hidden_size
     rzn, q = gates
-    dgates = empty(D, visits.size_rows, 4 * H, dtype=y.dtype, device=y.device)
+    dgates = visits.padded(empty(D, visits.size_rows, 4 * H, dtype=y.dtype, device=y.device))
     dh_0 = empty(D, visits.batch, H, dtype=torch.float32, device=y.device)
     arguments = dict(
         dy_ptr=dy, dh_n_ptr=dh, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=h_0, dgates_ptr=dgates, dh_0_ptr=dh_0,
@@ -172,11 +172,11 @@ def _launch(
     found.check()
     found.seconds = wait_seconds()
     T, steps = visits.time, _visits_per_launch(kind, call, tiles)
-    lengths, starts = visits.lengths(device)
-    packed = int(visits.batch_sizes is not None)
+    lengths, starts = visits.lengths_and_starts(device)
+    packed = visits.batch_sizes is not None
     scalars = dict(
-        T=T, B=visits.batch, H=call.hidden_size, D=call.directions, stride_row=visits.stride_row, packed=packed,
-        has_lengths=packed, bound=exchange.bound_of(found.seconds), **scalars,
+        T=T, B=visits.batch, H=call.hidden_size, D=call.directions, stride_row=visits.stride_row, packed=int(packed),
+        has_lengths=int(packed or visits.lengths is not None), bound=exchange.bound_of(found.seconds), **scalars,
     )  # fmt: skip
     wait = _wait(kind, tiles, call.dtype)
     if interpreted(kernel):
@@ -192,7 +192,10 @@ def _launch(
         (tiles.directions, tiles.groups, tiles.tiles, gates, tiles.block_b // tall, blocks, block), steps + 1, owned,
         dtype, device,
     )  # fmt: skip
-    words = dict(lengths_ptr=lengths, starts_ptr=starts, status_ptr=found.word, report_ptr=found.report)
+    words = dict(
+        lengths_ptr=lengths, starts_ptr=starts, status_ptr=found.word, report_ptr=found.report,
+        resets_ptr=(lengths if visits.resets is None else visits.resets).view(torch.int8),
+    )  # fmt: skip
     firsts = range(0, T, steps) if kind == "forward" else reversed(range(0, T, steps))
     for first_visit in firsts:
         stop = min(first_visit + steps, T)
@@ -206,7 +209,8 @@ def _launch(
             for direction in range(0, call.directions, tiles.directions):
                 pointers["e_ptr"] = buffer.filled(stop - first_visit + 1)
                 launch = Launch(
-                    kernel, names, {**pointers, **_constants(kind, tiles, call.dtype, call.precision)},
+                    kernel, names,
+                    {**pointers, **_constants(kind, tiles, call.dtype, call.precision, visits.resets is not None)},
                     tiles.num_warps, num_stages=1, cooperative=True, max_registers=tiles.max_registers,
                 )  # fmt: skip
                 values = {**given, "first_row": first_row, "first_direction": direction}
@@ -236,10 +240,11 @@ def _wait(kind: str, tiles: SequenceTiles, dtype: str) -> Any:
     )
 
 
-def _constants(kind: str, tiles: SequenceTiles, dtype: str, precision: str) -> dict[str, Any]:
+def _constants(kind: str, tiles: SequenceTiles, dtype: str, precision: str, resets: bool = False) -> dict[str, Any]:
     wait = _wait(kind, tiles, dtype)
     ask, ask_constraints = exchange.ask_text(wait) if wait.asked else ("", "")
     found = dict(
+        RESETS=resets,
         PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles, UNITS=tiles.block_h,
         PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates, ASK=ask,
         ASK_CONSTRAINTS=ask_constraints, WAIT=wait.text,
@@ -267,18 +272,20 @@ def specimens(problem: Problem, device: Device, aligned: bool = True, overrides:
     return found
 
 
-def specimen(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precision: str) -> Specimen:
+def specimen(
+    kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precision: str, resets: bool = False
+) -> Specimen:
     """The launch of one pass by its types. The caller's tensors may have any alignment: it makes no other kernel."""
     if isinstance(tiles, SmallTiles):
-        return small.specimen(kind, tiles, dtype)
+        return small.specimen(kind, tiles, dtype, resets)
     kernel, scalars = _kernel(kind)
     own = f"*{dtype}"
     types = dict.fromkeys(scalars, "i32")
     types |= dict.fromkeys(("state_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr"), "*i32")
-    types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16"}
+    types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16", "resets_ptr": "*i8"}
     types |= dict.fromkeys(("dh_n_ptr", "dh_0_ptr"), "*fp32")
     given = {name: types.get(name, own) for name in kernel.arg_names if name in types or name.endswith("_ptr")}
     return Specimen(
-        kernel, given, _constants(kind, tiles, dtype, precision), tiles.num_warps, num_stages=1,
+        kernel, given, _constants(kind, tiles, dtype, precision, resets), tiles.num_warps, num_stages=1,
         max_registers=tiles.max_registers, cooperative=True,
     )  # fmt: skip

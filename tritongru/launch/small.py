@@ -25,7 +25,7 @@ def forward(
     by_row = x.shape[:-1]
     rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
     q = empty(*by_row, D, H, dtype=dtype, device=device) if call.save_gates else None
-    y = empty(*by_row, D * H, dtype=dtype, device=device)
+    y = call.visits.padded(empty(*by_row, D * H, dtype=dtype, device=device))
     h_n = empty(D, B, H, dtype=dtype, device=device)
     first, last = weights.direction(0), weights.direction(-1)
     stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
@@ -48,7 +48,7 @@ def backward(
     """As launch/step.py's backward; dh_n is float32."""
     visits, D, H = call.visits, call.directions, call.hidden_size
     dy, y, rzn, q = (_as_read(tensor, tiles.vector) for tensor in (dy, y, *gates))
-    dgates = empty(D, visits.size_rows, 4 * H, dtype=y.dtype, device=y.device)
+    dgates = visits.padded(empty(D, visits.size_rows, 4 * H, dtype=y.dtype, device=y.device))
     dh_0 = empty(D, visits.batch, H, dtype=torch.float32, device=y.device)
     stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
     arguments = dict(
@@ -79,15 +79,16 @@ def _launch(
     kernel, names = _kernel(kind)
     if interpreted(kernel):
         from . import twins  # noqa: F401
-    lengths, starts = visits.lengths(arguments["rzn_ptr"].device)
-    packed = int(visits.batch_sizes is not None)
+    lengths, starts = visits.lengths_and_starts(arguments["rzn_ptr"].device)
+    packed = visits.batch_sizes is not None
     values = dict(
         T=visits.time, B=visits.batch, H=call.hidden_size, D=call.directions, stride_row=visits.stride_row,
-        packed=packed, has_lengths=packed, **scalars,
+        packed=int(packed), has_lengths=int(packed or visits.lengths is not None), **scalars,
     )  # fmt: skip
     given = dict(
         **arguments, w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1], lengths_ptr=lengths, starts_ptr=starts,
-        **_constants(tiles),
+        resets_ptr=(lengths if visits.resets is None else visits.resets).view(torch.int8),
+        **_constants(tiles, visits.resets is not None),
     )  # fmt: skip
     launch = Launch(kernel, names, given, tiles.num_warps, num_stages=1)
     launch(tiles.grid, [values[name] for name in names])
@@ -99,17 +100,18 @@ def _kernel(kind: str) -> tuple[Any, tuple[str, ...]]:
     return kernels.small_backward, kernels.BACKWARD_SCALARS
 
 
-def _constants(tiles: SmallTiles) -> dict[str, int]:
+def _constants(tiles: SmallTiles, resets: bool) -> dict[str, int]:
     return dict(
         ROWS=tiles.rows, UNITS=tiles.units, WARPS=tiles.num_warps, LANES=tiles.lanes, VECTOR=tiles.vector,
-        AHEAD=tiles.ahead,
+        AHEAD=tiles.ahead, RESETS=resets,
     )  # fmt: skip
 
 
-def specimen(kind: str, tiles: SmallTiles, dtype: str) -> Specimen:
+def specimen(kind: str, tiles: SmallTiles, dtype: str, resets: bool = False) -> Specimen:
     """The launch of one pass by its types."""
     kernel, scalars = _kernel(kind)
     types = dict.fromkeys(scalars, "i32") | dict.fromkeys(("lengths_ptr", "starts_ptr"), "*i32")
+    types["resets_ptr"] = "*i8"
     types |= dict.fromkeys(("dh_n_ptr", "dh_0_ptr"), "*fp32")
     given = {n: types.get(n, f"*{dtype}") for n in kernel.arg_names if n in types or n.endswith("_ptr")}
-    return Specimen(kernel, given, _constants(tiles), tiles.num_warps, num_stages=1)
+    return Specimen(kernel, given, _constants(tiles, resets), tiles.num_warps, num_stages=1)

@@ -22,6 +22,7 @@ from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..planning.sequence import Overrides
 from ..planning.step import StepTiles, step_tiles
+from ..visits import Visits
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .parts import part
@@ -106,7 +107,7 @@ def _forward(
         h.copy_(h_0)
     keep_state = dtype != torch.float32 and T > 1
     state = empty(D, B, H, dtype=torch.float32, device=device) if keep_state else h
-    y = empty(*by_row, D * H, dtype=dtype, device=device)
+    y = visits.padded(empty(*by_row, D * H, dtype=dtype, device=device))
     h_n = empty(D, B, H, dtype=dtype, device=device)
 
     first, last = weights.direction(0), weights.direction(-1)
@@ -122,7 +123,7 @@ def _forward(
             B=B, stride_row=visits.stride_row, stride_x_b=stride_x_b, stride_x_i=stride_x_i,
             stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b,
             I=I if fuse_input else 0, H=H, D=D, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fuse_input,
-            KEEP_STATE=keep_state, SAVE_GATES=call.save_gates, PRECISION=call.precision,
+            KEEP_STATE=keep_state, SAVE_GATES=call.save_gates, PRECISION=call.precision, **_padding(visits, h),
         ),
         tiles,
     )  # fmt: skip
@@ -162,7 +163,7 @@ def backward(
     y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
     stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
     unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
-    dgates = empty(D, N, 4 * H, dtype=dtype, device=device)
+    dgates = visits.padded(empty(D, N, 4 * H, dtype=dtype, device=device))
     dh = empty(D, B, H, dtype=torch.float32, device=device)
     dh_0 = empty(D, B, H, dtype=dh_0_dtype or dtype, device=device)
 
@@ -173,7 +174,7 @@ def backward(
             rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
             B=B, stride_row=visits.stride_row, size_rows=N, stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b,
             stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1),
-            H=H, D=D, DY_UNIT=unit, FIRST=kind == "backward_first", PRECISION=call.precision,
+            H=H, D=D, DY_UNIT=unit, FIRST=kind == "backward_first", PRECISION=call.precision, **_padding(visits, h_0),
         )  # fmt: skip
         return _launch(kernels.step_backward, kernels.BACKWARD_SCALARS, arguments, tiles), tiles
 
@@ -184,6 +185,15 @@ def backward(
         visited = islice(visits.backward(D, want_dh_0), steps.start, steps.stop)
         launch.each((((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited), (visits, want_dh_0))
     return dgates, dh_0 if dh_0_dtype else None
+
+
+def _padding(visits: Visits, unread: Tensor) -> dict[str, Any]:
+    """What tells a kernel which rows of a padded batch run and begin anew."""
+    lengths, resets = visits.lengths, visits.resets
+    return dict(
+        lengths_ptr=unread if lengths is None else lengths, PADDED=lengths is not None,
+        resets_ptr=unread if resets is None else resets.view(torch.int8), RESETS=resets is not None,
+    )  # fmt: skip
 
 
 def _launch(kernel: Any, scalars: Sequence[str], arguments: dict[str, Any], tiles: StepTiles) -> Launch:
@@ -202,10 +212,13 @@ def _blocks(tiles: StepTiles) -> dict[str, int | bool]:
     }  # fmt: skip
 
 
-def specimens(problem: Problem, device: Device, aligned: bool = True, overrides: Overrides = ()) -> list[Specimen]:
+def specimens(
+    problem: Problem, device: Device, aligned: bool = True, overrides: Overrides = (), padded: bool = False
+) -> list[Specimen]:
     """What a call of the first layer would launch, by its types, with the launchers' own constants: for compiling.
 
-    `aligned=False` takes weights and caller's tensors at the element's own alignment, as cuDNN's flattened ones may be.
+    `aligned=False` takes weights and caller's tensors at the element's own alignment, as cuDNN's flattened ones may be;
+    `padded` has lengths and resets.
     """
     B, I, H, D = problem.batch, problem.input_size, problem.hidden_size, problem.directions
     dtype, fused = problem.dtype, problem.time == 1
@@ -215,10 +228,10 @@ def specimens(problem: Problem, device: Device, aligned: bool = True, overrides:
 
     def specimen(kernel: Any, kind: str, arguments: dict[str, str], constants: dict[str, Any]) -> Specimen:
         tiles = step_tiles(kind, B, H, D, dtype, problem.precision, device, overrides)
+        arguments |= {"lengths_ptr": "*i32", "resets_ptr": "*i8"} if padded else {"lengths_ptr": own, "resets_ptr": own}
         given = {name: arguments[name] for name in kernel.arg_names if name in arguments}
-        return Specimen(
-            kernel, given, {**constants, **_blocks(tiles)}, tiles.num_warps, tiles.num_stages, tiles.max_registers
-        )
+        constants |= dict(PADDED=padded, RESETS=padded, **_blocks(tiles))
+        return Specimen(kernel, given, constants, tiles.num_warps, tiles.num_stages, tiles.max_registers)
 
     weights = [f"{name}{suffix}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for suffix in ("", "_reverse")]
     found = [
