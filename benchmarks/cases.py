@@ -19,7 +19,8 @@ BASELINE = "nn.GRU"  # what every ratio is taken to
 
 @dataclass(frozen=True)
 class Case:
-    """A shape of a GRU's call. `packed`: lengths are spread log-normally, the longest is T."""
+    """A shape of a GRU's call. `packed`: lengths are spread log-normally, the longest is T; `padded`: the same lengths
+    as a tensor on the device, mixed. `resets`: the probability that a step begins a new sequence."""
 
     T: int
     B: int
@@ -32,6 +33,8 @@ class Case:
     packed: bool = False
     cell: bool = False  # a GRUCell; T is 1
     blocks: int = 1  # layers side by side, each with I and H of its own
+    padded: bool = False
+    resets: float = 0.0
 
     @property
     def directions(self) -> int:
@@ -46,6 +49,8 @@ class Case:
             "bidirectional": self.bidirectional,
             "packed": self.packed,
             "cell": self.cell,
+            "padded": self.padded,
+            f"resets{self.resets:g}": self.resets > 0,
         }
         shape = f"T{self.T}-B{self.B}-I{self.I}-H{self.H}-{self.dtype}"
         return "-".join([shape, *(mark for mark, on in marks.items() if on)])
@@ -56,7 +61,7 @@ class Case:
 
         The quantiles of a log-normal distribution of sigma 0.5, about that of sentences and utterances: an assumption.
         """
-        if not self.packed:
+        if not (self.packed or self.padded):
             return ()
         normal = NormalDist(sigma=0.5)
         log_lengths = [normal.inv_cdf((self.B - b - 0.5) / self.B) for b in range(self.B)]

@@ -36,7 +36,7 @@ def module(name: str, case: Case, **place: Any) -> nn.Module:
 
 def unserved(case: Case) -> str | None:
     """Why no form takes a case."""
-    if case.layers > 1 or case.bidirectional or case.packed or case.cell:
+    if case.layers > 1 or case.bidirectional or case.packed or case.cell or case.padded or case.resets:
         return "it takes one dense layer of one direction"
     return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -44,9 +44,39 @@ class SideBySide(nn.Module):
         return output, h_n
 
 
+class Padded(tritongru.GRU):
+    """The layer with a case's lengths and resets; on PyTorch's own path nn.GRU over the sequences as rows of a packed
+    batch, the packing and unpacking included."""
+
+    def __init__(self, case: Case, *sizes: int, **options: Any):
+        super().__init__(*sizes, **options)
+        self.case = case
+
+    def forward(self, input: Any, hx: Tensor | None = None, **_: Any) -> Any:
+        lengths, resets = padding(self.case, input.device)
+        return super().forward(input, hx, lengths=lengths, resets=resets)
+
+
+@cache
+def padding(case: Case, device: torch.device) -> tuple[Tensor | None, Tensor | None]:
+    """Lengths and resets of a case, the same in every call."""
+    generator = torch.Generator().manual_seed(2)
+    lengths, resets = None, None
+    if case.padded:
+        lengths = torch.tensor(case.lengths)[torch.randperm(case.B, generator=generator)].to(device)
+    if case.resets:
+        resets = (torch.rand(case.T, case.B, generator=generator) < case.resets).to(device)
+    return lengths, resets
+
+
 def _make(layer: Callable[..., nn.Module], cell: Callable[..., nn.Module], case: Case, **options: Any) -> nn.Module:
     if case.cell:
         return cell(case.I, case.H, **options)
+    if case.padded or case.resets:
+        if layer is nn.GRU:
+            layer, options = tritongru.GRU, {**options, "backend": "aten"}
+        given = layer.keywords if isinstance(layer, partial) else {}
+        layer = partial(Padded, case, **given)
     blocks = [
         layer(case.I, case.H, case.layers, bidirectional=case.bidirectional, **options) for _ in range(case.blocks)
     ]
@@ -86,8 +116,12 @@ class TorchRL(nn.GRU):
 
         x = input.transpose(0, 1).contiguous()
         starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        starts[:, 0] = True
         hidden = hx[0].unsqueeze(1).expand(-1, x.shape[1], -1).contiguous()
+        _, resets = padding(self.case, x.device)
+        if resets is not None:
+            starts = resets.T.contiguous()
+            hidden = hidden.masked_fill(starts[..., None], 0)
+        starts[:, 0] = True
         output, h_n = gru_triton(x, hidden, *self.all_weights[0], starts)
         return output.transpose(0, 1), h_n[None]
 
@@ -96,7 +130,15 @@ def _network(kind: type[nn.RNNBase], case: Case, **place: Any) -> nn.Module:
     return kind(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
 
 
+def _torchrl(case: Case, **place: Any) -> nn.Module:
+    found = _network(TorchRL, case, **place)
+    found.case = case  # whose resets it takes
+    return found
+
+
 def _no_cell(case: Case) -> str | None:
+    if case.padded or case.resets:
+        return "it takes no lengths or resets"
     return "it takes no cell" if case.cell else None
 
 
@@ -107,7 +149,8 @@ def _dense_no_cell(case: Case) -> str | None:
 def _by_torchrl(case: Case) -> str | None:
     if find_spec("torchrl") is None:
         return "torchrl is not installed"
-    if case.dtype != "fp32" or case.layers * case.blocks > 1 or case.bidirectional or case.packed or case.cell:
+    ragged = case.packed or case.padded
+    if case.dtype != "fp32" or case.layers * case.blocks > 1 or case.bidirectional or ragged or case.cell:
         return "it takes one float32 layer of one direction, dense"
     return None
 
@@ -130,7 +173,7 @@ PROVIDERS = {
         _tritongru("sequence-recompute", "the same, recomputing", "sequence", recompute=True),
         *(_study(name, about) for name, about in forms.ABOUT.items()),
         Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_dense_no_cell),
-        Provider("torchrl", "TorchRL's Triton GRU", partial(_network, TorchRL), unserved=_by_torchrl),
+        Provider("torchrl", "TorchRL's Triton GRU", _torchrl, unserved=_by_torchrl),
         Provider("nn.LSTM", "an LSTM", partial(_network, nn.LSTM), unserved=_no_cell, truth="nn.LSTM"),
         Provider("nn.RNN", "a plain RNN (tanh)", partial(_network, nn.RNN), unserved=_no_cell, truth="nn.RNN"),
     )

@@ -441,7 +441,7 @@ def _limit_us(
     """The least time of the call by measured ceilings, for tritongru's kernels: a limit of their tilings."""
     if ceilings is None or meter.device.type != "cuda" or not provider.ours:
         return None
-    rows = sum(case.lengths) if case.packed else None
+    rows = sum(case.lengths) or None
     return call_limit_us(case.problem(pass_.trains), of_cuda(meter.device.index), ceilings, rows).us
 
 

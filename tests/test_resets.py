@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong, assert_right
-from tritongru.inspection.check import Case, run
+from tritongru.inspection.check import Case, by_segments, run
 from tritongru.launch import sequence
 from tritongru.launch.emulator import emulating
 from tritongru.visits import Visits
@@ -204,3 +204,274 @@ def test_h_prev_is_the_state_that_enters_a_step() -> None:
     for direction, values in expected.items():
         [(_, found)] = visits.h_prev(y, h_0, direction)
         assert found.view(4, 2).masked_fill(~runs, 0).tolist() == values
+
+
+# ---- what a call may be wrapped in -----------------------------------------------------------------------------------
+
+EVERY = pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda backend: backend or "default")
+OPERATORS = pytest.mark.parametrize("backend", [None, "reference", SEQUENCE], ids=lambda backend: backend or "default")
+
+
+def called(layer: tritongru.GRU, given: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    return layer(given["x"], given["h_0"], lengths=given["lengths"], resets=given["resets"])
+
+
+def close(found: Any, expected: Any, dtype: torch.dtype = torch.float32) -> bool:
+    """To a few roundings: products of other rows together may sum in another order."""
+    pairs = zip(found, expected, strict=True)
+    return all((f - e).abs().max() <= 64 * torch.finfo(dtype).eps * (1 + e.abs().max()) for f, e in pairs)
+
+
+@EVERY
+def test_unbatched(backend: str | None) -> None:
+    case = Case(T=5, B=1, I=3, H=9, bidirectional=True, resets=0.5)
+    given, layer = drawn(case), layer_of(case, backend)
+    given["lengths"] = torch.tensor([3])
+    expected = called(layer, given)
+    found = called(
+        layer, {name: None if t is None else t.squeeze(0 if name == "lengths" else 1) for name, t in given.items()}
+    )
+    assert found[0].shape == (5, 18) and found[1].shape == (2, 9)
+    assert torch.equal(found[0], expected[0][:, 0]) and torch.equal(found[1], expected[1][:, 0])
+
+
+@EVERY
+def test_an_empty_batch(backend: str | None) -> None:
+    layer = tritongru.GRU(3, 4, backend=backend)
+    lengths, resets = torch.ones(0, dtype=torch.int64), torch.ones(2, 0, dtype=torch.bool)
+    output, h_n = layer(torch.randn(2, 0, 3), lengths=lengths, resets=resets)
+    assert output.shape == (2, 0, 4) and h_n.shape == (1, 0, 4)
+
+
+@EVERY
+def test_lengths_of_any_integers(backend: str | None) -> None:
+    case = CASES[4]
+    given, layer = drawn(case), layer_of(case, backend)
+    expected = called(layer, given)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        found = called(layer, {**given, "lengths": given["lengths"].to(dtype)})
+        assert all(torch.equal(f, e) for f, e in zip(found, expected, strict=True))
+
+
+@OPERATORS
+def test_one_graph_for_all_lengths_and_resets(backend: str | None, dynamo) -> None:
+    """Of `gru` by a module, with gradients; values are what the graph is run with."""
+    case = CASES[4]
+    layer = layer_of(case, backend)
+    dynamo.utils.counters.clear()
+    graph = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    for seed, lengths in enumerate(((4, 5, 1), (1, 2, 5), (5, 5, 5))):
+        given = drawn(case, seed)
+        given["lengths"], x = torch.tensor(lengths), given["x"].requires_grad_()
+        results = []
+        for module in (graph, layer):
+            results.append([*called(module, given)])
+            results[-1] += torch.autograd.grad(results[-1], [x, *layer.parameters()], [given["dy"], given["dh_n"]])
+        assert close(*results)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_a_bad_length_in_a_graph_is_an_error_when_it_runs(dynamo) -> None:
+    layer = tritongru.GRU(3, 4)
+    graph = torch.compile(lambda x, lengths: layer(x, lengths=lengths)[0], backend="eager", fullgraph=True)
+    x = torch.randn(5, 2, 3)
+    graph(x, torch.tensor([5, 1]))
+    with pytest.raises(RuntimeError, match="got 6 where input has 5 steps"):
+        graph(x, torch.tensor([5, 6]))
+
+
+@OPERATORS
+@pytest.mark.parametrize("mapped", ["values", "weights"])
+def test_vmap(backend: str | None, mapped: str) -> None:
+    """Over rows, lengths and resets, which join the batch; over weights a layer for each."""
+    case = Case(T=4, B=3, I=3, H=6, bidirectional=True)
+    layers = [layer_of(case, backend) for _ in range(2)]
+    with torch.no_grad():
+        for p in layers[1].parameters():
+            p.mul_(-1)
+    x, h_0 = torch.randn(2, 4, 3, 3), torch.randn(2, 2, 3, 6)
+    lengths, resets = torch.tensor([[4, 1, 2], [3, 3, 4]]), torch.rand(2, 4, 3) < 0.4
+
+    def call(x, h_0, lengths, resets, weights):
+        params = [weights[name] for name, _ in layers[0].named_parameters()]
+        return tritongru.gru(
+            x, h_0, params, True, 1, 0.0, False, True, False, backend=backend, lengths=lengths, resets=resets
+        )
+
+    weights = [dict(layer.named_parameters()) for layer in layers]
+    stacked = {name: torch.stack([w[name] for w in weights]) for name in weights[0]}
+    if mapped == "values":
+        found = torch.vmap(call, in_dims=(0, 0, 0, 0, None))(x, h_0, lengths, resets, weights[0])
+        each = [call(x[i], h_0[i], lengths[i], resets[i], weights[0]) for i in range(2)]
+    else:
+        found = torch.vmap(call, in_dims=(0, 0, None, 0, 0))(x, h_0, lengths[0], resets, stacked)
+        each = [call(x[i], h_0[i], lengths[0], resets[i], weights[i]) for i in range(2)]
+    assert close(found, [torch.stack(parts) for parts in zip(*each, strict=True)])
+
+
+@pytest.mark.parametrize("transform", ["grad", "jvp", "vmap of grad", "export"])
+def test_under_what_takes_pytorch_s_own_path(transform: str) -> None:
+    """The equations there: of how many sequences there are only values tell."""
+    case = Case(T=4, B=3, I=3, H=5, bidirectional=True, resets=0.4)
+    layer = layer_of(case, None, torch.float64)
+    given = drawn(case, dtype=torch.float64)
+    given["lengths"] = torch.tensor([4, 1, 2])
+
+    def loss(x, lengths, resets=given["resets"]):
+        return called(layer, {**given, "x": x, "lengths": lengths, "resets": resets})[0].square().sum()
+
+    x, lengths = given["x"], given["lengths"]
+    expected = torch.autograd.grad(loss(leaf := x.clone().requires_grad_(), lengths), leaf)[0]
+    if transform == "grad":
+        assert torch.allclose(torch.func.grad(loss)(x, lengths), expected)
+    elif transform == "jvp":
+        tangent = torch.randn_like(x)
+        _, found = torch.func.jvp(lambda x: loss(x, lengths), (x,), (tangent,))
+        assert torch.allclose(found, (expected * tangent).sum())
+    elif transform == "vmap of grad":
+        other = torch.tensor([2, 4, 3])
+        found = torch.vmap(torch.func.grad(loss), in_dims=(None, 0))(x, torch.stack([lengths, other]))
+        assert torch.allclose(found[0], expected) and not torch.allclose(found[1], expected)
+    else:
+        program = torch.export.export(_Loss(loss), (x, lengths, given["resets"])).module()
+        for lengths in (torch.tensor([4, 1, 2]), torch.tensor([1, 3, 4])):
+            assert torch.allclose(program(x, lengths, ~given["resets"]), loss(x, lengths, ~given["resets"]))
+
+
+class _Loss(torch.nn.Module):
+    def __init__(self, loss: Any):
+        super().__init__()
+        self.forward = loss
+
+
+@EVERY
+def test_double_backward(backend: str | None) -> None:
+    """Against autograd through nn.GRU run sequence by sequence, x NaN past the lengths."""
+    case = replace(CASES[4], layers=1)
+    given, layer = drawn(case), layer_of(case, backend)
+    truth = torch.nn.GRU(case.I, case.H, batch_first=True, bidirectional=True, dtype=torch.float64)
+    truth.load_state_dict(layer.state_dict())
+    past = torch.arange(case.T) >= given["lengths"][:, None]
+    results = []
+    for module, dtype in ((layer, torch.float32), (truth, torch.float64)):
+        x, h_0, dy, dh_n = (given[name].to(dtype, copy=True) for name in ("x", "h_0", "dy", "dh_n"))
+        if module is layer:
+            x[past] = math.nan
+        leaves = [x.requires_grad_(), h_0.requires_grad_(), dy.requires_grad_(), *module.parameters()]
+        if module is layer:
+            outputs = layer(x, h_0, lengths=given["lengths"], resets=given["resets"])
+        else:
+            outputs = by_segments(truth, x, h_0, given["lengths"], given["resets"])
+        first = torch.autograd.grad(outputs, [x, h_0, *module.parameters()], [dy, dh_n], create_graph=True)
+        results.append(torch.autograd.grad(sum(g.square().sum() for g in first), leaves))
+    for found, expected in zip(*results, strict=True):
+        assert (found - expected).norm() <= 1e3 * 2**-24 * expected.norm()  # sums of sums: some hundred roundings
+
+
+@OPERATORS
+@pytest.mark.parametrize("recompute", [False, True])
+def test_autocast(backend: str | None, recompute: bool) -> None:
+    case = replace(CASES[4], recompute=recompute)
+    given, layer = drawn(case), layer_of(case, backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = run(layer, **given)
+    expected = run(layer, **given)
+
+    assert all((found[n].float() - e).norm() <= 0.1 * e.norm() for n, e in expected.items())
+
+
+@EVERY
+def test_dropout_between_layers(backend: str | None) -> None:
+    """Of everything: what the second layer gets is 0, whatever the first gave."""
+    case = replace(CASES[4], bidirectional=False)
+    given = drawn(case)
+    layer = layer_of(case, backend, dropout=1.0)
+    output, h_n = called(layer, given)
+    layer.eval()
+    with torch.no_grad():
+        layer.weight_ih_l1.zero_()
+    expected, h_n_expected = called(layer, given)
+    assert close((output, h_n), (expected, h_n_expected))
+
+
+@EVERY
+def test_checkpoint(backend: str | None) -> None:
+    from torch.utils.checkpoint import checkpoint
+
+    case = CASES[4]
+    given, layer = drawn(case), layer_of(case, backend)
+    expected = run(layer, **given)
+    x = given["x"].requires_grad_()
+    output, _ = checkpoint(lambda x: called(layer, {**given, "x": x}), x, use_reentrant=False)
+    _, h_n = called(layer, given)
+    torch.autograd.backward([output, h_n], [given["dy"], given["dh_n"]])
+    assert torch.allclose(x.grad, expected["x"], atol=1e-6)
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------------
+
+BOOL, INT = torch.bool, torch.int64
+WRONG = {
+    "a length of 0": (dict(lengths=torch.tensor([1, 0, 2])), RuntimeError, "larger than 0 in RNN, .*: got 0 where"),
+    "a length below 0": (dict(lengths=torch.tensor([1, -3, 2])), RuntimeError, "got -3 where input has 4 steps"),
+    "a length above T": (dict(lengths=torch.tensor([1, 5, 2])), RuntimeError, "got 5 where input has 4 steps"),
+    "lengths of another batch": (
+        dict(lengths=torch.ones(2, dtype=INT)), RuntimeError, r"lengths must be a tensor \[3\] of integers .*got \[2\]"
+    ),
+    "lengths of reals": (dict(lengths=torch.ones(3)), RuntimeError, r"of integers on cpu, got \[3\] of torch.float32"),
+    "lengths in a list": (dict(lengths=[1, 2, 3]), TypeError, r"lengths must be a tensor \[3\] of integers.*got list"),
+    "resets of another time": (
+        dict(resets=torch.ones(3, 3, dtype=BOOL)), RuntimeError, r"resets must be a tensor \[4, 3\] .*got \[3, 3\]"
+    ),
+    "resets of integers": (
+        dict(resets=torch.ones(4, 3, dtype=INT)), RuntimeError, r"of bool on cpu, got \[4, 3\] of torch.int64"
+    ),
+    "resets elsewhere": (
+        dict(resets=torch.ones(4, 3, dtype=BOOL, device="meta")), RuntimeError, "of bool on cpu, got .* on meta"
+    ),
+}  # fmt: skip
+
+
+@EVERY
+@pytest.mark.parametrize(("given", "error", "message"), WRONG.values(), ids=WRONG)
+def test_errors_name_the_argument(backend: str | None, given: Any, error: type, message: str) -> None:
+    with pytest.raises(error, match=message):
+        tritongru.GRU(2, 3, backend=backend)(torch.randn(4, 3, 2), **given)
+
+
+@EVERY
+def test_shapes_in_errors_are_the_caller_s(backend: str | None) -> None:
+    with pytest.raises(RuntimeError, match=r"resets must be a tensor \[3, 4\] of bool on cpu, got \[4, 3\]"):
+        tritongru.GRU(2, 3, batch_first=True, backend=backend)(
+            torch.randn(3, 4, 2), resets=torch.ones(4, 3, dtype=BOOL)
+        )
+
+
+@EVERY
+@pytest.mark.parametrize("name", ["lengths", "resets"])
+def test_packed_input_has_lengths_of_its_own(backend: str | None, name: str) -> None:
+    layer = tritongru.GRU(2, 3, backend=backend)
+    packed = pack_padded_sequence(torch.randn(4, 2, 2), [4, 2])
+    with pytest.raises(RuntimeError, match=f"{name} must be None with a PackedSequence.*got a tensor"):
+        layer(packed, **{name: torch.ones(2)})
+    params = list(layer.parameters())
+    with pytest.raises(RuntimeError, match=f"{name} must be None with packed input.*got a tensor"):
+        tritongru.gru(
+            packed.data, packed.batch_sizes, torch.zeros(1, 2, 3), params, True, 1, 0.0, False, False,
+            backend=backend, **{name: torch.ones(2)},
+        )  # fmt: skip
+
+
+@EVERY
+def test_what_nn_gru_refuses_is_refused_in_its_words(backend: str | None) -> None:
+    layer, resets = tritongru.GRU(2, 3, backend=backend), torch.zeros(4, 3, dtype=BOOL)
+    for x, h_0 in ((torch.randn(4, 3, 5), None), (torch.randn(4, 3, 2), torch.zeros(1, 2, 3)), (torch.randn(4), None)):
+        raised = []
+        for call in (
+            lambda x=x, h_0=h_0: torch.nn.GRU(2, 3)(x, h_0),
+            lambda x=x, h_0=h_0: layer(x, h_0, resets=resets),
+        ):
+            with pytest.raises(Exception) as caught:
+                call()
+            raised.append((type(caught.value), str(caught.value)))
+        assert raised[0] == raised[1]
