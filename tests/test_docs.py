@@ -15,13 +15,18 @@ from tests.kit import reference
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
-PAGES = ("reference", "differences", "how-it-works", "measuring", "extending", "streaming")
+PAGES = ("reference", "differences", "padded", "how-it-works", "measuring", "extending", "streaming")
 
 
 @pytest.mark.parametrize("module", ["functional", "module", "registry", "inspection.gates"])
 def test_docstring_examples(module: str) -> None:
     found = doctest.testmod(importlib.import_module(f"tritongru.{module}"))
     assert found.failed == 0
+
+
+def test_examples_of_lengths_and_resets() -> None:
+    found = doctest.testfile(str(ROOT / "docs" / "padded.md"), module_relative=False)
+    assert found.failed == 0 and found.attempted >= 15
 
 
 def test_examples_exist() -> None:

@@ -31,6 +31,7 @@ LARGE_CASES = (
     Case(T=50, B=7, I=64, H=128, batch_first=True),
     Case(I=40, H=130, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
     Case(T=9, B=130, I=32, H=200, recompute=True),
+    Case(T=20, I=40, H=130, bidirectional=True, lengths=(20, 1, 17, 9, 3), padded=True, resets=0.1),
 )
 # What `sequence` spreads over many programs: odd sizes, several groups, several row tiles, all the SMs.
 EXCHANGING_CASES = (
@@ -40,6 +41,7 @@ EXCHANGING_CASES = (
     Case(T=12, B=16, I=64, H=1024),
     Case(I=40, H=650, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
     Case(T=10, B=40, I=96, H=768, bias=False, recompute=True),
+    Case(T=12, I=20, H=300, layers=2, bidirectional=True, lengths=(12, 1, 7) * 6, padded=True, resets=0.2),
 )
 
 
@@ -254,6 +256,76 @@ def test_same_call_same_bits_and_a_copy_computes_the_same() -> None:
         output.square().sum().backward()
         found.append([output.detach(), *(p.grad.clone() for p in module.parameters())])
     assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+@pytest.mark.parametrize("backend", [None, "reference", "step", "sequence"], ids=lambda backend: backend or "default")
+def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
+    """Forward and backward; a bad length is an error later, and once."""
+    layer = tritongru.GRU(24, 256, bidirectional=True, device=CUDA, dtype=torch.bfloat16, backend=backend)
+    x = torch.randn(14, 40, 24, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
+    lengths, resets = torch.randint(1, 15, (40,), device=CUDA), torch.rand(14, 40, device=CUDA) < 0.1
+
+    def call() -> None:
+        output, h_n = layer(x, lengths=lengths, resets=resets)
+        (output.float().square().sum() + h_n.float().sum()).backward()
+
+    call()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+    tritongru.synchronize()
+    lengths[3] = 15
+    call()
+    with pytest.raises(RuntimeError, match="no element of lengths above that of input: got one that is"):
+        tritongru.synchronize()
+    tritongru.synchronize()
+
+
+@pytest.mark.own_process
+def test_the_policy_in_a_graph_of_the_documents() -> None:
+    """Its steps, with episodes that end, are those of the rollout as a whole."""
+    block = (Path(__file__).parents[1] / "docs" / "padded.md").read_text().split("```python\n")[1].split("```")[0]
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/padded.md", "exec"), names)
+    observations, is_init = torch.randn(20, 32, 8, device=CUDA), torch.rand(20, 32, device=CUDA) < 0.2
+    is_init[0] = True
+    acted = [(names["step"](*given).clone(), names["h"].clone()) for given in zip(observations, is_init, strict=True)]
+    policy = tritongru.GRU(8, 64, device=CUDA)
+    policy.load_state_dict({f"{name}_l0": p for name, p in names["cell"].state_dict().items()})
+    with torch.no_grad():
+        output, _ = policy(observations, resets=is_init)
+    assert torch.allclose(output, torch.stack([h for _, h in acted]), atol=0.02)  # TF32 in one of them
+
+
+@pytest.mark.own_process
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_lengths_and_resets_of_a_replay(backend: str) -> None:
+    """A graph reads the values that are there when it is replayed."""
+    layer = tritongru.GRU(24, 256, bidirectional=True, device=CUDA, dtype=torch.bfloat16, backend=backend)
+    x = torch.randn(14, 3, 24, device=CUDA, dtype=torch.bfloat16)
+    lengths, resets = torch.tensor([14, 9, 2], device=CUDA), torch.zeros(14, 3, dtype=torch.bool, device=CUDA)
+
+    def call() -> torch.Tensor:
+        return layer(x, lengths=lengths, resets=resets)[0]
+
+    with torch.no_grad():
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            call()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = call()
+        for values in ([1, 14, 5], [3, 3, 14]):
+            lengths.copy_(torch.tensor(values))
+            resets.copy_(torch.rand(14, 3) < 0.2)
+            graph.replay()
+            assert torch.equal(captured, call())
+    tritongru.synchronize()
 
 
 def test_memory_is_given_back() -> None:
