@@ -19,10 +19,10 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # benchmarks/ is of the checkout, not of the package
 
-from benchmarks import cpu, day, hostcost, results, run, suites, summary, table, timing, tune, warm, work
+from benchmarks import cpu, day, hostcost, providers, results, run, suites, summary, table, timing, tune, warm, work
 from benchmarks.__main__ import main
 from benchmarks.cases import ALL_PASSES, BASELINE, CPU_CASES, GRID_T, MEMCHECK_CASES, TUNE_T, Case, Entry
-from benchmarks.providers import PROVIDERS, Provider
+from benchmarks.providers import PROVIDERS, Provider, find
 from benchmarks.results import COLUMNS, KEY, ROWS, SCHEMA, Environment, OtherSchemaError, ResultsFile, Row, read_rows
 from benchmarks.suites import SUITES
 from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, interleave, p99, quantiles
@@ -927,16 +927,35 @@ def test_the_table_of_a_grid(tmp_path):
 
 
 def test_workloads_name_their_source_and_what_differs():
-    assert len(BY_CASE) == len(WORKLOADS) == 12
+    assert len(BY_CASE) == len(WORKLOADS) == 13
     for workload in WORKLOADS:
         note = workload.entry.note
-        assert "github.com/" in note or workload.passes == ("streaming",)
+        assert "github.com/" in note or workload.passes == ("streaming",) or workload.case.padded
         assert "," not in workload.unit and workload.entry.providers == (BASELINE, "default", "torchrl")
-        assert workload.count == workload.case.T * workload.case.B
+        assert workload.count == (sum(workload.case.lengths) or workload.case.T * workload.case.B)
     by_name = {workload.name: workload for workload in WORKLOADS}
     assert by_name["RNNoise"].rate(384_000) == "1,000,000 frames of speech (10 ms) a second"
     assert "resets at episode ends left out" in by_name["IPPO on SMAX"].entry.note
     assert by_name["Dreamer's world model"].case.name == "T64-B16-I1024-H1024-bf16-8blocks"
+
+
+@pytest.mark.parametrize("ragged", [dict(padded=True), dict(resets=0.3), dict(padded=True, resets=0.3)], ids=str)
+def test_padded_cases_are_the_same_for_ours_and_for_nn_gru(ragged):
+    """nn.GRU over their sequences as rows of a packed batch, and the layer with the arguments."""
+    case = Case(6, 5, 3, 8, bidirectional=True, **ragged)
+    inputs = work.Inputs.draw(case, torch.device("cpu"))
+    state, found = work.weights(case, torch.device("cpu")), []
+    for name in (BASELINE, "reference"):
+        module = find(name).make(case, device="cpu", dtype=torch.float32)
+        module.load_state_dict(state)
+        found.append(inputs.through(module))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    lengths, resets = providers.padding(case, torch.device("cpu"))
+    if lengths is not None:
+        past = torch.arange(6)[:, None] >= lengths
+        assert past.any() and not found[0][0][past].any() and sorted(lengths.tolist(), reverse=True) == [*case.lengths]
+    assert resets is None or resets.any()
+    assert "lengths or resets" in find("nn.LSTM").unserved(case)
 
 
 def test_the_questions_ask_with_commands_that_exist():
