@@ -306,7 +306,7 @@ def test_the_operator_of_a_graph_chooses_among_the_layers_backends(H: int) -> No
     x, h_0 = torch.empty(4, 128, 8, device="meta"), torch.empty(1, 128, H, device="meta")
     assert chosen(H, 128, "fp32", True, T=4).backend == "aten"
     for training in (False, True):
-        assert ops._layer("", x, h_0, None, False, training, False).backend.module is not None
+        assert ops._layer("", x, h_0, (None, None, None), False, training, False).backend.module is not None
 
 
 @pytest.mark.usefixtures("as_on_an_h200")

@@ -440,6 +440,12 @@ def test_errors_name_the_argument(backend: str | None, given: Any, error: type, 
 
 
 @EVERY
+def test_both_are_keyword_only(backend: str | None) -> None:
+    with pytest.raises(TypeError, match="takes from 2 to 3 positional arguments but 4 were given"):
+        tritongru.GRU(2, 3, backend=backend)(torch.randn(4, 3, 2), None, torch.ones(3, dtype=INT))
+
+
+@EVERY
 def test_shapes_in_errors_are_the_caller_s(backend: str | None) -> None:
     with pytest.raises(RuntimeError, match=r"resets must be a tensor \[3, 4\] of bool on cpu, got \[4, 3\]"):
         tritongru.GRU(2, 3, batch_first=True, backend=backend)(

@@ -78,8 +78,15 @@ class GRU(nn.GRU):
 
     @eager_beside_graphs
     def forward(
-        self, input: Any, hx: Tensor | None = None, *, lengths: Tensor | None = None, resets: Tensor | None = None
+        self,
+        input: Any,
+        hx: Tensor | None = None,
+        *defaults: None,  # ONNX export hands over by position those of keywords too
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
     ) -> Any:
+        if any(t is not None for t in defaults):
+            raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
         packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
         if packed and padded:
             name = "resets" if lengths is None else "lengths"
