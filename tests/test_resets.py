@@ -24,7 +24,8 @@ from tritongru.launch.emulator import emulating
 from tritongru.visits import Visits
 
 SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
-BACKENDS = ("aten", "reference", pytest.param("step", marks=pytest.mark.interpreted), SEQUENCE)
+SMALL = pytest.param("sequence:exchange=0", id="small", marks=pytest.mark.interpreted)
+BACKENDS = ("aten", "reference", pytest.param("step", marks=pytest.mark.interpreted), SEQUENCE, SMALL)
 LENGTHS_OF_18 = (3,) * 9 + (4, 1) + (2,) * 6 + (4,)
 
 CASES = (

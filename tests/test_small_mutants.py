@@ -49,14 +49,14 @@ FORWARD = {
 BACKWARD = {
     "dh * z dropped": ("dh = gl.where(runs, dh * z, dh)", "dh = gl.where(runs, 0.0 * dh, dh)"),
     "dh without z": ("dh = gl.where(runs, dh * z, dh)", "dh = dh"),
-    "products dropped": ("dh += own_sums(parts,", "dh += 0.0 * own_sums(parts,"),
+    "products dropped": ("dh + own_sums(parts,", "dh + 0.0 * own_sums(parts,"),
     "dz for dr": ("product(w_r, received(dr_shared,", "product(w_r, received(dz_shared,"),
     "dq W_hn dropped": ("parts += product(w_n,", "parts += 0.0 * product(w_n,"),
     "weights not transposed": ("w_z = load_weights(w_ptr, 1, H, True,", "w_z = load_weights(w_ptr, 1, H, False,"),
     "dy dropped": ("        dh += dy.to(gl.float32)\n", ""),
     "dh_n dropped": ("dh = gl.load(dh_n_ptr + of_state,", "dh = 0.0 * gl.load(dh_n_ptr + of_state,"),
     "h_prev of the wrong step": ("time_step(y_ptr, at_before, step_y,", "time_step(y_ptr, at, step_y,"),
-    "h_0 never read": ("        h_prev = gl.where(begins, h_0, h_prev)\n", ""),
+    "h_0 never read": ("gl.where(begins, h_0, h_prev)", "h_prev"),
     "gates of the last visit for all": ("given, given_next = given_next, given_ahead", "given_next = given_ahead"),
     "dgates where the visit before belong": (
         "time_step(dgates_ptr, at, step_dgates,", "time_step(dgates_ptr, at_next, step_dgates,"
@@ -94,6 +94,17 @@ SUMS = {  # over lanes, in float32
     ),
     "the largest part for the sum": ("gl.sum(parts, 2)", "gl.max(parts, 2)"),
 }
+RESETS = {
+    "the state not cleared": ("        h = gl.where(clear & is_unit, 0.0, h)\n", ""),
+    "its gradient not cleared": (
+        "dh = gl.where(clear, 0.0, dh + own_sums(parts, FORM))",
+        "dh = dh + own_sums(parts, FORM)",
+    ),
+    "h_prev of another sequence": ("gl.where(clear, 0.0, gl.where(begins,", "(gl.where(begins,"),
+    "h_0 of a row that begins anew": (" & is_unit & ~anew, other", " & is_unit, other"),
+    "a reset one step late": ("clear = cleared(t + step_t, row,", "clear = cleared(t, row,"),
+}
+CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3), padded=True, resets=0.4)
 MUTANTS = [
     pytest.param(old, new, case, dtype, id=f"{part}{name}", marks=() if i % 5 == 0 else LONG)
     for part, found, case, dtype in (
@@ -101,6 +112,7 @@ MUTANTS = [
         ("backward, ", BACKWARD, DENSE, FMA),
         ("", DIRECTIONS, BOTH, FMA),
         ("", LENGTHS, PACKED, MATRIX),  # whose programs have several rows
+        ("resets, ", RESETS, CUT, MATRIX),
         ("", ORDERS, DENSE, MATRIX),
         ("", SUMS, DENSE, FMA),
         ("", {"a bias where there is none": ("is_unit & (has_bias != 0)", "is_unit")}, replace(DENSE, bias=False), FMA),
@@ -110,7 +122,7 @@ MUTANTS = [
 
 
 @pytest.mark.parametrize("dtype", [FMA, MATRIX], ids=str)
-@pytest.mark.parametrize("case", [BOTH, PACKED, replace(DENSE, bias=False)], ids=lambda case: case.name)
+@pytest.mark.parametrize("case", [BOTH, PACKED, CUT, replace(DENSE, bias=False)], ids=lambda case: case.name)
 def test_the_kernels_as_they_are_survive(case: Case, dtype: torch.dtype) -> None:
     assert_not_wrong(case, SMALL, dtype)
 
