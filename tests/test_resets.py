@@ -409,6 +409,53 @@ def test_checkpoint(backend: str | None) -> None:
     assert torch.allclose(x.grad, expected["x"], atol=1e-6)
 
 
+@OPERATORS
+def test_batched_gradients(backend: str | None) -> None:
+    case = CASES[4]
+    given, layer = drawn(case), layer_of(case, backend)
+    x = given["x"].requires_grad_()
+    output, _ = called(layer, given)
+    cotangents = torch.randn(2, *output.shape)
+    found = torch.autograd.grad(output, [x, *layer.parameters()], cotangents, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(output, [x, *layer.parameters()], c, retain_graph=True) for c in cotangents]
+    assert close(found, [torch.stack(parts) for parts in zip(*each, strict=True)])
+
+
+@OPERATORS
+def test_compiled_autograd(backend: str | None, dynamo) -> None:
+    case = CASES[4]
+    given, layer = drawn(case), layer_of(case, backend)
+    expected = run(layer, **given)
+    with dynamo.compiled_autograd._enable(torch.compile(backend="aot_eager")):
+        found = run(layer, **given)
+    assert close([found[name] for name in expected], expected.values())
+
+
+@OPERATORS
+def test_graphs_for_other_sizes(backend: str | None, dynamo) -> None:
+    """Once T and B have each changed no graph is made anew."""
+    layer = tritongru.GRU(3, 6, backend=backend)
+    graph = torch.compile(layer, backend="eager", fullgraph=True)
+    dynamo.utils.counters.clear()
+    for T, B in ((5, 3), (6, 3), (6, 4), (3, 9), (7, 2)):
+        x, lengths, resets = torch.randn(T, B, 3), torch.randint(1, T + 1, (B,)), torch.rand(T, B) < 0.3
+        found, expected = (module(x, lengths=lengths, resets=resets) for module in (graph, layer))
+        assert close(found, expected)
+    assert dynamo.utils.counters["stats"]["unique_graphs"] <= 3
+
+
+@OPERATORS
+def test_under_a_dispatch_mode(backend: str | None) -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    case = CASES[4]
+    given, layer = drawn(case), layer_of(case, backend)
+    expected = run(layer, **given)
+    with FlopCounterMode(display=False) as counter:
+        found = run(layer, **given)
+    assert counter.get_total_flops() > 0 and same_bits(expected, found)
+
+
 # ---- bad input -------------------------------------------------------------------------------------------------------
 
 BOOL, INT = torch.bool, torch.int64
