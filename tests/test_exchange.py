@@ -284,11 +284,11 @@ def test_an_access_outside_every_tensor_is_found(old: str, new: str, where: str,
 BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (row != 0))"
 NEVER_PUBLISHES = {  # program 1 keeps row 0 to itself
     "forward": (
-        "publish(tile + slot + own_place, as_factor(y, PRECISION))",
+        "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
         f"gl.store(tile + slot + own_place, y{BUT_ROW_0}",
     ),
     "backward": (
-        "publish(published, as_factor(dr, PRECISION))",
+        "publish(published, as_factor(gl.where(hands_on, dr, nothing), PRECISION))",
         f"gl.store(published, dr{BUT_ROW_0}",
     ),
 }
