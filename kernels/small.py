@@ -51,10 +51,18 @@ def _powers(n, dimension, rank, first=1):
 
 @gluon.constexpr_function
 def terms_layout(form):
-    """float32: of [rows, units, K] what a thread multiplies: neighbouring units, so that those of a warp are too."""
+    """float32: of a piece [rows, units, 4 lanes] what a thread multiplies: neighbouring units, so that those of a warp
+    are too."""
     rows, units, warps, lanes = form
     of_thread = units * lanes // (32 * warps)
     return gl.BlockedLayout([rows, of_thread, 4], [1, 32 // lanes, lanes], [1, warps, 1], [2, 1, 0])
+
+
+@gluon.constexpr_function
+def sums_layout(form):
+    """float32: of [rows, units, lanes] what a thread adds up."""
+    rows, units, warps, lanes = form
+    return gl.BlockedLayout([rows, units * lanes // (32 * warps), 1], [1, 32 // lanes, lanes], [1, warps, 1], [2, 1, 0])
 
 
 @gluon.constexpr_function
@@ -121,12 +129,11 @@ def factor_layout(form):
 
 @gluon.constexpr_function
 def shared_layout(form):
-    """Without bank conflicts. [units, rows] of 16 rows are 32 bytes a unit: every other four of them are turned. Of
-    [rows, units] a warp stores 16 units of two rows at once: the second row is turned by 16."""
+    """Without bank conflicts in loads. [units, rows] of 16 rows are 32 bytes a unit: every other four are turned."""
     rows, _, _, lanes = form
     if lanes == 0:
         return gl.SwizzledSharedLayout(8, 4, 2 if rows == 16 else 1, [1, 0])
-    return gl.SwizzledSharedLayout(16, 1, rows, [1, 0])
+    return gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
 
 
 @gluon.constexpr_function
@@ -146,6 +153,19 @@ def unit_at(place, LANES: gl.constexpr):
 
 
 @gluon.jit
+def in_four(x, WITHOUT: gl.constexpr, FORM: gl.constexpr):
+    """The four values of every lane in a piece [.., 4 lanes], as factors of [rows, units, lanes]; one of the first two
+    dimensions is WITHOUT."""
+    layout: gl.constexpr = gl.SliceLayout(WITHOUT, sums_layout(FORM))
+    even, odd = gl.split(x.reshape([x.shape[0], FORM[3], 2, 2]))
+    four = gl.split(even) + gl.split(odd)
+    found = ()
+    for i in gl.static_range(4):
+        found = found + (gl.expand_dims(gl.convert_layout(four[i], layout, assert_trivial=True), WITHOUT),)
+    return found
+
+
+@gluon.jit
 def load_weights(
     w_ptr,  # [3H, H]
     gate,
@@ -153,18 +173,23 @@ def load_weights(
     TRANSPOSED: gl.constexpr,
     FORM: gl.constexpr,
 ):
-    """One gate's weights [units, K], or their transpose; zeros past H."""
+    """One gate's weights [units, K], or their transpose, zeros past H; in float32 a tuple of [1, units, lanes]."""
     UNITS: gl.constexpr = FORM[1]
     LANES: gl.constexpr = FORM[3]
     layout: gl.constexpr = weights_layout(FORM, TRANSPOSED)
+    WIDTH: gl.constexpr = UNITS if LANES == 0 else 4 * LANES
     unit = unit_at(gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(1, layout)), 1), LANES)
-    k = unit_at(gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, layout)), 0), LANES)
-    offs = k * H + unit if TRANSPOSED else unit * H + k
-    w = gl.load(w_ptr + gate * H * H + offs, mask=(unit < H) & (k < H), other=0.0)
-    if LANES == 0:
-        return gl.convert_layout(w, gl.DotOperandLayout(0, matrix_layout(FORM[2]), 2))
-    else:
-        return gl.expand_dims(w, 0)
+    found = ()
+    for piece in gl.static_range(UNITS // WIDTH):
+        k = gl.expand_dims(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout)), 0) + piece * WIDTH
+        k = unit_at(k, LANES)
+        offs = k * H + unit if TRANSPOSED else unit * H + k
+        w = gl.load(w_ptr + gate * H * H + offs, mask=(unit < H) & (k < H), other=0.0)
+        if LANES == 0:
+            found = gl.convert_layout(w, gl.DotOperandLayout(0, matrix_layout(FORM[2]), 2))
+        else:
+            found = found + in_four(w, 0, FORM)
+    return found
 
 
 @gluon.jit
@@ -182,22 +207,29 @@ def hand_over(shared, x, FORM: gl.constexpr):
 
 @gluon.jit
 def received(shared, FORM: gl.constexpr):
-    """All of it, as a factor."""
-    x = shared.load(factor_layout(FORM))
-    return x if FORM[3] == 0 else gl.expand_dims(x, 1)
+    """All of it, as a factor; in float32 a tuple of [rows, 1, lanes]."""
+    LANES: gl.constexpr = FORM[3]
+    layout: gl.constexpr = factor_layout(FORM)
+    if LANES == 0:
+        return shared.load(layout)
+    else:
+        found = ()
+        for piece in gl.static_range(FORM[1] // (4 * LANES)):
+            x = shared.slice(piece * 4 * LANES, 4 * LANES, dim=1).load(layout)
+            found = found + in_four(x, 1, FORM)
+        return found
 
 
 @gluon.jit
 def product(w, x, FORM: gl.constexpr):
-    """One gate's weights times a factor: [units, rows]; in float32 [rows, units, lanes], the parts of each lane's K."""
-    ROWS: gl.constexpr = FORM[0]
-    UNITS: gl.constexpr = FORM[1]
-    LANES: gl.constexpr = FORM[3]
-    if LANES == 0:
+    """One gate's weights times a factor: [units, rows]; in float32 [rows, units, lanes], the sums over a lane's K."""
+    if FORM[3] == 0:
         return mma_v2(w, x, gl.zeros(size_of_factor(FORM), gl.float32, layout=matrix_layout(FORM[2])))
     else:
-        terms = (w * x).reshape([ROWS, UNITS, UNITS // (4 * LANES), LANES, 4]).permute([0, 1, 3, 2, 4])
-        return gl.sum(terms.reshape([ROWS, UNITS, LANES, UNITS // LANES]), 3)
+        parts = w[0] * x[0]
+        for k in gl.static_range(1, len(w)):  # in this order, where a sum of the compiler's would not be fused
+            parts += w[k] * x[k]
+        return parts
 
 
 @gluon.jit

@@ -202,8 +202,9 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
         if found != wanted:
             faults.append(f"{found} {what} in the time loop, the tiles need {wanted}")
 
-    for opcode in sorted({opcode.split(".")[0] for opcode in opcodes} & {*ASYNCHRONOUS, "LDL", "STL"}):
-        faults.append(f"{opcode}: a copy that is awaited, or a spill")
+    for opcode in sorted({opcode.split(".")[0] for opcode in opcodes} & set(ASYNCHRONOUS)):
+        faults.append(f"{opcode}: an asynchronous copy, which a pipeline makes")
+    expect(count(("LDL", "STL")), 0, "spills")
     expect(count(("BAR",)), 2, "barriers")
     # x_proj, or dy, gates and h_prev; and where a timestep begins: no weights
     loads, stores = (3, 5) if forward else (6, 4)
@@ -218,7 +219,9 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
         expect(shared, factors * t.units * rows * size // 32, "bytes from shared memory")
         return faults
     expect(count(MATRIX), 0, "matrix instructions")
-    expect(shared, factors * t.rows * t.units * size // t.lanes, "bytes from shared memory")
+    wanted = factors * t.rows * t.units * size // t.lanes
+    if not wanted <= shared <= wanted + 8:  # Triton 3.9 for sm_100 reads a pair of them again
+        faults.append(f"{shared} bytes from shared memory in the time loop, the tiles need {wanted}")
     products = 3 * t.rows * t.units * t.units // threads
     found = count(("FFMA", "FMUL", "FFMA2", "FMUL2")) + count(("FFMA2", "FMUL2"))
     if not products <= found <= products + GATE_MATH * own:

@@ -25,7 +25,8 @@ WARPS = 8
 # float32: lanes of a warp that share a unit. More of them read less of shared memory, which backward reads three times
 # as much of; fewer take less shuffles, of which forward has three times as many.
 LANES: Mapping[str, int] = {"forward": 4, "backward": 8}
-TIGHT = ("backward", 4, 128)  # on compute capability 10.x spills: there it takes 4 lanes and one row
+# Where two rows spill, but on compute capability 8.0 and 9.0, and 8 lanes on 10.x: there it takes 4.
+TIGHT = ("backward", 4, 128)
 
 
 @dataclass(frozen=True)
@@ -78,13 +79,14 @@ def small_tiles(
     """
     size = BYTES[dtype]
     units = given.get("units", class_of(hidden_size, dtype))
-    tight = (kind, size, units) == TIGHT and (device.capability or 0) // 10 == 10
+    capability = device.capability or 0
+    tight = (kind, size, units) == TIGHT and capability not in (80, 90)
     num_warps = given.get("num_warps", max(1, units // 16))
     odd = size == 2 and hidden_size % 2 > 0
     possible = (ODD,) if odd else (1,) if tight else ROWS.get((size, units), (ODD if size == 2 else 1,))
     alone = (rows for rows in possible if -(-batch // rows) * directions * num_warps <= WARPS * device.sms)
     rows = given.get("rows", next(alone, possible[-1]))
-    lanes = given.get("lanes", 0 if size == 2 else 4 if tight else LANES[kind])
+    lanes = given.get("lanes", 0 if size == 2 else 4 if tight and capability // 10 == 10 else LANES[kind])
     tiles = SmallTiles(
         rows=rows,
         units=units,
