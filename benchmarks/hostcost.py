@@ -185,11 +185,11 @@ def calls(
     batch_sizes: tuple[int, ...] | None, time_steps: int, repeats: int
 ) -> dict[tuple[str, str], tuple[list[float], list[float]]]:
     """By pass and kind, in us: first launches, from the launcher's call to C, and intervals between launches."""
+    from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.layer import LayerCall, LayerWeights
     from tritongru.planning import describe
-    from tritongru.visits import Visits
 
     H, I = HIDDEN, HIDDEN
     shape = (time_steps, BATCH) if batch_sizes is None else (sum(batch_sizes),)

@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from tritongru import cli, demo, visits
+from tritongru import batch, cli, demo
 from tritongru.inspection import check
 
 BACKENDS = [
@@ -30,7 +30,7 @@ FORMS = {
 @contextmanager
 def elsewhere():
     torch.set_default_device("meta")
-    visits.kept.clear()  # a packed batch's tables that another test has made
+    batch.kept.clear()  # a packed batch's tables that another test has made
     try:
         yield
     finally:

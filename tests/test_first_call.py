@@ -15,11 +15,11 @@ pytest.importorskip("triton")
 
 from benchmarks import hostcost
 from tritongru import registry
+from tritongru.batch import Visits
 from tritongru.launch import first_call, sequence, step
 from tritongru.launch.layer import LayerCall, LayerWeights
 from tritongru.launch.runtime import Specimen
 from tritongru.planning import Problem, describe
-from tritongru.visits import Visits
 
 B, I = 3, 8
 H200 = describe("h200")

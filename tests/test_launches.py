@@ -207,11 +207,11 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypat
     import triton
 
     from benchmarks.hostcost import SameMemory, without_gpu
+    from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.layer import LayerCall, LayerWeights
     from tritongru.planning import describe
-    from tritongru.visits import Visits
 
     T, B, I, H = 5, 2, 7, 16
     weights = LayerWeights.of((torch.randn(3 * H, I), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)), 1)

@@ -181,11 +181,11 @@ def test_a_launch_hook_is_told_at_every_launch():
     from triton.compiler.compiler import ASTSource
 
     from benchmarks.hostcost import without_gpu
+    from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.layer import LayerCall, LayerWeights
     from tritongru.planning import describe
-    from tritongru.visits import Visits
 
     T, B, I, H = 4, 2, 5, 16
     call = LayerCall(Visits(T, B), 1, H, "fp32", "tf32", describe("h200"), save_gates=True)

@@ -7,8 +7,8 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from tritongru.batch import Visits
 from tritongru.reference import direction_backward, direction_forward, gru_layer
-from tritongru.visits import Visits
 
 LENGTHS = {"dense": None, "packed": (3, 3, 2, 1)}  # batch_sizes
 

@@ -18,10 +18,10 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong, assert_right
+from tritongru.batch import Visits
 from tritongru.inspection.check import Case, by_segments, run
 from tritongru.launch import sequence
 from tritongru.launch.emulator import emulating
-from tritongru.visits import Visits
 
 SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
 SMALL = pytest.param("sequence:exchange=0", id="small", marks=pytest.mark.interpreted)

@@ -16,6 +16,7 @@ from torch.nn import Parameter
 
 from . import one_step, ops, registry
 from .autograd import GRULayer, Layer
+from .batch import Segments, Visits, checked_lengths
 from .beside import eager_beside_graphs
 from .launch.layer import LayerCall
 from .launch.products import rnn_precision
@@ -23,7 +24,6 @@ from .ops import check_padding
 from .planning.choose import fastest_backend, off_chip
 from .reference import gru_layer
 from .registry import DTYPES, Backend, constant_in_graphs
-from .visits import Segments, Visits, checked_lengths
 
 _DENSE = (
     "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first",

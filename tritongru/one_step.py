@@ -17,11 +17,11 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import registry
+from .batch import Visits
 from .launch import parts
 from .launch.layer import LayerCall, LayerWeights
 from .launch.products import rnn_precision
 from .registry import DTYPES
-from .visits import Visits
 
 if TYPE_CHECKING:
     from .launch.step import OneStep

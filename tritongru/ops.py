@@ -18,12 +18,12 @@ from torch import Tensor
 
 from . import flops, registry
 from .autograd import Layer, backward_pass, forward_pass
+from .batch import Visits, checked_lengths
 from .gradients import second_gradients
 from .launch.layer import LayerCall, SavedGates
 from .launch.products import rnn_precision
 from .planning.choose import fastest_backend
 from .registry import DTYPES
-from .visits import Visits, checked_lengths
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
 

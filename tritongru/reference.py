@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .visits import Visits
+from .batch import Visits
 
 
 class Step(NamedTuple):

@@ -20,12 +20,12 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves
 
 from ..autograd import Layer, backward_pass, forward_pass
+from ..batch import Visits
 from ..launch.layer import LayerCall, SavedGates
 from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan
 from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..registry import DTYPES, find, has_triton
-from ..visits import Visits
 
 # PyTorch's launches by what they are: "library product" is a matrix product, "copy" what only moves data (cat, roll,
 # flip, gather, cast), "padded copy" a fill and a copy

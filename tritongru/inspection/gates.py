@@ -39,8 +39,8 @@ def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
         >>> found.z.shape
         torch.Size([1, 1, 5, 2, 4])
     """
+    from ..batch import Visits
     from ..reference import direction_forward
-    from ..visits import Visits
 
     if not isinstance(module, nn.GRU):
         raise TypeError(f"module must be a torch.nn.GRU, got {type(module).__name__}")

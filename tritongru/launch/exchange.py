@@ -8,7 +8,7 @@ import threading
 import torch
 from torch import Tensor
 
-from ..visits import LENGTHS_OUTSIDE
+from ..batch import LENGTHS_OUTSIDE
 from .parts import part
 from .runtime import empty
 

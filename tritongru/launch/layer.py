@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..batch import Visits
 from ..planning.devices import Device
-from ..visits import Visits
 
 
 class DirectionWeights(NamedTuple):

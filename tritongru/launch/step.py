@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..batch import Visits
 from ..kernels import step as kernels
 from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..planning.sequence import Overrides
 from ..planning.step import StepTiles, step_tiles
-from ..visits import Visits
 from .interpreter import repair
 from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .parts import part

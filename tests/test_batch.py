@@ -8,7 +8,7 @@ from collections import deque
 import pytest
 import torch
 
-from tritongru.visits import Visits, kept
+from tritongru.batch import Visits, kept
 
 BATCHES = {
     "dense": Visits(5, 3),
