@@ -43,6 +43,14 @@ EXCHANGING_CASES = (
     Case(T=10, B=40, I=96, H=768, bias=False, recompute=True),
     Case(T=12, I=20, H=300, layers=2, bidirectional=True, lengths=(12, 1, 7) * 6, padded=True, resets=0.2),
 )
+# What one program holds: every number of rows of a program, odd sizes, more programs than SMs.
+SMALL_CASES = (
+    Case(T=30, B=9, I=20, H=127, bidirectional=True),
+    Case(T=20, B=700, I=24, H=128),
+    Case(T=20, B=3000, I=8, H=64, bias=False),
+    Case(I=20, H=96, bidirectional=True, lengths=(20, 1, 7) * 70),
+)
+ONE_LAUNCH = EXCHANGING_CASES + SMALL_CASES
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
@@ -53,7 +61,7 @@ def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES + MORE_CASES + LARGE_CASES + EXCHANGING_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize("case", CASES + MORE_CASES + LARGE_CASES + ONE_LAUNCH, ids=lambda case: case.name)
 def test_rule_of_sequence(case: Case, dtype: torch.dtype) -> None:
     """And no wait ran out on the way."""
     _, B, D = case.sizes
