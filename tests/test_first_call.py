@@ -25,19 +25,22 @@ B, I = 3, 8
 H200 = describe("h200")
 
 
-def kernels_of(module: Any) -> list[Any]:
+def kernels_of(module: Any, hidden_size: int) -> list[Any]:
     from tritongru.kernels import sequence as of_sequence
+    from tritongru.kernels import small as of_small
     from tritongru.kernels import step as of_step
 
     if module is step:
         return [of_step.step_forward, of_step.step_backward]
+    if hidden_size <= 128:
+        return [of_small.small_forward, of_small.small_backward]
     return [of_sequence.sequence_forward, of_sequence.sequence_backward]
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("module", "T", "H"), [(step, 4, 20), (step, 1, 20), (sequence, 4, 200)])
+@pytest.mark.parametrize(("module", "T", "H"), [(step, 4, 20), (step, 1, 20), (sequence, 4, 200), (sequence, 4, 40)])
 def test_what_is_compiled_is_what_is_launched(
     module: Any, T: int, H: int, dtype: str, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -56,7 +59,7 @@ def test_what_is_compiled_is_what_is_launched(
     flat = tuple(torch.randn(*shape, dtype=own) for shape in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,)))
     call = LayerCall(Visits.of(x, sizes), 1, H, dtype, "tf32", H200, save_gates=True)
     first_call._seen.clear()
-    with hostcost.without_gpu(*kernels_of(module)):
+    with hostcost.without_gpu(*kernels_of(module, H)):
         first_call.prepare(module, call, x, flat, recompute=False)
         foreseen = set(asked)
         asked.clear()

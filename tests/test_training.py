@@ -344,9 +344,9 @@ class ReadByTheHost(TorchDispatchMode):
 def test_the_host_reads_no_tensor_of_a_call(
     backend: str, options: dict, recompute: bool, few_rows_at_once, monkeypatch
 ) -> None:
-    """Forward and backward, after a first call: nothing but the report of a wait that ran out, which lies in the host's
-    own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist() nor cpu() of a host
-    tensor, nor what the driver waits for.)"""
+    """Forward and backward, after a first call: nothing but the reports of waits that ran out and of wrong lengths,
+    which lie in the host's own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist()
+    nor cpu() of a host tensor, nor what the driver waits for.)"""
     few_rows_at_once(4)
     _, layer = pair(backend, 3, 5, recompute=recompute, **options)
     x, sequence = randn(4, 2, 3), pack_sequence([randn(n, 3, seed=n) for n in (4, 2, 2)])
@@ -355,6 +355,8 @@ def test_the_host_reads_no_tensor_of_a_call(
             trained(layer, x)
             trained(layer, sequence)
     launcher = sys.modules.get("tritongru.launch.exchange")
-    allowed = [sequence.batch_sizes, *(status.report for status in (launcher._statuses.values() if launcher else ()))]
+    allowed = [sequence.batch_sizes]
+    for status in launcher._statuses.values() if launcher else ():
+        allowed += [status.report, status.lengths_report]
     memory = {tensor.untyped_storage().data_ptr() for tensor in allowed}
     assert [tensor for tensor in read.tensors if tensor.untyped_storage().data_ptr() not in memory] == []

@@ -28,7 +28,8 @@ logger = logging.getLogger("tritongru")
 SECONDS = 1.0  # that are worth a word
 KEPT = 4096  # calls that are remembered
 DTYPES = {
-    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i16": torch.int16, "i32": torch.int32
+    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i8": torch.int8, "i16": torch.int16,
+    "i32": torch.int32,
 }  # fmt: skip
 _seen: set[Hashable] = set()
 
@@ -68,12 +69,12 @@ def compile_side_by_side(specimens: Sequence[Specimen]) -> None:
     start = time.perf_counter()
     with ThreadPoolExecutor(len(specimens)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for specimen in specimens:
-            given = {name: _like(kind) for name, kind in specimen.arguments.items()} | dict(specimen.constants)
             options = launch_options(
                 specimen.kernel, specimen.num_warps, specimen.num_stages, specimen.cooperative, specimen.max_registers
             )
-            arguments = [given[name] for name in specimen.kernel.arg_names]
             with suppress(Exception):
+                given = {name: _like(kind) for name, kind in specimen.arguments.items()} | dict(specimen.constants)
+                arguments = [given[name] for name in specimen.kernel.arg_names]
                 specimen.kernel.warmup(*arguments, grid=(1, 1, 1), **options)
     if (took := time.perf_counter() - start) > SECONDS:
         _tell_once(took)
