@@ -11,6 +11,7 @@ from torch.library import opcheck
 from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
+from tests.kit.fences import fences
 from tests.kit.modules import (
     BACKENDS,
     OURS,
@@ -63,6 +64,16 @@ def test_opcheck(backend, shape):
             ops.layer_backward, backward_arguments(given, ops.layer_forward(*given)),
             test_utils=every[:3] if given[3] is not None else every,
         )  # fmt: skip
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_no_result_holds_memory_that_nobody_wrote(backend, monkeypatch):
+    """Rows that do not run save no gates: the operator's q is zero there."""
+    given = arguments(backend, **SHAPES["padded"])
+    with fences(monkeypatch):  # fresh memory is NaN
+        results = ops.layer_forward(*given)
+    assert all(t.isfinite().all() for t in results)
 
 
 def layouts(tensors):

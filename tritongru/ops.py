@@ -64,6 +64,8 @@ def layer_forward(
     y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, weights)
     if gates is None:
         return y, h_n, x.new_empty(0), x.new_empty(0)
+    if (runs := layer.call.visits.runs()) is not None:  # rows that do not run save nothing
+        gates.q.masked_fill_(~runs[..., None, None], 0)
     rzn = gates.rzn.transpose(0, 1) if batch_first else gates.rzn
     return y, h_n, rzn.contiguous(), gates.q
 
