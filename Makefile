@@ -34,7 +34,7 @@ TRITONS := 3.6.0 3.9.0
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check numpy triton==$*
 	touch $@
 
-long: $(VENV)/installed $(TRITONS:%=.venv-triton-%/installed)  ## the long exploration; CI runs it; about 20 minutes
+long: $(VENV)/installed $(TRITONS:%=.venv-triton-%/installed)  ## the long exploration; CI runs it; about 25 minutes
 	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
 	$(PYTEST) -m "long and compiled"
 
