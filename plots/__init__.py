@@ -2,5 +2,5 @@
 
     python -m plots [--results DIR] [--out DIR] [--only NAME]
 
-draws every figure whose data is there, as PNG and SVG, and says of the others which command makes their data.
+draws every figure whose data is there, as PNG, and says of the others which command makes their data.
 """
