@@ -6,7 +6,7 @@ commit: rows depend on code and compiler alone.
 
     form               the plan's tiles, in words
     registers          of a thread, 32 bits each; on AMD vector and accumulation registers
-    spill_bytes        of a thread, as `tritongru.inspection.compile_report` counts them
+    spill_bytes        of a thread, as `tritongru.tools.compile_report` counts them
     shared_bytes       of a program, as it is launched
     instructions       of the whole kernel's text, as one warp runs it; a loop's are there once
     loop_instructions  of the largest loop: over time in `sequence`, over K (units of h) in `step`; empty without one
@@ -28,11 +28,11 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongru.inspection.compile_report import AMDGCN_CLASSES, SASS_CLASSES, compile_report
-from tritongru.inspection.files import write_rows
 from tritongru.planning import Problem, choose, describe
 from tritongru.planning.choose import TRITON_BACKENDS, _in_words, unserved_by
 from tritongru.registry import find
+from tritongru.tools.compile_report import AMDGCN_CLASSES, SASS_CLASSES, compile_report
+from tritongru.tools.files import write_rows
 
 from .results import SCHEMA
 

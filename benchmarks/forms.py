@@ -50,7 +50,7 @@ class Unfused(nn.GRU):
         Raises:
             RuntimeError: gradients are wanted.
         """
-        from tritongru.launch.products import products, project, rnn_precision
+        from tritongru.products import products, project, rnn_precision
 
         if torch.is_grad_enabled():
             raise RuntimeError("backend 'unfused' cannot run here: it has no backward")
@@ -65,8 +65,8 @@ class Unfused(nn.GRU):
 def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     """A library product and a launch of kernels/study/unfused.py for each timestep."""
     from tritongru.kernels.study import unfused as kernels
-    from tritongru.launch.interpreter import repair
     from tritongru.launch.runtime import Launch, empty, interpreted
+    from tritongru.tools.interpreter import repair
 
     if interpreted(kernels.unfused_forward):
         repair()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tritongru.inspection.files import replacing
+from tritongru.tools.files import replacing
 
 PROGRAM = "python -m benchmarks"
 

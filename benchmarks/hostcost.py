@@ -188,7 +188,7 @@ def calls(
     from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
-    from tritongru.launch.layer import LayerCall, LayerWeights
+    from tritongru.launch.protocol import LayerCall, LayerWeights
     from tritongru.planning import describe
 
     H, I = HIDDEN, HIDDEN

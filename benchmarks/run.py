@@ -31,9 +31,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tritongru.launch.products import rnn_precision
 from tritongru.planning import Device, describe
 from tritongru.planning.devices import of_cuda
+from tritongru.products import rnn_precision
 
 from . import START, tune, work
 from .cases import BASELINE, Case, Entry

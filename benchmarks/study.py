@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tritongru.inspection.compile_report import SASS_CLASSES, compile_report
-from tritongru.inspection.files import write_rows
 from tritongru.planning import Problem, choose, describe
 from tritongru.planning.problem import BYTES
 from tritongru.registry import find
+from tritongru.tools.compile_report import SASS_CLASSES, compile_report
+from tritongru.tools.files import write_rows
 
 from . import forms
 from .cases import STUDY_T, Case

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from tritongru.inspection import check
 from tritongru.registry import DTYPES
+from tritongru.tools import check
 
 from .cases import BASELINE, Case
 from .providers import find

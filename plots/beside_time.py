@@ -14,7 +14,10 @@ from benchmarks.cases import BASELINE
 from benchmarks.limit import step_traffic
 from benchmarks.summary import OURS
 from benchmarks.work import RULE
-from tritongru.inspection.style import (
+from tritongru.planning import Problem, choose
+from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
+from tritongru.planning.devices import _described
+from tritongru.tools.style import (
     BLACK,
     BLUE,
     GREEN,
@@ -28,9 +31,6 @@ from tritongru.inspection.style import (
     log_x,
     log_y,
 )
-from tritongru.planning import Problem, choose
-from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
-from tritongru.planning.devices import _described
 
 from .measured import DTYPES, LINES, NAMES, Ceilings, Row, dtype_of, hardware, number, ok, ordered, plain, richest
 

@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from benchmarks.compiled import HIDDEN
-from tritongru.inspection.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
+from tritongru.tools.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
 Row = dict[str, str]
 B, DEVICE = 32, "h200"

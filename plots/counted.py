@@ -12,13 +12,13 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.limit import step_traffic
 from tritongru.gradients import steps_at_once
-from tritongru.inspection.counted import with_counts
-from tritongru.inspection.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved
 from tritongru.planning.devices import DEVICES
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
+from tritongru.tools.counted import with_counts
+from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 
 KIND = "Counted from sizes; no GPU, nothing timed."
 B, T, H, DTYPE, DEVICE = 32, 512, 512, "bf16", "h200"

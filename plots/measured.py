@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from benchmarks.cases import BASELINE
 from benchmarks.summary import OURS, compared
-from tritongru.inspection.style import (
+from tritongru.tools.style import (
     BLACK,
     BLUE,
     GREEN,

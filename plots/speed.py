@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 
 from benchmarks.cases import BASELINE
 from benchmarks.speed import BACKENDS, Shape, T
-from tritongru.inspection.style import GREY, PALE, figure, log_x
+from tritongru.tools.style import GREY, PALE, figure, log_x
 
 from .measured import LINES, Row, hardware
 

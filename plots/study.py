@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from benchmarks.study import of_a_step
-from tritongru.inspection.style import BLUE, GREY, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
+from tritongru.tools.style import BLUE, GREY, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
 from .compiled import MIX, REST, Row, shares
 from .counted import KIND

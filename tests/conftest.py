@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from tests.kit.own_process import pytest_pyfunc_call as pytest_pyfunc_call
-from tritongru import gradients, registry
-from tritongru.launch import products
+from tritongru import gradients, products, registry
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 REASONS = {
@@ -119,7 +118,7 @@ def few_rows_in_a_sum(monkeypatch: pytest.MonkeyPatch):
 
 
 def _few(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str):
-    from tritongru.inspection.counted import counted
+    from tritongru.tools.counted import counted
 
     def few(rows: int) -> None:
         monkeypatch.setattr(module, name, rows)

@@ -19,9 +19,9 @@ from benchmarks.ceilings import UNITS, Card, measure, of_card
 from benchmarks.results import CEILINGS as FILE
 from benchmarks.results import CEILINGS_COLUMNS as COLUMNS
 from benchmarks.results import Environment, ResultsFile, read
-from tritongru.inspection.compile_report import compile_report, loop_opcodes
 from tritongru.launch.runtime import Specimen
 from tritongru.planning import describe
+from tritongru.tools.compile_report import compile_report, loop_opcodes
 
 HERE = Environment("2026-01-01", "a device", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
 H200 = describe("h200")
@@ -33,7 +33,7 @@ H200 = describe("h200")
 @pytest.fixture
 def repaired() -> None:
     """The interpreter counts a `range` over an argument only with repairs."""
-    from tritongru.launch.interpreter import repair
+    from tritongru.tools.interpreter import repair
 
     repair()
 

@@ -11,10 +11,10 @@ import pytest
 import triton
 import triton.language as tl
 
-from tritongru.inspection import compile_report as module
-from tritongru.inspection.compile_report import compile_report
 from tritongru.launch.runtime import Specimen
 from tritongru.planning.devices import describe
+from tritongru.tools import compile_report as module
+from tritongru.tools.compile_report import compile_report
 
 pytestmark = pytest.mark.compiled
 

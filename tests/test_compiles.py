@@ -14,10 +14,10 @@ import pytest
 from tests.kit.lint import dependence_faults
 from tests.kit.mutants import mutant
 from tests.kit.versions import TRITON
-from tritongru.inspection.compile_report import compile_report
 from tritongru.launch.step import specimens
 from tritongru.planning import Problem, describe
 from tritongru.planning.step import StepTiles, _shared_bytes, step_tiles
+from tritongru.tools.compile_report import compile_report
 
 pytestmark = pytest.mark.compiled
 

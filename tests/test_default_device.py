@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
 from tritongru import batch, cli, demo
-from tritongru.inspection import check
+from tritongru.tools import check
 
 BACKENDS = [
     "aten", "reference", *(pytest.param(name, marks=pytest.mark.interpreted) for name in ("step", "sequence"))

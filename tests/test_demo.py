@@ -23,7 +23,7 @@ from tritongru import demo
 from tritongru.demo import autocomplete, compare, data, run, training
 from tritongru.demo.autocomplete import Autocomplete
 from tritongru.demo.data import END, NUMBER, SPECIAL, DemoError
-from tritongru.inspection.files import write_rows
+from tritongru.tools.files import write_rows
 
 CPU = torch.device("cpu")
 TINY = training.Sizes(

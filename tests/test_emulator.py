@@ -1,4 +1,4 @@
-"""The emulator's scheduler, memory and reports (launch/emulator), on small kernels of its own."""
+"""The emulator's scheduler, memory and reports (tools/emulator), on small kernels of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from tritongru.launch.emulator import (
+from tritongru.tools.emulator import (
     TWINS,
     Deadlock,
     EmulatorError,
@@ -24,7 +24,7 @@ from tritongru.launch.emulator import (
     emulate,
     emulating,
 )
-from tritongru.launch.emulator.values import tensor
+from tritongru.tools.emulator.values import tensor
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -650,7 +650,7 @@ def test_an_empty_grid_runs_nothing() -> None:
 def test_importing_the_package_imports_neither_the_emulator_nor_triton() -> None:
     program = (
         "import sys, tritongru\n"
-        "print([m for m in sys.modules if m.split('.')[0] == 'triton' or m.startswith('tritongru.launch.emulator')])"
+        "print([m for m in sys.modules if m.split('.')[0] == 'triton' or m.startswith('tritongru.tools.emulator')])"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from tests.kit import exchanging
-from tritongru.launch.emulator import Deadlock, OutOfBounds, emulating
+from tritongru.tools.emulator import Deadlock, OutOfBounds, emulating
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""The language that kernels find under the emulator (launch/emulator), feature by feature, against torch."""
+"""The language that kernels find under the emulator (tools/emulator), feature by feature, against torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from tritongru.kernels import gates
 from tritongru.kernels.gates import gru_gates
-from tritongru.launch.emulator import TWINS, EmulatorError, KernelError, emulate
+from tritongru.tools.emulator import TWINS, EmulatorError, KernelError, emulate
 
 try:
     from triton.language.core import _aggregate as aggregate

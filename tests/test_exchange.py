@@ -27,10 +27,10 @@ from tests.kit.fences import call_between_fences, poisoned
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import autograd
-from tritongru.inspection.check import Case
 from tritongru.kernels.exchange import publish
 from tritongru.launch import exchange, runtime, sequence
-from tritongru.launch.emulator import OutOfBounds, emulate, emulating
+from tritongru.tools.check import Case
+from tritongru.tools.emulator import OutOfBounds, emulate, emulating
 
 pytestmark = [
     pytest.mark.interpreted,

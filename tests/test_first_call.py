@@ -17,7 +17,7 @@ from benchmarks import hostcost
 from tritongru import registry
 from tritongru.batch import Visits
 from tritongru.launch import first_call, sequence, step
-from tritongru.launch.layer import LayerCall, LayerWeights
+from tritongru.launch.protocol import LayerCall, LayerWeights
 from tritongru.launch.runtime import Specimen
 from tritongru.planning import Problem, describe
 

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from tritongru.kernels import gates
-from tritongru.launch.interpreter import bfloat16_to_float32, float32_to_bfloat16, repair
+from tritongru.tools.interpreter import bfloat16_to_float32, float32_to_bfloat16, repair
 
 pytestmark = pytest.mark.interpreted
 

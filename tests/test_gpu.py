@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import tritongru
 from tests.kit.cases import MORE_CASES
 from tests.kit.rule import assert_right
-from tritongru.inspection.check import CASES, Case
-from tritongru.launch.products import rnn_precision
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import of_cuda
+from tritongru.products import rnn_precision
 from tritongru.registry import DTYPES
+from tritongru.tools.check import CASES, Case
 
 pytestmark = pytest.mark.gpu
 
@@ -167,7 +167,7 @@ def test_sequence_takes_one_launch_each_way() -> None:
 def test_ieee_float32(case: Case, monkeypatch) -> None:
     """With TF32 switched off the error is float32's, as nn.GRU's is."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    figures = tritongru.inspection.check.measure(case, "step", torch.float32, CUDA)
+    figures = tritongru.tools.check.measure(case, "step", torch.float32, CUDA)
     worst = max(figures.items(), key=lambda item: item[1].error)
     assert worst[1].error < 1e-5, worst
 

@@ -37,7 +37,7 @@ from tests.kit.modules import (
 )
 from tests.kit.operators import calls
 from tritongru import functional, registry
-from tritongru.launch.products import products, rnn_precision
+from tritongru.products import products, rnn_precision
 
 
 @pytest.fixture(params=BACKENDS)
@@ -623,7 +623,7 @@ def of_an_older_pickle(module):
 )
 def test_a_layer_that_no_init_of_ours_made_has_the_defaults(backend, made, copied, monkeypatch):
     """Everything that asks for `backend` or `recompute`: calls, repr, plan, gates, profile."""
-    from tritongru.inspection.profile import _backend
+    from tritongru.tools.profile import _backend
 
     monkeypatch.setenv("TRITONGRU_BACKEND", backend)
     torch.manual_seed(0)
@@ -1124,7 +1124,7 @@ def test_lazily_negated_tensors(backend, T):
 
 def test_matmuls_switch_survives_two_threads(monkeypatch):
     """The first call inside turns it, the last one turns it back, whichever order they leave in."""
-    from tritongru.launch import products
+    from tritongru import products
 
     class Matmul:
         fp32_precision = "none"

@@ -89,8 +89,8 @@ def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
 ) -> None:
     """And their bytes: an exchange buffer, with a fill before each launch, and another where K is wider than H."""
     from tests.kit.memory import memory
-    from tritongru.inspection.counted import counted as count
     from tritongru.planning import sequence
+    from tritongru.tools.counted import counted as count
 
     if exchange_bytes is not None:
         monkeypatch.setattr(sequence, "EXCHANGE_BYTES", exchange_bytes)
@@ -210,7 +210,7 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypat
     from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
-    from tritongru.launch.layer import LayerCall, LayerWeights
+    from tritongru.launch.protocol import LayerCall, LayerWeights
     from tritongru.planning import describe
 
     T, B, I, H = 5, 2, 7, 16

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.kit.litmus import wrong_elements
-from tritongru.launch.emulator import emulating
+from tritongru.tools.emulator import emulating
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from tests.kit.memory import memory
-from tritongru.inspection.counted import counted
-from tritongru.launch import products
+from tritongru import products
 from tritongru.planning import Plan, Problem, describe
+from tritongru.tools.counted import counted
 
 pytestmark = pytest.mark.interpreted
 BACKENDS = ("step", "sequence")

@@ -10,7 +10,7 @@ import tritongru
 from tests.kit.fences import fences, poisoned
 from tests.kit.mutants import mutant
 from tests.kit.rule import assert_not_wrong
-from tritongru.inspection.check import Case
+from tritongru.tools.check import Case
 
 pytestmark = pytest.mark.interpreted
 

@@ -15,11 +15,11 @@ from torch.nn.utils.rnn import pack_sequence
 import tritongru
 from benchmarks.limit import step_traffic
 from tritongru import cli
-from tritongru.inspection.counted import with_counts
 from tritongru.planning import Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import GPUS
 from tritongru.planning.step import step_tiles
+from tritongru.tools.counted import with_counts
 
 PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tritongru.launch.products import (
+from tritongru.products import (
     bias_gradients,
     column_sums,
     hidden_weight_gradient,

@@ -18,9 +18,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
+from tritongru import parts
 from tritongru.cli import main
-from tritongru.inspection.trace import ATEN, ELSEWHERE, enclosed, own_times, read
-from tritongru.launch import parts
+from tritongru.tools.trace import ATEN, ELSEWHERE, enclosed, own_times, read
 
 # ---- what a launch tells
 
@@ -44,7 +44,7 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
     import triton.runtime.interpreter as interpreter
 
     from tritongru.launch import exchange, runtime
-    from tritongru.launch.emulator.launch import Launch
+    from tritongru.tools.emulator.launch import Launch
 
     launches: list[Watched] = []
     builder = interpreter.interpreter_builder
@@ -184,7 +184,7 @@ def test_a_launch_hook_is_told_at_every_launch():
     from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
-    from tritongru.launch.layer import LayerCall, LayerWeights
+    from tritongru.launch.protocol import LayerCall, LayerWeights
     from tritongru.planning import describe
 
     T, B, I, H = 4, 2, 5, 16
@@ -458,7 +458,7 @@ def test_what_is_printed_of_a_gpu_has_rates(capsys):
 
     from rich.console import Console
 
-    from tritongru.inspection import profile as inspection
+    from tritongru.tools import profile as inspection
 
     split = read({"traceEvents": GPU}, 1, COUNTED, "cuda")
     inspection._print(Console(width=120), split, torch.device("cpu"), "cuda", ["a line [0]"], 1, Path("t.json"))

@@ -14,7 +14,7 @@ from triton.experimental.gluon import language as gl
 
 from tests.kit import exchanging
 from tests.kit.ptx import Access, PtxError, execute
-from tritongru.launch.emulator import Tensor
+from tritongru.tools.emulator import Tensor
 
 BASE = 0x7F00_0000_1000
 M32 = 0xFFFFFFFF

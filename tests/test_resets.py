@@ -19,9 +19,9 @@ import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru.batch import Visits
-from tritongru.inspection.check import Case, by_segments, run
 from tritongru.launch import sequence
-from tritongru.launch.emulator import emulating
+from tritongru.tools.check import Case, by_segments, run
+from tritongru.tools.emulator import emulating
 
 SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
 SMALL = pytest.param("sequence:exchange=0", id="small", marks=pytest.mark.interpreted)

@@ -18,8 +18,8 @@ from tests.kit.counting import counted
 from tests.kit.drawn import DTYPES
 from tests.kit.fences import call_between_fences, poisoned, with_gaps
 from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
-from tritongru.inspection.check import CASES, Case
 from tritongru.launch import runtime
+from tritongru.tools.check import CASES, Case
 
 pytestmark = pytest.mark.interpreted
 EXCHANGING = "sequence:exchange=1"  # also where a GPU would give a layer this small to one program

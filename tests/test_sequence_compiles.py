@@ -18,11 +18,11 @@ from tests.kit.compile_all import DEVICES, Form, examine, forms, plans
 from tests.kit.compile_elsewhere import examined, python_of
 from tests.kit.lint import exchange_faults, small_faults, time_loop
 from tests.kit.mutants import mutant
-from tritongru.inspection.compile_report import CompileReport, compile_report
 from tritongru.launch.sequence import specimen
 from tritongru.planning import describe
 from tritongru.planning.sequence import SequenceTiles, parse_overrides, sequence_tiles, shared_bytes
 from tritongru.planning.small import SmallTiles
+from tritongru.tools.compile_report import CompileReport, compile_report
 
 pytestmark = pytest.mark.compiled
 

@@ -17,9 +17,9 @@ from tests.kit.fences import fences
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong
-from tritongru.inspection.check import Case
 from tritongru.launch import exchange, runtime, sequence
-from tritongru.launch.emulator import EmulatorError, emulating
+from tritongru.tools.check import Case
+from tritongru.tools.emulator import EmulatorError, emulating
 
 pytestmark = pytest.mark.interpreted
 

@@ -24,13 +24,13 @@ from tests.kit.drawn import DTYPES
 from tests.kit.fences import call_between_fences, poisoned, with_gaps
 from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
 from tritongru import autograd
-from tritongru.inspection.check import CASES, Case
 from tritongru.kernels import small as kernels
 from tritongru.launch import runtime
 from tritongru.planning import describe
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import sequence_tiles
 from tritongru.planning.small import CLASSES, SmallTiles
+from tritongru.tools.check import CASES, Case
 
 interpreted, LONG = pytest.mark.interpreted, pytest.mark.long
 SMALL = "sequence:exchange=0"
@@ -322,8 +322,8 @@ def test_no_bank_conflicts(kind: str, dtype: str, rows: int, H: int) -> None:
 
 def test_units_that_lie_side_by_side_in_memory_are_pairs_of_a_thread() -> None:
     """unit_at names what `hand_over` and `own_sums` do by reshaping."""
-    from tritongru.launch.emulator.binding import Binder
-    from tritongru.launch.emulator.values import Tensor
+    from tritongru.tools.emulator.binding import Binder
+    from tritongru.tools.emulator.values import Tensor
 
     place = np.arange(64, dtype=np.int32)
     unit = Binder().function(kernels.unit_at)(Tensor(place, gl.int32), 0).v

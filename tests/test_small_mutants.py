@@ -11,9 +11,9 @@ import tritongru
 from tests.kit.fences import fences
 from tests.kit.mutants import mutant
 from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong
-from tritongru.inspection.check import Case
 from tritongru.launch import small
-from tritongru.launch.emulator import EmulatorError
+from tritongru.tools.check import Case
+from tritongru.tools.emulator import EmulatorError
 
 pytestmark = pytest.mark.interpreted
 

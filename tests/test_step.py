@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from tests.kit.cases import HALF, MORE_CASES, quiet, shapes
 from tests.kit.drawn import DTYPES
 from tests.kit.rule import assert_not_wrong, assert_right
-from tritongru.inspection.check import CASES, Case
 from tritongru.launch import step
 from tritongru.planning.step import FORMS, StepTiles
+from tritongru.tools.check import CASES, Case
 
 BACKENDS = (
     "reference",

@@ -19,9 +19,9 @@ from triton.experimental.gluon.language._semantic import GluonSemantic
 from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
 from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, Wait, ask_text, displacements, wait_text
-from tritongru.launch.emulator import Tensor
-from tritongru.launch.emulator.binding import Binder
-from tritongru.launch.twins import twin, twin_of_first_look
+from tritongru.tools.emulator import Tensor
+from tritongru.tools.emulator.binding import Binder
+from tritongru.tools.emulator.twins import twin, twin_of_first_look
 
 KINDS = {16: tl.int16, 32: tl.int32}
 UNSIGNED = {16: np.uint16, 32: np.uint32}

@@ -2,9 +2,9 @@
 
 from ._version import __version__
 from .functional import gru, gru_cell
-from .inspection.gates import gates
 from .module import GRU, GRUCell
 from .registry import backends, plan, synchronize, use_backend
+from .tools.gates import gates
 
 __all__ = [
     "GRU", "GRUCell", "__version__", "backends", "gates", "gru", "gru_cell", "plan", "synchronize", "use_backend",

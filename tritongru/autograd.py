@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from . import products
 from .beside import eager_beside_graphs
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
-from .launch import products
-from .launch.layer import LayerCall, LayerWeights, SavedGates
+from .launch.protocol import LayerCall, LayerWeights, SavedGates
 from .planning.sequence import exchanges
 
 if TYPE_CHECKING:

@@ -88,7 +88,7 @@ def _run(argv: Sequence[str] | None) -> int:
 
     with torch.device("cpu"):  # whatever default device the process has: what goes elsewhere says so
         if arguments.command == "check":
-            from .inspection.check import main as check
+            from .tools.check import main as check
 
             return check()
         from .demo import main as demo
@@ -122,14 +122,14 @@ def _profile(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> 
         parser.error(f"{', '.join(of_model)}: the module has its own")
     arguments.layers = arguments.layers or 1
     _interpret_without_gpu(arguments.device == "cpu")
-    from .inspection.profile import main as profile
+    from .tools.profile import main as profile
 
     return profile(arguments)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from .inspection.counted import with_counts
     from .planning import Problem, choose, describe
+    from .tools.counted import with_counts
 
     device = describe(arguments.device)
     try:
@@ -154,8 +154,8 @@ def _plan(arguments: argparse.Namespace) -> int:
     reports = []
     if arguments.compile and plan.tiles:
         os.environ.pop("TRITON_INTERPRET", None)  # compiling needs real kernels
-        from .inspection.compile_report import compile_report
         from .registry import find
+        from .tools.compile_report import compile_report
 
         for specimen in find(plan.backend).load().specimens(problem, device):
             reports.append(compile_report(specimen, device))
@@ -168,7 +168,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if reports:
         from rich.console import Console
 
-        from .inspection.compile_report import table
+        from .tools.compile_report import table
 
         Console().print(table(reports, [kind for kind, _ in plan.tiles]))
     return 0

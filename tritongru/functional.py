@@ -18,10 +18,10 @@ from . import one_step, ops, registry
 from .autograd import GRULayer, Layer
 from .batch import Segments, Visits, checked_lengths
 from .beside import eager_beside_graphs
-from .launch.layer import LayerCall
-from .launch.products import rnn_precision
+from .launch.protocol import LayerCall
 from .ops import check_padding
 from .planning.choose import fastest_backend, off_chip
+from .products import rnn_precision
 from .reference import gru_layer
 from .registry import DTYPES, Backend, constant_in_graphs
 

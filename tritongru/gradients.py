@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import products
 from .batch import Visits
-from .launch import products
-from .launch.layer import LayerCall, LayerWeights, SavedGates
-from .launch.parts import part
+from .launch.protocol import LayerCall, LayerWeights, SavedGates
+from .parts import part
 from .reference import gru_layer
 
 ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once

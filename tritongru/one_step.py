@@ -16,11 +16,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import registry
+from . import parts, registry
 from .batch import Visits
-from .launch import parts
-from .launch.layer import LayerCall, LayerWeights
-from .launch.products import rnn_precision
+from .launch.protocol import LayerCall, LayerWeights
+from .products import rnn_precision
 from .registry import DTYPES
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from . import flops, registry
 from .autograd import Layer, backward_pass, forward_pass
 from .batch import Visits, checked_lengths
 from .gradients import second_gradients
-from .launch.layer import LayerCall, SavedGates
-from .launch.products import rnn_precision
+from .launch.protocol import LayerCall, SavedGates
 from .planning.choose import fastest_backend
+from .products import rnn_precision
 from .registry import DTYPES
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q

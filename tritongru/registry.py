@@ -18,11 +18,11 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from . import ambient
-from .launch.products import rnn_precision
 from .planning import Device, Plan, Problem, choose, describe
 from .planning.choose import unserved, with_overrides
 from .planning.devices import of_cuda
 from .planning.sequence import Overrides
+from .products import rnn_precision
 
 logger = logging.getLogger("tritongru")
 
@@ -272,7 +272,7 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         >>> found.backend
         'sequence'
     """
-    from .inspection.counted import with_counts  # what no call of a layer needs
+    from .tools.counted import with_counts  # what no call of a layer needs
 
     if isinstance(module_or_problem, Problem):
         if device is None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from tritongru.inspection.check import Case
+from tritongru.tools.check import Case
 
 HALF = (torch.float16, torch.bfloat16)
 

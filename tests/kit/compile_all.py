@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from functools import cache
 from multiprocessing import get_context
 
-from tritongru.inspection.compile_report import CompileReport, compile_report
 from tritongru.planning.devices import Device, describe
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles, shared_bytes
 from tritongru.planning.small import SmallTiles
+from tritongru.tools.compile_report import CompileReport, compile_report
 
 from .lint import exchange_faults, small_faults
 

@@ -49,8 +49,8 @@ def main() -> None:
     import triton
 
     from tests.kit.compile_all import faults
-    from tritongru.inspection.compile_report import compile_report
     from tritongru.planning.devices import describe
+    from tritongru.tools.compile_report import compile_report
 
     found = []
     for form, module, name, launch in pickle.load(sys.stdin.buffer):

@@ -1,4 +1,4 @@
-"""What a call launches: Triton kernels by name, PyTorch's own launches by kind as inspection/counted.py names them."""
+"""What a call launches: Triton kernels by name, PyTorch's own launches by kind as tools/counted.py names them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tritongru import autograd, ops
-from tritongru.inspection.counted import Watch
 from tritongru.launch import runtime
+from tritongru.tools.counted import Watch
 
 
 @contextmanager

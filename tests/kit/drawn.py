@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from tritongru.inspection.check import Case, floor
 from tritongru.launch import exchange
-from tritongru.launch.emulator import emulating
+from tritongru.tools.check import Case, floor
+from tritongru.tools.emulator import emulating
 
 from .plans import ShrunkenPlan
 

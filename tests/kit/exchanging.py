@@ -20,7 +20,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from tritongru.kernels.gates import sigmoid
-from tritongru.launch import emulator
+from tritongru.tools import emulator
 
 SENTINEL = -1
 ROWS = gl.constexpr(16)

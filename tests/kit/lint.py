@@ -16,11 +16,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from tritongru.inspection.compile_report import CompileReport, bytes_moved, control_flow
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
 from tritongru.planning.small import SmallTiles
 from tritongru.planning.step import StepTiles
+from tritongru.tools.compile_report import CompileReport, bytes_moved, control_flow
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
 ASYNCHRONOUS = ("LDGSTS", "LDGDEPBAR", "UTMALDG", "UBLKCP")
@@ -256,7 +256,7 @@ def time_loop(report: CompileReport) -> int:
 
 def _lines(report: CompileReport) -> list[str]:
     """The lines of the disassembly, an instruction each."""
-    from tritongru.inspection.compile_report import _SASS_LINE
+    from tritongru.tools.compile_report import _SASS_LINE
 
     return [line for line in report.sass.splitlines() if _SASS_LINE.match(line)]
 

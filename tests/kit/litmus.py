@@ -81,7 +81,7 @@ def wrong_elements(
     K = max(16 * warps, triton.next_power_of_2(programs * units))
     wait = exchange.wait_text(ROWS, K, 1, 1, warps, width, 0)
     if interpreted(all_to_all):
-        from tritongru.launch import twins
+        from tritongru.tools.emulator import twins
 
         twins.register(wait)
     buffer = Buffer((1, 1, K // units, ROWS * units), rounds, programs, dtype, device).filled(rounds)

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 
 from torch import Tensor
 
-from tritongru.inspection.counted import Watch
 from tritongru.launch import runtime
+from tritongru.tools.counted import Watch
 
 from .counting import looked_into
 

@@ -1,4 +1,4 @@
-"""The rule of numerics (tritongru/inspection/check.py) as assertions."""
+"""The rule of numerics (tritongru/tools/check.py) as assertions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from tritongru.inspection.check import Case, measure
+from tritongru.tools.check import Case, measure
 
 CPU = torch.device("cpu")
 

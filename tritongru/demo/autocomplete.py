@@ -12,7 +12,7 @@ from torch import Tensor
 
 import tritongru
 
-from ..inspection.files import replacing
+from ..tools.files import replacing
 from .data import END, SPECIAL, DemoError, Vocabulary, tokenise
 from .training import WordModel
 

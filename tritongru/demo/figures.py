@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from ..inspection.style import (
+from ..tools.style import (
     BLACK,
     BLUE,
     GREEN,

@@ -27,7 +27,7 @@ from torch.utils.benchmark import Timer
 
 import tritongru
 
-from ..inspection.gates import Gates
+from ..tools.gates import Gates
 from .data import END, DemoError, Vocabulary, tokenise
 from .story import CUISINE, DISHES, EXPECTED, FIRST, QUESTION, SECOND, Recipe, Text, generate
 from .training import MakeLayer, WordModel, descend

@@ -13,7 +13,7 @@ import torch
 
 import tritongru
 
-from ..inspection.files import write_rows
+from ..tools.files import write_rows
 from . import autocomplete, claims, compare, networks
 from .autocomplete import Autocomplete
 from .data import UNKNOWN, Corpus, DemoError, build_corpus, file_passages, standard_library_passages
@@ -162,7 +162,7 @@ def _draw(name: str, rows: list[Row], out: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print(f"{name} was not drawn: matplotlib is not installed (pip install 'tritongru[plots]').")
         return
-    from ..inspection import style
+    from ..tools import style
     from . import figures
 
     with style.settings():

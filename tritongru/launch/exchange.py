@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..batch import LENGTHS_OUTSIDE
-from .parts import part
+from ..parts import part
 from .runtime import empty
 
 SENTINEL = -1

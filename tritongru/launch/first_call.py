@@ -20,7 +20,7 @@ from torch import Tensor
 from triton.runtime.jit import MockTensor
 
 from ..planning.problem import Problem
-from .layer import LayerCall
+from .protocol import LayerCall
 from .runtime import Specimen, launch_options
 
 logger = logging.getLogger("tritongru")

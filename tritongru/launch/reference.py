@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..parts import part
+from ..products import project
 from ..reference import Step, direction_backward, direction_forward, rows_of
-from .layer import LayerCall, LayerWeights, SavedGates
-from .parts import part
-from .products import project
+from .protocol import LayerCall, LayerWeights, SavedGates
 
 
 @part("recurrence")

@@ -21,7 +21,6 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from ..kernels import FUSED
-from .interpreter import launching
 
 Grid = tuple[int, int, int]
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
@@ -161,6 +160,8 @@ class Launch:
             self.again(grid, scalars)
             return
         if interpreted(self.kernel):
+            from ..tools.interpreter import launching
+
             with launching:
                 if in_gluon(self.kernel):
                     self._emulate(grid, scalars)
@@ -213,7 +214,7 @@ class Launch:
         return found
 
     def _emulate(self, grid: Grid, scalars: Sequence[int]) -> None:
-        from .emulator import emulate  # imports what no other launch needs
+        from ..tools.emulator import emulate  # imports what no other launch needs
 
         given = dict(zip(self.kernel.arg_names, (*scalars, *self.rest), strict=True))
         constants = {p.name: given.pop(p.name) for p in self.kernel.params if p.is_constexpr}

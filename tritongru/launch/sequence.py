@@ -4,7 +4,7 @@ one program holds go to launch/small.py.
 
 forward    sequence_forward; around it the product x_proj, a padded copy of W_hh, the fill of the exchange buffer
 backward   sequence_backward; around it a padded copy of W_hh^T, the fill; the library products over all T are
-           tritongru/launch/products.py
+           tritongru/products.py
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..parts import part
 from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..planning.sequence import Overrides, SequenceTiles, sequence_tiles
 from ..planning.small import SmallTiles
+from ..products import project
 from . import step
 from .exchange import Buffer, check_all, status, wait_seconds
-from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .parts import part
-from .products import project
+from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .runtime import Launch, Specimen, empty, interpreted
 from .weights import padded_weights
 
@@ -180,7 +180,7 @@ def _launch(
     )  # fmt: skip
     wait = _wait(kind, tiles, call.dtype)
     if interpreted(kernel):
-        from . import twins  # the emulator, which nobody else needs
+        from ..tools.emulator import twins  # the emulator, which nobody else needs
 
         for each in (wait, _wait(kind, dataclasses.replace(tiles, delay=0), call.dtype)):
             twins.register(each)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..kernels import small as kernels
 from ..planning.small import SmallTiles
-from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .products import project
+from ..products import project
+from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .runtime import Launch, Specimen, empty, interpreted
 
 
@@ -79,7 +79,7 @@ def _launch(
     visits = call.visits
     kernel, names = _kernel(kind)
     if interpreted(kernel):
-        import_module(".twins", __package__)  # where the emulator finds what the inline PTX does
+        import_module("..tools.emulator.twins", __package__)  # where the emulator finds what the inline PTX does
     lengths, starts = visits.lengths_and_starts(arguments["rzn_ptr"].device)
     packed = visits.batch_sizes is not None
     values = dict(

@@ -3,7 +3,7 @@
 forward    T x step_forward, around it: the product x_proj (unless T = 1, when the kernel takes x itself) and with
            T > 1 the copy of h_0 into `h`
 backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of h_0); the library products over
-           all T are tritongru/launch/products.py
+           all T are tritongru/products.py
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from torch import Tensor
 
 from ..batch import Visits
 from ..kernels import step as kernels
+from ..parts import part
 from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..planning.sequence import Overrides
 from ..planning.step import StepTiles, step_tiles
-from .interpreter import repair
-from .layer import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .parts import part
-from .products import project
+from ..products import project
+from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .runtime import Grid, Launch, OneStep, Specimen, empty, interpreted
 
 
@@ -198,6 +197,8 @@ def _padding(visits: Visits, unread: Tensor) -> dict[str, Any]:
 
 def _launch(kernel: Any, scalars: Sequence[str], arguments: dict[str, Any], tiles: StepTiles) -> Launch:
     if interpreted(kernel):
+        from ..tools.interpreter import repair
+
         repair()
     return Launch(
         kernel, scalars, {**arguments, **_blocks(tiles)}, tiles.num_warps, tiles.num_stages,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..parts import part
 from ..planning.sequence import SequenceTiles
-from .layer import LayerWeights
-from .parts import part
+from .protocol import LayerWeights
 
 
 @part("weights")

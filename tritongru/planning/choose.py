@@ -46,7 +46,7 @@ class Cost:
 @dataclass(frozen=True)
 class Plan:
     """What would run, and why. Launches and bytes are for a contiguous input and an h_0 that need no gradient, without
-    dropout; `choose` leaves them empty, inspection/counted.py counts them."""
+    dropout; `choose` leaves them empty, tools/counted.py counts them."""
 
     problem: Problem
     device: str

@@ -113,7 +113,7 @@ DEVICES = {
         memory_bytes=192 * GIB,  # [paper: CDNA 3]
     ),
     # Programs run in host memory, where no limit of a GPU binds; those that wait for each other take turns in the
-    # emulator (tritongru/launch/emulator): few, for each is a thread.
+    # emulator (tritongru/tools/emulator): few, for each is a thread.
     "interpreter": Device(
         name="interpreter",
         vendor="interpreter",

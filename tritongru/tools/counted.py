@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..autograd import Layer, backward_pass, forward_pass
 from ..batch import Visits
-from ..launch.layer import LayerCall, SavedGates
+from ..launch.protocol import LayerCall, SavedGates
 from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan
 from ..planning.devices import Device
 from ..planning.problem import Problem

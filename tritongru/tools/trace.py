@@ -1,6 +1,6 @@
 """What a Chrome trace of torch.profiler says of a call: the time of its parts, and of its launches.
 
-Ranges `tritongru: <part>` (tritongru/launch/parts.py) tell the parts, ranges `tritongru profile: forward` and
+Ranges `tritongru: <part>` (tritongru/parts.py) tell the parts, ranges `tritongru profile: forward` and
 `backward` the passes. A pure function of the parsed file: no GPU, no profiler.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
-from ..launch.parts import PREFIX
+from ..parts import PREFIX
 
 PASSES = ("forward", "backward")
 PASS = "tritongru profile: "  # and the pass: ranges around the calls

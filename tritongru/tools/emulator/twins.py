@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 
-from ..kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, ask_text, units_of_block
-from .emulator import TWINS, Tensor
+from ...kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, ask_text, units_of_block
+from . import TWINS, Tensor
 
 
 def places_in_vectors(rows: int, k: int, width: int) -> tuple[Any, Any]:

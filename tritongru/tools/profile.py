@@ -22,8 +22,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.profiler import ProfilerActivity, record_function
 
 from .. import registry
-from ..launch.parts import profiling
 from ..module import GRU, GRUCell
+from ..parts import profiling
 from .files import replacing
 from .trace import ATEN, ELSEWHERE, PASS, PASSES, Counted, Row, Split, read
 

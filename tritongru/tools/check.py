@@ -28,10 +28,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import registry
-from ..launch.products import rnn_precision
 from ..module import GRU
 from ..planning.choose import with_overrides
 from ..planning.sequence import exchanges
+from ..products import rnn_precision
 
 
 @dataclass(frozen=True)
