@@ -1,130 +1,328 @@
-"""The tests can fail: kernels with one mistake each, and each is found by the comparison that the suite makes."""
+"""The tests can fail: kernels with one mistake each, and each is found by a comparison that the suite makes."""
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
+from tests.kit.drawn import SHORT, SHORT_SECONDS, Call, Drawn, put
 from tests.kit.fences import fences, poisoned
-from tests.kit.mutants import mutant
-from tests.kit.rule import assert_not_wrong
-from tritongru.tools.check import Case
+from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome
+from tests.kit.plans import ShrunkenPlan, exchanging
+from tests.kit.rule import assert_finite_where_nn_gru_is
+from tritongru.launch import exchange, runtime, sequence
+from tritongru.tools.emulator import EmulatorError
 
-pytestmark = pytest.mark.interpreted
+pytestmark = [
+    pytest.mark.interpreted,
+    pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),
+    pytest.mark.usefixtures("short_waits"),
+]
 
-DENSE = Case(T=3, B=3, I=5, H=18, bidirectional=True)
-ONE_STEP = Case(T=1, B=3, I=5, H=18)
-PACKED = Case(I=5, H=18, bidirectional=True, lengths=(3, 1, 2))
+LONG = pytest.mark.long
+MUTANTS = {  # by file, setting, and how they are found: name, what is replaced, by what
+    ("gates.py", "step", "wrong"): {
+        "gates swapped": ("r = sigmoid(a_r)\n    z = sigmoid(a_z)", "r = sigmoid(a_z)\n    z = sigmoid(a_r)"),
+        "update turned round": ("h = n + z * (h_prev - n)", "h = h_prev + z * (n - h_prev)"),
+        "reset before the sum": ("tanh(a_n + r * q)", "tanh(r * (a_n + q))"),
+        "no reset": ("tanh(a_n + r * q)", "tanh(a_n + q)"),
+        "tanh's far branch without its sign": ("far = tl.where(x < 0.0, -far, far)", "far = far"),
+        "dn without 1 - z": ("dn = dh * (1.0 - z) * (1.0 - n * n)", "dn = dh * (1.0 - n * n)"),
+        "dn without tanh'": ("dn = dh * (1.0 - z) * (1.0 - n * n)", "dn = dh * (1.0 - z)"),
+        "dz without h_prev": ("dz = dh * (h_prev - n)", "dz = dh * (0.0 - n)"),
+        "dz without n": ("dz = dh * (h_prev - n)", "dz = dh * h_prev"),
+        "dz without sigmoid'": ("* z * (1.0 - z)\n", "\n"),
+        "dq without r": ("dq = dn * r", "dq = dn"),
+        "dr without q": ("dr = dn * q * r * (1.0 - r)", "dr = dn * r * (1.0 - r)"),
+        "dr without sigmoid'": ("dr = dn * q * r * (1.0 - r)", "dr = dn * q"),
+    },
+    ("step.py", "step", "wrong"): {
+        "products of r and z swapped": ("acc_r = product(acc_r, left, w_r,", "acc_r = product(acc_r, left, w_z,"),
+        "product of n dropped": ("        acc_n = product(acc_n, left, w_n, PRECISION)\n", ""),
+        "x_proj of n dropped": ("        a_n += x_n.to(tl.float32)\n", ""),
+        "b_hn inside the input part": ("q += b_hn", "a_n += b_hn"),
+        "K mask one short": ("(k < K)", "(k < K - 1)"),
+        "units' mask one short": ("h_mask = offs_h < H\n", "h_mask = offs_h < H - 1\n"),
+        "h not handed on": ("tl.store(h_next_ptrs[:, None]", "tl.store(h_prev_ptrs[:, None]"),
+        "h_n each step": ("mask=mask & ~goes_on[:, None])\n    if KEEP", "mask=mask & goes_on[:, None])\n    if KEEP"),
+        "gates not saved": ("    if SAVE_GATES:\n", "    if SAVE_GATES and H == 0:\n"),
+        "r and z swapped in the memory of x_proj": (
+            "tl.store(rzn_ptrs, r.to(dtype), mask=mask)\n        tl.store(rzn_ptrs + H, z",
+            "tl.store(rzn_ptrs, z.to(dtype), mask=mask)\n        tl.store(rzn_ptrs + H, r",
+        ),
+        "n not saved": ("        tl.store(rzn_ptrs + 2 * H, n.to(dtype), mask=mask)\n", ""),
+        "q not saved": ("q.to(dtype), mask=mask)", "q.to(dtype), mask=mask & (H == 0))"),
+        "x_proj of the other direction": ("(row_rzn * D + direction) * (3 * H)", "(row_rzn * D) * (3 * H)"),
+        "r, z, n of the other direction": ("(row_rzn_dst * D + direction) * (3 * H)", "(row_rzn_dst * D) * (3 * H)"),
+        "q of the other direction": ("q_ptr + (row_dst * D + direction) * H", "q_ptr + (row_dst * D) * H"),
+        "dgates of the other direction": ("dgates_ptr += direction * size_rows * (4 * H)", "dgates_ptr += 0"),
+        "dh * z dropped": ("dh_prev += dh_src * z_src", "dh_prev += 0.0 * z_src"),
+        "dr W_hr dropped": ("product(dh_prev, dr,", "product(dh_prev, 0.0 * dr,"),
+        "dz W_hz dropped": ("product(dh_prev, dz,", "product(dh_prev, 0.0 * dz,"),
+        "dq W_hn dropped": ("product(dh_prev, dq,", "product(dh_prev, 0.0 * dq,"),
+        "dy dropped": ("return dh_n + dy", "return dh_n + 0.0 * dy"),
+        "dh_n dropped": ("return dh_n + dy", "return 0.0 * dh_n + dy"),
+        "h_prev of the wrong step": ("load_h_prev(y_before_ptrs,", "load_h_prev(y_dst_ptrs,"),
+        "h_0 never read": ("return tl.where(carries[:, None], y, h_0)", "return tl.where(carries[:, None], y, y)"),
+        "dh_0 of rows that go on": ("ends = in_src & ~goes_on", "ends = goes_on"),
+    },
+    ("step.py", "one step", "wrong"): {
+        "dh * z dropped in the first launch": ("    dh_prev += dh_src * z_src.to(tl.float32)\n", ""),
+        "dgates not stored": ("        store_dgates(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n", ""),
+        "x product dropped": ("if FUSE_INPUT:\n        x_ptrs", "if H == 0:\n        x_ptrs"),
+        "b_in dropped": ("            a_n += b_in.to(tl.float32)[None, :]\n", ""),
+    },
+    ("rows.py", "step packed", "wrong"): {
+        "every row carries": ("here & (offs_b < rows_neighbour)", "here"),
+        "no row carries": ("here & (offs_b < rows_neighbour)", "here & (offs_b < 0)"),
+        "a row too few": ("here = offs_b < rows", "here = offs_b < rows - 1"),
+        "wrong direction": ("tl.where(direction == 0, forward, reverse)", "tl.where(direction == 1, forward, reverse)"),
+    },
+    ("rows.py", "step cut", "wrong"): {
+        "a reset one step late": ("resets_ptr + (t + direction)", "resets_ptr + (t + direction + (t < 2))"),
+        "a length too short": ("here = here & (t < length)", "here = here & (t < length - 1)"),
+        "the neighbour runs always": ("both & here & (t_neighbour < length)", "both & here"),
+        "resets forward alone": ("mask = here & (carries | (direction == 0))", "mask = here & (direction == 0)"),
+    },
+    ("step.py", "step cut", "wrong"): {
+        "the state but not its gradient": ("dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n", ""),
+        "the state but not what is multiplied": ("h_prev_ptrs, enters, 1,", "h_prev_ptrs, runs, 1,"),
+        "what is multiplied but not the state": ("mask_h = enters[:, None]", "mask_h = runs[:, None]"),
+        "h_prev of another sequence": ("mask_dst & ~dst_anew[:, None], dst_carries", "mask_dst, dst_carries"),
+        "h_prev of another sequence, first launch": ("mask_src & ~src_anew[:, None], goes_on", "mask_src, goes_on"),
+    },
+    ("small.py", "fma", "wrong"): {
+        "products of r and z swapped": ("a_r = product(w_r, h_all,", "a_r = product(w_z, h_all,"),
+        "product of n dropped": ("q = own_sums(q, FORM) +", "q = 0.0 * x[2].to(gl.float32) +"),
+        "x_proj of r dropped": ("+ (x[0].to(gl.float32) + b_hr)", "+ b_hr"),
+        "x_proj of n dropped": ("x[2].to(gl.float32), q, h)", "0.0 * x[2].to(gl.float32), q, h)"),
+        "x_proj of the first visit for all": ("x, x_next = x_next, x_ahead", "x_next = x_ahead"),
+        "x_proj of a visit too early": ("at_later = place_of(t_ahead + step_t,", "at_later = place_of(t_ahead,"),
+        "b_hz dropped": ("(x[1].to(gl.float32) + b_hz)", "x[1].to(gl.float32)"),
+        "b_hn dropped": ("FORM) + b_hn", "FORM)"),
+        "h_0 never read": ("h = gl.load(h_0_ptr + of_state,", "h = 0.0 * gl.load(h_0_ptr + of_state,"),
+        "h not handed on": ("h = gl.where(runs, h_new, h)", "h = gl.where(runs & (visit < 1), h_new, h)"),
+        "h handed over too late": (
+            "hand_over(h_shared, h.to(dtype), FORM)\n        h_all = received(h_shared, FORM)",
+            "h_all = received(h_shared, FORM)\n        hand_over(h_shared, h.to(dtype), FORM)",
+        ),
+        "gates not saved": ("saves = runs & (save_gates != 0)", "saves = runs & (save_gates == 0)"),
+        "z saved as r": ("gl.store(rzn, r.to(dtype),", "gl.store(rzn, z.to(dtype),"),
+        "n not saved": ("        gl.store(rzn + 2 * H, n.to(dtype), mask=saves)\n", ""),
+        "units' mask one short": ("    is_unit = unit < H\n", "    is_unit = unit < H - 1\n"),
+        "dh * z dropped": ("dh = gl.where(runs, dh * z, dh)", "dh = gl.where(runs, 0.0 * dh, dh)"),
+        "dh without z": ("dh = gl.where(runs, dh * z, dh)", "dh = dh"),
+        "products dropped": ("dh + own_sums(parts,", "dh + 0.0 * own_sums(parts,"),
+        "dz for dr": ("product(w_r, received(dr_shared,", "product(w_r, received(dz_shared,"),
+        "dq W_hn dropped": ("parts += product(w_n,", "parts += 0.0 * product(w_n,"),
+        "weights not transposed": ("w_z = load_weights(w_ptr, 1, H, True,", "w_z = load_weights(w_ptr, 1, H, False,"),
+        "dy dropped": ("        dh += dy.to(gl.float32)\n", ""),
+        "dh_n dropped": ("dh = gl.load(dh_n_ptr + of_state,", "dh = 0.0 * gl.load(dh_n_ptr + of_state,"),
+        "h_prev of the wrong step": ("time_step(y_ptr, at_before, step_y,", "time_step(y_ptr, at, step_y,"),
+        "h_0 never read in backward": ("gl.where(begins, h_0, h_prev)", "h_prev"),
+        "gates of the last visit for all": ("given, given_next = given_next, given_ahead", "given_next = given_ahead"),
+        "dn stored as dq": ("gl.store(dgates, dn.to(dtype),", "gl.store(dgates, dq,"),
+        "dr stored as dz": ("gl.store(dgates + H, dr,", "gl.store(dgates + H, dz,"),
+        "dh_0 not made": ("& (want_dh != 0))", "& (want_dh == 0))"),
+        "the larger half kept": ("parts = gl.sum(gl.convert_layout(parts,", "parts = gl.max(gl.convert_layout(parts,"),
+        "the largest part for the sum": ("gl.sum(parts, 2)", "gl.max(parts, 2)"),
+    },
+    ("small.py", "fma", "emulator"): {
+        "gates a visit too late": ("rzn = time_step(rzn_ptr, at, step_x,", "rzn = time_step(rzn_ptr, at_next, step_x,"),
+        "dgates a visit off": ("time_step(dgates_ptr, at, step_dgates,", "time_step(dgates_ptr, at_next, step_dgates,"),
+    },
+    ("small.py", "fma both", "wrong"): {
+        "other direction's weights": ("w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)", "w_ptr = w_ptr + 0"),
+        "other direction's biases": ("b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)", "b_ptr = b_ptr + 0"),
+        "x_proj of the other direction": ("stride_rzn_b * D + direction) * (3 * H)", "stride_rzn_b * D) * (3 * H)"),
+        "y of the other direction": ("of_y = (row * D + direction) * H", "of_y = (row * D) * H"),
+        "dy of the other direction": ("(direction.to(gl.int64) * H + unit) * stride_dy_h", "unit * stride_dy_h"),
+        "dgates of the other direction": ("times(direction * size_rows,", "times(0 * size_rows,"),
+        "state of the other direction": ("of_state = (direction * B + row)", "of_state = row"),
+    },
+    ("small.py", "no bias", "wrong"): {
+        "a bias where there is none": ("is_unit & (has_bias != 0)", "is_unit"),
+    },
+    ("small.py", "matrix", "wrong"): {
+        "weights in the order of memory": ("place // 16 * 16 + place % 8 * 2 + place % 16 // 8", "place"),
+        "h in the order of memory": (".permute([1, 3, 2, 0])", ".permute([1, 2, 3, 0])"),
+        "sums in the order of the instruction": ("parts.permute([3, 0, 2, 1])", "parts.permute([3, 0, 1, 2])"),
+    },
+    ("small.py", "matrix packed", "wrong"): {
+        "a row that starts early": ("h = gl.where(runs, h_new, h)", "h = gl.where(is_unit, h_new, h)"),
+        "a row that does not run goes through its gate": ("dh = gl.where(runs, dh * z, dh)", "dh = dh * z"),
+        "h_0 at the first timestep alone": ("(t + step_t >= length)", "(t + step_t >= T)"),
+    },
+    ("small.py", "matrix packed", "emulator"): {
+        "reverse begins at the last timestep of all": ("direction == 0, 0, longest - 1)", "direction == 0, 0, T - 2)"),
+        "lengths of the row before": ("lengths_of(row, row >= 0,", "lengths_of(row - 1, row >= 1,"),
+        "h_prev of a row that has not begun": ("(t_before < length)", "(t_before < T)"),
+    },
+    ("small.py", "matrix cut", "wrong"): {
+        "a reset one step late": ("clear = cleared(t + step_t, row,", "clear = cleared(t, row,"),
+        "the state not cleared": ("        h = gl.where(clear & is_unit, 0.0, h)\n", ""),
+        "dh not cleared": ("dh = gl.where(clear, 0.0, dh + own_sums(parts, FORM))", "dh = dh + own_sums(parts, FORM)"),
+        "h_prev of another sequence": ("gl.where(clear, 0.0, gl.where(begins,", "(gl.where(begins,"),
+        "h_0 of a row that begins anew": (" & is_unit & ~anew, other", " & is_unit, other"),
+    },
+    ("sequence.py", "three programs", "time-out"): {
+        "a wait on the wrong slot": ("tile = here + i * (ROWS * K)\n", "tile = here + slot + i * (ROWS * K)\n"),
+        "units past H are not published": (
+            "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
+            "gl.store(tile + slot + own_place, y.to(e_ptr.dtype.element_ty, bitcast=True), mask=is_unit)",
+        ),
+        "a wait on the wrong slot in backward": (
+            "publish(published, as_factor(gl.where(hands_on, dr",
+            "publish(published + slot, as_factor(gl.where(hands_on, dr",
+        ),
+        "h_0 unpublished": ("publish(here + i * (ROWS * K) + own_place, as_factor(h_i.to(dtype), PRECISION))", "pass"),
+        "backward begins without zeros": ("publish(here + (3 * i + gate) * GATE + own_place, nothing)", "pass"),
+    },
+    ("sequence.py", "two tiles", "wrong"): {
+        "a stale row tile": ("asked, tile.to(gl.int64) + vector, status", "asked, here.to(gl.int64) + vector, status"),
+        "a stale row tile in backward": (
+            "asked, tile.to(gl.int64) + vector, following",
+            "asked, here.to(gl.int64) + vector, following",
+        ),
+        "resets of tile 0": ("clear = cleared(t_next, first + i * ROWS + row,", "clear = cleared(t_next, first + row,"),
+    },
+    ("sequence.py", "asked early", "wrong"): {
+        "another tile asked for early": (
+            "following = here + slot if i + 1 == TILES else tile + ROWS * K",
+            "following = here + slot if i + 1 == TILES else here",
+        ),
+        "the same tile asked for again": (
+            "following = here + slot if i + 1 == TILES else tile + ROWS * K",
+            "following = here if i + 1 == TILES else tile + ROWS * K",
+        ),
+        "another tile asked for early in backward": (
+            "following = here + slot if i + 1 == TILES else tile + 3 * GATE",
+            "following = here if i + 1 == TILES else tile + 3 * GATE",
+        ),
+    },
+    ("sequence.py", "eight rows", "time-out"): {
+        "rows of programs past H": ("gl.max(gl.max(given, 0), 0)", "gl.max(gl.max(gl.where(is_unit, given, 0), 0), 0)"),
+    },
+    ("sequence.py", "packed both", "wrong"): {
+        "a row too early": ("h_new = gl.where(runs, h_new, h[i])", "h_new = gl.where((t >= 0) & (T > 0), h_new, h[i])"),
+        "the carry of a row that does not run dropped": ("gl.where(runs, dh * z, dh)", "gl.where(runs, dh * z, 0.0)"),
+        "a row that does not run goes through its gate": ("gl.where(runs, dh * z, dh)", "dh * z"),
+        "reverse begins at the last timestep of all": ("longest - 1 - first_visit", "T - first_visit"),
+    },
+    ("sequence.py", "packed both", "time-out"): {
+        "a row that does not run publishes nothing": (
+            "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
+            "gl.store(tile + slot + own_place, y.to(e_ptr.dtype.element_ty, bitcast=True), mask=runs)",
+        ),
+    },
+    ("sequence.py", "three programs", "wrong"): {
+        "a gate dropped": (
+            "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, ROWS, PRECISION))",
+            "sum_z.store(zeros)",
+        ),
+        "h not handed on": ("h_next = h_next + (h_new,)", "h_next = h_next + (h[i],)"),
+        "x_proj of the first visit for all": ("h, x = h_next, x_next", "h = h_next"),
+        "gates of the last visit for all": ("carry, given = carry_next, given_next", "carry = carry_next"),
+        "h_prev of the wrong step": ("times(at_before, step_y)", "times(at, step_y)"),
+        "dz W_hz dropped": ("acc = add_product(acc, seen, w_z, PARTS,", "acc = add_product(acc, seen, (), PARTS,"),
+        "gates swapped": ("add_product(zeros, seen, w_r, 0,", "add_product(zeros, seen, w_z, 0,"),
+        "a part of the sum dropped": ("gl.sum(buffer.load(summed(", "gl.max(buffer.load(summed("),
+        "the first warp's K for all": ("warp * K_OF_WARP + k", "k"),
+        "dr stored as dz": ("gl.store(dgates + H, dr,", "gl.store(dgates + H, dz,"),
+        "gates not saved": ("saves = runs & (save_gates != 0)", "saves = runs & (save_gates == 0)"),
+        "b_hn dropped": ("            q += b_hn\n", ""),
+    },
+    ("sequence.py", "two groups", "wrong"): {
+        "the first group's rows for all": ("first = first_row + group * (TILES * ROWS)", "first = first_row"),
+    },
+    ("sequence.py", "two directions", "wrong"): {
+        "the first direction twice": ("direction = first_direction + gl.program_id(2)", "direction = gl.program_id(2)"),
+        "other direction's weights": ("w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)", "w_ptr = w_ptr + 0"),
+    },
+    ("sequence.py", "sequence cut", "wrong"): {
+        "a reset one step late": ("boundary = t + direction", "boundary = t + direction + 1"),
+        "the state but not its gradient": ("hands_on = runs & ~clear", "hands_on = runs"),
+        "resets in the forward direction alone": ("mask=(t >= 0) &", "mask=(t >= 0) & (direction == 0) &"),
+        "h_0 of a row that begins anew": (" & ~anew, other", ", other"),
+        "y after a reset": (
+            "y = h_new.to(dtype)\n            h_new = gl.where(clear, 0.0, h_new)",
+            "h_new = gl.where(clear, 0.0, h_new)\n            y = h_new.to(dtype)",
+        ),
+        "not what is carried back": ("gl.where(clear, 0.0, gl.where(runs, dh * z, dh))", "gl.where(runs, dh * z, dh)"),
+        "another's h_prev": ("h_prev = gl.where(clear, 0.0, h_prev.to(gl.float32))", "h_prev = h_prev.to(gl.float32)"),
+    },
+    ("sequence.py", "sequence cut", "emulator"): {
+        "a reset past a row's length": ("(boundary < length)", "(boundary < length + 1)"),
+    },
+    ("sequence.py", "three waits", "wrong"): {
+        "dq W_hn dropped": ("acc = add_product(acc, seen_q, w_n,", "acc = add_product(acc, seen_q, (),"),
+        "another gate's gradients": ("address += 2 * GATE_BYTES", "address += GATE_BYTES"),
+    },
+    ("sequence.py", "three tensors", "wrong"): {
+        "the first tensor for all": ("mma_v2(seen[FIRST + part]", "mma_v2(seen[FIRST]"),
+        "weights of the first tensor": ("weights[part].load(", "weights[0].load("),
+    },
+    ("exchange.py", "three programs", "wrong"): {
+        "a wrong place": ("unit // (128 // WIDTH) * 2 + row // 8", "unit // (128 // WIDTH) + row // 8 * 2"),
+        "a wrong first vector": ("part * (HEIGHT * K_OF_WARP", "part * (8 * K_OF_WARP"),
+    },
+    ("exchange.py", "half", "time-out"): {
+        "a wrong lane": (
+            "unit % (128 // WIDTH) // (32 // WIDTH)\n        register = unit // (128 // WIDTH) *",
+            "unit % (32 // WIDTH)\n        register = unit // (128 // WIDTH) *",
+        ),
+    },
+    ("exchange.py", "eight rows", "wrong"): {
+        "a wrong place of 8 rows": ("register = unit // (128 // WIDTH)\n", "register = unit // (128 // WIDTH) ^ 1\n"),
+    },
+    ("exchange.py", "three programs", "time-out"): {
+        "a wrong block": ("(unit // UNITS) * (HEIGHT * UNITS)", "(unit // UNITS) * (8 * UNITS)"),
+    },
+}
 
-GATES = {
-    "gates swapped": ("r = sigmoid(a_r)\n    z = sigmoid(a_z)", "r = sigmoid(a_z)\n    z = sigmoid(a_r)"),
-    "update turned round": ("h = n + z * (h_prev - n)", "h = h_prev + z * (n - h_prev)"),
-    "reset before the sum": ("tanh(a_n + r * q)", "tanh(r * (a_n + q))"),
-    "no reset": ("tanh(a_n + r * q)", "tanh(a_n + q)"),
-    "tanh's far branch without its sign": ("far = tl.where(x < 0.0, -far, far)", "far = far"),
-    "dn without 1 - z": ("dn = dh * (1.0 - z) * (1.0 - n * n)", "dn = dh * (1.0 - n * n)"),
-    "dn without tanh'": ("dn = dh * (1.0 - z) * (1.0 - n * n)", "dn = dh * (1.0 - z)"),
-    "dz without h_prev": ("dz = dh * (h_prev - n)", "dz = dh * (0.0 - n)"),
-    "dz without n": ("dz = dh * (h_prev - n)", "dz = dh * h_prev"),
-    "dz without sigmoid'": ("* z * (1.0 - z)\n", "\n"),
-    "dq without r": ("dq = dn * r", "dq = dn"),
-    "dr without q": ("dr = dn * q * r * (1.0 - r)", "dr = dn * r * (1.0 - r)"),
-    "dr without sigmoid'": ("dr = dn * q * r * (1.0 - r)", "dr = dn * q"),
-}
-STEP = {
-    "products of r and z swapped": ("acc_r = product(acc_r, left, w_r,", "acc_r = product(acc_r, left, w_z,"),
-    "product of n dropped": (
-        "        acc_n = product(acc_n, left, w_n, PRECISION)\n",
-        "",
-    ),
-    "x_proj of n dropped": ("        a_n += x_n.to(tl.float32)\n", ""),
-    "b_hn inside the input part": ("q += b_hn", "a_n += b_hn"),
-    "K mask one short": ("(k < K)", "(k < K - 1)"),
-    "units' mask one short": ("h_mask = offs_h < H\n", "h_mask = offs_h < H - 1\n"),
-    "h not handed on": ("tl.store(h_next_ptrs[:, None]", "tl.store(h_prev_ptrs[:, None]"),
-    "h_n of every step": ("mask=mask & ~goes_on[:, None])\n    if KEEP", "mask=mask & goes_on[:, None])\n    if KEEP"),
-    "gates not saved": ("    if SAVE_GATES:\n", "    if SAVE_GATES and H == 0:\n"),
-    "r and z swapped in the memory of x_proj": (
-        "tl.store(rzn_ptrs, r.to(dtype), mask=mask)\n        tl.store(rzn_ptrs + H, z",
-        "tl.store(rzn_ptrs, z.to(dtype), mask=mask)\n        tl.store(rzn_ptrs + H, r",
-    ),
-    "n not saved": ("        tl.store(rzn_ptrs + 2 * H, n.to(dtype), mask=mask)\n", ""),
-    "q not saved": ("q.to(dtype), mask=mask)", "q.to(dtype), mask=mask & (H == 0))"),
-    "x_proj of the other direction": ("(row_rzn * D + direction) * (3 * H)", "(row_rzn * D) * (3 * H)"),
-    "r, z, n of the other direction": ("(row_rzn_dst * D + direction) * (3 * H)", "(row_rzn_dst * D) * (3 * H)"),
-    "q of the other direction": ("q_ptr + (row_dst * D + direction) * H", "q_ptr + (row_dst * D) * H"),
-    "dgates of the other direction": ("dgates_ptr += direction * size_rows * (4 * H)", "dgates_ptr += 0"),
-    "dh * z dropped": ("dh_prev += dh_src * z_src", "dh_prev += 0.0 * z_src"),
-    "dr W_hr dropped": ("product(dh_prev, dr,", "product(dh_prev, 0.0 * dr,"),
-    "dz W_hz dropped": ("product(dh_prev, dz,", "product(dh_prev, 0.0 * dz,"),
-    "dq W_hn dropped": ("product(dh_prev, dq,", "product(dh_prev, 0.0 * dq,"),
-    "dy dropped": ("return dh_n + dy", "return dh_n + 0.0 * dy"),
-    "dh_n dropped": ("return dh_n + dy", "return 0.0 * dh_n + dy"),
-    "h_prev of the wrong step": ("load_h_prev(y_before_ptrs,", "load_h_prev(y_dst_ptrs,"),
-    "h_0 never read in backward": (
-        "return tl.where(carries[:, None], y, h_0)",
-        "return tl.where(carries[:, None], y, y)",
-    ),
-    "dh_0 of rows that go on": ("ends = in_src & ~goes_on", "ends = goes_on"),
-}
-FIRST = {
-    "dh * z dropped in the first launch": ("    dh_prev += dh_src * z_src.to(tl.float32)\n", ""),
-    "first launch's gate gradients not stored": (
-        "        store_dgates(dgates_ptr, row_src, offs_h, mask_src, dn, dr, dz, dq, H)\n",
-        "",
-    ),
-    "x product dropped": ("if FUSE_INPUT:\n        x_ptrs", "if H == 0:\n        x_ptrs"),
-    "b_in dropped": ("            a_n += b_in.to(tl.float32)[None, :]\n", ""),
-}
-ROWS = {
-    "every row carries": ("here & (offs_b < rows_neighbour)", "here"),
-    "no row carries": ("here & (offs_b < rows_neighbour)", "here & (offs_b < 0)"),
-    "a row too few": ("here = offs_b < rows", "here = offs_b < rows - 1"),
-    "directions swapped": ("tl.where(direction == 0, forward, reverse)", "tl.where(direction == 1, forward, reverse)"),
-}
-CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3), padded=True, resets=0.4)
-PADDING = {
-    "a length too short": ("here = here & (t < length)", "here = here & (t < length - 1)"),
-    "the neighbour runs always": ("both & here & (t_neighbour < length)", "both & here"),
-    "a reset one step late": ("resets_ptr + (t + direction)", "resets_ptr + (t + direction + (t < 2))"),
-    "resets in the forward direction alone": (
-        "mask = here & (carries | (direction == 0))",
-        "mask = here & (direction == 0)",
-    ),
-}
-RESETS = {
-    "the state but not what is multiplied": ("h_prev_ptrs, enters, 1,", "h_prev_ptrs, runs, 1,"),
-    "what is multiplied but not the state": ("mask_h = enters[:, None]", "mask_h = runs[:, None]"),
-    "the state but not its gradient": ("dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n", ""),
-    "h_prev of another sequence": ("mask_dst & ~dst_anew[:, None], dst_carries", "mask_dst, dst_carries"),
-    "h_prev of another sequence in the first launch": ("mask_src & ~src_anew[:, None], goes_on", "mask_src, goes_on"),
-}
-MUTANTS = [
-    pytest.param(file, old, new, case, id=f"{file}: {name}")
-    for file, found, case in (
-        ("gates.py", GATES, DENSE),
-        ("step.py", STEP, DENSE),
-        ("step.py", FIRST, ONE_STEP),
-        ("rows.py", ROWS, PACKED),
-        ("rows.py", PADDING, CUT),
-        ("step.py", RESETS, CUT),
+FOUND = [
+    pytest.param(
+        file, old, new, setting, how, id=f"{file}: {name}", marks=LONG if i % 5 and "step" not in setting else ()
     )
-    for name, (old, new) in found.items()
+    for (file, setting, how), mutants in MUTANTS.items()
+    for i, (name, (old, new)) in enumerate(mutants.items())
 ]
 
 
-@pytest.mark.parametrize("case", [DENSE, ONE_STEP, PACKED], ids=lambda case: case.name)
-def test_the_kernels_as_they_are_survive(case: Case) -> None:
-    assert_not_wrong(case, "step")
+@pytest.fixture
+def short_waits(monkeypatch) -> Iterator[None]:
+    monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", SHORT_SECONDS)
+    yield
+    with contextlib.suppress(RuntimeError):
+        sequence.check_all()
 
 
-@pytest.mark.parametrize(("file", "old", "new", "case"), MUTANTS)
-def test_mutant_is_killed(file: str, old: str, new: str, case: Case, tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("tritongru.launch.step.kernels", mutant(tmp_path, file, old, new))
-    with pytest.raises(AssertionError, match=r"error=|beyond"):
-        assert_not_wrong(case, "step")
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """A function that breaks a backend's kernels."""
+
+    def broken(backend: str, file: str, old: str, new: str) -> None:
+        module = MODULES[backend]
+        found = mutant(tmp_path, file, old, new, module=module)
+        monkeypatch.setattr(f"tritongru.launch.{module}.kernels", found)
+
+    return broken
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_the_kernels_as_they_are_survive(setting: str, monkeypatch) -> None:
+    assert outcome(setting, monkeypatch) == "survived"
+
+
+@pytest.mark.parametrize(("file", "old", "new", "setting", "how"), FOUND)
+def test_mutant_is_killed(file: str, old: str, new: str, setting: str, how: str, broken, monkeypatch) -> None:
+    broken(SETTINGS[setting].backend, file, old, new)
+    assert outcome(setting, monkeypatch) == how
 
 
 @pytest.mark.parametrize(
@@ -135,9 +333,9 @@ def test_mutant_is_killed(file: str, old: str, new: str, case: Case, tmp_path, m
         pytest.param("step.py", "(k < K)", "(k < K + 1)", id="K too long"),
     ],
 )
-def test_a_mask_too_wide_is_killed(file: str, old: str, new: str, tmp_path, monkeypatch) -> None:
+def test_a_mask_too_wide_is_killed(file: str, old: str, new: str, broken, monkeypatch) -> None:
     """By the fences, or by the poison beyond every tensor."""
-    monkeypatch.setattr("tritongru.launch.step.kernels", mutant(tmp_path, file, old, new))
+    broken("step", file, old, new)
     torch.manual_seed(0)
     layer = tritongru.GRU(5, 18, bidirectional=True, backend="step")
     for p in layer.parameters():
@@ -151,25 +349,96 @@ def test_a_mask_too_wide_is_killed(file: str, old: str, new: str, tmp_path, monk
         assert all(t.isfinite().all() for t in found)
 
 
-def test_half_precision_keeps_its_state_in_float32(tmp_path, monkeypatch) -> None:
-    """Where z is near 1 a step changes h by less than bfloat16 can hold, and a rounded state would stand still."""
+def test_units_past_h_that_take_a_state_are_killed(broken) -> None:
+    """Zero times an infinity of the units before is NaN."""
+    broken(
+        SMALL,
+        "small.py",
+        "        runs = (t < length) & is_unit\n        h =",
+        "        runs = t < length\n        h =",
+    )
+    with pytest.raises((AssertionError, EmulatorError)):
+        assert_finite_where_nn_gru_is(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("backend", "old", "new"),
+    [
+        ("step", "tl.store(state_ptrs, h, mask=mask)", "tl.store(state_ptrs, y.to(tl.float32), mask=mask)"),
+        (SMALL, "h = gl.where(runs, h_new, h)", "h = gl.where(runs, h_new, h).to(dtype).to(gl.float32)"),
+        (  # handed on between launches over time
+            "sequence",
+            "h[i].to(gl.int32, bitcast=True)",
+            "h[i].to(dtype).to(gl.float32).to(gl.int32, bitcast=True)",
+        ),
+    ],
+    ids=MODULES.values(),
+)
+def test_a_state_that_is_rounded_is_killed(backend: str, old: str, new: str, broken, monkeypatch) -> None:
+    """Where z is near 1 a step changes h by less than bfloat16 can hold."""
     torch.manual_seed(0)
-    layer = tritongru.GRU(3, 16, dtype=torch.bfloat16, backend="step")
+    layer = tritongru.GRU(3, 16, dtype=torch.bfloat16, backend=backend)
     with torch.no_grad():
         layer.bias_hh_l0[16:32] += 7.0
     x = torch.randn(120, 2, 3, dtype=torch.bfloat16) + 1
     truth = torch.nn.GRU(3, 16, dtype=torch.float64)
     truth.load_state_dict(layer.state_dict())
-    with torch.no_grad():
-        true, _ = truth(x.double())
+    true = truth(x.double())[0].detach()
+    monkeypatch.setattr(sequence, "_visits_per_launch", lambda *_: 1)
+    plan = ShrunkenPlan() if backend == "sequence" else None
 
-        def error() -> float:
-            return ((layer(x)[0].double() - true).norm() / true.norm()).item()
+    def error() -> torch.Tensor:
+        with torch.no_grad(), exchanging(monkeypatch, plan):
+            return (layer(x)[0].double() - true).norm()
 
-        kept = error()
-        old = "tl.store(state_ptrs, h, mask=mask)"
-        monkeypatch.setattr(
-            "tritongru.launch.step.kernels",
-            mutant(tmp_path, "step.py", old, "tl.store(state_ptrs, y.to(tl.float32), mask=mask)"),
-        )
-        assert error() > 4 * kept
+    kept = error()
+    broken(backend, f"{MODULES[backend]}.py", old, new)
+    assert error() > 4 * kept
+
+
+def test_no_fill_is_killed(monkeypatch) -> None:
+    monkeypatch.setattr(exchange, "SENTINEL", 0)
+    assert outcome("three programs", monkeypatch) == "wrong"
+
+
+def test_blocks_that_nobody_owns_and_nobody_zeroes_are_killed(monkeypatch) -> None:
+    buffer = exchange.Buffer.__init__
+    monkeypatch.setattr(
+        exchange.Buffer, "__init__", lambda self, shape, slots, owned, *rest: buffer(self, shape, slots, 1 << 20, *rest)
+    )
+    assert outcome("three programs", monkeypatch) == "time-out"
+
+
+@pytest.fixture
+def a_program_is_missing(monkeypatch) -> None:
+    launch = runtime.Launch.__call__
+    monkeypatch.setattr(
+        runtime.Launch, "__call__", lambda self, grid, scalars: launch(self, (grid[0] - 1, *grid[1:]), scalars)
+    )
+
+
+def test_a_missing_program_is_killed(a_program_is_missing, monkeypatch) -> None:
+    assert outcome("three programs", monkeypatch) == "time-out"
+
+
+def test_a_status_word_that_is_reset_is_killed(a_program_is_missing, monkeypatch) -> None:
+    """Whoever clears the words without telling of them; the kernel's own stores are tests/test_wait.py's."""
+
+    def clear(self: exchange.Status) -> None:
+        self.word.zero_()
+        self.report.zero_()
+
+    monkeypatch.setattr(exchange.Status, "check", clear)
+    assert outcome("three programs", monkeypatch) == "wrong"  # not the "time-out" that it is
+
+
+def test_a_sentinel_that_is_published_is_killed(broken, monkeypatch) -> None:
+    """By test_exchange.py's dy with the sentinel's bits, which arithmetic hands on."""
+    _, *call = SETTINGS["three programs"]
+    drawn = Drawn(Call(*call))
+    put(drawn, "dy", None)
+    broken("sequence", "exchange.py", "gl.where(bits == -1, quiet_nan, bits)", "bits")
+    with exchanging(monkeypatch, drawn.call.plan):
+        drawn.of_ours(0, **SHORT)
+    with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+        sequence.check_all()
