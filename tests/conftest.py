@@ -6,12 +6,17 @@ TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked 
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
+
+# On work as small as the interpreter's threads only wait for each other: one halves the time. Said before numpy loads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 from tests.kit.own_process import pytest_pyfunc_call as pytest_pyfunc_call
@@ -27,6 +32,10 @@ REASONS = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", metavar="N/M", help="of the tests every M-th alone, from the N-th, counted from 0")
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # modules and tests stay: no later collection looks at them
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
