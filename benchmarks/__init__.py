@@ -1,23 +1,23 @@
-"""Measurements, run from a clone as `python -m benchmarks [COMMAND]`.
+"""Measurements, run from a clone as `python -m benchmarks [COMMAND]`; `COMMAND --help` has its options.
 
-    run       (default) a suite: every provider beside nn.GRU; a CSV row for each
+    run       (default on a GPU) a suite: every provider beside nn.GRU; a CSV row for each
                   --suite workloads  the GRUs that people train, each held against float64 before it is timed
                   --suite grid       T 128 over H, B and dtype: what the layer chooses by
                   --suite tune       candidates of tiles; right: every backend held against float64; first: first
                                      calls; study: the forms of kernels/README.md
-                  --suite cpu        what can be timed without a GPU: the layer's own cost, and PyTorch's paths
+    cpu       (default elsewhere) what can be timed without a GPU: the layer's own cost, and that of a GPU's host
+    day       all that a GPU is wanted for, into one folder, in nine minutes; --dry-run goes through it without one
     summary   what the rows say: losses first, then workloads, then medians
+    table     the rows made into what the layer chooses by (tritongru/planning/tables and tiles)
+    speed     what an H200's rows say of the layer's speed, into README.md and kernels/README.md
     compiled  what the compiler makes of the kernels, for GPUs that need not be present
     study     the forms of kernels/README.md, compiled: its table
-    speed     what an H200's rows say of the layer's speed, into README.md and kernels/README.md
-    table     the rows made into what the layer chooses by (tritongru/planning/tables and tiles)
     story     `python -m tritongru demo --story` over five seeds, on the CPU
-    day       all that a GPU is wanted for, into one folder, in nine minutes; --dry-run goes through it without one
 
 Rows are appended to OUT/gru.csv as they come (default benchmarks/results/<gpu>; without a GPU ./out), each with device,
 driver, versions and commit; columns: results.py. What is still open, and the command for it: QUESTIONS.md.
 
-A shape is a line in cases.py or workloads.py, a provider a line in providers.py. How time is taken: run.py, timing.py,
+A shape is a line in suites.py or workloads.py, a provider a line in providers.py. How time is taken: run.py, timing.py,
 hostcost.py.
 """
 

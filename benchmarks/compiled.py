@@ -18,20 +18,20 @@ commit: rows depend on code and compiler alone.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritongru.planning import Problem, choose, describe
 from tritongru.planning.choose import TRITON_BACKENDS, _in_words, unserved_by
-from tritongru.registry import find
-from tritongru.tools.compile_report import AMDGCN_CLASSES, SASS_CLASSES, compile_report
+from tritongru.registry import find, has_triton, interpreting
+from tritongru.tools.compile_report import AMDGCN_CLASSES, SASS_CLASSES, CompileReport, compile_report
 from tritongru.tools.files import write_rows
 
 from .results import SCHEMA
@@ -82,16 +82,11 @@ def forms(*devices: str) -> tuple[Form, ...]:
 
 
 def _plans(*devices: str) -> Iterator[Form]:
-    for device in devices:
-        for backend in TRITON_BACKENDS:
-            for dtype in DTYPES:
-                for T in TIMES if backend == "step" else TIMES[:1]:
-                    for B in BATCHES:
-                        for H in HIDDEN:
-                            p = Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=dtype)
-                            if unserved_by(backend, p, describe(device)) is None:
-                                for kind, _ in choose(p, describe(device), backend).tiles:
-                                    yield Form(device, backend, kind, p)
+    for device, backend, dtype, T, B, H in product(devices, TRITON_BACKENDS, DTYPES, TIMES, BATCHES, HIDDEN):
+        p = Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=dtype)
+        if (backend == "step" or T > 1) and unserved_by(backend, p, describe(device)) is None:
+            for kind, _ in choose(p, describe(device), backend).tiles:
+                yield Form(device, backend, kind, p)
 
 
 @cache
@@ -99,6 +94,15 @@ def _specimens(device: str, backend: str, problem: Problem) -> dict[str, Specime
     """The launches of a plan by kind; a launcher gives them in the order of the plan's tiles."""
     kinds = [kind for kind, _ in choose(problem, describe(device), backend).tiles]
     return dict(zip(kinds, find(backend).load().specimens(problem, describe(device)), strict=True))
+
+
+def figures(report: CompileReport) -> dict[str, object]:
+    """The columns that every table of compiled kernels has."""
+    return {
+        "warps": report.num_warps, "registers": report.registers, "spill_bytes": report.spill_bytes,
+        "shared_bytes": report.shared_bytes, "instructions": report.instructions,
+        "loop_instructions": report.loops[0].instructions if report.loops else "",
+    }  # fmt: skip
 
 
 def compiled(form: Form) -> dict[str, str]:
@@ -113,59 +117,35 @@ def compiled(form: Form) -> dict[str, str]:
         "schema": SCHEMA, "triton": triton.__version__, "device": form.device, "target": report.target,
         "backend": form.backend, "kernel": report.kernel, "kind": form.kind, "dtype": p.dtype,
         "products": p.precision if p.dtype == "fp32" else "", "B": p.batch, "H": p.hidden_size,
-        "form": form.words, "warps": report.num_warps,
-        "stages": report.num_stages, "registers": report.registers, "spill_bytes": report.spill_bytes,
-        "shared_bytes": report.shared_bytes, "instructions": report.instructions,
-        "loop_instructions": loop.instructions if loop else "", "counted": "loop" if loop else "kernel",
+        "form": form.words, "stages": report.num_stages, **figures(report), "counted": "loop" if loop else "kernel",
         **dict.fromkeys(CLASSES, ""),
         **{name: counts.get(name, 0) for name in (SASS_CLASSES if device.vendor == "nvidia" else AMDGCN_CLASSES)},
     }  # fmt: skip
     return {name: str(row[name]) for name in COLUMNS}
 
 
-def _no_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets what is under way end
+def no_compiler() -> str | None:
+    """Why nothing can be compiled in this process."""
+    if not has_triton():
+        return "compiling needs Triton (pip install 'tritongru[triton]')"
+    return "compiling needs a process without TRITON_INTERPRET" if interpreting() else None
 
 
 def main(out: Path) -> int:
     """Compile all of them into `out`/compiled.csv, which a run that does not end leaves as it was.
 
     Returns:
-        0; 1 if a kernel does not compile, or cannot here; 130 if interrupted.
+        0; 1 if a kernel cannot be compiled here. An error of the compiler is raised.
     """
-    from rich.console import Console
-    from rich.progress import MofNCompleteColumn, Progress, TimeElapsedColumn
+    from rich.progress import track
 
-    from tritongru.registry import has_triton, interpreting
-
-    if not has_triton() or interpreting():
-        need = "a process without TRITON_INTERPRET" if has_triton() else "Triton (pip install 'tritongru[triton]')"
-        print(f"python -m benchmarks compiled: compiling needs {need}", file=sys.stderr)
+    if why_not := no_compiler():
+        print(f"python -m benchmarks compiled: {why_not}", file=sys.stderr)
         return 1
-    path, wanted = out / FILE, forms(*DEVICES)
-    rows: dict[Form, dict[str, str]] = {}
-    console = Console()
-    columns = (*Progress.get_default_columns()[:-1], MofNCompleteColumn(), TimeElapsedColumn())
-    # a fresh process for each core: Triton and the progress bar's thread do not survive a fork
-    with (
-        ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn"), initializer=_no_interrupt) as pool,
-        Progress(*columns, console=console) as progress,
-    ):
-        task = progress.add_task("compiling", total=len(wanted))
-        pending = {pool.submit(compiled, form): form for form in wanted}
-        form = wanted[0]
-        try:
-            for done in as_completed(pending):
-                form = pending[done]
-                rows[form] = done.result()
-                progress.update(task, advance=1, description=str(form))
-        except (Exception, KeyboardInterrupt) as error:
-            pool.shutdown(wait=False, cancel_futures=True)
-            interrupted = isinstance(error, KeyboardInterrupt)
-            what = "interrupted" if interrupted else f"{form}: {error!r:.500}"
-            console.print(f"{what}; {path} is as it was", markup=False, soft_wrap=True)
-            return 130 if interrupted else 1
-    write_rows(path, COLUMNS, ([rows[form][name] for name in COLUMNS] for form in wanted))
-    spilling = sum(row["spill_bytes"] != "0" for row in rows.values())
-    console.print(f"{len(rows)} kernels in {path}, {spilling} of them spill", soft_wrap=True)
+    wanted = forms(*DEVICES)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:  # Triton does not survive a fork
+        rows = list(track(pool.map(compiled, wanted), description="compiling", total=len(wanted)))
+    write_rows(out / FILE, COLUMNS, ([row[name] for name in COLUMNS] for row in rows))
+    spilling = sum(row["spill_bytes"] != "0" for row in rows)
+    print(f"{len(rows)} kernels in {out / FILE}, {spilling} of them spill")
     return 0

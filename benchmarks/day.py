@@ -7,14 +7,14 @@
     workloads  the GRUs that people train
     study      the forms of kernels/README.md
     tests      python -m pytest -m gpu, in several processes side by side; what captures graphs has one of its own
-    memcheck   compute-sanitizer over python -m benchmarks.memcheck
+    memcheck   compute-sanitizer over suite memcheck: small, odd calls, each tensor an allocation of its own
     summary    losses first, and the table that the layer chooses by
 
 Each part is one or more processes with a limit of their own: one that fails, hangs or loses the device takes no other
 with it. What an early part leaves of its minutes is the later ones'. Rows go to OUT/gru.csv as they come, what is
 printed to OUT/<part>.log, what became of each part to OUT/day.txt. With --resume parts that passed are left out, and
 rows that are there; --only tune,grid takes these parts alone. --dry-run goes through all of it without a GPU, small,
-the kernels emulated, and prints the plan.
+the kernels emulated.
 """
 
 from __future__ import annotations
@@ -29,22 +29,19 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 
 import torch
 
-from tritongru.planning import describe
-
-from .results import ROOT, Environment, folder_of, processor
+from .results import ROOT, Environment, folder_of
 from .run import DEVICE_LOST, SPENT, no_gpu
-from .suites import SUITES
 
 PYTHON = sys.executable
 MINUTES = 9.0
 AGAIN = 10  # times that a suite is begun again after the device was lost
 GRACE_SECONDS = 8.0  # for a suite to finish the case that its budget ends in
 PROCESSES = min(14, max(1, (os.cpu_count() or 1) - 2))  # of the tests
-NOT_FOUND = "compute-sanitizer was not found"
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Run:
     dry: bool = False
 
 
-Command = Callable[[Run], Sequence[str] | None]  # None: its tool is missing
+Command = Callable[[Run], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Part:
     minutes: float
     commands: tuple[Command, ...]
     environment: dict[str, str] = field(default_factory=dict)
-    meanings: dict[int, str] = field(default_factory=dict)  # of exit codes
+    why_not: Callable[[bool], str] = lambda dry: ""  # why it cannot run, or not dry
 
 
 def sanitizer() -> str | None:
@@ -78,21 +75,26 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or next((path for path in found if path), None)
 
 
-def _memcheck(run: Run) -> Sequence[str] | None:
-    tool = sanitizer()
-    options = ("--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no")
-    return tool and (tool, *options, PYTHON, "-m", "benchmarks.memcheck")
-
-
 def _suite(name: str) -> Command:
     def command(run: Run) -> Sequence[str]:
         here = (PYTHON, "-m", "benchmarks", "--suite", name, "--out", str(run.out))
         if run.dry:
             return (*here, "--dry-run")
         budget = max(0.0, run.seconds - GRACE_SECONDS) / 60
-        return (*here, "--resume", "--since", run.began, "--budget-minutes", f"{budget:.2f}")
+        return (*here, "--since", run.began, "--budget-minutes", f"{budget:.2f}")
 
     return command
+
+
+def _memcheck(run: Run) -> Sequence[str]:
+    if run.dry:
+        return _suite("memcheck")(run)
+    options = ("--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no")
+    return (sanitizer() or "compute-sanitizer", *options, *_suite("memcheck")(run))
+
+
+def _no_memcheck(dry: bool) -> str:
+    return "" if dry or sanitizer() else "compute-sanitizer was not found"
 
 
 def _compile(run: Run) -> Sequence[str]:
@@ -101,21 +103,20 @@ def _compile(run: Run) -> Sequence[str]:
 
 def _tests(shard: int) -> Command:
     def command(run: Run) -> Sequence[str]:
-        # Only what has any: to collect the others would take each process seconds.
-        files = sorted(
-            str(path) for path in (ROOT / "tests").glob("test_*.py") if "mark.gpu" in path.read_text("utf-8")
-        )
+        # Only files with a GPU test: to collect the others would take each process seconds.
+        files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
         options = ("-v", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={shard}/{PROCESSES}")
-        found = (PYTHON, "-m", "pytest", *options, *files)
-        return (*found, "--collect-only") if run.dry else found
+        return (PYTHON, "-m", "pytest", *options, *files, *(["--collect-only"] if run.dry else []))
 
     return command
 
 
-def _benchmarks(*words: str) -> Command:
-    return lambda run: (PYTHON, "-m", "benchmarks", *words, "--out", str(run.out))
+def _benchmarks(command: str) -> Command:
+    return lambda run: (PYTHON, "-m", "benchmarks", command, "--out", str(run.out))
 
 
+# A step beyond a tensor is seen where each is an allocation of its own; a checker slows those that others wait for.
+CHECKED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITONGRU_WAIT_SECONDS": "600"}
 PARTS = (
     Part("compile", 1.9, (_compile, _suite("first")), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
     Part("right", 0.5, (_suite("right"),)),
@@ -123,12 +124,10 @@ PARTS = (
     Part("grid", 2.4, (_suite("grid"),)),
     Part("workloads", 0.8, (_suite("workloads"),)),
     Part("study", 0.1, (_suite("study"),)),
-    Part("tests", 1.2, tuple(map(_tests, range(PROCESSES))), meanings={5: "no GPU test was found"}),
-    Part(
-        "memcheck", 0.4, (_memcheck,), {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}, {86: "memory errors found"},
-    ),
+    Part("tests", 1.2, tuple(map(_tests, range(PROCESSES)))),
+    Part("memcheck", 0.4, (_memcheck,), CHECKED, _no_memcheck),
     Part("summary", 0.2, (_benchmarks("summary"), _benchmarks("table"))),
-)  # fmt: skip
+)
 
 
 def chosen(only: Sequence[str]) -> tuple[Part, ...]:
@@ -149,48 +148,22 @@ def main(
     """Run the parts; 0 if none failed. A part whose tool is missing did not fail, and is said not to have run."""
     parts = chosen(only)
     if dry:
+        environment = Environment.here(torch.device("cpu"))
         with tempfile.TemporaryDirectory() as folder:
-            print(plan(parts, budget_minutes))
-            return run(parts, (out or Path(folder)).resolve(), budget_minutes, _here("cpu"), dry=True)
+            return run(parts, (out or Path(folder)).resolve(), budget_minutes, environment, dry=True)
     why_not = no_gpu()
     if why_not:
         print(f"python -m benchmarks day: {why_not}", file=sys.stderr)
         return 1
-    environment = _here("cuda")
+    environment = Environment.here(torch.device("cuda"))
     out = (folder_of(environment.device) if out is None else out).resolve()
     return run(parts, out, budget_minutes, environment, resume)
 
 
-def _here(kind: str) -> Environment:
-    return Environment.here(torch.device(kind))
-
-
-def plan(parts: Sequence[Part], budget_minutes: float) -> str:
-    """What would run on an H200, and for how long at the most."""
-    lines = [f"a day of {budget_minutes:g} minutes, each part and when it ends at the latest:"]
-    for part, ends in zip(parts, _ends(parts, budget_minutes), strict=True):
-        suites = [name for name in SUITES if any(name in (command(_NOWHERE) or ()) for command in part.commands)]
-        told = []
-        for name in suites:
-            entries = SUITES[name](describe("h200"))
-            calls = sum(len(entry.providers) * len(entry.passes) for entry in entries)
-            told.append(f"suite {name}: {len(entries)} shapes, {calls} rows")
-        processes = f"{len(part.commands)} processes side by side" if len(part.commands) > 1 else ""
-        lines.append(f"  {part.name:<9} {ends / 60:4.1f} min  {'; '.join(filter(None, (*told, processes)))}".rstrip())
-    return "\n".join(lines)
-
-
-_NOWHERE = Run(Path("."), 0.0, "")
-
-
 def _ends(parts: Sequence[Part], budget_minutes: float) -> list[float]:
     """Seconds after the beginning at which each part must have ended."""
-    whole, at = sum(part.minutes for part in parts), 0.0
-    found = []
-    for part in parts:
-        at += 60 * budget_minutes * part.minutes / whole
-        found.append(at)
-    return found
+    whole = sum(part.minutes for part in parts)
+    return [60 * budget_minutes * at / whole for at in accumulate(part.minutes for part in parts)]
 
 
 def run(
@@ -202,14 +175,9 @@ def run(
     told = out / "day.txt"
     before = told.read_text(encoding="utf-8").splitlines() if resume and told.exists() else []
     began = before[0].split()[0] if before else environment.date
-    head = (
-        f"{began} {environment.device}, host {processor()} with {os.cpu_count()} cores, driver {environment.driver}, "
-    )
-    head += f"torch {environment.torch}, triton {environment.triton}, commit {environment.commit} "
-    head += f"(dirty: {environment.dirty})"
     passed = {line.split()[0]: line for line in before[1:] if " passed" in line}
-    lines, failed, start = [head], 0, time.monotonic()
-    print(head, flush=True)
+    lines, failed, start = [f"{began} {environment}"], 0, time.monotonic()
+    print(lines[0], flush=True)
     for part, ends in zip(parts, _ends(parts, budget_minutes), strict=True):
         if part.name in passed:
             lines.append(passed[part.name])
@@ -232,30 +200,28 @@ def run(
 
 def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tuple[str, bool]:
     """What became of a part, and whether that is a failure."""
-    cache = {"TRITON_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"tritongru-day-{os.getuid()}")}
-    unbuffered = {"PYTHONUNBUFFERED": "1"}  # what was printed is there, whatever becomes of the part
+    if why_not := part.why_not(dry):
+        return f"not run: {why_not}", False
     environment = {
         **os.environ,
-        **cache,
-        **unbuffered,
+        "TRITON_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"tritongru-day-{os.getuid()}"),
+        "PYTHONUNBUFFERED": "1",  # what was printed is there, whatever becomes of the part
         **part.environment,
         **({"TRITON_INTERPRET": "1"} if dry else {}),
     }
-    lost, short, outcomes = 0, False, {number: "" for number in range(len(part.commands))}
-    if part.name == "memcheck" and (dry or part.commands[0](_NOWHERE) is None):
-        return "not run: " + ("left out of a dry run" if dry else NOT_FOUND), False
+    lost, short, outcomes = 0, False, dict.fromkeys(range(len(part.commands)), "")
     again = list(outcomes)
     while again:
         seconds = ends - time.monotonic()
         if seconds <= 0:
             return "FAILED: not run, the budget was spent", True
-        commands = {number: part.commands[number](Run(out, seconds, began, dry)) or () for number in again}
+        commands = {number: part.commands[number](Run(out, seconds, began, dry)) for number in again}
         print(f"{part.name}: up to {seconds:.0f} s", flush=True)
         codes = _side_by_side(commands, part.name, out, environment, ends)
         again = []
         for number, code in codes.items():
             short |= code == SPENT
-            outcomes[number] = _meaning(code, part.meanings)
+            outcomes[number] = _meaning(code)
             if code == DEVICE_LOST and lost < AGAIN:
                 lost += 1  # a suite goes on behind the entry that the device was lost in
                 again.append(number)
@@ -267,15 +233,13 @@ def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tupl
     return ("cut short, its minutes were up: --resume goes on" if short else "passed"), False
 
 
-def _meaning(code: int | None, meanings: dict[int, str]) -> str:
+def _meaning(code: int | None) -> str:
     """Of an exit code; nothing where all is well."""
     if code is None:
         return "stopped, its time was up"
-    if code == SPENT:
-        return ""
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
-    return meanings.get(code, f"exit code {code}") if code else ""
+    return f"exit code {code}" if code not in (0, SPENT) else ""
 
 
 def _side_by_side(
@@ -296,12 +260,14 @@ def _side_by_side(
                     process.wait(max(0.0, ends - time.monotonic()))
             codes = {number: process.poll() for number, process in processes.items()}
         finally:
-            for process in processes.values():
-                for how in (signal.SIGINT, signal.SIGKILL):
-                    if process.poll() is None:
+            for how in (signal.SIGINT, signal.SIGKILL):
+                late = time.monotonic() + 3
+                for process in [process for process in processes.values() if process.poll() is None]:
+                    with suppress(ProcessLookupError):
                         os.killpg(process.pid, how)
-                        with suppress(subprocess.TimeoutExpired):
-                            process.wait(3)
+                for process in processes.values():
+                    with suppress(subprocess.TimeoutExpired):
+                        process.wait(max(0.0, late - time.monotonic()))
     for number, code in codes.items():
         if code != 0:
             text = logs[number].read_text(encoding="utf-8", errors="replace")

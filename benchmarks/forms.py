@@ -5,7 +5,8 @@ Inference of one dense layer of one direction. What a form does not serve is ref
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -21,19 +22,6 @@ if TYPE_CHECKING:
 BLOCK = 256  # elements of a program of the unfused form's kernel
 
 
-ABOUT = {
-    "unfused": "a library product and a pointwise kernel for each step",
-    "step-input": "step with the input's product in it, cell by cell",
-}
-
-
-def module(name: str, case: Case, **place: Any) -> nn.Module:
-    """A form by its name in ABOUT."""
-    if name == "step-input":
-        return StepWithInput(case.I, case.H, **place)
-    return Unfused(case.I, case.H, **place)
-
-
 def unserved(case: Case) -> str | None:
     """Why no form takes a case."""
     if case.layers > 1 or case.bidirectional or case.packed or case.cell or case.padded or case.resets:
@@ -42,7 +30,7 @@ def unserved(case: Case) -> str | None:
 
 
 class Unfused(nn.GRU):
-    """nn.GRU's parameters, and the forward pass of the form `unfused`."""
+    """A library product and a pointwise kernel for each timestep."""
 
     def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
         """input [T, B, I], hx [1, B, H]: output [T, B, H] and h_n [1, B, H].
@@ -104,3 +92,9 @@ class StepWithInput(nn.GRU):
             h = tritongru.gru_cell(x, h, *self.all_weights[0], backend="step")
             hs.append(h)
         return torch.stack(hs), h[None]
+
+
+FORMS: dict[str, Callable[..., nn.Module]] = {
+    "unfused": lambda case, **place: Unfused(case.I, case.H, **place),
+    "step-input": lambda case, **place: StepWithInput(case.I, case.H, **place),
+}

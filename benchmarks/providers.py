@@ -1,11 +1,10 @@
-"""What is measured against what; a new provider is a line below. All take nn.GRU's parameters, by their names."""
+"""What is measured against what; a new provider is a line of PROVIDERS. All take nn.GRU's parameters, by name."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -23,11 +22,9 @@ class Provider:
     """One way to run a case: `make(case, device=, dtype=)` builds the module."""
 
     name: str
-    about: str
     make: Callable[..., nn.Module]
     unserved: Callable[[Case], str | None] = lambda case: None  # why a case is not for it
-    truth: str = BASELINE  # the provider whose float64 it is held against
-    ours: bool = False  # a tritongru layer: its errors have to keep to the rule, and it has a limit
+    ours: bool = False  # a tritongru layer: its errors have to keep to the rule
 
 
 class SideBySide(nn.Module):
@@ -69,113 +66,31 @@ def padding(case: Case, device: torch.device) -> tuple[Tensor | None, Tensor | N
     return lengths, resets
 
 
-def _make(layer: Callable[..., nn.Module], cell: Callable[..., nn.Module], case: Case, **options: Any) -> nn.Module:
+def _make(layer: Callable[..., nn.Module], cell: type[nn.Module], case: Case, **options: Any) -> nn.Module:
     if case.cell:
         return cell(case.I, case.H, **options)
     if case.padded or case.resets:
         if layer is nn.GRU:
-            layer, options = tritongru.GRU, {**options, "backend": "aten"}
-        given = layer.keywords if isinstance(layer, partial) else {}
-        layer = partial(Padded, case, **given)
-    blocks = [
-        layer(case.I, case.H, case.layers, bidirectional=case.bidirectional, **options) for _ in range(case.blocks)
-    ]
+            options["backend"] = "aten"
+        layer = partial(Padded, case, **getattr(layer, "keywords", {}))
+    sizes = (case.I, case.H, case.layers)
+    blocks = [layer(*sizes, bidirectional=case.bidirectional, **options) for _ in range(case.blocks)]
     return SideBySide(blocks) if case.blocks > 1 else blocks[0]
 
 
-def _tritongru(name: str, about: str, backend: str | None = None, **options: Any) -> Provider:
-    """A tritongru layer."""
+def _ours(name: str, backend: str | None, **options: Any) -> Provider:
     make = partial(_make, partial(tritongru.GRU, **options), tritongru.GRUCell, backend=backend)
-    return Provider(name, about, make, ours=True)
-
-
-class CellLoop(nn.GRU):
-    """A GRU as one writes it by hand: nn.functional's cell at every step, in Python."""
-
-    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
-        directions, h_n = 2 if self.bidirectional else 1, []
-        for layer in range(self.num_layers):
-            outputs = []
-            for direction in range(directions):
-                weights = self.all_weights[layer * directions + direction]
-                steps = range(len(input)) if direction == 0 else range(len(input) - 1, -1, -1)
-                h, hs = hx[layer * directions + direction], {}
-                for t in steps:
-                    h = hs[t] = torch.gru_cell(input[t], h, *weights)
-                outputs.append(torch.stack([hs[t] for t in range(len(input))]))
-                h_n.append(h)
-            input = torch.cat(outputs, -1)
-        return input, torch.stack(h_n)
-
-
-class TorchRL(nn.GRU):
-    """TorchRL's Triton GRU (a private function): batch-first, with a mask of the steps that start from `hidden`."""
-
-    def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
-        from torchrl.modules.tensordict_module._rnn_triton import gru_triton
-
-        x = input.transpose(0, 1).contiguous()
-        starts = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
-        hidden = hx[0].unsqueeze(1).expand(-1, x.shape[1], -1).contiguous()
-        _, resets = padding(self.case, x.device)
-        if resets is not None:
-            starts = resets.T.contiguous()
-            hidden = hidden.masked_fill(starts[..., None], 0)
-        starts[:, 0] = True
-        output, h_n = gru_triton(x, hidden, *self.all_weights[0], starts)
-        return output.transpose(0, 1), h_n[None]
-
-
-def _network(kind: type[nn.RNNBase], case: Case, **place: Any) -> nn.Module:
-    return kind(case.I, case.H, case.layers, bidirectional=case.bidirectional, **place)
-
-
-def _torchrl(case: Case, **place: Any) -> nn.Module:
-    found = _network(TorchRL, case, **place)
-    found.case = case  # whose resets it takes
-    return found
-
-
-def _no_cell(case: Case) -> str | None:
-    if case.padded or case.resets:
-        return "it takes no lengths or resets"
-    return "it takes no cell" if case.cell else None
-
-
-def _dense_no_cell(case: Case) -> str | None:
-    return "it takes no packed batch" if case.packed else _no_cell(case)
-
-
-def _by_torchrl(case: Case) -> str | None:
-    if find_spec("torchrl") is None:
-        return "torchrl is not installed"
-    ragged = case.packed or case.padded
-    if case.dtype != "fp32" or case.layers * case.blocks > 1 or case.bidirectional or ragged or case.cell:
-        return "it takes one float32 layer of one direction, dense"
-    return None
-
-
-def _study(name: str, about: str) -> Provider:
-    """A form of the kernel study."""
-    return Provider(name, about, partial(forms.module, name), unserved=forms.unserved, ours=True)
+    return Provider(name, make, ours=True)
 
 
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider(BASELINE, "PyTorch's own: cuDNN on NVIDIA", partial(_make, nn.GRU, nn.GRUCell)),
-        _tritongru("default", "tritongru as it comes"),
-        _tritongru("aten", "tritongru, PyTorch's own path", "aten"),
-        _tritongru("reference", "tritongru, the equations in PyTorch", "reference"),
-        _tritongru("step", "tritongru, one launch per timestep", "step"),
-        _tritongru("step-recompute", "step, gates again in backward", "step", recompute=True),
-        _tritongru("sequence", "tritongru, one launch per sequence", "sequence"),
-        _tritongru("sequence-recompute", "the same, recomputing", "sequence", recompute=True),
-        *(_study(name, about) for name, about in forms.ABOUT.items()),
-        Provider("cell-loop", "PyTorch's cell in a Python loop", partial(_network, CellLoop), unserved=_dense_no_cell),
-        Provider("torchrl", "TorchRL's Triton GRU", _torchrl, unserved=_by_torchrl),
-        Provider("nn.LSTM", "an LSTM", partial(_network, nn.LSTM), unserved=_no_cell, truth="nn.LSTM"),
-        Provider("nn.RNN", "a plain RNN (tanh)", partial(_network, nn.RNN), unserved=_no_cell, truth="nn.RNN"),
+        Provider(BASELINE, partial(_make, nn.GRU, nn.GRUCell)),  # cuDNN on NVIDIA
+        _ours("default", None),  # the layer as it comes
+        *(_ours(name, name) for name in registry.BACKENDS),
+        *(_ours(f"{name}-recompute", name, recompute=True) for name in ("step", "sequence")),
+        *(Provider(name, form, forms.unserved, ours=True) for name, form in forms.FORMS.items()),
     )
 }
 
@@ -191,5 +106,4 @@ def find(name: str) -> Provider:
     base, _, fields = name.partition(":")
     if base not in PROVIDERS or not fields:
         raise ValueError(f"provider must be one of {', '.join(PROVIDERS)}, or BACKEND:FIELD=N,..., got {name!r}")
-    backend = registry.find(name)
-    return _tritongru(name, f"{base} with {fields}", backend.name)
+    return _ours(name, registry.find(name).name)

@@ -9,16 +9,18 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from torch import device as Device
 
 import tritongru
+from tritongru.registry import has_triton
 
 from .cases import Case
 
@@ -52,12 +54,19 @@ class Environment:
             device=torch.cuda.get_device_name(device) if cuda else processor(),
             driver=_driver() if cuda else "",
             torch=torch.__version__,
-            triton=_triton(),
+            triton=import_module("triton").__version__ if has_triton() else "none",
             cudnn=str(torch.backends.cudnn.version() or "none"),
             tritongru=tritongru.__version__,
             commit=commit,
             dirty=dirty,
         )
+
+    def __str__(self) -> str:
+        software = {"torch": self.torch, "triton": self.triton, "cuDNN": self.cudnn, "driver": self.driver}
+        versions = ", ".join(f"{name} {of_it}" for name, of_it in software.items() if of_it not in ("", "none"))
+        changed = {"no": "", "yes": ", with changes"}.get(self.dirty, f" (changed: {self.dirty})")
+        host = f"host {processor()} with {os.cpu_count()} cores"
+        return f"{self.device}, {host}; {versions}; commit {self.commit}{changed}"
 
 
 def _figure(value: float | None) -> str:
@@ -66,7 +75,7 @@ def _figure(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Row:
-    """One measurement. Times are microseconds per call (hostcost.py: per timestep)."""
+    """One measurement. Times are microseconds per call."""
 
     case: Case
     provider: str
@@ -74,7 +83,7 @@ class Row:
     status: str = "ok"  # ok, wrong, error, out of memory, unserved
     note: str = ""
     products: str = ""  # of float32: tf32 or ieee
-    l2: str = ""  # warm: as the call before left it; cold: overwritten before every call
+    l2: str = ""  # warm: as the call before left it
     first_call_s: float | None = None  # with the compilation of kernels that no earlier call had compiled
     rounds: int | None = None
     calls: int | None = None  # per sample
@@ -85,7 +94,6 @@ class Row:
     ratio: float | None = None  # p50 to nn.GRU's in the same rounds; below 1 is faster
     host_us: float | None = None  # p50 until the host has issued the call
     device_us: float | None = None  # p50 replayed from a CUDA graph (first rows: with all launches queued beforehand)
-    limit_us: float | None = None  # the least time of the call by the card's measured ceilings, for tritongru's kernels
     peak_mib: float | None = None  # of forward and backward, above what lay there before
     saved_mib: float | None = None  # between them, without the results
     errors: dict[str, float] | None = None  # ||found - truth|| / ||truth|| against float64, by tensor
@@ -93,22 +101,19 @@ class Row:
     def cells(self) -> dict[str, object]:
         """The row's own columns."""
         case = self.case
-        us, device_us, limit_us = self.p50_us, self.device_us, self.limit_us
         given = {
             "case": case.name, "provider": self.provider, "pass": self.pass_, "dtype": case.dtype,
             "products": self.products, "T": case.T, "B": case.B, "I": case.I, "H": case.H, "layers": case.layers,
             "directions": case.directions, "packed": "yes" if case.packed else "no",
             "cell": "yes" if case.cell else "no", "l2": self.l2, "status": self.status, "note": self.note,
         }  # fmt: skip
-        derived = {
-            "us_per_step": None if us is None else us / (case.T * case.layers),
-            "of_limit": None if limit_us is None or us is None else limit_us / (device_us or us),
-        }
-        figures = {name: _figure(derived[name] if name in derived else getattr(self, name)) for name in _FIGURES}
+        derived = {"us_per_step": None if self.p50_us is None else self.p50_us / (case.T * case.layers)}
+        figures = {name: _figure(derived.get(name, getattr(self, name, None))) for name in _FIGURES}
         errors = {f"error_{name}": _figure((self.errors or {}).get(name)) for name in ERRORS}
         return {**given, **figures, **errors}
 
 
+# limit_us, of_limit: of the first rows alone, the least time of the call by the card's measured ceilings and its share.
 _FIGURES = (
     "first_call_s", "rounds", "calls", "p50_us", "p20_us", "p80_us", "p99_us", "us_per_step", "ratio", "host_us",
     "device_us", "limit_us", "of_limit", "peak_mib", "saved_mib",
@@ -116,7 +121,7 @@ _FIGURES = (
 FIXED = ("schema", *(field.name for field in dataclasses.fields(Environment)))  # the columns of every results file
 COLUMNS = (*FIXED, *Row(Case(1, 1, 1, 1), "", "").cells())
 ROWS = "gru.csv"  # the name of a file of such rows
-CEILINGS = "ceilings.csv"  # and of one of what benchmarks/ceilings.py measures
+CEILINGS = "ceilings.csv"  # and of one of what a card does at most
 CEILINGS_COLUMNS = (*FIXED, "name", "value", "unit", "note")
 KEY = ("device", "case", "provider", "pass", "l2")  # what tells measurements apart
 
@@ -136,7 +141,7 @@ class ResultsFile:
     """
 
     def __init__(self, path: Path, environment: Environment, columns: Sequence[str] = COLUMNS):
-        self.path = path
+        self.path, self.environment = path, environment
         self.fixed = {"schema": SCHEMA, **dataclasses.asdict(environment)}
         self.count = 0
         before = read(path, columns)
@@ -187,18 +192,13 @@ def read(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:
 
 
 def read_rows(folder: Path = RESULTS) -> list[dict[str, str]]:
-    """The measured rows under a folder, of every measurement the latest; the order is that of the files.
+    """The measured rows under a folder, of every measurement (KEY) the latest; the order is that of the files.
 
     Raises:
         OtherSchemaError: as `read`.
     """
-    return latest(row for path in sorted(folder.rglob(ROWS)) for row in read(path))
-
-
-def latest(rows: Iterable[dict[str, str]]) -> list[dict[str, str]]:
-    """Of rows of the same KEY the last one by date."""
     found: dict[tuple[str, ...], dict[str, str]] = {}
-    for row in rows:
+    for row in (row for path in sorted(folder.rglob(ROWS)) for row in read(path)):
         key = tuple(row[name] for name in KEY)
         if key not in found or found[key]["date"] <= row["date"]:
             found[key] = row
@@ -224,14 +224,6 @@ def _driver() -> str:
     if torch.version.hip:
         return f"ROCm {torch.version.hip}"
     return _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").splitlines()[0]
-
-
-def _triton() -> str:
-    try:
-        import triton
-    except ImportError:
-        return "none"
-    return str(triton.__version__)
 
 
 def processor() -> str:

@@ -10,16 +10,12 @@ from __future__ import annotations
 import csv
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tritongru.planning import describe
-from tritongru.planning.step import step_tiles
-
 from .cases import BASELINE
 from .generated import generate, table
-from .limit import Ceilings, limit_us, weights_us
 from .results import RESULTS, ROOT, ROWS, read
 
 FOLDER = RESULTS / "nvidia-h200"
@@ -36,6 +32,7 @@ WAYS = {
 # the listing has fewer than three a step, it is no measure of the call.
 LISTED, PERSISTENT = 3 * T, "blockPersist"
 
+Row = dict[str, str]
 Key = tuple[str, int, int]  # dtype, H, B
 
 
@@ -57,20 +54,20 @@ class Shape:
         return None if ours is None or theirs is None else ours / theirs
 
 
-def rows_of(name: str, folder: Path) -> Iterator[dict[str, str]]:
+def rows_of(name: str, folder: Path) -> Iterator[Row]:
     path = folder / name
     if path.exists():
         with path.open(newline="", encoding="utf-8") as file:
             yield from csv.DictReader(file)
 
 
-def _key(row: dict[str, str]) -> Key:
+def _key(row: Row) -> Key:
     return row["dtype"], int(row["H"]), int(row["B"])
 
 
-def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[dict[str, str]]]]:
+def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[Row]]]:
     """The rows of kernels.csv by shape and implementation."""
-    found: dict[Key, dict[str, list[dict[str, str]]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[Key, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
     for row in rows_of("kernels.csv", folder):
         found[_key(row)][row["provider"]].append(row)
     return found
@@ -78,8 +75,7 @@ def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[dict[str, st
 
 def shapes(folder: Path = FOLDER) -> list[Shape]:
     """Every shape of first_look.csv, and of gru.csv what is not among them, in the order of dtype, H and B."""
-    found, names = [], {"nn": BASELINE, "sequence": "sequence", "step": "step"}
-    listed = kernel_times(folder)
+    found, names, listed = {}, {"nn": BASELINE, "sequence": "sequence", "step": "step"}, kernel_times(folder)
     for row in rows_of("first_look.csv", folder):
         us = {
             (way, name): float(row[f"{column}_{way}"])
@@ -91,16 +87,15 @@ def shapes(folder: Path = FOLDER) -> list[Shape]:
             launches = sum(int(kernel["count"]) for kernel in kernels)
             if name != BASELINE or launches >= LISTED or any(PERSISTENT in kernel["kernel"] for kernel in kernels):
                 us["kernels", name] = sum(float(kernel["total_us"]) for kernel in kernels) / T
-        found.append(Shape(_key(row), us, "first_look.csv"))
-    others: dict[Key, dict[tuple[str, str], float]] = defaultdict(dict)
+        found[_key(row)] = Shape(_key(row), us, "first_look.csv")
     for row in _plain(folder):
         way = {"inference": "forward", "forward+backward": "training"}.get(row["pass"])
-        if way and _key(row) not in {shape.key for shape in found}:
-            others[_key(row)][way, row["provider"]] = float(row["us_per_step"])
+        shape = found.setdefault(_key(row), Shape(_key(row), {}, ROWS))
+        if way and shape.source == ROWS:
+            shape.us[way, row["provider"]] = float(row["us_per_step"])
             if way == "training" and row["device_us"]:
-                others[_key(row)]["kernels", row["provider"]] = float(row["device_us"]) / T
-    found += [Shape(key, us, ROWS) for key, us in others.items()]
-    return sorted(found, key=lambda shape: (shape.key[0] != "bf16", *shape.key))
+                shape.us["kernels", row["provider"]] = float(row["device_us"]) / T
+    return sorted((s for s in found.values() if s.us), key=lambda shape: (shape.key[0] != "bf16", *shape.key))
 
 
 # The lines of the README's table: the sizes most used, and the largest losses. All shapes are in the figure, and every
@@ -123,7 +118,11 @@ def _figure(us: float) -> str:
     return f"{us:.1f}" if us >= 10 else f"{us:.2f}"
 
 
-def _cell(shape: Shape, way: str, backend: str) -> str:
+def _bold(words: str, on: bool) -> str:
+    return f"**{words}**" if on else words
+
+
+def cell(shape: Shape, way: str, backend: str) -> str:
     """Ours, nn.GRU's and the ratio, which is bold where ours takes longer."""
     ratio = shape.ratio(way, backend)
     if ratio is None:
@@ -132,42 +131,28 @@ def _cell(shape: Shape, way: str, backend: str) -> str:
     return f"{ours} / {theirs} = {_bold(f'{ratio:.2f}', ratio > 1)}"
 
 
-def _bold(words: str, on: bool) -> str:
-    return f"**{words}**" if on else words
-
-
-def _plain(folder: Path) -> list[dict[str, str]]:
+def _plain(folder: Path) -> list[Row]:
     """Rows of gru.csv of the kind that first_look.csv is of."""
     usual = {"T": str(T), "packed": "no", "directions": "1", "layers": "1", "status": "ok", "l2": "warm"}
     return [row for row in read(folder / ROWS) if usual.items() <= row.items()]
 
 
-def memory(folder: Path = FOLDER) -> dict[tuple[Key, str], dict[str, str]]:
-    """Rows of training of gru.csv, by shape and implementation."""
-    return {(_key(row), row["provider"]): row for row in _plain(folder) if row["saved_mib"]}
-
-
 def text(folder: Path = FOLDER) -> str:
     """The generated part of README.md."""
-    by_key, of_memory = {shape.key: shape for shape in shapes(folder)}, memory(folder)
+    by_key = {shape.key: shape for shape in shapes(folder)}
+    memory = {(_key(row), row["provider"]): row for row in _plain(folder) if row["saved_mib"]}
     rows = []
     for key, backend in SHOWN:
-        cells = [_cell(by_key[key], way, backend) for way in WAYS]
+        cells = [cell(by_key[key], way, backend) for way in WAYS]
         for name in ("saved_mib", "peak_mib"):
-            ours, theirs = (of_memory.get((key, who), {}).get(name) for who in (backend, BASELINE))
+            ours, theirs = (memory.get((key, who), {}).get(name) for who in (backend, BASELINE))
             both = f"{float(ours):.0f} / {float(theirs):.0f}" if ours and theirs else ""
             cells.append(_bold(both, bool(ours and theirs and float(ours) > float(theirs))))
         rows.append([by_key[key].name, f"`{backend}`", *cells])
-    header = ("", "backend", *WAYS.values(), "MiB kept for backward", "MiB at the peak")
-    return table(header, rows)
+    return table(("", "backend", *WAYS.values(), "MiB kept for backward", "MiB at the peak"), rows)
 
 
-def losses_text(folder: Path = FOLDER) -> str:
-    """The generated part of the folder's README.md: of all shapes, and where it is slower."""
-    return f"{_losses(shapes(folder))}\n{_short(folder)}"
-
-
-def _losses(found: Sequence[Shape]) -> str:
+def losses(found: Sequence[Shape]) -> list[str]:
     """Of every way and backend, how many shapes there are and which are slower than nn.GRU."""
     lines = []
     for backend in BACKENDS:
@@ -178,12 +163,12 @@ def _losses(found: Sequence[Shape]) -> str:
                 which = "; ".join(f"{name}: {ratios[name]:.2f}" for name in slower)
                 told = f"slower in {len(slower)} of {len(ratios)} shapes" + (f" ({which})" if which else "")
                 lines.append(f"- `{backend}`, {words}: median ratio {median(ratios.values()):.2f}; {told}")
-    return "\n".join(lines)
+    return lines
 
 
-def _short(folder: Path) -> str:
-    """The layer as it came against nn.GRU at few timesteps, by T."""
-    by_time: dict[str, list[dict[str, str]]] = defaultdict(list)
+def losses_text(folder: Path = FOLDER) -> str:
+    """The generated part of the folder's README.md: where it is slower, of all shapes and of few timesteps."""
+    by_time: dict[str, list[Row]] = defaultdict(list)
     for row in rows_of("host.csv", folder):
         by_time[row["T"]].append(row)
     sizes = " and ".join(f"H {row['H']}, B {row['B']}" for row in next(iter(by_time.values())))
@@ -194,7 +179,8 @@ def _short(folder: Path) -> str:
             for way in ("f", "fb")
         )
         told.append(f"T {time}: {forward} forward, {training} training")
-    return f"- short sequences, where the host decides ({sizes}; the layer as it came), ratios: {'; '.join(told)}"
+    short = f"- short sequences, where the host decides ({sizes}; the layer as it came), ratios: {'; '.join(told)}"
+    return "\n".join([*losses(shapes(folder)), short])
 
 
 def study_times(folder: Path = FOLDER) -> dict[tuple[Key, str], float]:
@@ -215,51 +201,21 @@ def kernel_text(folder: Path = FOLDER) -> str:
             if row["kernel"].startswith("sequence_"):
                 first[key, row["kernel"].removeprefix("sequence_")] = float(row["total_us"]) / T
     study = study_times(folder)
-    keys = sorted({key for key, _ in study} & {key for key, _ in first})
-    cells = [
-        [f"H {H}, B {B}", *(_figure(some[at]) if (at := ((dtype, H, B), pass_)) in some else ""
-                            for pass_ in ("forward", "backward") for some in (first, study))]
-        for dtype, H, B in keys
-    ]  # fmt: skip
-    header = ("bf16", "forward", "study, forward", "backward", "study, backward")
-    return table(header, cells)
+    lines = []
+    for dtype, H, B in sorted({key for key, _ in study} & {key for key, _ in first}):
+        ways = [((dtype, H, B), pass_) for pass_ in ("forward", "backward")]
+        cells = [_figure(some[at]) if at in some else "" for at in ways for some in (first, study)]
+        lines.append([f"H {H}, B {B}", *cells])
+    return table(("bf16", "forward", "study, forward", "backward", "study, backward"), lines)
 
 
-LEAST = (
-    (512, 32),
-    (1024, 16),
-    (1024, 64),
-    (1024, 256),
-    (2048, 64),
-    (2560, 32),
-    (2816, 32),
-    (2816, 128),
-    (4096, 32),
-)  # H, B
+# Where each text stands.
+GENERATED = ((README, text), (KERNELS, kernel_text), (ALL, losses_text))
 
 
-def least_text(folder: Path = FOLDER) -> str:
-    """The generated part of kernels/README.md on `step`: the least time of a timestep by the card's ceilings."""
-    measured = {row["name"]: float(row["value"]) for row in rows_of("ceilings.csv", folder)}
-    top = Ceilings(**{field.name: measured[field.name] for field in fields(Ceilings)})
-    device, rows = describe("h200"), []
-    for H, B in LEAST:
-        of_passes = []
-        for kind in ("forward", "backward"):
-            tiles = step_tiles(kind, B, H, 1, "bf16", "tf32", device)
-            limit = limit_us(kind, "step", tiles, B, H, 1, "bf16", "tf32", device, top)
-            of_passes += [f"{tiles.block_b} x {tiles.block_h}", f"{_figure(limit.us)} ({limit.binding})"]
-        once = _figure(weights_us(H, 1, "bf16", device, top))
-        rows.append([f"H {H}, B {B}", f"{6 * H * H / 1e6:.1f}", once, *of_passes])
-    header = ("bf16", "W_h, MB", "W_h once", "tiles, forward", "least", "tiles, backward", "least")
-    return table(header, rows)
-
-
-def main(readme: Path = README, kernels: Path = KERNELS, every: Path = ALL) -> int:
-    """Write all four."""
-    generate(readme, "speed", text())
-    generate(kernels, "speed", kernel_text())
-    generate(kernels, "speed: least times", least_text())
-    generate(every, "speed", losses_text())
+def main() -> int:
+    """Write all three."""
+    for document, make in GENERATED:
+        generate(document, "speed", make())
     print(f"what {FOLDER.relative_to(ROOT)} says is in README.md, kernels/README.md and the folder's own")
     return 0

@@ -30,10 +30,12 @@ from tritongru.tools.compile_report import SASS_CLASSES, compile_report
 from tritongru.tools.files import write_rows
 
 from . import forms
-from .cases import STUDY_T, Case
+from .cases import Case
+from .compiled import figures, no_compiler
 from .generated import generate, table
-from .limit import step_traffic
 from .results import RESULTS, SCHEMA, read, read_rows
+from .suites import STUDY_T
+from .traffic import step_traffic
 
 if TYPE_CHECKING:
     from tritongru.launch.runtime import Specimen
@@ -123,10 +125,7 @@ def row(name: str) -> dict[str, str]:
     cells = {
         "schema": SCHEMA, "commit": "", "triton": triton.__version__, "target": report.target, "form": name,
         "kernel": report.kernel, "dtype": DTYPE, "B": B, "H": H, "launches": made.launches,
-        "read_bytes": made.read_bytes, "flops": made.flops,
-        "warps": report.num_warps, "registers": report.registers, "spill_bytes": report.spill_bytes,
-        "shared_bytes": report.shared_bytes, "instructions": report.instructions,
-        "loop_instructions": loop.instructions if loop else "",
+        "read_bytes": made.read_bytes, "flops": made.flops, **figures(report),
         "counted": "time loop" if made.in_time_loop else "launch", "signature": signature(made.specimen),
         **{name: counts.get(name, 0) for name in SASS_CLASSES},
     }  # fmt: skip
@@ -158,14 +157,12 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
         *MIX,
     )  # fmt: skip
     first = rows[0]
+    gone = (f"`{r['form']}`, whose kernel is gone, is that of commit {r['commit']}." for r in rows if r["commit"])
     told = (
         f"Compiled with Triton {first['triton']} for {first['target']}, {first['dtype']}, B {first['B']}, "
         f"H {first['H']}, I = H; no GPU, nothing timed. MB (all programs' loads) and Mflop are those of a timestep. "
         "Instructions are the text of the time loop, as one warp runs it, or of a launch where each timestep is one; "
-        "of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least. "
-        + " ".join(
-            f"`{r['form']}`, whose kernel is gone, is that of commit {r['commit']}." for r in rows if r["commit"]
-        )
+        f"of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least. {' '.join(gone)}"
     )
     signatures = "\n".join(f"- `{r['form']}`: `{r['kernel']}`, {r['signature']}" for r in rows)
     details = f"<details><summary>What was compiled, exactly</summary>\n\n{signatures}\n\n</details>"
@@ -173,7 +170,7 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
 
 
 def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:
-    case = Case(STUDY_T, int(rows[0]["B"]), int(rows[0]["H"]), int(rows[0]["H"]), rows[0]["dtype"])
+    case = Case(STUDY_T, B, H, H, DTYPE)
     found = {
         (r["device"], r["provider"]): r["us_per_step"]
         for r in measured
@@ -181,7 +178,7 @@ def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, st
     }
     gpus = sorted({gpu for gpu, _ in found})
     if not gpus:
-        return f"Time: no GPU has measured these forms yet. Suite full does, as case {case.name}."
+        return f"Time: no GPU has measured these forms yet. Suite study does, as case {case.name}."
     times = [[f"`{r['form']}`", *(found.get((gpu, r["form"]), "") for gpu in gpus)] for r in rows]
     return f"us a timestep, case {case.name} in benchmarks/results/:\n\n" + table(("form", *gpus), times)
 
@@ -196,24 +193,18 @@ def generated(folder: Path = RESULTS) -> str:
     return text(committed(folder), [r for r in read_rows(folder) if r["driver"]])
 
 
-def main(out: Path, readme: Path = README) -> int:
-    """Compile all forms into `out`/study.csv, and write the generated part of the README.
+def main() -> int:
+    """Compile all forms into results/study.csv, and write the generated part of kernels/README.md.
 
     Returns:
         0; 1 if a kernel cannot be compiled here.
     """
-    from rich.progress import track
-
-    from tritongru.registry import has_triton, interpreting
-
-    if not has_triton() or interpreting():
-        need = "a process without TRITON_INTERPRET" if has_triton() else "Triton (pip install 'tritongru[triton]')"
-        print(f"python -m benchmarks study: compiling needs {need}", file=sys.stderr)
+    if why_not := no_compiler():
+        print(f"python -m benchmarks study: {why_not}", file=sys.stderr)
         return 1
-    lost = [old for old in committed() if old["commit"]]
-    made = [row(name) for name in track(FORMS, description="compiling")]
-    rows = [*made[:-1], *lost, made[-1]]
-    write_rows(out / FILE, COLUMNS, ([r[name] for name in COLUMNS] for r in rows))
-    generate(readme, "study", generated(out))
-    print(f"{len(rows)} forms in {out / FILE} and {readme}")
+    *made, last = [row(name) for name in FORMS]
+    rows = [*made, *(old for old in committed() if old["commit"]), last]
+    write_rows(RESULTS / FILE, COLUMNS, ([r[name] for name in COLUMNS] for r in rows))
+    generate(README, "study", generated())
+    print(f"{len(rows)} forms in {RESULTS / FILE} and {README}")
     return 0

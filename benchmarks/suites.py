@@ -1,30 +1,103 @@
-"""The suites by name, and what of each a rehearsal without a GPU runs."""
+"""The suites: entries, the most valuable first, for what a budget cuts off is at the end. A new shape is a line here,
+or in workloads.py. T tells the rows of suites apart: each has a T of its own.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 
 from tritongru.planning import Device, describe
-from tritongru.planning.candidates import candidates
+from tritongru.planning.candidates import TILED, candidates
 
-from .cases import ALL_PASSES, BASELINE, CPU, FIRST, GRID, RIGHT, STUDY, TARGET, Entry, tuning
+from .cases import BASELINE, Case, Entry
 from .workloads import WORKLOADS
+
+BACKENDS = (BASELINE, "step", "sequence")
+DTYPES = ("bf16", "fp32", "fp16")
+GRID_T, SHORT_T, RIGHT_T, TUNE_T, STUDY_T, FIRST_T = 128, 2, 20, 160, 384, 100
+GRID_H = (512, 1024, 256, 128, 2048, 64, 768, 1536, 384, 192, 32, 2816)  # most used first, as below
+GRID_B = (32, 128, 1, 512, 16, 64, 256, 4)
+FORMS = ("unfused", "step", "step-input", "sequence")  # of kernels/README.md
+
+
+def grid(device: Device) -> Iterator[Entry]:
+    """What the layer chooses by. First what a call costs however short it is: of one step, which `step` takes in one
+    launch, and of two. Then T 128, along the diagonals of H and B, so that what is there first covers both."""
+    for T, dtype, H, B in product((1, SHORT_T), DTYPES, (256, 64, 512, 1024), (32, 1, 256)):
+        providers = BACKENDS if T > 1 else BACKENDS[:2]
+        yield Entry(Case(T, B, H, H, dtype), providers=providers, checked=False, rounds=20)
+    sizes = sorted(product(GRID_H, GRID_B), key=lambda at: GRID_H.index(at[0]) + GRID_B.index(at[1]))
+    for dtype, (H, B) in product(DTYPES, sizes):
+        yield Entry(Case(GRID_T, B, H, H, dtype), providers=BACKENDS, checked=False, rounds=5)
+
+
+def right(device: Device) -> Iterator[Entry]:
+    """Every backend against float64 on the grid's sizes, nothing timed."""
+    for dtype, H, B in product(DTYPES, sorted(GRID_H), (5, 70)):
+        yield Entry(Case(RIGHT_T, B, H, H, dtype), ("forward+backward",), (*BACKENDS, "reference"), rounds=0)
+
+
+def tune(device: Device) -> Iterator[Entry]:
+    """Every class of tiles with its candidates, of which a row is a replay: the recurrence and little else."""
+    for backend, dtype, H, B in TILED:
+        case = Case(TUNE_T, B, H, H, dtype)
+        if fields := candidates(backend, case.problem(training=True), device):
+            providers = (BASELINE, backend, *(f"{backend}:{text}" for text in fields))
+            how = dict(rounds=10, replayed=True, note="replayed from a CUDA graph")
+            yield Entry(case, ("forward", "forward+backward"), providers, **how)
+
+
+# Small and odd, for compute-sanitizer, which slows a kernel a hundredfold. The last three exchange: odd H and a padded
+# buffer; several row tiles; both directions.
+MEMCHECK = (
+    Case(1, 3, 5, 33, "fp16"),
+    Case(4, 17, 7, 20, "fp32"),
+    Case(3, 33, 9, 67, "bf16", bidirectional=True),
+    Case(5, 4, 11, 24, "fp16", bidirectional=True, packed=True),
+    Case(1, 2, 6, 19, "fp32", cell=True),
+    Case(3, 17, 5, 203, "fp16"),
+    Case(4, 40, 8, 512, "bf16"),
+    Case(4, 5, 7, 264, "fp32", bidirectional=True, packed=True),
+)
 
 # By the device: what the chip holds decides which tiles there are to be tried.
 SUITES: dict[str, Callable[[Device], Sequence[Entry]]] = {
     "workloads": lambda device: [workload.entry for workload in WORKLOADS],
-    "grid": lambda device: GRID,
-    "right": lambda device: RIGHT,
-    "tune": tuning,
-    "first": lambda device: FIRST,
-    "study": lambda device: STUDY,
-    # PyTorch's paths on a CPU; the layer's own cost beside nn.GRU is cpu.py
-    "cpu": lambda device: [
-        Entry(replace(TARGET, H=H, I=H, B=B), ALL_PASSES, CPU)
-        for H, B in ((128, 8), (512, 8), (512, 1))
+    "grid": lambda device: [*grid(device)],
+    "right": lambda device: [*right(device)],
+    "tune": lambda device: [*tune(device)],
+    "first": lambda device: [Entry(Case(FIRST_T, 32, 512, 512, "bf16"), ("forward+backward",), BACKENDS, rounds=5)],
+    "memcheck": lambda device: [Entry(case, providers=BACKENDS, rounds=0) for case in MEMCHECK],
+    "study": lambda device: [
+        Entry(Case(STUDY_T, 32, H, H, "bf16"), ("inference",), (BASELINE, *FORMS)) for H in (1024, 512, 256)
     ],
-}  # fmt: skip
+}
+
+
+def chosen(suite: str, only: Sequence[str], extra: Sequence[str], device: Device) -> list[Entry]:
+    """The suite's entries with every text of `only` in their name, the providers `extra` added to each.
+
+    Raises:
+        ValueError: there is none; or no such provider.
+    """
+    from .providers import find
+
+    for name in extra:
+        find(name)
+    entries = SUITES[suite](device)
+    found = [
+        replace(entry, providers=tuple(dict.fromkeys((*entry.providers, *extra))))
+        for entry in entries
+        if all(text in entry.case.name for text in only)
+    ]
+    if not found:
+        names = ", ".join(entry.case.name for entry in entries[:20])
+        more = f" and {len(entries) - 20} more" if len(entries) > 20 else ""
+        texts = " and ".join(map(repr, only))
+        raise ValueError(f"no case of suite {suite} has {texts} in its name; there are {names}{more}")
+    return found
 
 
 def shrunk(suite: str, most: int = 4) -> list[Entry]:

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from .cases import BASELINE
+from .generated import table
 from .results import ROOT, folder_of, read_rows
 from .workloads import BY_CASE
 
 OURS, KERNELS = "default", ("sequence", "step")
+HEADER = ("case", "pass", "ours", "us", BASELINE, "ratio", "us in a graph", BASELINE, "ratio", "MiB", BASELINE)
 Rows = Sequence[dict[str, str]]
 
 
@@ -46,29 +48,27 @@ class Compared:
         return slower or (self.in_a_graph or 0.0) > 1
 
     @property
-    def name(self) -> str:
+    def cells(self) -> list[str]:
+        """As HEADER has them."""
         known = BY_CASE.get(self.ours["case"])
-        return f"{known.name} ({self.ours['case']})" if known else self.ours["case"]
-
-    @property
-    def rates(self) -> str:
-        """Of a workload, both as they are called."""
-        known = BY_CASE[self.ours["case"]]
-        return f"{known.rate(float(self.ours['p50_us']))}, nn.GRU {known.rate(float(self.theirs['p50_us']))}"
+        name = f"{known.name} ({self.ours['case']})" if known else self.ours["case"]
+        us, graph, peak = (
+            [f"{float(row[column]):.0f}" if row[column] else "-" for row in (self.ours, self.theirs)]
+            for column in ("p50_us", "device_us", "peak_mib")
+        )
+        in_a_graph = "-" if self.in_a_graph is None else f"{self.in_a_graph:.3f}"
+        ours = (self.ours["pass"], self.ours["provider"])
+        return [name, *ours, *us, f"{self.ratio:.3f}", *graph, in_a_graph, *peak]
 
 
 def main(folder: Path) -> int:
     """Print the summary of every device under `folder`; 1 where there are no rows."""
-    from rich.console import Console
-
-    console = Console(highlight=False, markup=False)
-    console.width = max(console.width, 160)
     rows = read_rows(folder)
     if not rows:
         print(f"no rows under {folder}: `python -m benchmarks day` on a CUDA machine makes them", file=sys.stderr)
         return 1
     for device in dict.fromkeys(row["device"] for row in rows):
-        _print(console.print, device, [row for row in rows if row["device"] == device])
+        print("\n".join(lines(device, [row for row in rows if row["device"] == device])))
     return 0
 
 
@@ -80,66 +80,43 @@ def compared(rows: Rows) -> list[Compared]:
             timed[row["case"], row["pass"], row["l2"]][row["provider"]] = row
     found = []
     for by_provider in timed.values():
-        ours = by_provider.get(OURS) or min(
-            (by_provider[name] for name in KERNELS if name in by_provider), key=lambda row: float(row["p50_us"]),
-            default=None,
-        )  # fmt: skip
+        kernels = [by_provider[name] for name in KERNELS if name in by_provider]
+        ours = by_provider.get(OURS) or min(kernels, key=lambda row: float(row["p50_us"]), default=None)
         if ours and BASELINE in by_provider and not any(":" in name for name in by_provider):  # no candidates' tiles
             found.append(Compared(ours, by_provider[BASELINE]))
     return sorted(found, key=lambda pair: -pair.ratio)
 
 
-def _print(say: Callable[..., None], device: str, rows: Rows) -> None:
-    say(f"{device}: {len(rows)} rows")
+def lines(device: str, rows: Rows) -> Iterator[str]:
+    """The summary of a device's rows."""
+    yield f"{device}: {len(rows)} rows"
     for what in ("driver", "torch", "triton", "cudnn", "tritongru", "commit"):
-        say(f"  {what:<9} {', '.join(dict.fromkeys(row[what] for row in rows)) or '-'}", soft_wrap=True)
-    hosts = (row["note"].split(";")[0] for row in rows if row["note"].startswith("host "))
-    say(f"  host      {', '.join(dict.fromkeys(host.removeprefix('host ') for host in hosts)) or '-'}", soft_wrap=True)
+        yield f"  {what:<9} {', '.join(dict.fromkeys(row[what] for row in rows)) or '-'}"
+    hosts = dict.fromkeys(row["note"].split(";")[0] for row in rows if row["note"].startswith("host "))
+    yield f"  host      {', '.join(host.removeprefix('host ') for host in hosts) or '-'}"
     dates = sorted({row["date"] for row in rows})
-    say(f"  measured  {' to '.join(dates[:: max(1, len(dates) - 1)])}")
+    yield f"  measured  {' to '.join(dates[:: max(1, len(dates) - 1)])}"
     if (about := folder_of(device) / "README.md").exists():
-        say(f"  about it  {about.relative_to(ROOT)}")
+        yield f"  about it  {about.relative_to(ROOT)}"
     for row in rows:
         if row["status"] not in ("ok", "unserved"):
-            say(f"  {row['status']}: {row['provider']} {row['case']} {row['pass']}: {row['note']}", soft_wrap=True)
+            yield f"  {row['status']}: {row['provider']} {row['case']} {row['pass']}: {row['note']}"
     pairs = compared(rows)
     losses = [pair for pair in pairs if pair.lost]
-    say(f"losses: slower than {BASELINE} as it is called, or in a CUDA graph, in {len(losses)} of {len(pairs)}")
+    yield f"losses: slower than {BASELINE} as it is called, or in a CUDA graph, in {len(losses)} of {len(pairs)}"
     if losses:
-        say(_table(losses))
+        yield table(HEADER, [pair.cells for pair in losses])
     if workloads := [pair for pair in pairs if pair.ours["case"] in BY_CASE and pair.ours["provider"] == OURS]:
-        say("workloads, the slowest first")
-        say(_table(workloads))
+        yield "workloads, the slowest first"
+        yield table(HEADER, [pair.cells for pair in workloads])
         for pair in workloads:
-            say(f"  {pair.name}: {pair.rates}", soft_wrap=True)
+            known, both = BY_CASE[pair.ours["case"]], (pair.ours, pair.theirs)
+            ours, theirs = (known.rate(float(row["p50_us"])) for row in both)
+            yield f"  {known.name}: {ours}, {BASELINE} {theirs}"
     by_kind: dict[tuple[str, str], list[Compared]] = defaultdict(list)
     for pair in pairs:
         by_kind[pair.ours["pass"], pair.ours["dtype"]].append(pair)
     for (pass_, dtype), some in sorted(by_kind.items()):
         graphs = [pair.in_a_graph for pair in some if pair.in_a_graph]
         told = f"{median(graphs):.3f} in {len(graphs)}" if graphs else "-"
-        say(f"median ratio, {pass_} in {dtype}: {median(p.ratio for p in some):.3f} in {len(some)}; in a graph {told}")
-
-
-def _table(pairs: Sequence[Compared]) -> object:
-    from rich.table import Table
-
-    table = Table()
-    for column in ("case", "pass", "ours"):
-        table.add_column(column, no_wrap=True)
-    for column in ("us", BASELINE, "ratio", "us in a graph", BASELINE, "ratio", "MiB", BASELINE):
-        table.add_column(column, justify="right", no_wrap=True)
-    for pair in pairs:
-        ours, theirs = pair.ours, pair.theirs
-        graph = "-" if pair.in_a_graph is None else f"{pair.in_a_graph:.3f}"
-        figures = (
-            f"{float(row[name]):.0f}" if row[name] else "-"
-            for name in ("p50_us", "device_us", "peak_mib")
-            for row in (ours, theirs)
-        )
-        us, their_us, device, their_device, peak, their_peak = figures
-        table.add_row(
-            pair.name, ours["pass"], ours["provider"], us, their_us, f"{pair.ratio:.3f}", device, their_device, graph,
-            peak, their_peak,
-        )  # fmt: skip
-    return table
+        yield f"median ratio, {pass_} in {dtype}: {median(p.ratio for p in some):.3f} in {len(some)}; in a graph {told}"

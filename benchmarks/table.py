@@ -19,9 +19,10 @@ from statistics import median
 from tritongru.planning.devices import DEVICES, _described
 from tritongru.planning.measured import COLUMNS, TABLES
 
-from .cases import BASELINE, GRID_T, SHORT_T
+from .cases import BASELINE
 from .results import RESULTS, ROWS, read_rows
 from .speed import Shape, kernel_times, rows_of, shapes, study_times
+from .suites import GRID_T, SHORT_T
 from .tune import write as write_tiles
 
 # The device's key in tritongru/planning/devices.py: its results.
@@ -31,19 +32,8 @@ MEASURED = {
     for key, device in DEVICES.items()
     if folder.is_dir() and _described(folder.name) is device
 }
-T = 512  # of every long call
-SHORT = 8  # calls of T up to this take little but what any call costs
-FIRST_FORM = " (as first built)"  # of `step`, whose launches wait for each other there; nothing else of it was timed
-SAVING = 0.2  # us that saving the gates adds to a step of the study at the most, which was timed without
-ON_CHIP = 2048  # half precision below this H stays on chip: what was timed there without `sequence` says little
-LIKE = 512  # from this H on float16 has bfloat16's kernels, and takes cuDNN as long
-# by pass: how a call is timed, and how its device's share is
-WAYS = {"inference": ("forward", "forward_graph"), "training": ("training", "kernels")}
-SUFFIXES = {"inference": "f", "training": "fb"}  # of host.csv
-
 PASSES = {"inference": "inference", "forward+backward": "training"}
 BACKENDS = {BASELINE: "aten", "step": "step", "sequence": "sequence"}  # by provider
-
 Row = dict[str, object]
 
 
@@ -52,30 +42,15 @@ def table(folder: Path) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    if rows := list(of_grid(read_rows(folder))):
-        writer.writerows(rows)
-        return out.getvalue()
-    if not (folder / "first_look.csv").exists():
-        return out.getvalue()
-    every = {shape.key: shape for shape in shapes(folder)}
-    like = {("fp16", H, B): every[dtype, H, B] for dtype, H, B in every if dtype == "bf16" and H >= LIKE}
-    for kind in WAYS:
-        for key in sorted({*every, *like}):
-            dtype, H, B = key
-            shape = every.get(key) or like[key]
-            timed = [*_of_calls(kind, shape, folder), *_of_the_study(kind, like.get(key, shape), folder)]
-            on_chip = H < ON_CHIP and (dtype == "bf16" or key in like)
-            if len(timed) > 1 and not (on_chip and timed[-1]["backend"] != "sequence"):
-                for row in timed:
-                    writer.writerow({"pass": kind, "dtype": dtype, "H": H, "B": B, **row})
-        for host in rows_of("host.csv", folder):
-            if host["T"] == "1":
-                for backend, names in {"aten": ("nn",), "step": ("step", "ours")}.items():  # which was `step` there
-                    us = min(float(host[f"{name}_{SUFFIXES[kind]}"]) for name in names)
-                    at = {"pass": kind, "H": host["H"], "B": host["B"], "T": 1}
-                    source = "host.csv" + FIRST_FORM * (backend == "step")
-                    writer.writerow({**at, **_row(backend, 0, us, None, source)})
+    writer.writerows(list(of_grid(read_rows(folder))) or of_first_look(folder))
     return out.getvalue()
+
+
+def _row(backend: str, step: float, once: float, on_device: float | None, source: str) -> Row:
+    return {
+        "backend": backend, "us_per_step": f"{step:.3f}", "us_per_call": f"{once:.1f}",
+        "device_us_per_step": "" if on_device is None else f"{on_device:.3f}", "source": source,
+    }  # fmt: skip
 
 
 def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
@@ -100,9 +75,44 @@ def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
             yield {**at, **_row(backend, max((called - once) / GRID_T, alone or 0), once, alone, ROWS)}
 
 
+# Until there is a grid: of first_look.csv and what stands beside it
+T = 512  # of every long call
+SHORT = 8  # calls of T up to this take little but what any call costs
+FIRST_FORM = " (as first built)"  # of `step`, whose launches wait for each other there; nothing else of it was timed
+SAVING = 0.2  # us that saving the gates adds to a step of the study at the most, which was timed without
+ON_CHIP = 2048  # half precision below this H stays on chip: what was timed there without `sequence` says little
+LIKE = 512  # from this H on float16 has bfloat16's kernels, and takes cuDNN as long
+# by pass: how a call is timed, how its device's share is, the columns of host.csv, the recurrent kernels
+WAYS = {
+    "inference": ("forward", "forward_graph", "f", ("forward",)),
+    "training": ("training", "kernels", "fb", ("forward", "backward")),
+}
+
+
+def of_first_look(folder: Path) -> Iterator[Row]:
+    """Of every shape that was timed before there was a grid."""
+    every = {shape.key: shape for shape in shapes(folder) if (folder / "first_look.csv").exists()}
+    like = {("fp16", H, B): every[dtype, H, B] for dtype, H, B in every if dtype == "bf16" and H >= LIKE}
+    for kind, (*_, suffix, _) in WAYS.items():
+        for key in sorted({*every, *like}):
+            dtype, H, B = key
+            timed = [*_of_calls(kind, every.get(key) or like[key], folder)]
+            timed += _of_the_study(kind, like.get(key) or every[key], folder)
+            on_chip = H < ON_CHIP and (dtype == "bf16" or key in like)
+            if len(timed) > 1 and not (on_chip and timed[-1]["backend"] != "sequence"):
+                yield from ({"pass": kind, "dtype": dtype, "H": H, "B": B, **row} for row in timed)
+        for host in rows_of("host.csv", folder):
+            if host["T"] == "1":
+                for backend, names in {"aten": ("nn",), "step": ("step", "ours")}.items():  # which was `step` there
+                    us = min(float(host[f"{name}_{suffix}"]) for name in names)
+                    source = "host.csv" + FIRST_FORM * (backend == "step")
+                    at = {"pass": kind, "H": host["H"], "B": host["B"], "T": 1}
+                    yield {**at, **_row(backend, 0, us, None, source)}
+
+
 def _of_calls(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
     """Of PyTorch's own path and `step`."""
-    called, alone = WAYS[kind]
+    called, alone, *_ = WAYS[kind]
     for backend, name in (("aten", BASELINE), ("step", "step")):
         us, on_device = shape.us.get((called, name)), shape.us.get((alone, name))
         if us is not None:
@@ -113,29 +123,22 @@ def _of_calls(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
 
 def _of_the_study(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
     """Of `sequence`: the study's kernels, and what the others of such a call took."""
-    passes = {"inference": ("forward",), "training": ("forward", "backward")}[kind]
+    _, alone, _, passes = WAYS[kind]
     study = [study_times(folder).get((shape.key, pass_)) for pass_ in passes]
-    whole, listed = shape.us.get((WAYS[kind][1], "sequence")), kernel_times(folder)[shape.key]["sequence"]
-    if whole is None or None in study:
-        return
-    recurrent = {f"sequence_{pass_}" for pass_ in passes}
-    rest = whole - sum(float(row["total_us"]) for row in listed if row["kernel"] in recurrent) / T
-    us = sum(filter(None, study)) + rest + SAVING * (kind == "training")
-    yield _row("sequence", us, _any_call(kind, "sequence", folder), us, f"study in {shape.key[0]}: prototypes.csv")
+    whole, listed = shape.us.get((alone, "sequence")), kernel_times(folder)[shape.key]["sequence"]
+    if whole is not None and None not in study:
+        recurrent = {f"sequence_{pass_}" for pass_ in passes}
+        rest = whole - sum(float(row["total_us"]) for row in listed if row["kernel"] in recurrent) / T
+        us = sum(filter(None, study)) + rest + SAVING * (kind == "training")
+        source = f"study in {shape.key[0]}: prototypes.csv"
+        yield _row("sequence", us, _any_call(kind, "sequence", folder), us, source)
 
 
 def _any_call(kind: str, backend: str, folder: Path) -> float:
     """us that a call takes however short it is. They vary by half: PyTorch's path is given its least one."""
-    column = {"aten": "nn", "sequence": "seq", "step": "step"}[backend]
-    us = [float(r[f"{column}_{SUFFIXES[kind]}"]) for r in rows_of("host.csv", folder) if 1 < int(r["T"]) <= SHORT]
+    column = {"aten": "nn", "sequence": "seq", "step": "step"}[backend] + f"_{WAYS[kind][2]}"
+    us = [float(row[column]) for row in rows_of("host.csv", folder) if 1 < int(row["T"]) <= SHORT]
     return min(us) if backend == "aten" else median(us)
-
-
-def _row(backend: str, step: float, once: float, on_device: float | None, source: str) -> Row:
-    return {
-        "backend": backend, "us_per_step": f"{step:.3f}", "us_per_call": f"{once:.1f}",
-        "device_us_per_step": "" if on_device is None else f"{on_device:.3f}", "source": source,
-    }  # fmt: skip
 
 
 def main(out: Path | None = None) -> int:

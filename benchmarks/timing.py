@@ -1,4 +1,8 @@
-"""Clocks, and how samples are taken: providers in turn, in a random order, round after round of one run."""
+"""Clocks, and how samples are taken: providers in turn, in a random order, round after round of one run.
+
+`triton.testing.do_bench` times one call after the other: what changes meanwhile, the clock of a card that grows warm or
+a busy host, would count as a difference between them.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +14,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 import tritongru
-from tritongru.planning.devices import of_cuda
 
 from .results import processor
 
 Call = Callable[[], Any]
-UNKNOWN_L2 = 64 << 20  # bytes to take where the driver does not say
 CONTEXT = 2 << 30  # bytes of a GPU's memory that this process's own context and libraries may take
 
 
@@ -49,7 +50,7 @@ class HostMeter:
         self.clock = clock
 
     def synchronize(self) -> None:
-        pass
+        """Wait for the device; raises what its programs had to report."""
 
     def sample(self, timed: Timed) -> Sample:
         start = self.clock()
@@ -80,34 +81,21 @@ class HostMeter:
 
 
 class CudaMeter(HostMeter):
-    """CUDA events on the current stream of the current device; a sample begins on an idle device.
+    """CUDA events on the current stream of the current device; a sample begins on an idle device, and finds in L2 what
+    the call before left there."""
 
-    Args:
-        cold: overwrite twice the size of L2 before each sample, which is then one call; else L2 is as the call before
-            left it.
-    """
+    l2 = "warm"
 
-    def __init__(self, cold: bool = False) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.device = torch.device("cuda", torch.cuda.current_device())
-        self.l2 = "cold" if cold else "warm"
-        self._flushed = None
-        if cold:
-            size = 2 * (of_cuda(self.device.index).l2_bytes or UNKNOWN_L2)
-            self._flushed = torch.empty(size, dtype=torch.int8, device=self.device)
-
-    def _ready(self) -> None:
-        if self._flushed is not None:
-            self._flushed.zero_()
-        self.synchronize()
 
     def synchronize(self) -> None:
-        """Wait for the device; raises what its programs had to report."""
         tritongru.synchronize(self.device)
 
     def sample(self, timed: Timed) -> Sample:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        self._ready()
+        self.synchronize()
         start = self.clock()
         begin.record()
         for _ in range(timed.calls):
@@ -118,7 +106,18 @@ class CudaMeter(HostMeter):
         return Sample(begin.elapsed_time(end) * 1e3 / timed.calls, host * 1e6 / timed.calls)
 
     def captured(self, call: Call) -> Call | None:
-        return captured(call)
+        """What the call returns is let go, and with it the autograd graph, which would tie later calls to the capture's
+        stream."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # kernels compiled, workspaces there: a capture allows neither
+                call()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            call()
+        return graph.replay
 
     def note(self) -> str:
         free, total = torch.cuda.mem_get_info(self.device)
@@ -140,36 +139,12 @@ class CudaMeter(HostMeter):
         torch.cuda.empty_cache()
 
 
-def captured(call: Call) -> Callable[[], None]:
-    """`call` as a CUDA graph that is replayed. What it returns is let go, and with it the autograd graph, which would
-    tie later calls to the capture's stream."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):  # kernels compiled, workspaces there: a capture allows neither
-            call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
-
-
 def interleave(
-    timed: Mapping[str, Timed],
-    meter: HostMeter,
-    *,
-    rounds: int,
-    seconds: float,
-    fewest: int = 10,
-    seed: int = 0,
-    failures: dict[str, Exception] | None = None,
-) -> dict[str, list[Sample]]:
-    """Samples of every call: each once per round, in a random order, until `rounds` or (after `fewest`) `seconds`.
-
-    failures: takes the errors of calls that fail, which are then left out; without it the first one is raised.
-    """
-    order, timed = random.Random(seed), dict(timed)
+    timed: Mapping[str, Timed], meter: HostMeter, *, rounds: int, seconds: float, fewest: int = 10
+) -> tuple[dict[str, list[Sample]], dict[str, Exception]]:
+    """Samples of every call: each once per round, in a random order, until `rounds` or (after `fewest`) `seconds`; and
+    the errors of those that failed, which have no samples."""
+    order, timed, failures = random.Random(0), dict(timed), {}
     samples: dict[str, list[Sample]] = {name: [] for name in timed}
     collecting = gc.isenabled()
     gc.collect()
@@ -185,22 +160,16 @@ def interleave(
                 except torch.AcceleratorError:
                     raise
                 except Exception as error:
-                    if failures is None:
-                        raise
                     failures[name] = error
                     del timed[name], samples[name]
     finally:
         if collecting:
             gc.enable()
-    return samples
+    return samples, failures
 
 
-def quantiles(values: Sequence[float]) -> tuple[float, float, float]:
-    """p20, p50, p80."""
-    p20, p50, p80 = np.quantile(values, (0.2, 0.5, 0.8)).tolist()
-    return p20, p50, p80
-
-
-def p99(values: Sequence[float]) -> float:
-    """What one value in a hundred exceeds."""
-    return float(np.quantile(values, 0.99))
+def quantiles(values: Sequence[float], at: Sequence[float] = (0.2, 0.5, 0.8)) -> list[float]:
+    """p20, p50, p80, or those `at`."""
+    taken, wanted = (torch.tensor(numbers, dtype=torch.float64) for numbers in (values, at))
+    found: list[float] = taken.quantile(wanted).tolist()
+    return found

@@ -16,8 +16,8 @@ from tritongru.planning import tuned
 from tritongru.planning.candidates import TILED
 from tritongru.planning.devices import DEVICES, _described
 
-from .cases import TUNE_T
 from .results import read_rows
+from .suites import TUNE_T
 
 Times = tuple[float, float, float]  # p20, p50, p80, in us of a call
 
@@ -31,8 +31,7 @@ def winners(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, object]]:
             measured[row["dtype"], int(row["H"]), int(row["B"])][row["provider"]][row["pass"]] = times
     for backend, dtype, H, B in TILED:
         by_provider = measured.get((dtype, H, B), {})
-        planned = _passes(by_provider.get(backend, {}))
-        for kind, before in planned.items():
+        for kind, before in _passes(by_provider.get(backend, {})).items():
             found: dict[str, Times] = {}
             for provider, timed in by_provider.items():
                 base, _, fields = provider.partition(":")
@@ -78,7 +77,6 @@ def file_of(product: str) -> Path | None:
 
 def forget(product: str) -> None:
     """Take the winners of an earlier run away: candidates are held against tiles as they are planned without them."""
-    path = file_of(product)
-    if path is not None:
+    if path := file_of(product):
         path.unlink(missing_ok=True)
     tuned.forget()

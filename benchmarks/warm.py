@@ -6,12 +6,11 @@ cores less two. Of calls that would compile the same kernels one is made. TRITON
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 
@@ -68,11 +67,8 @@ def compile_call(call: Call) -> float:
     return time.perf_counter() - start
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Compile; 0 if nothing failed. With --dry-run, and where there is no GPU, only the number is said."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.warm", description=__doc__)
-    parser.add_argument("--dry-run", action="store_true")
-    dry = parser.parse_args(argv).dry_run
+def main(dry: bool = False) -> int:
+    """Compile; 0 if nothing failed. dry: only the number is said."""
     device = describe("h200") if dry else of_cuda(torch.cuda.current_device())
     wanted = list(calls(WARMED, device))
     workers = max(1, (os.cpu_count() or 1) - 2)
@@ -97,4 +93,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main("--dry-run" in sys.argv))

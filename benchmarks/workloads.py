@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .cases import BASELINE, Case, Entry
+from .cases import Case, Entry
 
 TRAINS, STEPS = ("forward+backward",), ("streaming",)
-BESIDE = (BASELINE, "default", "torchrl")
+
 NO_RESETS = "resets at episode ends left out"
 
 
@@ -30,7 +30,7 @@ class Workload:
     @property
     def entry(self) -> Entry:
         note = f"{self.name}, {self.source}" + (f", {self.differs}" if self.differs else "")
-        return Entry(self.case, self.passes, BESIDE, note=note)
+        return Entry(self.case, self.passes, note=note)
 
     def rate(self, us: float) -> str:
         """What a call of so many microseconds is worth."""

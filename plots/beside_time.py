@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.cases import BASELINE
-from benchmarks.limit import step_traffic
 from benchmarks.summary import OURS
+from benchmarks.traffic import step_traffic
 from benchmarks.work import RULE
 from tritongru.planning import Problem, choose
 from tritongru.planning.choose import TRITON_BACKENDS, unserved_by

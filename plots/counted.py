@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
-from benchmarks.limit import step_traffic
+from benchmarks.traffic import step_traffic
 from tritongru.gradients import steps_at_once
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved

@@ -606,23 +606,19 @@ def test_threads_compute_what_one_does(backend: str) -> None:
 
 
 @pytest.mark.own_process
-@pytest.mark.parametrize("cold", [False, True], ids=["warm", "cold"])
-def test_the_harness_measures_every_kind_of_provider(cold: bool) -> None:
-    """Graphs captured and replayed, times, memory, the limit: a row of each that says ok."""
-    from benchmarks.cases import ALL_PASSES, Case, Entry
-    from benchmarks.providers import PROVIDERS
+def test_the_harness_measures_every_kind_of_provider() -> None:
+    """Graphs captured and replayed, times, memory: a row of each that says ok."""
+    from benchmarks.cases import Case, Entry
     from benchmarks.run import measure
     from benchmarks.timing import CudaMeter
-    from tests.kit.ceilings import TOP
 
-    providers = ("nn.GRU", "default", "reference", "step", "sequence", "cell-loop", "nn.LSTM", "nn.RNN")
-    entry = Entry(Case(9, 5, 24, 40, "fp16"), (*ALL_PASSES, "streaming"), providers)
-    rows = list(measure(entry, CudaMeter(cold), TOP))
+    providers = ("nn.GRU", "default", "reference", "step", "sequence")
+    entry = Entry(Case(9, 5, 24, 40, "fp16"), ("inference", "forward", "forward+backward", "streaming"), providers)
+    rows = list(measure(entry, CudaMeter()))
     assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
-    assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"cold" if cold else "warm"}
+    assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"warm"}
     for row in rows:
         assert row.p50_us and row.host_us and row.ratio and row.errors and row.device_us, row.note
         assert row.note.startswith("host ")
-        assert (row.limit_us is not None) == PROVIDERS[row.provider].ours
         if row.pass_ == "forward+backward":
             assert row.peak_mib and row.saved_mib

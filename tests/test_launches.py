@@ -206,7 +206,8 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypat
     """And a call whose arguments are those of a call before hands over what that one did, no other call does."""
     import triton
 
-    from benchmarks.hostcost import SameMemory, without_gpu
+    from benchmarks.hostcost import without_gpu
+    from tests.kit.memory import SameMemory
     from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step

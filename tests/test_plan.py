@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
-from benchmarks.limit import step_traffic
+from benchmarks.traffic import step_traffic
 from tritongru import cli
 from tritongru.planning import Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
 import pytest
-
-from tests.kit.ceilings import TOP
 
 pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
@@ -58,10 +55,6 @@ ROWS = [
     *(row(128, 32, H, p, d, "fp32", products="ieee", case=f"H{H}-ieee") for H in (64, 512)
       for p in ("nn.GRU", "default") for d in ("inference", "forward+backward")),
 ]  # fmt: skip
-CEILING_ROWS = [
-    {**FIXED, "name": name, "value": str(value), "unit": "", "note": ""}
-    for name, value in dataclasses.asdict(TOP).items()
-]
 
 
 def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> None:
@@ -78,10 +71,9 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
     folder = tmp_path_factory.mktemp("results")
     write(folder / "nvidia-h200" / "gru.csv", results.COLUMNS, ROWS)
     write(folder / "cpu" / "gru.csv", results.COLUMNS, [{**r, "device": "Xeon", "driver": "", "l2": ""} for r in ROWS])
-    write(folder / "nvidia-h200" / results.CEILINGS, results.CEILINGS_COLUMNS, CEILING_ROWS)
     write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
     write(folder / study.FILE, study.COLUMNS, study.committed())
-    for name in ("first_look.csv", "kernels.csv"):
+    for name in ("first_look.csv", "kernels.csv", results.CEILINGS):
         shutil.copy(speed.FOLDER / name, folder / "nvidia-h200")
     for name, columns in ((story.ANSWERS, story.COLUMNS), (story.WORDS, story.WORD_COLUMNS)):
         path = Path(story.FOLDER, name)
@@ -310,32 +302,17 @@ def test_compiled_row_is_what_the_code_compiles_to(form: compiled.Form) -> None:
     recompile(form)
 
 
-@pytest.fixture
-def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-    two = forms_of(*SAMPLE[:2])
-    monkeypatch.setattr(compiled, "forms", lambda *_: two)
-
-
 @needs_triton
 @pytest.mark.compiled
-@pytest.mark.parametrize(("error", "code"), [(KeyboardInterrupt, 130), (RuntimeError, 1), (None, 0)])
-def test_a_run_that_does_not_end_leaves_the_file(
-    error: type[BaseException] | None, code: int, tmp_path: Path, in_this_process: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    rows = iter(committed())
-
-    def fake(form: compiled.Form) -> dict[str, str]:
-        if error is not None and str(form) == SAMPLE[1]:
-            raise error
-        return next(rows)
-
-    monkeypatch.setattr(compiled, "compiled", fake)
-    path = tmp_path / compiled.FILE
+def test_a_run_that_does_not_end_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two, rows, path = forms_of(*SAMPLE[:2]), committed(), tmp_path / compiled.FILE
+    monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
+    monkeypatch.setattr(compiled, "forms", lambda *_: two)
+    monkeypatch.setattr(compiled, "compiled", lambda form: rows[0] if form is two[0] else 1 / 0)
     path.write_text("as it was\n", encoding="utf-8")
-    assert compiled.main(tmp_path) == code
-    if code:
-        assert path.read_text(encoding="utf-8") == "as it was\n"
-    else:
-        assert len(results.read(path, compiled.COLUMNS)) == 2
+    with pytest.raises(ZeroDivisionError):
+        compiled.main(tmp_path)
+    assert path.read_text(encoding="utf-8") == "as it was\n"
+    monkeypatch.setattr(compiled, "compiled", lambda form: rows[two.index(form)])
+    assert compiled.main(tmp_path) == 0 and len(results.read(path, compiled.COLUMNS)) == 2
     assert [file.name for file in tmp_path.iterdir()] == [compiled.FILE]

@@ -1,0 +1,302 @@
+"""A day on a GPU, and what is made of its rows: tiles, the table that the layer chooses by, the summary."""
+
+import csv
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import day, summary, table, tune, warm
+from benchmarks.__main__ import main
+from benchmarks.cases import BASELINE, Case
+from benchmarks.results import KEY, ROWS, Environment, ResultsFile, Row, read_rows
+from benchmarks.suites import GRID_T, SUITES, TUNE_T
+from benchmarks.workloads import WORKLOADS
+from tritongru.planning import choose, describe, sequence, step, tuned
+
+HERE = Environment("2026-01-01", "NVIDIA H200", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
+H200 = describe("h200")
+
+
+def part(name, *codes, minutes=1.0, **options):
+    """Of commands that run Python code."""
+    commands = tuple((lambda run, code=code: (sys.executable, "-c", code.format(out=run.out))) for code in codes)
+    return day.Part(name, minutes, commands, **options)
+
+
+def told(folder):
+    return (folder / "day.txt").read_text().splitlines()
+
+
+def test_every_part_of_the_day_runs_and_is_accounted_for(tmp_path, capsys):
+    parts = [
+        part("good", "print('fine')", "print('beside')"),
+        part("bad", "print('broken'); raise SystemExit(5)"),
+        part("killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        part("memcheck", "1 / 0", why_not=lambda dry: "no tool"),
+        part("last", "import os; print(os.environ['GIVEN'])", environment={"GIVEN": "here"}),
+    ]
+    assert day.run(parts, tmp_path, 1.0, HERE) == 1
+    lines = told(tmp_path)
+    assert [line.split()[0] for line in lines[1:]] == ["good", "bad", "killed", "memcheck", "last"]
+    assert "passed" in lines[1] and "FAILED: exit code 5" in lines[2] and "FAILED: killed by SIGKILL" in lines[3]
+    assert "not run: no tool" in lines[4] and "passed" in lines[5] and "host " in lines[0]
+    assert (tmp_path / "last.log").read_text() == "here\n" and (tmp_path / "good-1.log").read_text() == "beside\n"
+    assert "broken" in capsys.readouterr().out
+    assert day.run(parts[:1] + parts[3:], tmp_path, 1.0, HERE) == 0  # a missing tool is no failure
+
+
+def test_a_part_that_hangs_is_stopped_and_what_it_left_is_the_later_ones(tmp_path):
+    """By when it should have ended, with all that it has started, deaf ones too."""
+    hanging = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    hanging += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+    parts = [part("slow", hanging, hanging, minutes=1.0), part("after", "print('ran')", minutes=9.0)]
+    start = time.monotonic()
+    assert day.run(parts, tmp_path, 0.2, HERE) == 1
+    assert time.monotonic() - start < 10
+    assert "FAILED: stopped, its time was up" in told(tmp_path)[1] and "passed" in told(tmp_path)[2]
+    assert day._ends(parts, 10.0) == [60.0, 600.0]  # a part ends by the sum of its own and the earlier
+    assert day.run(parts[1:], tmp_path, 0.0, HERE) == 1 and "FAILED: not run, the budget" in told(tmp_path)[1]
+
+
+BEGIN = "import pathlib; path = pathlib.Path('{out}/NAME'); text = path.read_text() if path.exists() else ''; "
+BEGIN += "path.write_text(text + 'x'); "
+
+
+def test_a_suite_goes_on_after_the_device_was_lost(tmp_path):
+    code = BEGIN.replace("NAME", "seen") + "raise SystemExit(3 if len(text) < 2 else 0)"
+    assert day.run([part("suite", code, "print('beside')")], tmp_path, 1.0, HERE) == 1
+    assert (tmp_path / "seen").read_text() == "xxx" and (tmp_path / "suite-1.log").read_text() == "beside\n"
+    assert "FAILED: the device was lost 2 time(s)" in told(tmp_path)[1]
+
+
+def test_a_day_that_is_resumed_leaves_out_what_passed_and_goes_on_with_what_was_cut_short(tmp_path):
+    parts = [
+        part("once", BEGIN.replace("NAME", "ran")),
+        part("grid", BEGIN.replace("NAME", "short") + "raise SystemExit(0 if text else 4)"),
+        part("again", BEGIN.replace("NAME", "failed") + "raise SystemExit(not text)"),
+    ]
+    assert day.run(parts, tmp_path, 1.0, HERE) == 1 and "cut short" in told(tmp_path)[2]
+    later = dataclasses.replace(HERE, date="2027-01-01")
+    assert day.run(parts, tmp_path, 1.0, later, resume=True) == 0 and "passed" in told(tmp_path)[2]
+    assert (tmp_path / "ran").read_text() == "x" and told(tmp_path)[0].startswith(HERE.date)
+    assert day.run(parts, tmp_path, 1.0, later) == 0 and (tmp_path / "ran").read_text() == "xx"
+
+
+def test_a_day_on_a_full_disk_goes_on(tmp_path, monkeypatch, capsys):
+    def full(self, *args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    assert day.run([part("one", "pass"), part("two", "pass")], tmp_path, 1.0, HERE) == 0
+    assert capsys.readouterr().out.count("day.txt was not written: [Errno 28] No space left on device") == 2
+
+
+def test_the_commands_of_the_day_exist(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert [part.name for part in day.PARTS] == [
+        "compile", "right", "tune", "grid", "workloads", "study", "tests", "memcheck", "summary"
+    ]  # fmt: skip
+    assert sum(part.minutes for part in day.PARTS) == pytest.approx(9)
+    suites_of_it = set()
+    for dry in (False, True):
+        given = day.Run(tmp_path, 128.0, HERE.date, dry)
+        for words in [command(given) for found in day.PARTS for command in found.commands]:
+            if "--suite" in words:
+                suites_of_it.add(words[words.index("--suite") + 1])
+                assert ("--dry-run" in words) == dry and ("--since" in words) != dry
+                if not dry:
+                    assert words[-1] == "2.00" and main(words[words.index("--suite") :]) == 1
+                    assert "no CUDA device" in capsys.readouterr().err
+    assert suites_of_it == set(SUITES)
+
+
+@pytest.mark.long
+@pytest.mark.interpreted
+def test_the_whole_day_is_rehearsed(tmp_path):
+    assert main(["day", "--dry-run", "--out", str(tmp_path)]) == 0
+    assert [line.split()[1] for line in told(tmp_path)[1:]] == ["passed,"] * 9
+    assert {row["status"] for row in read_rows(tmp_path)} <= {"ok", "unserved"}
+
+
+def test_compiling_takes_one_call_for_each_kernel(capsys):
+    def tiles(case, training, name):
+        return choose(case.problem(training), H200, name).tiles
+
+    found = list(warm.calls(("grid",), H200))
+    forms = {warm._form(case, *t) for case, name, training in found for t in tiles(case, training, name)}
+    assert len(found) <= len(forms) < 2 * len(SUITES["grid"](H200))  # of two kernels, in two passes
+    assert {case.T for case, _, _ in found} == {1, 2} and all(training for _, _, training in found)
+    for entry in SUITES["grid"](H200):
+        for name in set(entry.providers) - {BASELINE}:
+            try:
+                wanted = tiles(entry.case, True, name)
+            except ValueError:
+                continue
+            assert {warm._form(entry.case, *t) for t in wanted} <= forms
+    assert warm.main(dry=True) == 0 and "compile the forms of tune, grid, right, workloads" in capsys.readouterr().out
+
+
+# tiles and times as data
+
+TUNED = Case(TUNE_T, 64, 512, 512, "bf16")
+PLANNED = ((100, 101, 102), (300, 302, 304))  # p20, p50, p80 of each pass; backward 201, from 198 to 204
+
+
+def written(folder, rows, environment=HERE):
+    """Rows through their file, as they are read."""
+    with ResultsFile(folder / ROWS, environment) as file:
+        for row in rows:
+            file.append(row)
+    return read_rows(folder)
+
+
+def timed(figures, case=TUNED):
+    for provider, of_passes in figures.items():
+        for pass_, (p20, p50, p80) in zip(("forward", "forward+backward"), of_passes, strict=True):
+            yield Row(case, provider, pass_, p20_us=p20, p50_us=p50, p80_us=p80)
+
+
+def test_tiles_win_by_more_than_the_calls_vary(tmp_path):
+    figures = {
+        "sequence": PLANNED,
+        "sequence:num_warps=4": ((80, 81, 82), (270, 272, 274)),  # 191, from 188 to 194
+        "sequence:delay=100": ((99, 99.5, 101), (299, 301, 303)),
+        "sequence:block_h=8": ((70, 90, 100.5), (250, 260, 400)),
+    }
+    found = list(tune.winners(written(tmp_path / "faster", timed(figures))))
+    assert [(row["pass"], row["fields"]) for row in found] == [("forward", "num_warps=4"), ("backward", "num_warps=4")]
+    assert found[0]["us_per_step"] == f"{81 / TUNE_T:.4g}" and found[1]["planned_us"] == f"{201 / TUNE_T:.4g}"
+    slower = {"sequence": PLANNED, "sequence:num_warps=4": ((98, 100, 101), (290, 301, 310))}
+    assert not list(tune.winners(written(tmp_path / "slower", timed(slower))))
+
+
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
+    """A function that plans without what was planned or read before."""
+    caches = (sequence.sequence_tiles, step.step_tiles, tuned.winner)
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tiles")
+
+    def tiles(kind, batch, H, dtype, backend=sequence.sequence_tiles, device=H200):
+        for cached in caches:
+            cached.cache_clear()
+        return backend(kind, batch, H, 1, dtype, "tf32", device)
+
+    yield tiles
+    tuned.forget()
+    for cached in caches:
+        cached.cache_clear()
+
+
+def test_planning_reads_what_tuning_writes(planned, tmp_path, monkeypatch):
+    shape = (64, 500, "fp16")
+    before = planned("forward", *shape)
+    wins = {"sequence": PLANNED, "sequence:num_warps=4,delay=400": ((50, 51, 52), (260, 290, 340))}
+    written(tmp_path, timed(wins))
+    assert "1 tiles that win" in tune.write(tmp_path)
+    found = planned("forward", *shape)
+    assert (found.num_warps, found.delay) == (4, 400) != (before.num_warps, before.delay)
+    assert planned("backward", *shape).delay != 400  # which did not win
+    assert planned("forward", 65, *shape[1:]).delay != 400  # another class of batches
+    assert planned("forward", *shape, device=dataclasses.replace(H200, name="H100")).delay != 400
+    with monkeypatch.context() as patch:  # fields that this layer cannot have: the planned tiles
+        patch.setattr(sequence, "winner", lambda *of: "block_h=8,num_warps=16,block_k=32")
+        assert planned("forward", *shape) == before
+    tune.forget("NVIDIA H200")
+    assert planned("forward", *shape) == before
+
+
+def test_step_takes_the_winner_of_the_next_size(planned, monkeypatch):
+    row = {"backend": "step", "pass": "forward", "dtype": "bf16", "H": "1024", "B": "32", "fields": "pdl=0"}
+    monkeypatch.setattr(tuned, "_rows", lambda device: (row, {**row, "H": "2048", "fields": "block_h=7"}))
+
+    def pdl(kind, batch, H, dtype="bf16"):
+        return planned(kind, batch, H, dtype, step.step_tiles).pdl
+
+    assert not pdl("forward", 20, 700) and not pdl("forward", 32, 1024, "fp16")
+    assert pdl("backward", 20, 700) and pdl("forward", 33, 700) and pdl("forward", 20, 700, "fp32")
+    assert pdl("forward", 20, 1100)  # fields that no kernel can have: the planned tiles
+
+
+def test_the_table_of_a_grid(tmp_path):
+    """A step as it is called, without what any call costs, and never less than one on the device alone."""
+    with ResultsFile(tmp_path / ROWS, HERE) as file:
+        for T, us in ((1, 200.0), (2, 300.0), (GRID_T, 2860.0)):
+            for provider in (BASELINE, "step", "sequence") if T > 1 else (BASELINE, "step"):
+                for pass_ in ("inference", "forward+backward"):
+                    called = us if provider != "sequence" else us / 10 + 300
+                    file.append(Row(Case(T, 32, 512, 512, "bf16"), provider, pass_, p50_us=called, device_us=128.0 * 5))
+    rows = list(csv.DictReader(table.table(tmp_path).splitlines()))
+    by_backend = {(r["backend"], r["T"]): r for r in rows if r["pass"] == "training"}
+    assert len(rows) == 10 and by_backend["aten", "1"]["us_per_call"] == "200.0" and rows[0]["source"] == ROWS
+    assert (by_backend["aten", ""]["us_per_step"], by_backend["aten", ""]["us_per_call"]) == ("20.000", "300.0")
+    assert by_backend["sequence", ""]["us_per_step"] == by_backend["sequence", ""]["device_us_per_step"] == "5.000"
+    assert main(["table", "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "table.csv").read_text() == table.table(tmp_path)
+
+
+# summary
+
+
+def both(cases, ratio=0.5, graph=0.5, ours="default", status="ok"):
+    """Rows of nn.GRU and of ours, which takes `ratio` times as long, in a graph `graph` times."""
+    for case in cases:
+        for provider in (BASELINE, ours):
+            us, in_a_graph = (100.0, 50.0) if provider == BASELINE else (100 * ratio, graph and 50 * graph)
+            figures = dict(p50_us=us, p20_us=0.95 * us, p80_us=1.1 * us, device_us=in_a_graph, peak_mib=7.0)
+            yield Row(case, provider, "inference", status, "host AMD EPYC, 16 cores", l2="warm", **figures)
+
+
+TINY = [Case(4, B, 5, 6) for B in (1, 2, 3)]
+
+
+def test_losses_come_first_with_both_ratios_host_and_device(tmp_path, capsys):
+    rows = [*both(TINY[:1], 1.7, 0.8), *both(TINY[1:2], 0.4, None), *both([WORKLOADS[2].case], 0.25, 1.3)]
+    written(tmp_path / "a", rows, dataclasses.replace(HERE, device="a device"))
+    written(tmp_path / "b", both(TINY[2:], 3.0), dataclasses.replace(HERE, device="another"))
+    assert main(["summary", "--out", str(tmp_path)]) == 0
+    first, second = capsys.readouterr().out.split("another: ")
+    assert "host      AMD EPYC, 16 cores" in first and "a device: 6 rows" in first
+    said = first[first.index("losses: slower than nn.GRU as it is called, or in a CUDA graph, in 2 of 3") :]
+    losses, workloads = said.split("workloads, the slowest first")
+    assert losses.index("1.700") < losses.index("0.250") and "0.800" in losses and "1.300" in losses
+    assert TINY[1].name not in losses and "RNNoise" in workloads and "frames of speech (10 ms) a second" in workloads
+    assert "median ratio, inference in fp32: 0.400 in 3; in a graph 1.050 in 2" in said and "in 1 of 1" in second
+
+
+@pytest.mark.parametrize(
+    ("ratio", "graph", "lost"),
+    [(0.8, 0.9, False), (1.1, 0.9, False), (1.2, 0.9, True), (0.5, 1.1, True), (0.5, None, False)],
+)
+def test_a_loss_is_more_than_the_calls_vary_or_slower_in_a_graph(ratio, graph, lost, tmp_path):
+    """Each lies between 0.95 and 1.1 times its median: up to 1.158 times as long is within that."""
+    (pair,) = summary.compared(written(tmp_path, both(TINY[:1], ratio, graph)))
+    assert pair.lost == lost
+
+
+def test_where_the_layer_as_it_comes_was_not_timed_its_fastest_kernel_is_compared(tmp_path):
+    rows = written(tmp_path, [*both(TINY[:1], 0.8, ours="step"), *both(TINY[:1], 0.6, ours="sequence")])
+    (pair,) = summary.compared(rows)
+    assert pair.ours["provider"] == "sequence"
+    assert not summary.compared(written(tmp_path, both(TINY[:1], 0.1, ours="sequence:num_warps=4")))  # candidates
+    assert not summary.compared(written(tmp_path / "wrong", both(TINY[:1], status="wrong")))
+
+
+def test_the_latest_row_of_a_measurement_counts(tmp_path):
+    for date, us in (("2026-02-01", 1.0), ("2026-03-01", 2.0), ("2026-01-01", 3.0)):
+        rows = [Row(TINY[0], "step", "forward", p50_us=us)]
+        rows.append(Row(TINY[0], "step", "inference", p50_us=us, l2="cold" if us == 3.0 else "warm"))
+        written(tmp_path / date, rows, dataclasses.replace(HERE, date=date))
+    rows = read_rows(tmp_path)
+    assert len({tuple(row[name] for name in KEY) for row in rows}) == len(rows) == 3
+    assert {(row["pass"], row["l2"]): row["p50_us"] for row in rows} == {
+        ("forward", ""): "2", ("inference", "warm"): "2", ("inference", "cold"): "3"
+    }  # fmt: skip
+
+
+def test_a_summary_of_nothing_says_how_to_get_rows(tmp_path, capsys):
+    assert main(["summary", "--out", str(tmp_path)]) == 1
+    assert "python -m benchmarks day" in capsys.readouterr().err
