@@ -44,7 +44,7 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
     import triton.runtime.interpreter as interpreter
 
     from tritongru.launch import exchange, runtime
-    from tritongru.tools.emulator.launch import Launch
+    from tritongru.tools.emulator.memory import Memory
 
     launches: list[Watched] = []
     builder = interpreter.interpreter_builder
@@ -62,7 +62,7 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
 
         return noted
 
-    checked = Launch._checked
+    checked = Memory.checked
 
     def emulated(self, verb, addresses, itemsize):
         what, found = "stores" if verb == "stores" else "loads", np.unique(addresses)
@@ -73,7 +73,7 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
         # raising=False: an attribute of the one instance, before the method of its class
         patch.setattr(builder, "create_masked_load", noting("loads", builder.create_masked_load, 0), raising=False)
         patch.setattr(builder, "create_masked_store", noting("stores", builder.create_masked_store, 1), raising=False)
-        patch.setattr(Launch, "_checked", emulated)
+        patch.setattr(Memory, "checked", emulated)
         yield launches
 
 

@@ -2,20 +2,20 @@
 
 `emulate` runs the kernel's own source: what it calls is bound to language.py in place of Triton, values are numpy
 arrays, memory is that of the tensors passed. Each program has a thread, of which exactly one, the holder of the baton,
-runs. The baton may change hands before every load, store, atomic, barrier and look at the clock, and in the middle of a
-tile: a load or store is sometimes made in two random halves (`tear`), because hardware does not move a tile at once
-either. A random number generator decides, so the same seed gives the same interleaving.
-
-Outside `emulating` the policy is "lazy", the cheapest: a program runs until it waits for another. A load that is not
-volatile passes no point there: whoever waits by such loads alone uses up the budget of steps.
+runs. The baton may change hands before every load, store, barrier and look at the clock, and in the middle of a tile:
+a load or store is sometimes made in two random halves (`tear`), because hardware does not move a tile at once either.
+A random number generator decides, so the same seed gives the same interleaving. Outside `emulating` the policy is
+"lazy", the cheapest: a program runs until it waits for another.
 
 Inline PTX has a twin in Python, registered by its text in TWINS: `twin(turn, *arguments, dtype)`, arguments and results
-Tensors, a tuple of results for a tuple of dtypes. By `turn` (Turn) it looks at memory, waits and reads the clock.
+Tensors, a tuple of results for a tuple of dtypes. By `turn` (Turn) it looks at memory, reads the clock, and waits: a
+kernel waits nowhere else, for a loop of plain loads may be one load to a compiler.
 
 What is found on the way:
 
     Deadlock       every live program waits for what nobody publishes any more, or the budget of steps is used up
     OutOfBounds    an access outside every tensor passed to the kernel
+    KernelError    an exception in a program, such as an operation that the emulator lacks
     poison         what a mask left out of a load, and fresh shared memory, is NaN or a large number
     a time-out     of the kernel's own: the clock is virtual, and jumps ahead where all programs wait
 
@@ -34,7 +34,8 @@ from typing import Any
 
 from . import language
 from .launch import TWINS, Launch, Turn
-from .scheduler import Deadlock, KernelError, OutOfBounds, Policy, Scheduler
+from .memory import OutOfBounds
+from .scheduler import Deadlock, KernelError, Scheduler
 from .values import EmulatorError, Tensor
 
 __all__ = [
@@ -69,7 +70,14 @@ def emulate(
         raise EmulatorError("a launch inside a program of another")
     x, y, z = (*grid, 1, 1)[:3]
     with _one_launch:
-        launch = Launch(_emulating or Scheduler(), kernel, (x, y, z), arguments, constants, num_warps)
+        launch = Launch(
+            _emulating or Scheduler(policy="lazy", nanoseconds_per_step=0),
+            kernel,
+            (x, y, z),
+            arguments,
+            constants,
+            num_warps,
+        )
         language.machine = launch
         try:
             launch.run()
@@ -78,27 +86,8 @@ def emulate(
 
 
 @contextmanager
-def emulating(
-    seed: int = 0,
-    *,
-    policy: Policy | None = None,
-    switch: float | None = None,
-    tear: float = 0.3,
-    max_steps: int = 1_000_000,
-    nanoseconds_per_step: int = 1000,
-) -> Iterator[Scheduler]:
-    """Inside: the options of every launch.
-
-    Args:
-        seed: of everything random. Even seeds follow the policy "random", odd ones "priorities", unless told.
-        policy: "random" hands the baton to anyone, with probability `switch` at each point; "priorities" to the
-            program of the highest priority that does not wait, with random demotions; "lazy" lets a program run until
-            it waits.
-        switch: by default one of 1.0, 0.3 and 0.05, by the seed.
-        tear: probability that a tile is loaded or stored in two halves; the lazy policy never does.
-        max_steps: of one launch; beyond them it is a Deadlock.
-        nanoseconds_per_step: by how much the launch's virtual clock advances at every step of any program. With 0 it
-            stands still, and a wait that would run out is a Deadlock, which says what it waits for.
+def emulating(seed: int = 0, **options: Any) -> Iterator[Scheduler]:
+    """Inside: the options of every launch, as Scheduler has them.
 
     Yields:
         The scheduler, whose `steps` and `switches` count what happens.
@@ -109,7 +98,7 @@ def emulating(
     global _emulating
     if _emulating is not None:
         raise EmulatorError("an `emulating` block inside another")
-    _emulating = Scheduler(seed, policy, switch, tear, max_steps, nanoseconds_per_step)
+    _emulating = Scheduler(seed, **options)
     try:
         yield _emulating
     finally:

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import ctypes
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
-SHIFT = {1: 0, 2: 1, 4: 2, 8: 3}  # from bytes to elements
+from .values import EmulatorError
+
+FIRST = 1 << 12  # no address is below
+
+
+class OutOfBounds(EmulatorError):  # noqa: N818
+    """An access outside every tensor passed to the kernel."""
+
+
+@cache
+def everything(kind: np.dtype) -> np.ndarray:
+    """The process's address space from FIRST on, as elements of one type: whoever reads or writes has checked where."""
+    told = {"version": 3, "data": (FIRST, False), "shape": (2**47 // kind.itemsize,), "typestr": kind.str}
+    return np.asarray(SimpleNamespace(__array_interface__=told))
 
 
 @dataclass(frozen=True)
@@ -23,108 +37,12 @@ class Extent:
     end: int
     itemsize: int
 
-    @property
-    def size(self) -> int:
-        return (self.end - self.begin) // self.itemsize
-
-    def distance(self, address: int) -> int:
-        """Bytes from the extent to `address`; 0 inside."""
-        return max(self.begin - address, address - (self.end - 1), 0)
+    def holds(self, *addresses: int) -> bool:
+        return all(self.begin <= address < self.end for address in addresses)
 
     def place(self, address: int) -> int:
         """The number of the element there."""
         return (address - self.begin) // self.itemsize
-
-
-class Memory:
-    """The tensors of a launch."""
-
-    def __init__(self, extents: Sequence[Extent]):
-        self.extents = extents
-        self.begins: list[int] = []  # of regions that no other touches, in order
-        self.ends: list[int] = []
-        for extent in sorted(extents, key=lambda extent: extent.begin):
-            if self.ends and extent.begin <= self.ends[-1]:
-                self.ends[-1] = max(self.ends[-1], extent.end)
-            else:
-                self.begins.append(extent.begin)
-                self.ends.append(extent.end)
-        self._views: dict[tuple[int, np.dtype], tuple[int, np.ndarray]] = {}
-
-    def view(self, begin: int, last: int, kind: np.dtype) -> tuple[int, np.ndarray] | None:
-        """The region that holds elements from `begin` to `last`: its address and itself as an array; None if no one
-        region does."""
-        i = bisect_right(self.begins, begin) - 1
-        if i < 0 or last + kind.itemsize > self.ends[i]:
-            return None
-        found = self._views.get((i, kind))
-        if found is None:
-            start = self.begins[i] & -16
-            count = (self.ends[i] - start) // kind.itemsize
-            buffer = (ctypes.c_uint8 * (count * kind.itemsize)).from_address(start)
-            found = self._views[i, kind] = start, np.ctypeslib.as_array(buffer).view(kind)
-        return found
-
-    def parts(self, addresses: np.ndarray, kind: np.dtype) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Of flat addresses in several regions: which of them, the region as an array, their places in it."""
-        region = np.searchsorted(self.begins, addresses, side="right") - 1
-        for i in np.unique(region):
-            chosen = np.flatnonzero(region == i)
-            found = self.view(self.begins[i], self.begins[i], kind)
-            assert found is not None
-            start, view = found
-            yield chosen, view, (addresses[chosen] - start) >> SHIFT[kind.itemsize]
-
-    def gather(self, addresses: Any, kind: np.dtype, ends: tuple[int, int]) -> Any:
-        """Elements inside the tensors; `ends` are the least and the greatest address, or lie around them."""
-        found = self.view(*ends, kind)
-        if found is not None:
-            start, view = found
-            return view.take((addresses - start) >> SHIFT[kind.itemsize])
-        flat = addresses.reshape(-1)
-        out = np.empty(flat.shape, kind)
-        for chosen, view, places in self.parts(flat, kind):
-            out[chosen] = view[places]
-        return out.reshape(addresses.shape)
-
-    def scatter(self, addresses: Any, values: Any, ends: tuple[int, int]) -> None:
-        """Values, raw and of the addresses' shape, to places inside the tensors."""
-        found = self.view(*ends, values.dtype)
-        if found is not None:
-            start, view = found
-            view[(addresses - start) >> SHIFT[values.dtype.itemsize]] = values
-            return
-        flat, values = addresses.reshape(-1), values.reshape(-1)
-        for chosen, view, places in self.parts(flat, values.dtype):
-            view[places] = values[chosen]
-
-    def fault(self, addresses: Any, itemsize: int, ends: tuple[int, int]) -> str | None:
-        """What is wrong with an access, if anything is."""
-        begin, last = ends
-        i = bisect_right(self.begins, begin) - 1
-        if (begin | last) & (itemsize - 1):
-            return f"{addresses.size} elements at addresses that are no multiples of {itemsize}"
-        if i >= 0 and last + itemsize <= self.ends[i]:
-            return None
-        flat = np.atleast_1d(addresses).reshape(-1)
-        region = np.searchsorted(self.begins, flat, side="right") - 1
-        behind = np.asarray([*self.ends, 0])  # no region: number -1
-        outside = flat[flat + itemsize > behind[region]]
-        if not outside.size:
-            return None
-        first = int(outside[0])
-        nearest = min(self.extents, key=lambda extent: extent.distance(first), default=None)
-        place = "no tensor was passed"
-        if nearest is not None:
-            place = f"the first would be {nearest.name}[{nearest.place(first)}] of {nearest.size}, the nearest argument"
-        return f"{outside.size} elements outside every tensor; {place}"
-
-
-def span(addresses: Any) -> tuple[int, int]:
-    """The least and the greatest address."""
-    if addresses.ndim == 0:
-        return int(addresses), int(addresses)
-    return int(addresses.min()), int(addresses.max())
 
 
 def extents_of(name: str, value: Any) -> Iterator[Extent]:
@@ -136,3 +54,59 @@ def extents_of(name: str, value: Any) -> Iterator[Extent]:
         elements = 1 + sum((n - 1) * s for n, s in zip(value.shape, value.stride(), strict=True))
         begin, itemsize = value.data_ptr(), value.element_size()
         yield Extent(name, begin, begin + elements * itemsize, itemsize)
+
+
+class Memory:
+    """The tensors of a launch."""
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        self.extents = [extent for name, value in arguments.items() for extent in extents_of(name, value)]
+        self.begins: list[int] = []  # of regions that no other touches, in order
+        self.ends: list[int] = []
+        for extent in sorted(self.extents, key=lambda extent: extent.begin):
+            if self.ends and extent.begin <= self.ends[-1]:
+                self.ends[-1] = max(self.ends[-1], extent.end)
+            else:
+                self.begins.append(extent.begin)
+                self.ends.append(extent.end)
+
+    def checked(self, verb: str, addresses: Any, itemsize: int) -> tuple[int, int]:
+        """The least and the greatest address of an access to be made."""
+        begin, last = (int(addresses.min()), int(addresses.max())) if addresses.ndim else (int(addresses),) * 2
+        if (begin | last) & (itemsize - 1):
+            raise OutOfBounds(f"{verb} {addresses.size} elements at addresses that are no multiples of {itemsize}")
+        i = bisect_right(self.begins, begin) - 1
+        if i < 0 or last + itemsize > self.ends[i]:  # not in one region: each for itself
+            flat = np.atleast_1d(addresses).reshape(-1)
+            region = np.searchsorted(self.begins, flat, side="right") - 1
+            outside = flat[flat + itemsize > np.asarray([*self.ends, 0])[region]]  # no region: number -1
+            if outside.size:
+                place = self.nearest(int(outside[0]))
+                raise OutOfBounds(f"{verb} {outside.size} elements outside every tensor; {place}")
+        return begin, last
+
+    def load(self, addresses: Any, kind: np.dtype) -> Any:
+        return everything(kind).take((addresses - FIRST) >> (kind.itemsize.bit_length() - 1))
+
+    def store(self, addresses: Any, values: np.ndarray) -> None:
+        everything(values.dtype)[(addresses - FIRST) >> (values.itemsize.bit_length() - 1)] = values
+
+    # ---- reports -----------------------------------------------------------------------------------------------------
+
+    def nearest(self, address: int) -> str:
+        def distance(extent: Extent) -> int:
+            return max(extent.begin - address, address - extent.end)
+
+        nearest = min(self.extents, key=distance, default=None)
+        if nearest is None:
+            return "no tensor was passed"
+        elements = nearest.place(nearest.end)
+        return f"the first would be {nearest.name}[{nearest.place(address)}] of {elements}, the nearest argument"
+
+    def name(self, *ends: int) -> str:
+        """Of an element, or of those between two addresses."""
+
+        def named(extent: Extent) -> str:
+            return f"{extent.name}[{' .. '.join(str(extent.place(end)) for end in dict.fromkeys(ends))}]"
+
+        return "/".join(named(extent) for extent in self.extents if extent.holds(*ends)) or "several arguments"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 import sys
 import threading
+import traceback
 import types
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,11 @@ from typing import Any, Literal
 import numpy as np
 
 from .binding import KERNEL
-from .memory import Memory, span
+from .memory import Memory, OutOfBounds
 from .values import EmulatorError
 
 DEMOTION = 0.02  # probability, per point, that the running program falls to the lowest priority
-PATIENCE = 200  # loads of a word that tell nothing new, without a look at the clock: taken for waiting for ever
+PATIENCE = 200  # turns in vain of a program, with no look at the clock: taken for waiting for ever
 LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
 
 Policy = Literal["random", "priorities", "lazy"]
@@ -28,10 +28,6 @@ Index = tuple[int, int, int]
 
 class Deadlock(EmulatorError):  # noqa: N818
     """No live program can go on, or the launch took more than `max_steps` steps."""
-
-
-class OutOfBounds(EmulatorError):  # noqa: N818
-    """An access outside every tensor passed to the kernel."""
 
 
 class KernelError(EmulatorError):
@@ -48,7 +44,8 @@ class Access:
 
     verb: str
     addresses: np.ndarray
-    values: np.ndarray | None
+    ends: tuple[int, int]  # the least and the greatest address
+    values: np.ndarray | None = None
 
     def missing(self) -> np.ndarray:
         """Which elements have all bits set: what an exchanging kernel waits to vanish."""
@@ -65,66 +62,58 @@ class Program:
     baton: Any = field(default_factory=threading.Lock)  # free: this program may run
     thread: threading.Thread | None = None  # set when the program first runs
     latest: Access | None = None
-    looks: deque[Access] = field(default_factory=lambda: deque(maxlen=4))  # its loads since it last stored or waited
-    # Does it wait? Its loads (first address, last, elements, hash of the values) since it last stored anything, or
-    # another stored into what it looks at; how many in a row were among them, told it nothing new; the same since it
-    # looked at the clock; and whether another stored there since it last waited.
-    seen: set[tuple[int, int, int, int]] = field(default_factory=set)
-    looking: tuple[int, int] = (0, -1)
-    repeats: int = 0
-    idle: int = 0
-    hit: bool = False
-    says_so: bool = False  # it is inside `wait`
+    looks: list[Access] = field(default_factory=list)  # of twins, since it last stored or waited
+    hit: bool = False  # another has stored since into what it looked at
+    waits: bool = False
     since: int = -1  # the step at which it last gave the baton away
 
     def __post_init__(self) -> None:
         self.baton.acquire()
 
-    @property
-    def waits(self) -> bool:
-        return self.repeats > 1  # the first may be half of a torn load, made before a store
 
-    def progress(self) -> None:
-        self.seen.clear()
-        self.repeats = self.idle = 0
-
-
+@dataclass
 class Scheduler:
     """The options of launches, and what happened in them.
 
     Attributes:
+        seed: of everything random.
+        policy: "random" hands the baton to anyone, with probability `switch` at each point; "priorities" to the
+            program of the highest priority that does not wait, with random demotions; "lazy" lets a program run until
+            it waits. By default random for even seeds, priorities for odd ones.
+        switch: by default one of 1.0, 0.3 and 0.05, by the seed.
+        tear: probability that a tile is loaded or stored in two halves; the lazy policy never does.
+        max_steps: of one launch; beyond them it is a Deadlock.
+        nanoseconds_per_step: by how much the launch's virtual clock advances at every step of any program. With 0 it
+            stands still, and a wait that would run out is a Deadlock, which says what it waits for.
         steps: points passed at which the baton might change hands, over all launches so far.
         switches: how often it did.
-        seed, policy: what to repeat the run with.
     """
 
-    def __init__(
-        self,
-        seed: int = 0,
-        policy: Policy | None = "lazy",
-        switch: float | None = None,
-        tear: float = 0.0,
-        max_steps: int = 1_000_000,
-        nanoseconds_per_step: int = 0,
-    ):
-        if policy not in (None, "random", "priorities", "lazy"):
-            raise ValueError(f"policy must be 'random', 'priorities' or 'lazy', got {policy!r}")
-        self.seed = seed
-        self.policy: Policy = policy or ("random", "priorities")[seed % 2]
-        self.random = random.Random(seed)
-        self.switch = self.random.choice((1.0, 0.3, 0.05)) if switch is None else switch
-        self.halves = np.random.default_rng(seed)
-        self.tear = 0.0 if self.policy == "lazy" else tear
-        self.max_steps, self.nanoseconds_per_step = max_steps, nanoseconds_per_step
-        self.steps = 0
-        self.switches = 0
+    seed: int = 0
+    policy: Policy | None = None
+    switch: float = -1.0
+    tear: float = 0.3
+    max_steps: int = 1_000_000
+    nanoseconds_per_step: int = 1000
+    steps: int = field(default=0, init=False)
+    switches: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.policy = self.policy or ("random", "priorities")[self.seed % 2]
+        if self.policy not in ("random", "priorities", "lazy"):
+            raise ValueError(f"policy must be 'random', 'priorities' or 'lazy', got {self.policy!r}")
+        self.random = random.Random(self.seed)
+        if self.switch < 0:
+            self.switch = self.random.choice((1.0, 0.3, 0.05))
+        self.halves = np.random.default_rng(self.seed)
+        self.tear = 0.0 if self.policy == "lazy" else self.tear
 
 
 class Programs:
     """The programs of one launch, and their threads."""
 
     def __init__(self, scheduler: Scheduler, run: Callable[[], None], grid: Index, memory: Memory):
-        self.scheduler, self.memory = scheduler, memory
+        self.scheduler, self.memory, self.current = scheduler, memory, Program(-1, (0, 0, 0))
         self._run = run
         x, y, z = grid
         indices = [(i, j, k) for k in range(z) for j in range(y) for i in range(x)]
@@ -134,38 +123,32 @@ class Programs:
         self._priority = scheduler.random.sample(range(len(indices)), len(indices))
         self._began = scheduler.steps
         self._skipped, self._stride = 0, scheduler.nanoseconds_per_step
+        self._in_vain = 0  # turns of programs that wait, in a row
         self._error: BaseException | None = None
         self._ended = threading.Lock()
 
     # ---- the baton ---------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Run the programs to their ends.
-
-        Raises:
-            What went wrong first; the other programs' threads have ended by then.
-        """
-        if not self.programs:
+        """Run the programs to their ends."""
+        if not self._live:
             return
         self._ended.acquire()
+        self._resume(self._choose(None))
         ended = False
         while not ended:
             try:
-                if not self.threads and self._error is None:
-                    self._resume(self._choose(None))
-                ended = self._ended.acquire(timeout=-1 if self._error is None else 1)
-                ended = ended or not any(thread.is_alive() for thread in self.threads)
-                for thread in self.threads if ended else ():
-                    if thread.ident is not None:  # else the interruption came before its start
-                        thread.join()
-            except BaseException as error:  # KeyboardInterrupt, perhaps several: the programs end at their next point
+                ended = self._ended.acquire()
+            except BaseException as error:  # KeyboardInterrupt: the programs end at their next point
                 self._error = self._error or error
-        found, self._error = self._error, None
-        if found is not None:
+        for thread in self.threads:
+            if thread.ident is not None:  # else it could not be started
+                thread.join()
+        if self._error is not None:
             try:
-                raise found
+                raise self._error
             finally:
-                del found  # its traceback holds this frame
+                self._error = None  # whose traceback holds this frame
 
     def _resume(self, program: Program) -> None:
         """Hand the baton over. The caller must wait for its own, or end."""
@@ -173,14 +156,9 @@ class Programs:
         if program.thread is not None:
             program.baton.release()
             return
-        program.thread = threading.Thread(target=self._work, args=(program,), daemon=True)
-        self.threads.append(program.thread)
-        try:
-            program.thread.start()
-        except RuntimeError:  # no more threads to be had
-            self.threads.remove(program.thread)
-            program.thread = None
-            raise
+        thread = threading.Thread(target=self._work, args=(program,), daemon=True)
+        self.threads.append(thread)
+        thread.start()
 
     def _work(self, program: Program | None) -> None:
         """A thread: a program, and after its end the next one if that has not begun."""
@@ -191,33 +169,25 @@ class Programs:
                     self._run()
                 except _Abort:
                     pass
-                except EmulatorError as error:
-                    self._error = self._error or (
-                        error if isinstance(error, (Deadlock, OutOfBounds)) else self._told(program, error)
-                    )
-                except Exception as error:
-                    self._error = self._error or self._told(program, error)
                 except BaseException as error:
-                    self._error = self._error or error
+                    self._error = self._error or self._told(program, error)
                 program = self._after(program)
 
     def _after(self, ended: Program) -> Program | None:
         """Hand the baton on; the program that this thread is to run, if any."""
         self._live.remove(ended)
         try:
-            if self._live and self._error is None:
-                chosen = self._choose(None)
-                if chosen.thread is None:
-                    return chosen
-                self._resume(chosen)
-                return None
-        except BaseException as error:
-            self._error = error
-        for other in self._live:
-            if other.thread is not None:  # it must end as well; one that never began has nothing to end
-                self._resume(other)
-                return None
-        self._ended.release()
+            chosen = self._choose(None) if self._live and self._error is None else None
+        except Deadlock as error:
+            chosen, self._error = None, error
+        if chosen is not None and chosen.thread is None:
+            return chosen
+        # after an error the others must end as well; one that never began has nothing to end
+        chosen = chosen or next((program for program in self._live if program.thread is not None), None)
+        if chosen is not None:
+            self._resume(chosen)
+        else:
+            self._ended.release()
         return None
 
     def point(self) -> Program:
@@ -254,14 +224,11 @@ class Programs:
         if policy == "lazy" and me is not None and not me.waits:
             return me
         ready = [program for program in self._live if not program.waits]
-        if not ready:  # a program that waits for what nobody has changed since gets no turn while another can run
-            stands_still = not self.scheduler.nanoseconds_per_step
-            if all(
-                (program.says_so and stands_still) or program.idle > PATIENCE * max(1, len(program.seen))
-                for program in self._live
-            ):
+        if not ready:  # nothing can happen but that a wait runs out
+            self._in_vain += 1
+            if not self.scheduler.nanoseconds_per_step or self._in_vain > PATIENCE * len(self._live):
                 raise Deadlock(self._report("every live program waits for what nobody changes any more"))
-            self._skipped += self._stride  # nothing can happen but that a wait runs out
+            self._skipped += self._stride
             self._stride = min(2 * self._stride, LONGEST_SKIP)
             return choice.choice(self._live)
         if policy == "lazy":  # who waits the longest: what it waits for is there if anything is
@@ -279,50 +246,37 @@ class Programs:
     def wait(self) -> None:
         """The running program goes on only when another stores into what it looked at, or when nobody else can run."""
         me = self.current
-        if not me.hit:
-            me.repeats = max(2, me.repeats)
-            me.idle += 1
-        me.says_so = True
+        me.waits = not me.hit
         self.point()
-        me.says_so = me.hit = False
+        me.waits = me.hit = False
         me.looks.clear()
 
-    def _stored(self, me: Program, addresses: Any, ends: tuple[int, int], verb: str = "stores") -> None:
+    def stored(self, me: Program, access: Access) -> None:
         """Note that memory changed: whoever waits for it has a reason to run again."""
-        me.latest = Access(verb, addresses, None)
+        me.latest = access
         me.looks.clear()
-        me.progress()
-        self._stride = self.scheduler.nanoseconds_per_step
-        begin, last = ends
+        self._stride, self._in_vain = self.scheduler.nanoseconds_per_step, 0
+        begin, last = access.ends
         for other in self._live:
-            if other is not me:
-                spans = (other.looking, *(found[:2] for found in other.seen))
-                if any(first <= last and begin <= behind for first, behind in spans):
-                    other.hit = True
-                    other.progress()
+            if other is not me and any(begin <= look.ends[1] and look.ends[0] <= last for look in other.looks):
+                other.hit, other.waits = True, False
 
     def clock(self) -> int:
         """Virtual nanoseconds since the launch began. Whoever looks at a clock that moves will end its wait itself."""
-        me = self.point()
-        if self.scheduler.nanoseconds_per_step:
-            me.idle = 0
+        self.point()
+        self._in_vain = 0
         return (self.scheduler.steps - self._began) * self.scheduler.nanoseconds_per_step + self._skipped
 
     # ---- reports -----------------------------------------------------------------------------------------------------
 
-    def _who(self, program: Program) -> str:
-        return f"seed {self.scheduler.seed}: program {program.index}"
-
-    def _told(self, program: Program, error: Exception) -> KernelError:
-        lines: list[str] = []
-        trace = error.__traceback__
-        while trace is not None:
-            if KERNEL in trace.tb_frame.f_globals:
-                lines.insert(0, _line(trace.tb_frame.f_code, trace.tb_lineno))
-            trace = trace.tb_next
-        told = KernelError(
-            f"{self._who(program)} raised {type(error).__name__}: {error}\n  at {' < '.join(lines) or 'its beginning'}"
-        )
+    def _told(self, program: Program, error: BaseException) -> BaseException:
+        if isinstance(error, Deadlock) or not isinstance(error, Exception):
+            return error
+        outside = isinstance(error, OutOfBounds)
+        what = error if outside else f"raised {type(error).__name__}: {error}"
+        at = _lines([*traceback.walk_tb(error.__traceback__)][::-1])
+        text = f"seed {self.scheduler.seed}: program {program.index} {what}\n  at {at}"
+        told = OutOfBounds(text) if outside else KernelError(text)
         told.__cause__ = error
         return told
 
@@ -335,44 +289,23 @@ class Programs:
         access = next((look for look in program.looks if look.missing().size), program.latest)
         if program.thread is None:
             return "has not begun"
+        at = _lines(traceback.walk_stack(sys._current_frames()[program.thread.ident or 0]))
         if access is None:
-            return f"has touched no memory that others see, at {self._lines(program)}"
-        addresses = np.atleast_1d(access.addresses).reshape(-1)
-        begin, last = span(addresses)
-        names = [
-            f"{extent.name}[{extent.place(begin)}]"
-            if begin == last
-            else f"{extent.name}[{extent.place(begin)} .. {extent.place(last)}]"
-            for extent in self.memory.extents
-            if not extent.distance(begin) and not extent.distance(last)
-        ]
-        seen = ""
-        if access.values is not None:
-            values = np.atleast_1d(access.values).reshape(-1)
-            missing = access.missing()
-            seen = f" = {values[0]}" if values.size == 1 else ""
-            if missing.size:
-                first = int(addresses[missing[0]])
-                at = "/".join(
-                    f"{extent.name}[{extent.place(first)}]"
-                    for extent in self.memory.extents
-                    if not extent.distance(first)
-                )
-                seen += f" (all bits set in {missing.size} of {values.size} elements, the first {at})"
-        return f"{access.verb} {'/'.join(names) or 'several arguments'}{seen} at {self._lines(program)}"
-
-    def _lines(self, program: Program) -> str:
-        """The lines of kernel source where a program is, innermost first."""
-        frame: types.FrameType | None = None
-        if program.thread is not None and program.thread.ident is not None:
-            frame = sys._current_frames().get(program.thread.ident)
-        found = []
-        while frame is not None and frame.f_code is not Programs._work.__code__:
-            if KERNEL in frame.f_globals:
-                found.append(_line(frame.f_code, frame.f_lineno))
-            frame = frame.f_back
-        return " < ".join(found) or "its beginning"
+            return f"has touched no memory, at {at}"
+        missing, seen = access.missing(), ""
+        if access.values is not None and access.values.size == 1:
+            seen = f" = {access.values.item()}"
+        if missing.size:
+            first = self.memory.name(int(access.addresses.reshape(-1)[missing[0]]))
+            seen += f" (all bits set in {missing.size} of {access.addresses.size} elements, the first {first})"
+        return f"{access.verb} {self.memory.name(*access.ends)}{seen} at {at}"
 
 
-def _line(code: types.CodeType, number: int | None) -> str:
-    return f"{Path(code.co_filename).name}:{number} in {code.co_name}"
+def _lines(frames: Iterable[tuple[types.FrameType, int]]) -> str:
+    """The lines of kernel source among some frames, innermost first."""
+    found = [
+        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
+        for frame, line in frames
+        if KERNEL in frame.f_globals
+    ]
+    return " < ".join(found) or "its beginning"
