@@ -322,8 +322,8 @@ def test_no_bank_conflicts(kind: str, dtype: str, rows: int, H: int) -> None:
 
 def test_units_that_lie_side_by_side_in_memory_are_pairs_of_a_thread() -> None:
     """unit_at names what `hand_over` and `own_sums` do by reshaping."""
-    from tritongru.tools.emulator.binding import Binder
     from tritongru.tools.emulator import Tensor
+    from tritongru.tools.emulator.binding import Binder
 
     place = np.arange(64, dtype=np.int32)
     unit = Binder().function(kernels.unit_at)(Tensor(place, gl.int32), 0).v

@@ -133,14 +133,15 @@ class Programs:
         """Run the programs to their ends."""
         if not self._live:
             return
-        self._ended.acquire()
-        self._resume(self._choose(None))
-        ended = False
+        ended = not self._ended.acquire()
         while not ended:
             try:
+                if not self.threads:
+                    self._resume(self._choose(None))
                 ended = self._ended.acquire()
             except BaseException as error:  # KeyboardInterrupt: the programs end at their next point
                 self._error = self._error or error
+                ended = not any(thread.ident for thread in self.threads)
         for thread in self.threads:
             if thread.ident is not None:  # else it could not be started
                 thread.join()
