@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,108 +20,86 @@ from tritongru.demo import figures
 from tritongru.tools.style import save, settings
 
 from . import __doc__ as about
-from . import beside_time, compiled, counted, measured, study
-from .speed import draw_speed
+from . import compiled, counted, measured, study
 
-SIZES = ""  # nothing has to be made
-COMPILED = "`python -m benchmarks compiled`"
-STUDY = "`python -m benchmarks study`"
-STORY = "`python -m benchmarks story`"
-DAY = "`python -m benchmarks day` on a CUDA machine"
-TIMED = "what benchmarks/results/nvidia-h200/README.md describes"
+Rows = list[dict[str, str]]
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A figure: its name, which command makes its data, and the function, which returns None where there is none."""
+class Gpu:
+    """What is known of one GPU: rows, ceilings by name, and the shapes of command `speed`."""
 
-    name: str
-    source: str
-    draw: Callable[..., Figure | None]
+    rows: Rows = field(default_factory=list)
+    ceilings: dict[str, float] = field(default_factory=dict)
+    shapes: list[speed.Shape] = field(default_factory=list)
 
 
-ENTRIES = {
-    entry.name: entry
-    for entry in (
-        Entry("launches", SIZES, counted.draw_launches),
-        Entry("residency", SIZES, counted.draw_residency),
-        Entry("memory", SIZES, counted.draw_memory),
-        Entry("resources", COMPILED, compiled.draw_resources),
-        Entry("instructions", COMPILED, compiled.draw_instructions),
-        Entry("forms", SIZES, study.draw_forms),
-        Entry("study", STUDY, study.draw_study),
-        *(Entry(name, STORY, draw) for name, draw in figures.STORY.items()),
-        Entry("speed", TIMED, draw_speed),
-        Entry("step-time", DAY, measured.draw_step_time),
-        Entry("speedup", DAY, measured.draw_speedup),
-        Entry("time-scaling", DAY, measured.draw_time_scaling),
-        Entry("measured-memory", DAY, beside_time.draw_measured_memory),
-        Entry("accuracy", DAY, beside_time.draw_accuracy),
-        Entry("roofline", DAY, beside_time.draw_roofline),
-        Entry("networks", DAY, measured.draw_networks),
-        Entry("streaming", DAY, measured.draw_streaming),
-    )
-}
+# The files of `Facts`, in the results folder, and their columns.
+COMPILED_ROWS, STUDY_ROWS = Path(compiling.FILE), Path(studying.FILE)
+STORY_ROWS, STORY_WORDS = Path(telling.FOLDER, telling.ANSWERS), Path(telling.FOLDER, telling.WORDS)
+COLUMNS = {
+    COMPILED_ROWS: compiling.COLUMNS, STUDY_ROWS: studying.COLUMNS, STORY_ROWS: telling.COLUMNS,
+    STORY_WORDS: telling.WORD_COLUMNS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What the results folder holds; measured rows and ceilings by GPU."""
+    """What the results folder holds: rows by file, and of every GPU by its folder."""
 
-    compiled: list[dict[str, str]]
-    study: list[dict[str, str]]
-    story: list[dict[str, str]]
-    words: list[dict[str, str]]
-    shapes: list[speed.Shape]
-    measured: dict[str, list[dict[str, str]]]
-    ceilings: dict[str, dict[str, float]]
+    rows: dict[Path, Rows]
+    gpus: dict[str, Gpu]
 
     @classmethod
     def read(cls, folder: Path) -> Facts:
         """Raises: OtherSchemaError."""
-        rows: dict[str, list[dict[str, str]]] = {}
+        gpus: defaultdict[str, Gpu] = defaultdict(Gpu)
         for row in results.read_rows(folder):
             if row["driver"]:  # empty: a CPU, where the layer runs PyTorch's own path
-                rows.setdefault(row["device"], []).append(row)
-        ceilings: dict[str, dict[str, float]] = {}
+                gpus[results.folder_of(row["device"]).name].rows.append(row)
         for path in sorted(folder.rglob(results.CEILINGS)):
-            for row in sorted(results.read(path, results.CEILINGS_COLUMNS), key=lambda row: row["date"]):
+            for row in results.read(path, results.CEILINGS_COLUMNS):
                 if row["value"]:
-                    ceilings.setdefault(row["device"], {})[row["name"]] = float(row["value"])
-        compiled = results.read(folder / compiling.FILE, compiling.COLUMNS)
-        study = results.read(folder / studying.FILE, studying.COLUMNS)
-        story = results.read(folder / telling.FOLDER / telling.ANSWERS, telling.COLUMNS)
-        words = results.read(folder / telling.FOLDER / telling.WORDS, telling.WORD_COLUMNS)
-        shapes = speed.shapes(folder / speed.FOLDER.name)
-        return cls(compiled, study, story, words, shapes, rows, ceilings)
+                    gpus[results.folder_of(row["device"]).name].ceilings[row["name"]] = float(row["value"])
+        gpus[speed.FOLDER.name].shapes.extend(speed.shapes(folder / speed.FOLDER.name))
+        return cls({file: results.read(folder / file, columns) for file, columns in COLUMNS.items()}, gpus)
 
 
-def draw(entry: Entry, facts: Facts) -> Iterator[tuple[str, Figure]]:
+SIZES = ""  # nothing has to be made
+COMPILED, STUDY, STORY = (f"`python -m benchmarks {command}`" for command in ("compiled", "study", "story"))
+DAY = "`python -m benchmarks day` on a CUDA machine"
+TIMED = "what benchmarks/results/nvidia-h200/README.md describes"
+OF_A_GPU = (DAY, TIMED)  # a figure for each
+
+# By name: which command makes its data, and the figure of `Facts`, or of a `Gpu`: None where there is none.
+ENTRIES: dict[str, tuple[str, Callable[[Any], Figure | None]]] = {
+    "launches": (SIZES, lambda facts: counted.draw_launches()),
+    "residency": (SIZES, lambda facts: counted.draw_residency()),
+    "memory": (SIZES, lambda facts: counted.draw_memory()),
+    "resources": (COMPILED, lambda facts: compiled.draw_resources(facts.rows[COMPILED_ROWS])),
+    "instructions": (COMPILED, lambda facts: compiled.draw_instructions(facts.rows[COMPILED_ROWS])),
+    "forms": (SIZES, lambda facts: study.draw_forms()),
+    "study": (STUDY, lambda facts: study.draw_study(facts.rows[STUDY_ROWS])),
+    "story-gaps": (STORY, lambda facts: figures.draw_gaps(facts.rows[STORY_ROWS])),
+    "story-gates": (STORY, lambda facts: figures.draw_gates(facts.rows[STORY_WORDS])),
+    "speed": (TIMED, lambda gpu: measured.draw_speed(gpu.shapes, gpu.rows)),
+    "step-time": (DAY, lambda gpu: measured.draw_step_time(gpu.rows)),
+    "speedup": (DAY, lambda gpu: measured.draw_speedup(gpu.rows)),
+    "measured-memory": (DAY, lambda gpu: measured.draw_measured_memory(gpu.rows)),
+    "accuracy": (DAY, lambda gpu: measured.draw_accuracy(gpu.rows)),
+    "roofline": (DAY, lambda gpu: measured.draw_roofline(gpu.rows, gpu.ceilings)),
+}
+
+
+def draw(name: str, facts: Facts) -> Iterator[tuple[str, Figure]]:
     """An entry's figures with the names of their files; of measured ones a figure for each GPU."""
-    calls: list[tuple[str, tuple[Any, ...]]]
-    if entry.source == DAY:
-        calls = [
-            (f"{entry.name}-{results.folder_of(device).name}", (rows, facts.ceilings.get(device, {})))
-            for device, rows in facts.measured.items()
-        ]
-    elif entry.source == TIMED:
-        calls = [
-            (f"{entry.name}-{results.folder_of(device).name}", (facts.shapes, rows))
-            for device, rows in facts.measured.items()
-            if results.folder_of(device).name == speed.FOLDER.name
-        ]
-    else:
-        rows_of = {
-            COMPILED: (facts.compiled,),
-            STUDY: (facts.study,),
-            STORY: (facts.words if entry.draw is figures.draw_gates else facts.story,),
-        }
-        calls = [(entry.name, rows_of.get(entry.source, ()))]
-    for name, arguments in calls:
+    source, make = ENTRIES[name]
+    given = {f"{name}-{gpu}": of_it for gpu, of_it in facts.gpus.items()} if source in OF_A_GPU else {name: facts}
+    for file, of_it in given.items():
         with settings():
-            found = entry.draw(*arguments)
+            found = make(of_it)
         if found is not None:
-            yield name, found
+            yield file, found
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -140,16 +119,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"python -m plots: {error}", file=sys.stderr)
         return 2
     missing = False
-    for entry in ENTRIES.values():
-        if arguments.only not in (None, entry.name):
+    for name, (source, _) in ENTRIES.items():
+        if arguments.only not in (None, name):
             continue
-        drawn = False
-        for name, found in draw(entry, facts):
-            print(f"{entry.name:<16} {save(found, arguments.out, name)}")
-            drawn = True
-        if not drawn:
-            print(f"{entry.name:<16} not drawn, no rows for it: {entry.source} makes them")
-            missing = True
+        drawn = [save(found, arguments.out, file) for file, found in draw(name, facts)]
+        missing |= not drawn
+        for said in drawn or [f"not drawn, no rows for it: {source} makes them"]:
+            print(f"{name:<16} {said}")
     return 1 if missing and arguments.only else 0
 
 

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 
 from benchmarks.compiled import HIDDEN
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
 from tritongru.tools.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
-Row = dict[str, str]
+from .rows import Row, patches
+
 B, DEVICE = 32, "h200"
 REGISTERS = 255  # of a thread at most, on NVIDIA
 DTYPES: dict[tuple[str, str], tuple[str, Look]] = {
@@ -31,7 +31,8 @@ MIX: dict[str, tuple[tuple[str, ...], Look]] = {
     "multiply-adds, exp, reciprocal": (("FFMA", "HFMA", "MUFU"), {"facecolor": YELLOW, "hatch": "xxx"}),
     "barriers, shuffles": (("BAR", "MEMBAR", "SHFL", "WARPGROUP"), {"facecolor": VERMILION, "hatch": "\\\\\\"}),
 }
-REST = "other: sums, addresses, masks, moves"
+REST: Look = {"facecolor": PALE, "edgecolor": "none"}
+LEGEND = {name: look for name, (_, look) in MIX.items()} | {"other: sums, addresses, masks, moves": REST}
 
 
 def _kind(rows: Sequence[Row]) -> str:
@@ -74,8 +75,7 @@ def draw_resources(rows: Sequence[Row]) -> Figure | None:
         axes[2 * pair + 1, 0].set_ylabel("KiB")
     for pane in axes[-1]:
         pane.set_xlabel("H, hidden units")
-    handles = [Patch(label=label, edgecolor="white", **look) for label, look in DTYPES.values()]
-    found.legend(handles=handles, loc="outside lower center", ncols=2)
+    patches(found, dict(DTYPES.values()), 2)
     return found
 
 
@@ -129,9 +129,7 @@ def draw_instructions(rows: Sequence[Row]) -> Figure | None:
         pane.set_ylabel("instructions")
     for pane in axes[-1]:
         pane.set_xlabel("H, hidden units")
-    handles = [Patch(label=name, edgecolor="white", **look) for name, (_, look) in MIX.items()]
-    handles.append(Patch(label=REST, facecolor=PALE))
-    found.legend(handles=handles, loc="outside lower center", ncols=3)
+    patches(found, LEGEND, 3)
     return found
 
 
@@ -142,7 +140,7 @@ def shares(row: Row, total: int) -> Iterator[tuple[int, int, Look]]:
         count = sum(int(row[name]) for name in classes)
         yield before, count, {"edgecolor": "white", "linewidth": 0.4, **look}
         before += count
-    yield before, total - before, {"color": PALE}
+    yield before, total - before, REST
 
 
 def _stack(axes: Axes, of_size: dict[int, Row], too_large: Sequence[int]) -> None:

@@ -7,7 +7,6 @@ from itertools import groupby
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.traffic import step_traffic
@@ -20,6 +19,8 @@ from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.tools.counted import with_counts
 from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 
+from .rows import patches
+
 KIND = "Counted from sizes; no GPU, nothing timed."
 B, T, H, DTYPE, DEVICE = 32, 512, 512, "bf16", "h200"
 WHERE = f"One layer, one direction, {DTYPE}, B {B}, I = H, training; planned for an H200."
@@ -28,9 +29,10 @@ SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 LINES: dict[str, Look] = {"step": {"color": ORANGE, "marker": "s"}, "sequence": {"color": BLUE, "marker": "o"}}
 
 
-def _plan(backend: str, T: int = T, H: int = H, recompute: bool = False) -> Plan | None:
-    """What a backend would do; None where it does not serve."""
-    problem = Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=DTYPE, recompute=recompute)
+def _plan(way: str, T: int = T, H: int = H) -> Plan | None:
+    """What a backend would do, "step, recompute" with recompute; None where it does not serve."""
+    backend, _, recompute = way.partition(", ")
+    problem = Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=DTYPE, recompute=bool(recompute))
     try:
         return with_counts(choose(problem, describe(DEVICE), backend), describe(DEVICE))
     except ValueError:
@@ -45,42 +47,34 @@ def draw_launches() -> Figure:
         [WHERE, f"{KIND} Bytes are those that all programs load, most of which L2 delivers."],
         (10, 8.4), 2, 2,
     )  # fmt: skip
-    _draw_launches_by_time(axes[0, 0])
-    _draw_bytes(axes[0, 1])
+    by_time, by_size = axes[0]
+    for backend, look in LINES.items():
+        plans = {t: plan for t in TIMES if (plan := _plan(backend, T=t))}
+        counts = [sum(n for _, n in (*p.launches.forward, *p.launches.backward)) for p in plans.values()]
+        by_time.plot(list(plans), counts, label=backend, **look)
+        by_time.annotate(f"{counts[-1]:,}", (TIMES[-1], counts[-1]), xytext=(-8, 5 if backend == "sequence" else -3),
+                         textcoords="offset points", ha="right")  # fmt: skip
+        plans = {h: plan for h in SIZES if (plan := _plan(backend, H=h))}
+        by_size.plot(list(plans), [step_traffic(plan)[0] / 1e6 for plan in plans.values()], label=backend, **look)
+    by_size.plot(SIZES, [6 * h * h / 1e6 for h in SIZES], color=GREY, ls=":", zorder=1, label="W_h itself: 6 H² bytes")
+    by_size.annotate("up to H 128 a program\nkeeps W_h and h", (128, 0.022), xytext=(170, 0.013))
+    by_size.annotate("beyond H 2048\nW_h does not fit", (2048, 14), xytext=(1350, 1.3))
+    log_y(by_time, "launches of a call")
+    log_y(by_size, "MB read in one forward step")
+    sizes_axis(by_time, TIMES, "T, timesteps")
+    sizes_axis(by_size, SIZES, "H, hidden units")
+    by_time.set_title(f"All launches of forward and backward, H {H}")
+    by_size.set_title("Bytes that a forward step reads")
+    by_time.legend()
+    by_size.legend()
     for pane, direction in zip(axes[1], ("forward", "backward"), strict=True):
         _draw_launches_by_kind(pane, direction)
     return found
 
 
-def _draw_launches_by_time(axes: Axes) -> None:
-    for backend, style in LINES.items():
-        plans = {t: plan for t in TIMES if (plan := _plan(backend, T=t))}
-        counts = [sum(n for _, n in (*p.launches.forward, *p.launches.backward)) for p in plans.values()]
-        axes.plot(list(plans), counts, label=backend, **style)
-        axes.annotate(f"{counts[-1]:,}", (list(plans)[-1], counts[-1]), xytext=(-8, 5 if backend == "sequence" else -3),
-                      textcoords="offset points", ha="right")  # fmt: skip
-    log_y(axes, "launches of a call")
-    sizes_axis(axes, TIMES, "T, timesteps")
-    axes.set_title(f"All launches of forward and backward, H {H}")
-    axes.legend()
-
-
-def _draw_bytes(axes: Axes) -> None:
-    for backend, style in LINES.items():
-        plans = {h: plan for h in SIZES if (plan := _plan(backend, H=h))}
-        axes.plot(list(plans), [step_traffic(plan)[0] / 1e6 for plan in plans.values()], label=backend, **style)
-    axes.plot(SIZES, [6 * h * h / 1e6 for h in SIZES], color=GREY, ls=":", zorder=1, label="W_h itself: 6 H² bytes")
-    log_y(axes, "MB read in one forward step")
-    sizes_axis(axes, SIZES, "H, hidden units")
-    axes.annotate("up to H 128 a program\nkeeps W_h and h", (128, 0.022), xytext=(170, 0.013))
-    axes.annotate("beyond H 2048\nW_h does not fit", (2048, 14), xytext=(1350, 1.3))
-    axes.set_title("Bytes that a forward step reads")
-    axes.legend()
-
-
 def _draw_launches_by_kind(axes: Axes, direction: str) -> None:
     kinds = ["recurrent kernel", "library product", "copy", "column sum", "fill"]
-    for i, (backend, style) in enumerate(LINES.items()):
+    for i, (backend, look) in enumerate(LINES.items()):
         plan = _plan(backend)
         assert plan is not None
         counts: Counter[str] = Counter()
@@ -88,7 +82,7 @@ def _draw_launches_by_kind(axes: Axes, direction: str) -> None:
             counts["recurrent kernel" if what.startswith(backend) else what] += n
         assert set(counts) <= set(kinds), counts
         places = [y + 0.2 * (2 * i - 1) for y in range(len(kinds))]
-        axes.barh(places, [counts[kind] for kind in kinds], 0.36, color=style["color"], label=backend,
+        axes.barh(places, [counts[kind] for kind in kinds], 0.36, color=look["color"], label=backend,
                   hatch="///" if i else None, edgecolor="white")  # fmt: skip
         for y, kind in zip(places, kinds, strict=True):
             axes.annotate(str(counts[kind]), (max(counts[kind], 0.5), y), xytext=(4, 0), textcoords="offset points",
@@ -135,8 +129,7 @@ def residency(device: Device, dtype: str, precision: str) -> list[tuple[str, int
         tiles = sequence_tiles("backward", B, H, 1, dtype, precision, device)
         return EXCHANGING if isinstance(tiles, SequenceTiles) else RESIDENT
 
-    runs = groupby(range(GRAIN, LAST + 1, GRAIN), class_of)
-    return [(name, max(sizes)) for name, sizes in runs]
+    return [(name, max(sizes)) for name, sizes in groupby(range(GRAIN, LAST + 1, GRAIN), class_of)]
 
 
 def draw_residency() -> Figure:
@@ -169,14 +162,11 @@ def draw_residency() -> Figure:
         pane.set_xlim(GRAIN, LAST)
         pane.set_title(title)
     axes[-1, 0].set_xlabel("H, hidden units")
-    found.legend(handles=[Patch(label=name, edgecolor="white", **style) for name, style in CLASSES.items()],
-                 loc="outside lower center", ncols=2)  # fmt: skip
+    patches(found, CLASSES, 2)
     return found
 
 
 MIB = 2**20
-
-
 LONG = 2048  # timesteps: long enough for recompute to go in several chunks
 WAYS: dict[str, Look] = {
     "step": {"color": ORANGE, "marker": "s", "ms": 9, "lw": 5, "alpha": 0.7},  # the two coincide: one wide, one narrow
@@ -184,10 +174,11 @@ WAYS: dict[str, Look] = {
     "step, recompute": {"color": VERMILION, "marker": "D", "ms": 9, "lw": 5, "alpha": 0.6},
     "sequence, recompute": {"color": GREEN, "marker": "^", "ms": 5, "lw": 1.6},
 }
-
-
-def _of_way(way: str, T: int = LONG, H: int = H) -> Plan | None:
-    return _plan(way.split(",")[0], T, H, recompute="recompute" in way)
+PARTS: dict[str, tuple[str, Look]] = {
+    "kept for backward": ("saved_bytes", {"color": BLUE}),
+    "peak of forward": ("peak_forward_bytes", {"color": SKY, "hatch": "///"}),
+    "peak of backward": ("peak_backward_bytes", {"color": ORANGE, "hatch": "..."}),
+}
 
 
 def draw_memory() -> Figure:
@@ -199,11 +190,19 @@ def draw_memory() -> Figure:
          f"{KIND} nn.GRU is missing: only a GPU tells what cuDNN reserves."],
         (10, 8.6), 2, 2,
     )  # fmt: skip
-    grid = axes[0, 0].get_gridspec()
+    bars, (left, right) = axes[0, 0], axes[1]
     axes[0, 1].remove()
-    axes[0, 0].set_subplotspec(grid[0, :])
-    _draw_memory_bars(axes[0, 0])
-    left, right = axes[1]
+    bars.set_subplotspec(bars.get_gridspec()[0, :])
+    plans = [plan for way in WAYS if (plan := _plan(way, LONG))]
+    for i, (part, (field, look)) in enumerate(PARTS.items()):
+        values, places = [getattr(plan.cost, field) / MIB for plan in plans], [x + 0.27 * (i - 1) for x in range(4)]
+        bars.bar_label(bars.bar(places, values, 0.25, label=part, edgecolor="white", **look), fmt="{:,.0f}", padding=2)
+    both = _input_and_output(LONG, H)
+    bars.axhline(both, color=GREY, ls=":", label=f"input and output: {both:,.0f} MiB")
+    bars.set_xticks(range(len(WAYS)), list(WAYS))
+    bars.set_ylabel("MiB")
+    bars.set_title(f"T {LONG}, H {H}")
+    bars.legend(loc="upper right")
     _draw_peak(left, [(T, T, H) for T in TIMES[1:]])
     _draw_peak(right, [(H, LONG, H) for H in SIZES])
     sizes_axis(left, TIMES[1:], "T, timesteps")
@@ -218,30 +217,16 @@ def draw_memory() -> Figure:
     return found
 
 
-def _draw_memory_bars(axes: Axes) -> None:
-    parts = {"kept for backward": "saved_bytes", "peak of forward": "peak_forward_bytes",
-             "peak of backward": "peak_backward_bytes"}  # fmt: skip
-    looks: tuple[Look, ...] = ({"color": BLUE}, {"color": SKY, "hatch": "///"}, {"color": ORANGE, "hatch": "..."})
-    for i, ((part, field), look) in enumerate(zip(parts.items(), looks, strict=True)):
-        plans = [_of_way(way) for way in WAYS]
-        values = [getattr(plan.cost, field) / MIB for plan in plans if plan]
-        bars = axes.bar([x + 0.27 * (i - 1) for x in range(len(WAYS))], values, 0.25, label=part, edgecolor="white",
-                        **look)  # fmt: skip
-        axes.bar_label(bars, fmt="{:,.0f}", padding=2)
-    both = 2 * LONG * B * H * BYTES[DTYPE] / MIB
-    axes.axhline(both, color=GREY, ls=":", label=f"input and output: {both:,.0f} MiB")
-    axes.set_xticks(range(len(WAYS)), list(WAYS))
-    axes.set_ylabel("MiB")
-    axes.set_title(f"T {LONG}, H {H}")
-    axes.legend(loc="upper right")
+def _input_and_output(T: int, H: int) -> float:
+    return 2 * T * B * H * BYTES[DTYPE] / MIB
 
 
 def _draw_peak(axes: Axes, points: list[tuple[int, int, int]]) -> None:
     """points: (x, T, H)."""
-    for way, style in WAYS.items():
-        costs = {x: plan.cost for x, T, H in points if (plan := _of_way(way, T, H))}
+    for way, look in WAYS.items():
+        costs = {x: plan.cost for x, T, H in points if (plan := _plan(way, T, H))}
         peaks = [max(c.peak_forward_bytes, c.peak_backward_bytes) / MIB for c in costs.values()]
-        axes.plot(list(costs), peaks, label=way, **style)
-    both = [2 * T * B * H * BYTES[DTYPE] / MIB for _, T, H in points]
+        axes.plot(list(costs), peaks, label=way, **look)
+    both = [_input_and_output(T, H) for _, T, H in points]
     axes.plot([x for x, *_ in points], both, color=GREY, ls=":", label="input and output")
     log_y(axes, "MiB")

@@ -1,10 +1,10 @@
-"""Figures of measured rows: benchmarks/results/<gpu>/gru.csv and ceilings.csv. Each takes the rows of one GPU."""
+"""Figures of measured rows, each of those of one GPU."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,134 +13,69 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 
 from benchmarks.cases import BASELINE
+from benchmarks.speed import BACKENDS, Shape, T
 from benchmarks.summary import OURS, compared
-from tritongru.tools.style import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    PALE,
-    PURPLE,
-    SKY,
-    VERMILION,
-    Look,
-    figure,
-    log_y,
-    sizes_axis,
+from benchmarks.traffic import step_traffic
+from benchmarks.work import RULE
+from tritongru.planning import Problem, choose
+from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
+from tritongru.planning.devices import _described
+from tritongru.tools.style import BLACK, GREY, PALE, Look, figure, log_x, log_y, sizes_axis
+
+from .rows import (
+    DTYPES,
+    LINES,
+    NAMES,
+    PASSES,
+    TENSORS,
+    Row,
+    against_baseline,
+    dtype_of,
+    hardware,
+    input_of,
+    number,
+    ok,
+    ordered,
+    plain,
+    richest,
 )
 
-Row = dict[str, str]
-Ceilings = dict[str, float]
-PASSES = ("inference", "forward", "forward+backward")
-DTYPES = ("bf16", "fp16", "fp32 (TF32)", "fp32 (IEEE)")  # as `dtype_of` has them
-LINES: dict[str, Look] = {
-    BASELINE: {"color": BLACK, "marker": "o", "ls": "--"},
-    "step": {"color": ORANGE, "marker": "s"},
-    "sequence": {"color": BLUE, "marker": "P"},
-    OURS: {"color": GREEN, "marker": "X", "lw": 2.4},
-    "cell-loop": {"color": PURPLE, "marker": "<", "ls": "-."},
-    "torchrl": {"color": SKY, "marker": ">", "ls": "-."},
-    "step-recompute": {"color": ORANGE, "marker": "s", "ls": ":"},
-    "sequence-recompute": {"color": BLUE, "marker": "P", "ls": ":"},
-    "nn.LSTM": {"color": VERMILION, "marker": "D"},
-    "nn.RNN": {"color": PURPLE, "marker": "^"},
-}
-NAMES = {OURS: "tritongru (default)"}
-LIMIT: Look = {"color": GREY, "lw": 1.4, "ls": ":"}
+COMPARED = (BASELINE, "step", "sequence", OURS)
 
 
-def number(row: Row, name: str) -> float | None:
-    """A figure of a row; None where it is empty."""
-    return float(row[name]) if row[name] else None
-
-
-def dtype_of(row: Row) -> str:
-    """The dtype in words, products of float32 included."""
-    return row["dtype"] + {"tf32": " (TF32)", "ieee": " (IEEE)"}.get(row["products"], "")
-
-
-def input_of(row: Row) -> str:
-    return "I = H" if row["I"] == row["H"] else f"I {row['I']}"
-
-
-def hardware(rows: Sequence[Row]) -> str:
-    """Where and with what rows were measured."""
-
-    def all_of(name: str) -> str:
-        return " / ".join(sorted({row[name] for row in rows}))
-
-    commits = " / ".join(sorted({row["commit"][:8] for row in rows}))
-    changed = " with changes" if any(row["dirty"] != "no" for row in rows) else ""
-    days = sorted({row["date"][:10] for row in rows})
-    software = {"driver": "driver", "torch": "torch", "triton": "Triton", "cudnn": "cuDNN"}
-    rows = [{**row, "cudnn": _cudnn(row["cudnn"])} for row in rows]
-    versions = [f"{name} {all_of(column)}" for column, name in software.items() if all_of(column) not in ("", "none")]
-    return (
-        f"Measured on {all_of('device')}, {', '.join(versions)}; commit {commits}{changed}, "
-        f"{days[0] if len(days) == 1 else f'{days[0]} to {days[-1]}'}."
-    )
-
-
-def _cudnn(version: str) -> str:
-    """91900, as PyTorch has it, in words: 9.19.0."""
-    if not version.isdecimal() or int(version) < 90000:
-        return version
-    return f"{int(version) // 10000}.{int(version) // 100 % 100}.{int(version) % 100}"
-
-
-def plain(rows: Iterable[Row]) -> list[Row]:
-    """One layer, one direction, dense, no cell, L2 as the call before left it."""
-    usual = {"layers": "1", "directions": "1", "packed": "no", "cell": "no", "l2": "warm"}
-    return [row for row in rows if usual.items() <= row.items()]
-
-
-def ok(rows: Iterable[Row]) -> list[Row]:
-    return [row for row in rows if row["status"] == "ok"]
-
-
-def richest(rows: Sequence[Row], same: Callable[[Row], object], of: Callable[[Row], object]) -> list[Row]:
-    """Of the rows that agree in `same` those that differ most in `of`, and where several tie the most rows."""
-    groups: dict[object, list[Row]] = defaultdict(list)
-    for row in rows:
-        groups[same(row)].append(row)
-    return max(groups.values(), key=lambda group: (len({of(row) for row in group}), len(group)), default=[])
-
-
-def ordered(values: Iterable[str], order: Sequence[str]) -> list[str]:
-    """The distinct values, those in `order` first and as there."""
-    found = list(dict.fromkeys(values))
-    return [v for v in order if v in found] + sorted(v for v in found if v not in order)
-
-
-def _grid(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """Passes and dtypes of small multiples."""
-    return ordered((row["pass"] for row in rows), PASSES), ordered(map(dtype_of, rows), DTYPES)
-
-
-def _panes(
-    rows: Sequence[Row], message: str, conditions: Sequence[str], draw: Callable[[Axes, list[Row]], None]
-) -> Figure:
-    """Small multiples, a row per pass and a column per dtype, with one legend for all."""
-    passes, dtypes = _grid(rows)
-    height = 2.1 + 2.9 * len(passes)
-    found, axes = figure(message, conditions, (10, height), len(passes), len(dtypes), sharex=True, sharey="row")
+def draw_step_time(rows: Sequence[Row]) -> Figure | None:
+    """us per step against H, of one T and B: a pane for each pass and dtype with several H."""
+    usable = [r for r in ok(plain(rows)) if r["provider"] in COMPARED and r["pass"] in PASSES and int(r["T"]) > 1]
+    chosen = richest(usable, lambda row: (row["T"], row["B"], input_of(row)), lambda row: (dtype_of(row), row["H"]))
+    sizes_of: dict[object, set[str]] = defaultdict(set)
+    for row in chosen:
+        sizes_of[row["pass"], dtype_of(row)].add(row["H"])
+    chosen = [row for row in chosen if len(sizes_of[row["pass"], dtype_of(row)]) > 1]
+    if not chosen:
+        return None
+    passes, dtypes = ordered((row["pass"] for row in chosen), PASSES), ordered(map(dtype_of, chosen), DTYPES)
+    sizes = sorted({int(row["H"]) for row in chosen})
+    found, axes = figure(
+        against_baseline(chosen),
+        ["Microseconds per timestep, a whole call's over T; median, band p20 to p80. "
+         f"T {chosen[0]['T']}, B {chosen[0]['B']}, {input_of(chosen[0])}, one layer, one direction, L2 warm.",
+         hardware(chosen)],
+        (10, 2.1 + 2.9 * len(passes)), len(passes), len(dtypes), sharex=True, sharey="row",
+    )  # fmt: skip
     for i, pass_ in enumerate(passes):
-        for j, dtype in enumerate(dtypes):
-            pane = axes[i, j]
-            draw(pane, [row for row in rows if row["pass"] == pass_ and dtype_of(row) == dtype])
+        for pane, dtype in zip(axes[i], dtypes, strict=True):
+            _lines(pane, [row for row in chosen if (row["pass"], dtype_of(row)) == (pass_, dtype)])
+            sizes_axis(pane, _apart(sizes, len(dtypes)), "H, hidden units")
+            pane.set_title(dtype if i == 0 else "")
         axes[i, 0].set_ylabel(f"{pass_}\nµs per timestep")
-    for pane, dtype in zip(axes[0], dtypes, strict=True):
-        pane.set_title(dtype)
+    handles = {}
     for pane in axes.flat:
         pane.label_outer()
-    handles: dict[str, Line2D] = {}
-    for pane in axes.flat:
-        for handle, label in zip(*pane.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    found.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
+        handles |= {label: handle for handle, label in zip(*pane.get_legend_handles_labels(), strict=True)}
+    found.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     return found
 
 
@@ -153,118 +88,31 @@ def _apart(sizes: Sequence[int], columns: int) -> list[int]:
     return found
 
 
-def _times(axes: Axes, rows: Sequence[Row], x: str, providers: Sequence[str], limit: bool) -> None:
-    """us per step of each provider against a size, p20 to p80 as a band, and the limit."""
-    for provider in ordered((row["provider"] for row in rows), providers):
-        of_provider = sorted((row for row in rows if row["provider"] == provider), key=lambda row: int(row[x]))
-        sizes = [int(row[x]) for row in of_provider]
-        steps = [float(row["us_per_step"]) / float(row["p50_us"]) for row in of_provider]
+def _lines(axes: Axes, rows: Sequence[Row]) -> None:
+    """us per step of each provider against H, p20 to p80 as a band."""
+    for provider in ordered((row["provider"] for row in rows), COMPARED):
+        of_provider = sorted((row for row in rows if row["provider"] == provider), key=lambda row: int(row["H"]))
+        sizes = [int(row["H"]) for row in of_provider]
         p20, p50, p80 = (
-            [float(row[name]) * step for row, step in zip(of_provider, steps, strict=True)]
+            [float(row[name]) * float(row["us_per_step"]) / float(row["p50_us"]) for row in of_provider]
             for name in ("p20_us", "p50_us", "p80_us")
         )
-        style: Look = {"ms": 6, "lw": 1.6, **LINES[provider]}
-        axes.plot(sizes, p50, label=NAMES.get(provider, provider), **style)
-        axes.fill_between(sizes, p20, p80, color=style["color"], alpha=0.2, lw=0)
-    if limit:
-        least: dict[int, float] = {}
-        for row in rows:
-            if (us := number(row, "limit_us")) is not None:
-                step = us / (int(row["T"]) * int(row["layers"]))
-                least[int(row[x])] = min(step, least.get(int(row[x]), math.inf))
-        if least:
-            axes.plot(*zip(*sorted(least.items()), strict=True), label="limit by the card's ceilings", **LIMIT)
+        look: Look = {"ms": 6, "lw": 1.6, **LINES[provider]}
+        axes.plot(sizes, p50, label=NAMES.get(provider, provider), **look)
+        axes.fill_between(sizes, p20, p80, color=look["color"], alpha=0.2, lw=0)
     log_y(axes, "")
-
-
-def _against_baseline(rows: Sequence[Row]) -> str:
-    """A sentence of how `default` compares, losing cases first in mind."""
-    speedups = [1 / ratio for row in rows if row["provider"] == OURS and (ratio := number(row, "ratio"))]
-    if not speedups:
-        return f"{NAMES[OURS]} and {BASELINE} side by side"
-    lost = sum(s < 1 for s in speedups)
-    where = f"slower in {lost} of {len(speedups)} cases" if lost else f"faster in all {len(speedups)} cases"
-    return f"{NAMES[OURS]} against {BASELINE}: {where}, {min(speedups):.2g} to {max(speedups):.2g} times its speed"
-
-
-COMPARED = (BASELINE, "cell-loop", "torchrl", "step", "sequence", OURS)
-NETWORKS = (BASELINE, "nn.LSTM", "nn.RNN", OURS)
-
-
-def _curves(rows: Sequence[Row], x: str) -> list[Row]:
-    """The rows of those panels that have several sizes to draw a line through, and not far fewer than the others."""
-    sizes: dict[object, set[str]] = defaultdict(set)
-    for row in rows:
-        sizes[row["pass"], dtype_of(row)].add(row[x])
-    enough = max(2, max(map(len, sizes.values()), default=0) / 2)
-    return [row for row in rows if len(sizes[row["pass"], dtype_of(row)]) >= enough]
-
-
-def _same_shape(row: Row) -> object:
-    return row["T"], row["B"], input_of(row)
-
-
-def _per_step(
-    chosen: Sequence[Row], x: str, what: str, held: str, message: str, providers: Sequence[str], limit: bool
-) -> Figure:
-    """us per step over the sizes of column `x`; `held`: what is the same in all rows."""
-    sizes, columns = sorted({int(row[x]) for row in chosen}), len(_grid(chosen)[1])
-
-    def draw(axes: Axes, some: list[Row]) -> None:
-        _times(axes, some, x, providers, limit)
-        sizes_axis(axes, _apart(sizes, columns), f"{x}, {what}")
-
-    conditions = [
-        f"Microseconds per timestep, a whole call's over T; median, band p20 to p80. {held}, one layer, one direction, "
-        "L2 warm.",
-        hardware(chosen),
-    ]
-    return _panes(chosen, message, conditions, draw)
-
-
-def _step_time(rows: Sequence[Row], providers: Sequence[str], message: str, limit: bool) -> Figure | None:
-    usable = [r for r in ok(plain(rows)) if r["provider"] in providers and r["pass"] in PASSES and int(r["T"]) > 1]
-    chosen = _curves(richest(usable, _same_shape, lambda row: (dtype_of(row), row["H"])), "H")
-    if not chosen:
-        return None
-    held = f"T {chosen[0]['T']}, B {chosen[0]['B']}, {input_of(chosen[0])}"
-    return _per_step(chosen, "H", "hidden units", held, message or _against_baseline(chosen), providers, limit)
-
-
-def draw_step_time(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
-    """us per step against H, of one T and B, with the baseline and the limit."""
-    return _step_time(rows, COMPARED, "", limit=True)
-
-
-def draw_networks(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
-    """The same of GRU, LSTM and plain RNN."""
-    others = {row["case"] for row in ok(rows) if row["provider"] in ("nn.LSTM", "nn.RNN")}
-    rows = [row for row in rows if row["case"] in others]
-    return _step_time(rows, NETWORKS, "A GRU against an LSTM and a plain RNN of the same H", limit=False)
-
-
-def draw_time_scaling(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
-    """us per step against T, of one B and H."""
-    usable = [row for row in ok(plain(rows)) if row["provider"] in COMPARED and row["pass"] in PASSES]
-    chosen = richest(usable, lambda row: (row["B"], row["H"], row["I"]), lambda row: (dtype_of(row), row["T"]))
-    chosen = _curves(chosen, "T")
-    if not chosen:
-        return None
-    held = f"B {chosen[0]['B']}, H {chosen[0]['H']}, I {chosen[0]['I']}"
-    message = "What a call costs once, and what it costs per timestep"
-    return _per_step(chosen, "T", "timesteps", held, message, COMPARED, limit=True)
 
 
 MARKS = {"wrong": "wrong", "out of memory": "out of\nmem.", "unserved": "not\nserved", "error": "error"}
 
 
-def draw_speedup(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
+def draw_speedup(rows: Sequence[Row]) -> Figure | None:
     """nn.GRU's time over default's, over H and B, for each dtype, in inference and training."""
     passes = [pass_ for pass_ in PASSES if pass_ != "forward"]  # of which few cases are measured
     beside = compared(plain(rows))
     graphs = {(pair.ours["case"], pair.ours["pass"]): pair.in_a_graph for pair in beside}
-    known = {(row["case"], row["pass"]) for row in rows if row["provider"] == OURS}
     ours = [row for row in plain(rows) if row["provider"] == OURS]
+    known = {(row["case"], row["pass"]) for row in ours}
     ours += [pair.ours for pair in beside if (pair.ours["case"], pair.ours["pass"]) not in known]  # the fastest kernel
     usable = [row for row in ours if row["pass"] in passes and int(row["T"]) > 1]
     chosen = richest(usable, lambda row: (row["T"], input_of(row)), lambda row: (dtype_of(row), row["B"], row["H"]))
@@ -272,21 +120,19 @@ def draw_speedup(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
     if not ratios:
         return None
     sizes, batches = (sorted({int(row[name]) for row in chosen}) for name in ("H", "B"))
-    _, dtypes = _grid(chosen)
+    dtypes = ordered(map(dtype_of, chosen), DTYPES)
     if 2 * len(chosen) < len(sizes) * len(batches) * len(dtypes) * len({row["pass"] for row in chosen}):
         return None  # a map of what was not measured
     far = max(1.0, *(abs(math.log2(ratio)) for ratio in ratios))  # symmetrical about 1; at least from half to twice
-    first = chosen[0]
     found, axes = figure(
-        _against_baseline(ok(chosen)),
+        against_baseline(ok(chosen)),
         [f"{BASELINE}'s time over {NAMES[OURS]}'s (of the grid: over its fastest kernel's), in the same rounds, each "
          "as it is called, and below it both in a CUDA graph: above 1 is faster; hatched: slower; –: not measured. "
-         f"T {first['T']}, {input_of(first)}, one layer, one direction, L2 warm.", hardware(chosen)],
+         f"T {chosen[0]['T']}, {input_of(chosen[0])}, one layer, one direction, L2 warm.", hardware(chosen)],
         (10, 2.2 + len(dtypes) * (0.8 + 0.4 * len(batches))), len(dtypes), len(passes), sharex=True, sharey=True,
     )  # fmt: skip
     for i, dtype in enumerate(dtypes):
-        for j, pass_ in enumerate(passes):
-            pane = axes[i, j]
+        for pane, pass_ in zip(axes[i], passes, strict=True):
             cells = {(int(r["H"]), int(r["B"])): r for r in chosen if r["pass"] == pass_ and dtype_of(r) == dtype}
             image = _heat_map(pane, cells, graphs, sizes, batches, far)
             pane.set_title(f"{dtype}, {pass_}")
@@ -302,79 +148,272 @@ def _heat_map(
     batches: Sequence[int], far: float,
 ) -> AxesImage:  # fmt: skip
     values = np.full((len(batches), len(sizes)), np.nan)
+
+    def box(x: int, y: int, **look: object) -> None:
+        axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, **look))
+
     for y, B in enumerate(batches):
         for x, H in enumerate(sizes):
             look: Look = {"color": BLACK}
             row = cells.get((H, B))
             ratio = number(row, "ratio") if row and row["status"] == "ok" else None
             if row is None:
-                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="....", edgecolor=PALE, lw=0))
+                box(x, y, fill=False, hatch="....", edgecolor=PALE, lw=0)
                 text = "–"
             elif ratio is None:
-                axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, facecolor=PALE, edgecolor="white"))
+                box(x, y, facecolor=PALE, edgecolor="white")
                 text = MARKS.get(row["status"], "no\nbaseline")
             else:
                 values[y, x] = -math.log2(ratio)
                 graph = graphs.get((row["case"], row["pass"]))
                 text = "\n".join(f"{1 / r:.{2 if r > 1 else 1}f}" for r in (ratio, graph) if r)
-                slower = ratio > 1 or (graph or 0) > 1
                 if abs(values[y, x]) > 0.65 * far:
                     look["color"] = "white"
-                if slower:
-                    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, fill=False, hatch="////", edgecolor="#404040",
-                                             lw=1.2))  # fmt: skip
-                    look |= {"weight": "bold", "color": BLACK,
-                             "bbox": {"facecolor": "white", "edgecolor": "none", "pad": 1}}  # fmt: skip
+                if ratio > 1 or (graph or 0) > 1:
+                    box(x, y, fill=False, hatch="////", edgecolor="#404040", lw=1.2)
+                    behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+                    look |= {"weight": "bold", "color": BLACK, "bbox": behind}
             axes.text(x, y, text, ha="center", va="center", fontsize=9 if ratio else 7.5, **look)
     image = axes.imshow(values, cmap="RdBu", norm=Normalize(-far, far), aspect="auto", origin="lower")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_yticks(range(len(batches)), [str(batch) for batch in batches])
-    axes.set_xlabel("H, hidden units")
-    axes.set_ylabel("B, batch")
+    axes.set(xlabel="H, hidden units", ylabel="B, batch")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return image
 
 
-def draw_streaming(rows: Sequence[Row], ceilings: Ceilings) -> Figure | None:
-    """Latency of one step at a time: median and p99."""
-    chosen = [row for row in ok(rows) if row["pass"] == "streaming" and row["p99_us"] and row["provider"] in LINES]
-    chosen = richest(chosen, lambda row: (row["B"], row["layers"]), lambda row: row["case"])
-    if not chosen:
+MOST = 12  # cases in a figure of bars
+STORED = (BASELINE, "step", "step-recompute", "sequence", "sequence-recompute", OURS)
+
+
+def draw_measured_memory(rows: Sequence[Row]) -> Figure | None:
+    """What forward keeps and what forward and backward need at once, against nn.GRU."""
+    usable = [
+        row for row in ok(plain(rows))
+        if row["pass"] == "forward+backward" and row["provider"] in STORED and row["saved_mib"] and row["peak_mib"]
+    ]  # fmt: skip
+    of_baseline = {row["case"]: row for row in usable if row["provider"] == BASELINE}
+    by_peak = sorted(of_baseline, key=lambda case: float(of_baseline[case]["peak_mib"]))
+    cases = [row["case"] for row in usable if "recompute" in row["provider"] and row["case"] in of_baseline][:MOST]
+    rest = [case for case in by_peak if case not in cases]
+    places = np.linspace(0, len(rest) - 1, min(len(rest), MOST - len(set(cases)))).round().astype(int)
+    cases = sorted({*cases, *(rest[place] for place in places)}, key=by_peak.index)
+    if not cases:
         return None
-    sizes = sorted({int(row["H"]) for row in chosen})
-    _, dtypes = _grid(chosen)
-    ways = [(provider, cell) for cell in ("no", "yes") for provider in ordered(LINES, COMPARED)]
-    ways = [way for way in ways if any(way == (row["provider"], row["cell"]) for row in chosen)]
-    group = len(ways) + 1  # a line for the name of the group
+    chosen = [row for row in usable if row["case"] in cases]
+    ours = [row for row in chosen if row["provider"] == OURS]
+    less = sum(float(row["saved_mib"]) < float(of_baseline[row["case"]]["saved_mib"]) for row in ours)
+    more = sum(float(row["peak_mib"]) > float(of_baseline[row["case"]]["peak_mib"]) for row in ours)
+    some = f"; {len(cases)} of {len(of_baseline)} cases, small to large" if len(cases) < len(of_baseline) else ""
     found, axes = figure(
-        "One timestep at a time: how long a call takes, in the median and for one in a hundred",
-        [f"Microseconds per call from an idle device until the result is there; bar: median, whisker: up to p99. T 1, "
-         f"B {chosen[0]['B']}, I = H, one layer; cell: GRUCell.", hardware(chosen)],
-        (10, 2.0 + 0.24 * group * len(sizes)), 1, len(dtypes), sharey=True, sharex=True,
+        f"Memory of training: {NAMES[OURS]} keeps less than {BASELINE} in {less} of {len(ours)} cases, and needs more "
+        f"at the peak in {more}",
+        [f"MiB by torch's allocator, beyond what lay there before: kept between forward and backward without the "
+         f"results; at most during both, results and gradients included{some}.", hardware(chosen)],
+        (10, 2.6 + 0.75 * len(cases)), 1, 2, sharey=True,
     )  # fmt: skip
-    for pane, dtype in zip(axes[0], dtypes, strict=True):
-        for row in chosen:
-            if dtype_of(row) != dtype:
-                continue
-            way = row["provider"], row["cell"]
-            y = group * sizes.index(int(row["H"])) + 1 + ways.index(way)
-            p50, p99 = float(row["p50_us"]), float(row["p99_us"])
-            pane.barh(y, p50, 0.8, facecolor=LINES[way[0]]["color"], edgecolor="white",
-                      hatch="///" if way[1] == "yes" else None)  # fmt: skip
-            pane.plot([p50, p99], [y, y], color=GREY, lw=1.5, marker="|", ms=8)
-            pane.annotate(f"{p50:.3g}, p99 {p99:.3g}", (p99, y), xytext=(6, 0), textcoords="offset points",
-                          va="center", fontsize=9)  # fmt: skip
-        for i, H in enumerate(sizes):
-            pane.annotate(f"H {H}", (0, group * i), xytext=(4, 0), textcoords="offset points", va="center",
-                          weight="bold")  # fmt: skip
-        pane.set_title(dtype)
-        pane.set_xlabel("µs per call")
-    names = [NAMES.get(provider, provider) + (", cell" if cell == "yes" else "") for provider, cell in ways]
-    axes[0, 0].set_yticks([group * i + 1 + j for i in range(len(sizes)) for j in range(len(ways))], names * len(sizes))
-    axes[0, 0].set_ylim(group * len(sizes), -0.8)
-    longest = max(float(row["p99_us"]) for row in chosen)
-    axes[0, 0].set_xlim(0, longest * (1.15 + 0.2 * len(dtypes)))  # room for the words behind the bars
-    for pane in axes[0]:
-        pane.tick_params(axis="y", length=0)
+    for pane, name, title in ((axes[0, 0], "saved_mib", "kept for backward"), (axes[0, 1], "peak_mib", "peak")):
+        _points(pane, chosen, cases, name)
+        pane.set_title(title)
+    axes[0, 0].set_yticks(range(len(cases)), cases)
+    found.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return found
+
+
+def _points(axes: Axes, rows: Sequence[Row], cases: Sequence[str], name: str) -> None:
+    """A point for each row, a line for each case, each provider a little lower than the last."""
+    providers = ordered((row["provider"] for row in rows), STORED)
+    for provider in providers:
+        y = (0.5 - (providers.index(provider) + 0.5) / len(providers)) * 0.7
+        points = [(float(r[name]), cases.index(r["case"]) + y) for r in rows if r["provider"] == provider]
+        look = LINES[provider]
+        axes.plot(*zip(*points, strict=True), ls="", marker=look["marker"], ms=6, color=look["color"],
+                  mfc="none" if "recompute" in provider else look["color"],
+                  label=NAMES.get(provider, provider))  # fmt: skip
+        for mib, place in points:
+            axes.annotate(f"{mib:.3g}", (mib, place), xytext=(7, 0), textcoords="offset points", va="center",
+                          fontsize=8.5)  # fmt: skip
+    every = [float(row[name]) for row in rows]
+    if min(every) > 0:
+        axes.set_xscale("log")
+        axes.set_xlim(min(every) / 1.5, 2 * max(every))  # room for the last figures
+    else:  # recompute keeps nothing
+        axes.set_xscale("symlog", linthresh=1)
+        axes.set_xlim(-0.15, 3 * max(every))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    axes.set_xlabel("MiB")
+    for y in range(1, len(cases)):
+        axes.axhline(y - 0.5, color=PALE, lw=0.8, zorder=0)
+
+
+def draw_accuracy(rows: Sequence[Row]) -> Figure | None:
+    """Errors against float64: ours over nn.GRU's, by tensor and dtype."""
+    usable = [row for row in rows if row["status"] in ("ok", "wrong") and row["pass"] != "streaming"]
+    of_baseline = {row["case"]: row for row in usable if row["provider"] == BASELINE and row["error_output"]}
+    ours = {
+        (row["case"], row["provider"]): row  # every pass of a provider has the same errors
+        for row in reversed(usable) if row["provider"] in TRITON_BACKENDS and row["case"] in of_baseline
+    }  # fmt: skip
+    chosen = [row for key, row in ours.items() for row in (of_baseline[key[0]], row)]
+    points: dict[str, dict[str, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
+    for row in reversed(ours.values()):
+        for tensor in TENSORS:
+            x, y = (number(of_it, f"error_{tensor}") for of_it in (of_baseline[row["case"]], row))
+            if x and y:
+                points[dtype_of(row)][tensor].append((x, y))
+    if not points:
+        return None
+    dtypes = ordered(points, DTYPES)
+    both = [point for of_dtype in points.values() for some in of_dtype.values() for point in some]
+    excess = [y / x - 1 for x, y in both if y > x]
+    by = f", by {100 * max(excess):.2g} % at most" if excess else ""
+    rows_of_panes = -(-len(dtypes) // 2)
+    found, axes = figure(
+        f"Errors against float64: {len(excess)} of {len(both)} are larger than {BASELINE}'s{by}",
+        ["RMS error over the tensor's RMS, a point for each tensor of a case: output, h_n, and the gradients of the "
+         f"others; step and sequence. Solid line: as large as {BASELINE}'s. Dashed: the rule, {RULE:g} times that or a "
+         "floor of rounding.", hardware(chosen)],
+        (10, 1.9 + 4.3 * rows_of_panes), rows_of_panes, min(2, len(dtypes)),
+    )  # fmt: skip
+    for pane in axes.flat[len(dtypes) :]:
+        pane.remove()
+    for pane, dtype in zip(axes.flat, dtypes, strict=False):
+        for tensor, (colour, marker) in TENSORS.items():
+            if some := points[dtype][tensor]:
+                pane.plot(*zip(*some, strict=True), marker, ms=5, color=colour, alpha=0.6, label=tensor)
+        every = [point for some in points[dtype].values() for point in some]
+        smallest, largest = (math.log10(of(map(of, every))) for of in (min, max))
+        ends = 10.0 ** np.array([math.floor(smallest), math.ceil(largest)])
+        pane.plot(ends, ends, color=GREY, lw=1, label="as large")
+        pane.plot(ends, RULE * ends, color=BLACK, lw=1.2, ls="--", label=f"rule: {RULE:g} times")
+        pane.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        pane.set(xlabel=f"error of {BASELINE}", ylabel="error of tritongru")
+        for axis in (pane.xaxis, pane.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        pane.set_aspect("equal")
+        over = sum(y > RULE * x for x, y in every)
+        pane.set_title(f"{dtype}: {over} of {len(every):,} above the rule's line")
+    found.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    return found
+
+
+PRODUCTS = {"fp32 (TF32)": "tf32_tflops", "fp32 (IEEE)": "fma_tflops"}  # else half precision
+CEILINGS = ("l2_read_tb_s", "dram_tb_s", "half_tflops", "tf32_tflops", "fma_tflops", "mma_share")
+
+
+def draw_roofline(rows: Sequence[Row], ceilings: Mapping[str, float]) -> Figure | None:
+    """Achieved rate of the recurrence's products against flops per byte read, under the card's measured ceilings."""
+    device = _described(rows[0]["device"]) if rows else None
+    if device is None or any(name not in ceilings for name in CEILINGS):
+        return None
+    l2, dram, half, tf32, fma, mma_share = (ceilings[name] for name in CEILINGS)
+    points: dict[str, list[tuple[float, float, str]]] = defaultdict(list)
+    chosen, most = [], 0.0
+    usable = [r for r in ok(plain(rows)) if r["provider"] in TRITON_BACKENDS and r["pass"] == "inference"]
+    for row in richest([r for r in usable if r["T"] != "1"], lambda row: row["T"], lambda row: row["case"]):
+        problem = Problem(
+            batch=int(row["B"]), time=int(row["T"]), input_size=int(row["I"]), hidden_size=int(row["H"]),
+            dtype=row["dtype"], training=False, precision=row["products"] or "tf32",
+        )  # fmt: skip
+        us = number(row, "device_us")
+        if us is None or unserved_by(row["provider"], problem, device):  # the plan may have changed since
+            continue
+        read_bytes, flops = step_traffic(choose(problem, device, row["provider"]))
+        rate, intensity = flops * problem.time / us / 1e6, flops / read_bytes  # Tflop/s
+        most = max(most, rate / min(intensity * l2, ceilings[PRODUCTS.get(dtype_of(row), "half_tflops")]))
+        points[row["provider"]].append((intensity, rate, dtype_of(row)))
+        chosen.append(row)
+    if not points:
+        return None
+    found, axes = figure(
+        f"The recurrence's products reach at most {100 * most:.0f} % of what L2 and the products allow",
+        ["Flops of the products with W_h only, time of the whole call on the device, the input projection's included; "
+         f"inference, T {chosen[0]['T']}. Bytes: all that the programs read in a step. Ceilings: of the same card.",
+         hardware(chosen)],
+        (10, 6.2),
+    )  # fmt: skip
+    pane = axes[0, 0]
+    intensities = [x for some in points.values() for x, *_ in some]
+    x = np.geomspace(min(intensities) / 3, max(intensities) * 12, 200)
+    for name, bandwidth, look in (("L2", l2, {"color": BLACK}), ("DRAM", dram, {"color": GREY, "ls": "--"})):
+        pane.plot(x, np.minimum(x * bandwidth, half), label=f"{name}: {bandwidth:.3g} TB/s", **look)
+    for name, rate in (
+        ("half precision, warp-group products", half),
+        ("half precision, warp products (tiles of 16 rows)", half * mma_share),
+        ("TF32, warp products", tf32 * mma_share),
+        ("float32 without matrix units", fma),
+    ):
+        pane.axhline(rate, color=PALE, lw=1, zorder=0)
+        left = rate / l2 > 30 * x[0]  # where no roof crosses the words
+        pane.annotate(f"{name}: {rate:,.0f} Tflop/s", (x[0 if left else -1], rate), xytext=(4 if left else -4, 2),
+                      textcoords="offset points", ha="left" if left else "right", fontsize=9,
+                      color="#404040")  # fmt: skip
+    fills = {"bf16": "full", "fp16": "left", "fp32 (TF32)": "none", "fp32 (IEEE)": "top"}
+    for provider, some in points.items():
+        for dtype in ordered((dtype for *_, dtype in some), tuple(fills)):
+            at = [(a, b) for a, b, d in some if d == dtype]
+            pane.plot(*zip(*at, strict=True), ls="", ms=8, marker=LINES[provider]["marker"],
+                      color=LINES[provider]["color"], fillstyle=fills[dtype], markerfacecoloralt="white",
+                      label=f"{provider}, {dtype}")  # fmt: skip
+    log_x(pane, "flop per byte read by the programs")
+    log_y(pane, "Tflop/s")
+    pane.set_xlim(x[0], x[-1])
+    found.legend(*pane.get_legend_handles_labels(), loc="outside right center")
+    return found
+
+
+PANES = (
+    ("forward", "forward", "forward_graph", "in a CUDA graph"),
+    ("training (forward and backward)", "training", "kernels", "kernels alone"),
+)
+
+
+def draw_speed(shapes: Sequence[Shape], rows: Sequence[Row]) -> Figure | None:
+    """How many times as fast as nn.GRU, of each shape and backend; rows: of the same device, for versions."""
+    if not shapes or not rows:
+        return None
+    ratios = [r for shape in shapes for _, *ways, _ in PANES for way in ways for b in BACKENDS
+              if (r := shape.ratio(way, b))]  # fmt: skip
+    found, axes = figure(
+        f"As it is called, {BASELINE} waits for its host; in a CUDA graph it does not, and less of the gain is left",
+        [f"Speed over that of {BASELINE} (cuDNN); shaded: slower. Filled: the call as it is made, from an idle device, "
+         "on a host with a slow processor. Hollow: without the host, forward in a CUDA graph, training by the GPU time "
+         "of its kernels; missing: not measured. One layer, one direction, TF32 in fp32; sequence as first built. "
+         f"T {T}, I = H.", hardware(rows)],
+        (10, 2.9 + 0.21 * len(shapes)), 1, 2, sharey=True,
+    )  # fmt: skip
+    ends = 0.8 / max(ratios), 1.25 / min(ratios)
+    for pane, (title, called, alone, _) in zip(axes[0], PANES, strict=True):
+        _pane(pane, shapes, called, alone)
+        pane.set_title(title)
+        log_x(pane, f"times as fast as {BASELINE}")
+        pane.set_xlim(ends)
+        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if ends[0] < tick < ends[1]]
+        pane.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        pane.xaxis.set_minor_locator(NullLocator())
+        pane.axvspan(ends[0], 1, color=PALE, alpha=0.6, lw=0, zorder=0)
+        pane.axvline(1, color=GREY, lw=1, zorder=1)
+    axes[0, 0].set_yticks(range(len(shapes)), [shape.name for shape in shapes])
+    axes[0, 0].set_ylim(len(shapes) - 0.4, -0.6)
+    handles = [
+        Line2D([], [], ls="", ms=7, color=LINES[backend]["color"], marker=LINES[backend]["marker"],
+               mfc=LINES[backend]["color"] if filled else "white",
+               label=f"{backend}, {'as called' if filled else ' / '.join(pane[3] for pane in PANES)}")
+        for filled in (True, False) for backend in BACKENDS
+    ]  # fmt: skip
+    found.legend(handles=handles, loc="outside lower center", ncols=2)
+    return found
+
+
+def _pane(axes: Axes, shapes: Sequence[Shape], called: str, alone: str) -> None:
+    for place, shape in enumerate(shapes):
+        if place % 2:
+            axes.axhspan(place - 0.5, place + 0.5, color="#F6F6F6", lw=0, zorder=-1)
+        for y, backend in zip((place - 0.17, place + 0.17), BACKENDS, strict=True):
+            look = LINES[backend]
+            speeds = {way: 1 / ratio for way in (called, alone) if (ratio := shape.ratio(way, backend))}
+            axes.plot(list(speeds.values()), [y] * len(speeds), color=look["color"], lw=1, zorder=2)
+            for way, speed in speeds.items():
+                axes.plot(speed, y, look["marker"], ms=5.5, color=look["color"],
+                          mfc=look["color"] if way == called else "white", zorder=3)  # fmt: skip

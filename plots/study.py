@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Rectangle
 
 from benchmarks.study import of_a_step
 from tritongru.tools.style import BLUE, GREY, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
-from .compiled import MIX, REST, Row, shares
+from .compiled import LEGEND, shares
 from .counted import KIND
+from .rows import Row, patches
 
 # What a box is.
 BOXES: dict[str, Look] = {
@@ -21,14 +22,13 @@ BOXES: dict[str, Look] = {
     "product": {"facecolor": SKY, "hatch": "..."},
     "gates": {"facecolor": PALE},
 }
-# A form: title, what a launch is, what waits, and the boxes of a program or launch from top to bottom.
+# A form: its title, what a launch is and what waits, and what goes through memory besides h.
 FORMS = (
-    ("unfused", "2 launches a step; all wait for all, twice", ("W_h or a part of it", "product"), "gates"),
-    ("step, step-input", "1 launch a step; all wait for all", ("W_h or a part of it", "product", "gates"), ""),
-    ("sequence-barrier", "1 launch; a program waits for a count", ("W_h or a part of it", "product", "gates"), "count"),
-    ("sequence", "1 launch; a program waits for the data", ("W_h or a part of it", "product", "gates"),
-     "data"),
-)  # fmt: skip
+    ("unfused", "2 launches a step; all wait for all, twice", "gates"),
+    ("step, step-input", "1 launch a step; all wait for all", ""),
+    ("sequence-barrier", "1 launch; a program waits for a count", "count"),
+    ("sequence", "1 launch; a program waits for the data", "data"),
+)
 
 
 def _box(axes: Axes, x: float, y: float, width: float, height: float, kind: str, words: str = "") -> None:
@@ -53,16 +53,16 @@ def draw_forms() -> Figure:
          "Solid: h or sums on their way through memory. Dashed: a wait for something else than the data."],
         (10, 9.2), 2, 2,
     )  # fmt: skip
-    for pane, (title, told, boxes, through) in zip(axes.flat, FORMS, strict=True):
+    for pane, (title, told, through) in zip(axes.flat, FORMS, strict=True):
         pane.set_title(f"{title}: {told}")
         pane.set_axis_off()
         pane.set_xlim(0, 10)
         pane.set_ylim(0, 10)
-        _memory(pane, 9.0, "h of t-1, all units")
-        _memory(pane, 0.2, "h of t")
+        _box(pane, 0.4, 9.0, 9.2, 0.75, "h", "h of t-1, all units")
+        _box(pane, 0.4, 0.2, 9.2, 0.75, "h", "h of t")
         resident = through in ("count", "data")
         for left in (0.4, 5.4):
-            _program(pane, left, boxes, through, resident)
+            _program(pane, left, through, resident)
         if through == "gates":  # the boundary of two launches
             pane.axhline(3.68, color=VERMILION, ls="--", lw=1.6)
             pane.text(0.3, 3.62, "launch ends", va="top", fontsize=9)
@@ -73,22 +73,17 @@ def draw_forms() -> Figure:
             pane.text(5.0, 7.98, "count = programs?", ha="center", va="center", fontsize=9)
             for x in (1.4, 8.6):
                 _arrow(pane, (x, 8.95), (x, 7.5), VERMILION, dashed=True)
-    handles = [Patch(label=label, edgecolor="black", **look) for label, look in BOXES.items()]
-    found.legend(handles=handles, loc="outside lower center", ncols=4)
+    patches(found, BOXES, 4, "black")
     return found
 
 
-def _memory(axes: Axes, y: float, words: str) -> None:
-    _box(axes, 0.4, y, 9.2, 0.75, "h", words)
-
-
-def _program(axes: Axes, left: float, boxes: Sequence[str], through: str, resident: bool) -> None:
+def _program(axes: Axes, left: float, through: str, resident: bool) -> None:
     width, middle = 4.2, left + 2.1
     if resident:  # on chip for all timesteps, so inside the program
         axes.add_patch(Rectangle((left - 0.15, 1.75), width + 0.3, 5.75, fill=False, edgecolor="black", lw=1.8))
-        _box(axes, left, 6.2, width, 1.1, boxes[0], "own part of W_h, kept")
+        _box(axes, left, 6.2, width, 1.1, "W_h or a part of it", "own part of W_h, kept")
     else:
-        _box(axes, left, 6.2, width, 1.1, boxes[0], "W_h, read again")
+        _box(axes, left, 6.2, width, 1.1, "W_h or a part of it", "W_h, read again")
     _box(axes, left, 4.5, width, 1.2, "product", "product, own units")
     _arrow(axes, (middle, 6.2), (middle, 5.7), BLUE)
     _arrow(axes, (middle, 9.0), (middle, 7.32), ORANGE)
@@ -125,7 +120,5 @@ def draw_study(rows: Sequence[Row]) -> Figure | None:
     pane.set_yticks(range(len(rows)), [f"{row['form']}, {row['warps']} warps" for row in rows])
     pane.invert_yaxis()
     pane.set_xlabel("instructions")
-    handles = [Patch(label=name, edgecolor="white", **look) for name, (_, look) in MIX.items()]
-    handles.append(Patch(label=REST, facecolor=PALE))
-    found.legend(handles=handles, loc="outside lower center", ncols=3)
+    patches(found, LEGEND, 3)
     return found

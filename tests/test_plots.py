@@ -17,7 +17,7 @@ from benchmarks import compiled, results, speed, story, study
 from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured
-from plots.speed import draw_speed
+from plots.rows import LINES
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import DEVICES
@@ -28,8 +28,7 @@ FIXED = {
     "schema": str(results.SCHEMA), "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",
     "torch": "2.13.0", "triton": "3.7.1", "cudnn": "91002", "tritongru": "0.0", "commit": "0123456789", "dirty": "no",
 }  # fmt: skip
-SPEED = {"nn.GRU": 1.0, "step": 0.8, "step-recompute": 0.9, "sequence": 0.4, "default": 0.5,
-         "cell-loop": 5.0, "nn.LSTM": 1.2, "nn.RNN": 0.7}  # fmt: skip
+SPEED = {"nn.GRU": 1.0, "step": 0.8, "step-recompute": 0.9, "sequence": 0.4, "default": 0.5}
 
 
 def row(T: int, B: int, H: int, provider: str, pass_: str = "inference", dtype: str = "bf16", **cells: object):
@@ -39,7 +38,7 @@ def row(T: int, B: int, H: int, provider: str, pass_: str = "inference", dtype: 
         "case": f"T{T}-B{B}-I{H}-H{H}-{dtype}", "provider": provider, "pass": pass_, "dtype": dtype, "T": T, "B": B,
         "I": H, "H": H, "layers": 1, "directions": 1, "packed": "no", "cell": "no", "l2": "warm", "status": "ok",
         "products": "tf32" if dtype == "fp32" else "", "p50_us": us, "p20_us": 0.9 * us, "p80_us": 1.2 * us,
-        "p99_us": 2 * us, "us_per_step": us / T, "ratio": SPEED[provider], "device_us": us, "limit_us": 0.2 * us,
+        "us_per_step": us / T, "ratio": SPEED[provider], "device_us": us,
         "saved_mib": 0 if "recompute" in provider else 40, "peak_mib": 90 * SPEED[provider],
         **{f"error_{name}": 1e-3 * SPEED[provider] for name in results.ERRORS},
     }  # fmt: skip
@@ -49,9 +48,6 @@ def row(T: int, B: int, H: int, provider: str, pass_: str = "inference", dtype: 
 ROWS = [
     *(row(128, B, H, p, d, dtype) for B in (1, 32) for H in (64, 512, 2048) for p in SPEED
       for d in ("inference", "forward+backward") for dtype in ("bf16", "fp32")),
-    *(row(T, 32, 512, p) for T in (1, 8, 2048) for p in ("nn.GRU", "default")),
-    *(row(1, 1, 512, p, "streaming", dtype) for p in ("nn.GRU", "step", "default") for dtype in ("bf16", "fp32")),
-    *(row(1, 1, 512, p, "streaming", cell="yes", case="cell") for p in ("nn.GRU", "default")),
     *(row(128, 32, H, p, d, "fp32", products="ieee", case=f"H{H}-ieee") for H in (64, 512)
       for p in ("nn.GRU", "default") for d in ("inference", "forward+backward")),
 ]  # fmt: skip
@@ -67,27 +63,23 @@ def write(path: Path, columns: tuple[str, ...], rows: list[dict[str, str]]) -> N
 
 @pytest.fixture(scope="module")
 def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
-    """Made-up measured rows, a CPU's among them, through their files, and the committed compiled ones."""
+    """Made-up measured rows, a CPU's among them, through their files, and the committed others."""
     folder = tmp_path_factory.mktemp("results")
     write(folder / "nvidia-h200" / "gru.csv", results.COLUMNS, ROWS)
     write(folder / "cpu" / "gru.csv", results.COLUMNS, [{**r, "device": "Xeon", "driver": "", "l2": ""} for r in ROWS])
-    write(folder / compiled.FILE, compiled.COLUMNS, results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS))
-    write(folder / study.FILE, study.COLUMNS, study.committed())
-    for name in ("first_look.csv", "kernels.csv", results.CEILINGS):
-        shutil.copy(speed.FOLDER / name, folder / "nvidia-h200")
-    for name, columns in ((story.ANSWERS, story.COLUMNS), (story.WORDS, story.WORD_COLUMNS)):
-        path = Path(story.FOLDER, name)
-        write(folder / path, columns, results.read(results.RESULTS / path, columns))
+    for path in (compiled.FILE, study.FILE, f"{story.FOLDER}/{story.ANSWERS}", f"{story.FOLDER}/{story.WORDS}",
+                 *(f"nvidia-h200/{name}" for name in ("first_look.csv", "kernels.csv", results.CEILINGS))):  # fmt: skip
+        (folder / path).parent.mkdir(exist_ok=True)
+        shutil.copy(results.RESULTS / path, folder / path)
     return command.Facts.read(folder)
 
 
 @pytest.mark.parametrize("name", command.ENTRIES)
 def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: command.Facts) -> None:
     """No text beyond the edge, none of the header, the panels' titles and the axes' labels on another."""
-    found = list(command.draw(command.ENTRIES[name], facts))
-    source = command.ENTRIES[name].source
-    assert [file for file, _ in found] == [name + "-nvidia-h200" * (source in (command.DAY, command.TIMED))]
-    figure = found[0][1]
+    source, _ = command.ENTRIES[name]
+    ((file, figure),) = command.draw(name, facts)
+    assert file == name + "-nvidia-h200" * (source in command.OF_A_GPU)
     with style.settings():
         figure.canvas.draw()
     drawn, slack = figure.get_tightbbox(), 0.02  # inches
@@ -104,10 +96,9 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
     assert kinds.get(source, "Measured on NVIDIA H200, driver") in header
 
 
-@pytest.mark.parametrize("providers", [measured.COMPARED, measured.NETWORKS], ids=["compared", "networks"])
-def test_colour_is_never_the_only_cue(providers: tuple[str, ...]) -> None:
+def test_colour_is_never_the_only_cue() -> None:
     for cue in ("marker", "color"):
-        assert len({measured.LINES[name][cue] for name in providers}) == len(providers)
+        assert len({LINES[name][cue] for name in measured.COMPARED}) == len(measured.COMPARED)
 
 
 def test_residency_is_what_the_readme_says_and_needs_no_batch() -> None:
@@ -125,24 +116,27 @@ def test_residency_is_what_the_readme_says_and_needs_no_batch() -> None:
             assert len(fits) == 1, (device, H)
 
 
+def in_cells(axes) -> tuple[dict, set]:
+    """The words of a heat map by place, and the corners of its hatched boxes."""
+    boxes = [patch for patch in axes.patches if isinstance(patch, Rectangle) and patch.get_hatch() == "////"]
+    return {t.get_position(): t.get_text() for t in axes.texts}, {(box.get_x(), box.get_y()) for box in boxes}
+
+
 def test_losing_wrong_and_missing_cells_show() -> None:
-    """One of each: faster, slower, wrong, out of memory, not measured."""
+    """One of each: faster, slower, wrong, out of memory, not measured; a map of what was not measured is not drawn."""
+    missing = {"ratio": "", "p50_us": ""}
     rows = [
         row(128, 1, 64, "default"),
         row(128, 1, 512, "default", ratio=1.25),
-        row(128, 32, 64, "default", status="wrong", ratio="", p50_us=""),
-        row(128, 32, 512, "default", status="out of memory", ratio="", p50_us=""),
+        row(128, 32, 64, "default", status="wrong", **missing),
+        row(128, 32, 512, "default", status="out of memory", **missing),
         row(128, 64, 64, "default"),
     ]
-    figure = measured.draw_speedup(rows, {})
-    axes = figure.axes[0]
-    assert {t.get_position(): t.get_text() for t in axes.texts} == {
-        (0, 0): "2.0", (1, 0): "0.80", (0, 1): "wrong", (1, 1): "out of\nmem.", (0, 2): "2.0", (1, 2): "–",
-    }  # fmt: skip
-    hatched = {(patch.get_x(), patch.get_y()) for patch in axes.patches
-               if isinstance(patch, Rectangle) and patch.get_hatch() == "////"}  # fmt: skip
-    assert hatched == {(0.5, -0.5)}
+    figure = measured.draw_speedup(rows)
+    words = {(0, 0): "2.0", (1, 0): "0.80", (0, 1): "wrong", (1, 1): "out of\nmem.", (0, 2): "2.0", (1, 2): "–"}
+    assert in_cells(figure.axes[0]) == (words, {(0.5, -0.5)})
     assert "slower in 1 of 3 cases" in figure.texts[0].get_text()
+    assert measured.draw_speedup([rows[0], row(128, 8, 128, "default", dtype="fp16")]) is None
 
 
 def test_of_the_grid_the_fastest_kernel_both_ways() -> None:
@@ -150,16 +144,8 @@ def test_of_the_grid_the_fastest_kernel_both_ways() -> None:
     rows = [row(128, B, H, "nn.GRU", device_us="100") for B in (1, 32) for H in (64, 512)]
     rows += [row(128, B, H, "sequence", device_us="125" if B == 1 else "25") for B in (1, 32) for H in (64, 512)]
     rows += [row(128, 1, 64, "step", device_us="50")]  # slower as it is called
-    axes = measured.draw_speedup(rows, {}).axes[0]
-    assert {t.get_position(): t.get_text() for t in axes.texts} == {
-        (0, 0): "2.5\n0.80", (1, 0): "2.5\n0.80", (0, 1): "2.5\n4.0", (1, 1): "2.5\n4.0"
-    }  # fmt: skip
-    assert {(p.get_x(), p.get_y()) for p in axes.patches if p.get_hatch() == "////"} == {(-0.5, -0.5), (0.5, -0.5)}
-
-
-def test_a_map_of_what_was_not_measured_is_not_drawn() -> None:
-    sparse = [row(128, B, H, "default", dtype=dtype) for B, H, dtype in ((1, 64, "bf16"), (8, 128, "fp16"))]
-    assert measured.draw_speedup(sparse, {}) is None
+    words = {(0, 0): "2.5\n0.80", (1, 0): "2.5\n0.80", (0, 1): "2.5\n4.0", (1, 1): "2.5\n4.0"}
+    assert in_cells(measured.draw_speedup(rows).axes[0]) == (words, {(-0.5, -0.5), (0.5, -0.5)})
 
 
 def test_speeds_as_called_and_without_the_host_stand_on_one_line() -> None:
@@ -167,9 +153,9 @@ def test_speeds_as_called_and_without_the_host_stand_on_one_line() -> None:
     us = {("forward", "nn.GRU"): 8.0, ("forward_graph", "nn.GRU"): 2.0, ("training", "nn.GRU"): 20.0}
     us |= {(way, "sequence"): 4.0 for way in ("forward", "forward_graph", "training")}
     shape = speed.Shape(("bf16", 512, 32), us, "first_look.csv")
-    forward, training = draw_speed([shape], [row(128, 1, 64, "default")]).axes
+    forward, training = measured.draw_speed([shape], [row(128, 1, 64, "default")]).axes
     for axes, points in ((forward, {(2.0, True), (0.5, False)}), (training, {(5.0, True)})):
-        found = [line for line in axes.lines if line.get_marker() == measured.LINES["sequence"]["marker"]]
+        found = [line for line in axes.lines if line.get_marker() == LINES["sequence"]["marker"]]
         assert {(line.get_xdata()[0], line.get_mfc() != "white") for line in found} == points
     assert forward.get_yticklabels()[0].get_text() == "bf16, H 512, B 32"
 
@@ -177,77 +163,63 @@ def test_speeds_as_called_and_without_the_host_stand_on_one_line() -> None:
 def test_times_are_per_step_and_only_of_rows_that_are_right() -> None:
     rows = [row(100, 8, H, p) for H in (64, 256) for p in ("nn.GRU", "default")]
     rows += [row(100, 8, 512, "default", status="wrong", p50_us="", us_per_step="")]
-    axes = measured.draw_step_time(rows, {}).axes[0]
-    lines = {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
-    theirs, ours = ([[H, (2 + H / 500) * speed] for H in (64, 256)] for speed in (1.0, 0.5))
-    assert lines["nn.GRU"] == [pytest.approx(point) for point in theirs]
-    assert lines["tritongru (default)"] == [pytest.approx(point) for point in ours]
-    assert lines["limit by the card's ceilings"] == [pytest.approx([H, 0.2 * v]) for H, v in ours]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in measured.draw_step_time(rows).axes[0].lines}
+    for name, factor in (("nn.GRU", 1.0), ("tritongru (default)", 0.5)):
+        assert lines[name] == [pytest.approx([H, (2 + H / 500) * factor]) for H in (64, 256)]
 
 
-def test_nothing_is_drawn_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_drawn_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No rows, no such figure, no such folder, rows of another schema."""
     (tmp_path / "results").mkdir()
     arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
-    assert command.main([*arguments, "--only", "accuracy"]) == 1
-    assert "`python -m benchmarks day` on a CUDA machine" in capsys.readouterr().out
-    assert command.main([*arguments, "--only", "resources"]) == 1
-    assert "`python -m benchmarks compiled`" in capsys.readouterr().out
-    assert not (tmp_path / "out").exists()
-
-
-def test_unknown_names_and_folders_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arguments, words in ((["--only", "roof"], command.ENTRIES), (["--results", str(tmp_path / "no")], ["folder"])):
+    for name, source in (("accuracy", "`python -m benchmarks day` on a CUDA machine"), ("resources", "compiled`")):
+        assert command.main([*arguments, "--only", name]) == 1
+        assert source in capsys.readouterr().out
+    for wrong, words in ((["--only", "roof"], command.ENTRIES), (["--results", str(tmp_path / "no")], ["folder"])):
         with pytest.raises(SystemExit) as exit:
-            command.main(arguments)
-        assert exit.value.code == 2
+            command.main(wrong)
         said = capsys.readouterr().err
-        assert all(word in said for word in words)
-
-
-@pytest.mark.parametrize(
-    ("name", "columns"),
-    [
-        ("gru.csv", results.COLUMNS),
-        (results.CEILINGS, results.CEILINGS_COLUMNS),
-        (compiled.FILE, compiled.COLUMNS),
+        assert exit.value.code == 2 and all(word in said for word in words)
+    for name, columns in (
+        ("gru.csv", results.COLUMNS), (results.CEILINGS, results.CEILINGS_COLUMNS), (compiled.FILE, compiled.COLUMNS),
         (f"{story.FOLDER}/{story.ANSWERS}", story.COLUMNS),
-    ],
-    ids=["rows", "ceilings", "compiled", "story"],
-)
-def test_results_of_another_schema_are_refused(
-    name: str, columns: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    write(tmp_path / "results" / name, columns, [dict.fromkeys(columns, "") | {"schema": "1"}])
-    arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
-    assert command.main(arguments) == 2
-    assert "another schema" in capsys.readouterr().err
+    ):  # fmt: skip
+        path = tmp_path / "results" / name
+        write(path, columns, [dict.fromkeys(columns, "") | {"schema": "1"}])
+        assert command.main(arguments) == 2 and "another schema" in capsys.readouterr().err
+        path.unlink()
     assert not (tmp_path / "out").exists()
 
 
-def test_the_same_figure_gives_the_same_files(tmp_path: Path) -> None:
-    files = []
+def test_the_same_data_gives_the_same_file(tmp_path: Path) -> None:
     for folder in ("one", "two"):
-        arguments = ["--results", str(results.RESULTS), "--out", str(tmp_path / folder), "--only", "launches"]
-        assert command.main(arguments) == 0
-        files.append({path.name: path.read_bytes() for path in (tmp_path / folder).iterdir()})
-    assert files[0] == files[1]
-    assert set(files[0]) == {"launches.png"}
+        assert command.main(["--out", str(tmp_path / folder), "--only", "study"]) == 0
+    one, two = ((tmp_path / folder / "study.png").read_bytes() for folder in ("one", "two"))
+    assert one == two
 
 
 # benchmarks/compiled.py
 
 needs_triton = pytest.mark.skipif(not has_triton(), reason="needs Triton")
 KEY = ("device", "backend", "kind", "dtype", "B", "H")
+SAMPLE = (
+    "h200-step-forward-bf16-B32-H1024", "a100-sequence-backward-bf16-B32-H256", "mi300x-step-backward-fp32-B32-H64"
+)  # fmt: skip
+
+
+def committed() -> list[dict[str, str]]:
+    return results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS)
+
+
+def forms_of(*names: str) -> list[compiled.Form]:
+    return [form for form in compiled.forms(*compiled.DEVICES) if not names or str(form) in names]
 
 
 def test_what_the_figure_of_instructions_says_holds() -> None:
     """Neither products nor memory accesses: that is all but these three groups."""
     loops = [row for row in committed() if row["device"] == "h200" and row["backend"] == "sequence"]
-    named = [
-        name
-        for group in ("matrix products", "shared memory", "global memory")
-        for name in compiled_figures.MIX[group][0]
-    ]
+    groups = ("matrix products", "shared memory", "global memory")
+    named = [name for group in groups for name in compiled_figures.MIX[group][0]]
     assert loops
     for row in loops:
         assert sum(int(row[name]) for name in named) < 0.5 * int(row["loop_instructions"]), row["H"]
@@ -257,49 +229,25 @@ def test_what_the_figure_of_instructions_says_holds() -> None:
 def test_compiled_rows_are_those_of_the_plans() -> None:
     """Another tile, size or device: generate benchmarks/results/compiled.csv again."""
     found = {tuple(row[name] for name in KEY): row["form"] for row in committed()}
-    expected = {
+    assert found == {
         (f.device, f.backend, f.kind, f.problem.dtype, str(f.problem.batch), str(f.problem.hidden_size)): f.words
-        for f in compiled.forms(*compiled.DEVICES)
+        for f in forms_of()
     }
-    assert found == expected
 
 
-def committed() -> list[dict[str, str]]:
-    return results.read(results.RESULTS / compiled.FILE, compiled.COLUMNS)
-
-
-def recompile(form: compiled.Form) -> None:
+@needs_triton
+@pytest.mark.compiled
+@pytest.mark.parametrize("form", [
+    form if str(form) in SAMPLE else pytest.param(form, marks=pytest.mark.long)
+    for form in (forms_of() if has_triton() else [])
+], ids=str)  # fmt: skip
+def test_a_compiled_row_is_what_the_code_compiles_to(form: compiled.Form) -> None:
     import triton
 
     rows = committed()
     if {row["triton"] for row in rows} != {triton.__version__}:
         pytest.skip(f"the rows are of Triton {rows[0]['triton']}, this is {triton.__version__}")
     assert compiled.compiled(form) in rows
-
-
-def forms_of(*names: str) -> list[compiled.Form]:
-    return [form for form in compiled.forms(*compiled.DEVICES) if not names or str(form) in names]
-
-
-SAMPLE = (
-    "h200-step-forward-bf16-B32-H1024", "a100-sequence-backward-bf16-B32-H256", "mi300x-step-backward-fp32-B32-H64"
-)  # fmt: skip
-
-
-@needs_triton
-@pytest.mark.compiled
-@pytest.mark.parametrize("name", SAMPLE)
-def test_sample_of_compiled_rows_is_what_the_code_compiles_to(name: str) -> None:
-    (form,) = forms_of(name)
-    recompile(form)
-
-
-@needs_triton
-@pytest.mark.compiled
-@pytest.mark.long
-@pytest.mark.parametrize("form", forms_of() if has_triton() else [], ids=str)
-def test_compiled_row_is_what_the_code_compiles_to(form: compiled.Form) -> None:
-    recompile(form)
 
 
 @needs_triton
