@@ -15,8 +15,9 @@ from tests.kit.fences import fences, poisoned
 from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_finite_where_nn_gru_is
+from tritongru.kernels.exchange import Wait
 from tritongru.launch import exchange, runtime, sequence
-from tritongru.tools.emulator import EmulatorError
+from tritongru.tools.emulator import TWINS, EmulatorError, twins
 
 pytestmark = [
     pytest.mark.interpreted,
@@ -171,6 +172,9 @@ MUTANTS = {  # by file, setting, and how they are found: name, what is replaced,
         "h_0 of a row that begins anew": (" & is_unit & ~anew, other", " & is_unit, other"),
     },
     ("sequence.py", "three programs", "time-out"): {
+        "a slot too far": ("publish(tile + slot + own_place, as", "publish(tile + 2 * slot + own_place, as"),
+        "h is never published": ("publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))", "pass"),
+        "dz published over dr": ("publish(published + GATE, as_factor(", "publish(published, as_factor("),
         "a wait on the wrong slot": ("tile = here + i * (ROWS * K)\n", "tile = here + slot + i * (ROWS * K)\n"),
         "units past H are not published": (
             "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
@@ -220,7 +224,14 @@ MUTANTS = {  # by file, setting, and how they are found: name, what is replaced,
             "gl.store(tile + slot + own_place, y.to(e_ptr.dtype.element_ty, bitcast=True), mask=runs)",
         ),
     },
+    ("sequence.py", "three programs", "emulator"): {
+        "y of rows past the batch": ("+ of_y[i], y, mask=runs)", "+ of_y[i], y, mask=row < 16)"),
+        "the next row's gates": ("gl.store(dgates + 3 * H, dq, mask=runs)", "gl.store(dgates + 4 * H, dq, mask=runs)"),
+        "h_0 of rows past the batch": ("mask=mask & (first_visit == 0) & ~anew", "mask=is_unit & ~anew"),
+    },
     ("sequence.py", "three programs", "wrong"): {
+        "the slot before": ("        here += slot\n", ""),
+        "a sum not written": ("sum_r.store(add_product(zeros, seen, w_r, 0, SHARED > 2, ROWS, PRECISION))", "pass"),
         "a gate dropped": (
             "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, ROWS, PRECISION))",
             "sum_z.store(zeros)",
@@ -281,6 +292,7 @@ MUTANTS = {  # by file, setting, and how they are found: name, what is replaced,
         "a wrong place of 8 rows": ("register = unit // (128 // WIDTH)\n", "register = unit // (128 // WIDTH) ^ 1\n"),
     },
     ("exchange.py", "three programs", "time-out"): {
+        "half of it published": (', cache_modifier=".cg"', ", mask=ptrs.to(gl.int64) % 8 == 0"),
         "a wrong block": ("(unit // UNITS) * (HEIGHT * UNITS)", "(unit // UNITS) * (8 * UNITS)"),
     },
 }
@@ -366,13 +378,17 @@ def test_units_past_h_that_take_a_state_are_killed(broken) -> None:
     [
         ("step", "tl.store(state_ptrs, h, mask=mask)", "tl.store(state_ptrs, y.to(tl.float32), mask=mask)"),
         (SMALL, "h = gl.where(runs, h_new, h)", "h = gl.where(runs, h_new, h).to(dtype).to(gl.float32)"),
+        (
+            "sequence",
+            "h_new = gl.where(runs, h_new, h[i])",
+            "h_new = gl.where(runs, h_new, h[i]).to(dtype).to(gl.float32)",
+        ),
         (  # handed on between launches over time
             "sequence",
             "h[i].to(gl.int32, bitcast=True)",
             "h[i].to(dtype).to(gl.float32).to(gl.int32, bitcast=True)",
         ),
     ],
-    ids=MODULES.values(),
 )
 def test_a_state_that_is_rounded_is_killed(backend: str, old: str, new: str, broken, monkeypatch) -> None:
     """Where z is near 1 a step changes h by less than bfloat16 can hold."""
@@ -394,6 +410,15 @@ def test_a_state_that_is_rounded_is_killed(backend: str, old: str, new: str, bro
     kept = error()
     broken(backend, f"{MODULES[backend]}.py", old, new)
     assert error() > 4 * kept
+
+
+def test_a_wait_that_looks_once_is_killed(monkeypatch) -> None:
+    def once(wait: Wait) -> None:
+        look = twins.twin_of_first_look(wait)
+        monkeypatch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: look(turn, address, dtype=dtype))
+
+    monkeypatch.setattr(twins, "register", once)
+    assert outcome("three programs", monkeypatch) == "wrong"
 
 
 def test_no_fill_is_killed(monkeypatch) -> None:

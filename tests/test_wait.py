@@ -173,13 +173,11 @@ class Fragment:
 
         asked: list[int] = []
         if self.wait.asked:
-            asked = execute(*ask_text(self.wait), [first] * pack, load, store, clock=world.now).outputs
+            asked, _ = execute(*ask_text(self.wait), [first] * pack, load, store, clock=world.now)
         inputs = asked + [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
-        found = execute(
-            self.wait.text, self.wait.constraints, inputs, load, store, clock=world.now, max_steps=1_000_000
-        )
-        assert len(found.outputs) == 4 * vectors
-        return np.array(found.outputs, np.uint32).view(UNSIGNED[self.width]), found.now
+        found, now = execute(self.wait.text, self.wait.constraints, inputs, load, store, clock=world.now)
+        assert len(found) == 4 * vectors
+        return np.array(found, np.uint32).view(UNSIGNED[self.width]), now
 
     def run_twin(self, world: World) -> np.ndarray:
         """The elements [tensors, rows, k] that the warp ends with."""
