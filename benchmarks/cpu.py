@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -41,7 +42,7 @@ def main(out: Path, rounds: int = 4000, seconds: float = 12.0) -> int:
     with ResultsFile(out / FILE, Environment.here(torch.device("cpu"))) as results:
         print(results.environment, "us per call: p50 [p20, p80]", sep="\n")
         try:
-            for row in (*beside_nn_gru(rounds, seconds), *of_a_host(seconds / 12)):
+            for row in chain(beside_nn_gru(rounds, seconds), of_a_host(seconds / 12)):
                 results.append(row)
                 ratio = "" if row.ratio is None else f"  ratio {row.ratio:.4f}"
                 times = f"{row.p50_us:9.1f} [{row.p20_us:.1f}, {row.p80_us:.1f}]{ratio}"

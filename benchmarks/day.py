@@ -54,7 +54,7 @@ class Run:
     dry: bool = False
 
 
-Command = Callable[[Run], Sequence[str]]
+Command = Callable[[Run], Sequence[str]]  # empty: its tool is missing
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class Part:
     minutes: float
     commands: tuple[Command, ...]
     environment: dict[str, str] = field(default_factory=dict)
-    why_not: Callable[[bool], str] = lambda dry: ""  # why it cannot run, or not dry
 
 
 def sanitizer() -> str | None:
@@ -87,14 +86,10 @@ def _suite(name: str) -> Command:
 
 
 def _memcheck(run: Run) -> Sequence[str]:
+    suite, tool = _suite("memcheck")(run), sanitizer()
     if run.dry:
-        return _suite("memcheck")(run)
-    options = ("--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no")
-    return (sanitizer() or "compute-sanitizer", *options, *_suite("memcheck")(run))
-
-
-def _no_memcheck(dry: bool) -> str:
-    return "" if dry or sanitizer() else "compute-sanitizer was not found"
+        return suite
+    return (tool, "--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no", *suite) if tool else ()
 
 
 def _compile(run: Run) -> Sequence[str]:
@@ -125,7 +120,7 @@ PARTS = (
     Part("workloads", 0.8, (_suite("workloads"),)),
     Part("study", 0.1, (_suite("study"),)),
     Part("tests", 1.2, tuple(map(_tests, range(PROCESSES)))),
-    Part("memcheck", 0.4, (_memcheck,), CHECKED, _no_memcheck),
+    Part("memcheck", 0.4, (_memcheck,), CHECKED),
     Part("summary", 0.2, (_benchmarks("summary"), _benchmarks("table"))),
 )
 
@@ -200,8 +195,6 @@ def run(
 
 def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tuple[str, bool]:
     """What became of a part, and whether that is a failure."""
-    if why_not := part.why_not(dry):
-        return f"not run: {why_not}", False
     environment = {
         **os.environ,
         "TRITON_CACHE_DIR": str(Path(tempfile.gettempdir()) / f"tritongru-day-{os.getuid()}"),
@@ -216,6 +209,8 @@ def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tupl
         if seconds <= 0:
             return "FAILED: not run, the budget was spent", True
         commands = {number: part.commands[number](Run(out, seconds, began, dry)) for number in again}
+        if not all(commands.values()):
+            return "not run: its tool was not found", False
         print(f"{part.name}: up to {seconds:.0f} s", flush=True)
         codes = _side_by_side(commands, part.name, out, environment, ends)
         again = []

@@ -10,7 +10,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import import_module
@@ -130,7 +130,7 @@ class OtherSchemaError(ValueError):
     """A results file that rows of this schema must not be mixed into."""
 
 
-class ResultsFile:
+class ResultsFile(AbstractContextManager["ResultsFile"]):
     """A CSV file that rows are appended to; each is on disk before the next is measured.
 
     Args:
@@ -162,9 +162,6 @@ class ResultsFile:
             print(f"not written to {self.path} ({error}): {','.join(map(str, cells.values()))}", file=sys.stderr)
             return
         self.count += 1
-
-    def __enter__(self) -> ResultsFile:
-        return self
 
     def __exit__(self, *_: object) -> None:
         with suppress(OSError):

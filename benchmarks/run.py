@@ -129,11 +129,7 @@ def run(entries: Sequence[Entry], meter: HostMeter, results: ResultsFile, ends: 
     ends: of time.monotonic(); no entry begins after it.
     """
     print(results.environment)
-    print(
-        f"us per call: p50 [p20, p80]; ratios to {BASELINE} in the same rounds, below 1 is faster: as they are called, "
-        "and both in a CUDA graph",
-        flush=True,
-    )
+    print(f"us per call: p50 [p20, p80]; ratios to {BASELINE}, below 1 is faster: as called, and both in a CUDA graph")
     failed, spent = 0, False
     gc.collect()
     gc.freeze()  # what was imported is there to stay: the collections between cases need not look at it
@@ -176,16 +172,13 @@ def line(row: Row, graph_us: float | None = None) -> str:
     error = f"  error {max(row.errors.values()):.1e}" if row.errors else ""
     if row.status != "ok" or row.p50_us is None:
         return f"{head} {row.status}: {row.note}{error}"
-    text = f"{head} {row.p50_us:9.1f} [{row.p20_us:.1f}, {row.p80_us:.1f}]"
-    if row.p99_us is not None:
-        text += f"  p99 {row.p99_us:.1f}"
-    if row.ratio is not None:
-        text += f"  ratio {row.ratio:.3f}"
+    parts = [f"{head} {row.p50_us:9.1f} [{row.p20_us:.1f}, {row.p80_us:.1f}]"]
+    parts += [f"p99 {row.p99_us:.1f}"] if row.p99_us else []
+    parts += [f"ratio {row.ratio:.3f}"] if row.ratio else []
     if row.device_us is not None:
-        text += f"  host {row.host_us:.1f}, in a graph {row.device_us:.1f}"
-        if graph_us:
-            text += f" ratio {row.device_us / graph_us:.3f}"
-    return text + error
+        ratio = f" ratio {row.device_us / graph_us:.3f}" if graph_us else ""
+        parts.append(f"host {row.host_us:.1f}, in a graph {row.device_us:.1f}{ratio}")
+    return "  ".join(parts) + error
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,11 @@ kernels/README.md of the rows; a time is there once a GPU has measured it (resul
     flops              of a timestep's products
     counted            what the instructions are counted in: "time loop", or "launch" where each timestep is one
     shared_bytes ...   as in compiled.csv (compiled.py)
-    signature          types of the arguments and constants, from which the same compiler makes the same kernel; of a
-                       PTX text its length and checksum
 """
 
 from __future__ import annotations
 
 import sys
-import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +43,6 @@ DEVICE, B, H, DTYPE, PRECISION = "h200", 32, 512, "bf16", "tf32"
 COLUMNS = (
     "schema", "commit", "triton", "target", "form", "kernel", "dtype", "B", "H", "launches", "read_bytes", "flops",
     "warps", "registers", "spill_bytes", "shared_bytes", "instructions", "loop_instructions", "counted", *SASS_CLASSES,
-    "signature",
 )  # fmt: skip
 # The columns of the table: instruction classes by what they do.
 MIX = {
@@ -95,25 +91,6 @@ FORMS: dict[str, Callable[[], Made]] = {
 }
 
 
-def signature(specimen: Specimen) -> str:
-    """Types, constants and options of a launch: "i32: T, B; *bf16: x, y; H=512; num_warps=4, num_stages=1"."""
-    by_type: dict[str, list[str]] = {}
-    for name, kind in specimen.arguments.items():
-        by_type.setdefault(kind, []).append(name.removesuffix("_ptr"))
-    constants = ", ".join(f"{name}={_short(value)}" for name, value in specimen.constants.items())
-    options = f"num_warps={specimen.num_warps}, num_stages={specimen.num_stages}"
-    if specimen.max_registers:
-        options += f", maxnreg={specimen.max_registers}"
-    return "; ".join([*(f"{kind}: {', '.join(names)}" for kind, names in by_type.items()), constants, options])
-
-
-def _short(value: object) -> object:
-    """A constant; of a PTX text, or its constraints, what tells it from another."""
-    if isinstance(value, str) and len(value) > 40:
-        return f"<{len(value)} characters, {zlib.crc32(value.encode()):08x}>"
-    return value
-
-
 def row(name: str) -> dict[str, str]:
     """Compile a form: its row."""
     import triton
@@ -126,7 +103,7 @@ def row(name: str) -> dict[str, str]:
         "schema": SCHEMA, "commit": "", "triton": triton.__version__, "target": report.target, "form": name,
         "kernel": report.kernel, "dtype": DTYPE, "B": B, "H": H, "launches": made.launches,
         "read_bytes": made.read_bytes, "flops": made.flops, **figures(report),
-        "counted": "time loop" if made.in_time_loop else "launch", "signature": signature(made.specimen),
+        "counted": "time loop" if made.in_time_loop else "launch",
         **{name: counts.get(name, 0) for name in SASS_CLASSES},
     }  # fmt: skip
     return {name: str(cells[name]) for name in COLUMNS}
@@ -164,9 +141,7 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
         "Instructions are the text of the time loop, as one warp runs it, or of a launch where each timestep is one; "
         f"of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least. {' '.join(gone)}"
     )
-    signatures = "\n".join(f"- `{r['form']}`: `{r['kernel']}`, {r['signature']}" for r in rows)
-    details = f"<details><summary>What was compiled, exactly</summary>\n\n{signatures}\n\n</details>"
-    return "\n\n".join([told, table(header, cells), _times(rows, measured), details])
+    return "\n\n".join([told, table(header, cells), _times(rows, measured)])
 
 
 def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:

@@ -36,14 +36,14 @@ def test_every_part_of_the_day_runs_and_is_accounted_for(tmp_path, capsys):
         part("good", "print('fine')", "print('beside')"),
         part("bad", "print('broken'); raise SystemExit(5)"),
         part("killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
-        part("memcheck", "1 / 0", why_not=lambda dry: "no tool"),
+        day.Part("memcheck", 1.0, (lambda run: (),)),
         part("last", "import os; print(os.environ['GIVEN'])", environment={"GIVEN": "here"}),
     ]
     assert day.run(parts, tmp_path, 1.0, HERE) == 1
     lines = told(tmp_path)
     assert [line.split()[0] for line in lines[1:]] == ["good", "bad", "killed", "memcheck", "last"]
     assert "passed" in lines[1] and "FAILED: exit code 5" in lines[2] and "FAILED: killed by SIGKILL" in lines[3]
-    assert "not run: no tool" in lines[4] and "passed" in lines[5] and "host " in lines[0]
+    assert "not run: its tool" in lines[4] and "passed" in lines[5] and "host " in lines[0]
     assert (tmp_path / "last.log").read_text() == "here\n" and (tmp_path / "good-1.log").read_text() == "beside\n"
     assert "broken" in capsys.readouterr().out
     assert day.run(parts[:1] + parts[3:], tmp_path, 1.0, HERE) == 0  # a missing tool is no failure

@@ -1,0 +1,229 @@
+"""What suites are made of, how samples are taken, and what can be timed without a GPU. No time is asserted anywhere."""
+
+import re
+import weakref
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from benchmarks import cpu, hostcost, providers, results, timing, work
+from benchmarks.cases import BASELINE, Case
+from benchmarks.providers import PROVIDERS, find
+from benchmarks.suites import SUITES
+from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, interleave
+from benchmarks.workloads import BY_CASE, WORKLOADS
+from tritongru.planning import choose, describe
+
+DENSE, CPU = Case(4, 3, 5, 6), torch.device("cpu")
+
+
+def test_every_round_samples_every_call_in_changing_order():
+    class Meter(HostMeter):
+        def sample(self, timed):
+            order.append(timed.calls)
+            return Sample(100.0, 50.0)
+
+    order, timed = [], {str(i): Timed(lambda: None, i) for i in range(1, 4)}
+    samples, _ = interleave(timed, Meter(), rounds=20, seconds=1e9)
+    assert {len(taken) for taken in samples.values()} == {20}
+    rounds = [tuple(order[i : i + 3]) for i in range(0, 60, 3)]
+    assert all(sorted(r) == [1, 2, 3] for r in rounds) and len(set(rounds)) > 1
+    assert len(interleave(timed, Meter(), rounds=20, seconds=0, fewest=4)[0]["1"]) == 4
+
+
+def test_one_that_fails_in_a_later_round_is_left_out_of_the_next():
+    calls = []
+
+    def failing():
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("no more")
+
+    timed = {"good": Timed(lambda: None), "bad": Timed(failing)}
+    samples, failures = interleave(timed, HostMeter(), rounds=5, seconds=9.0)
+    assert list(samples) == ["good"] and len(samples["good"]) == 5 and str(failures["bad"]) == "no more"
+
+
+def test_a_sample_is_per_call():
+    made, meter = [], HostMeter(iter([10.0, 10.5]).__next__)
+    assert meter.sample(Timed(lambda: made.append(1), 5)).time_us == pytest.approx(1e5)
+    assert len(made) == 5
+    assert timing.quantiles([3.0, 1.0, 2.0]) == pytest.approx([1.4, 2.0, 2.6])
+    assert timing.quantiles(range(101), (0.99,)) == [99] and timing.quantiles([7.0]) == [7.0] * 3
+
+
+def test_a_graph_is_captured_warm_and_holds_nothing_that_was_made(monkeypatch):
+    log, made = [], []
+
+    class Stream:
+        def wait_stream(self, other):
+            log.append("wait")
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    class Made:
+        pass
+
+    def call():
+        result = Made()
+        made.append(weakref.ref(result))
+        log.append("call")
+        return result
+
+    fakes = {"Stream": Stream, "current_stream": Stream, "stream": nullcontext, "CUDAGraph": Graph,
+             "graph": nullcontext}  # fmt: skip
+    for name, fake in fakes.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    replay = CudaMeter.captured(HostMeter(), call)
+    assert log == ["wait", "call", "call", "call", "wait", "call"]
+    assert replay() is None and log[-1] == "replay"
+    assert not any(ref() for ref in made)
+
+
+def test_a_gpu_in_use_is_said_in_every_row(monkeypatch):
+    meter, gib = CudaMeter.__new__(CudaMeter), 1 << 30
+    meter.device = torch.device("cuda", 0)
+    for name, value in (("mem_get_info", (60 * gib, 80 * gib)), ("memory_reserved", 3 * gib)):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert re.fullmatch(r"host .+, \d+ cores; 15.0 GiB of the GPU are others'", meter.note())
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (76 * gib, 80 * gib))
+    assert "others" not in meter.note()
+
+
+# what is right
+
+
+def test_nan_is_wrong():
+    truth = {"output": torch.ones(2, dtype=torch.float64)}
+    found = work.errors({"output": torch.tensor([1.0, float("nan")])}, truth)
+    assert work.verdict(DENSE, found, None, False) and work.verdict(DENSE, found, {"output": float("nan")}, False)
+    two = {"weight_ih_l0": truth["output"], "weight_ih_l0_reverse": truth["output"]}
+    nan_first = {"weight_ih_l0": torch.full((2,), float("nan")), "weight_ih_l0_reverse": torch.ones(2)}
+    assert work.verdict(DENSE, work.errors(nan_first, two), None, False)
+
+
+def test_the_rule_allows_what_nn_gru_itself_gets_wrong():
+    assert not work.verdict(DENSE, {"output": 0.019}, {"output": 0.01}, False)
+    assert work.verdict(DENSE, {"output": 0.021}, {"output": 0.01}, False)
+    assert work.verdict(DENSE, {"output": 0.021}, {"output": float("nan")}, False)  # the floor is left
+    assert not work.verdict(DENSE, {"output": 0.4}, None, False) and work.verdict(DENSE, {"output": 0.6}, None, False)
+
+
+def test_layers_side_by_side_are_layers_of_their_own():
+    module = PROVIDERS["default"].make(Case(4, 3, 5, 6, blocks=3), device="cpu", dtype=torch.float32)
+    x, h_0 = torch.randn(4, 3, 15), torch.randn(1, 3, 18)
+    output, h_n = module(x, h_0)
+    for block, layer in enumerate(module.blocks):
+        expected, last = layer(x[..., 5 * block : 5 * block + 5], h_0[..., 6 * block : 6 * block + 6].contiguous())
+        torch.testing.assert_close(output[..., 6 * block : 6 * block + 6], expected)
+        torch.testing.assert_close(h_n[..., 6 * block : 6 * block + 6], last)
+
+
+@pytest.mark.parametrize("ragged", [dict(padded=True), dict(resets=0.3), dict(padded=True, resets=0.3)], ids=str)
+def test_padded_cases_are_the_same_for_ours_and_for_nn_gru(ragged):
+    """nn.GRU over their sequences as rows of a packed batch, and the layer with the arguments."""
+    case = Case(6, 5, 3, 8, bidirectional=True, **ragged)
+    inputs, found = work.Inputs.draw(case, CPU), []
+    for name in (BASELINE, "reference"):
+        module = find(name).make(case, device="cpu", dtype=torch.float32)
+        module.load_state_dict(work.weights(case, CPU))
+        found.append(inputs.through(module))
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+    lengths, resets = providers.padding(case, CPU)
+    if lengths is not None:
+        past = torch.arange(6)[:, None] >= lengths
+        assert past.any() and not found[0][0][past].any() and sorted(lengths.tolist(), reverse=True) == [*case.lengths]
+    assert resets is None or resets.any()
+
+
+# without a GPU
+
+
+def test_the_cpu_command_leaves_its_rows(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cpu, "no_compiler", lambda: "no Triton")
+    threads = torch.get_num_threads()
+    try:
+        assert cpu.main(tmp_path, rounds=4, seconds=0.0) == 0
+    finally:
+        torch.set_num_threads(threads)
+    rows, modules = results.read(tmp_path / cpu.FILE), (BASELINE, cpu.TWIN, cpu.OURS)
+    assert [(row["provider"], row["pass"]) for row in rows] == [(m, p) for p in cpu.PASSES for m in modules] * 2
+    assert all(float(row["p50_us"]) > 0 for row in rows) and {r["ratio"] for r in rows if r["provider"] == BASELINE}
+    assert "was not measured: no Triton" in capsys.readouterr().out
+
+
+@pytest.mark.compiled
+def test_the_host_s_cost_is_that_of_whole_calls_that_launch_nothing():
+    """And leaves Triton as it was."""
+    triton = pytest.importorskip("triton")
+    from tritongru.kernels import step as kernels
+
+    active = triton.runtime.driver._active
+    found = {(case.name, backend, pass_) for case, backend, pass_, times in hostcost.measure(0.0) if min(times) > 0}
+    assert len(found) == 2 * (2 * len(hostcost.CASES) - 2) and {backend for _, backend, _ in found} == {
+        "step", "sequence"
+    }  # fmt: skip
+    assert triton.runtime.driver._active is active
+    assert not any(
+        hostcost._NOWHERE in kernel.device_caches for kernel in (kernels.step_forward, kernels.step_backward)
+    )
+
+
+# cases
+
+
+def entries_of(*names):
+    return [entry for name in names or SUITES for entry in SUITES[name](describe("h200"))]
+
+
+def test_no_row_of_a_day_is_taken_for_another():
+    rows = [(e.case.name, provider, pass_) for e in entries_of() for provider in e.providers for pass_ in e.passes]
+    assert len(set(rows)) == len(rows) > 2500
+    for entry in entries_of():
+        assert set(entry.passes) <= set(work.PASSES) and all(map(find, entry.providers))
+        assert entry.providers[0] == BASELINE and len(set(entry.providers)) == len(entry.providers)
+    cases = {entry.case for entry in entries_of()}
+    assert len({case.name for case in cases}) == len(cases)
+
+
+def test_the_grid_is_what_it_says():
+    assert {entry.case for entry in entries_of("grid") if entry.case.T == 128} == {
+        Case(128, B, H, H, dtype) for dtype in ("bf16", "fp16", "fp32") for B in (1, 4, 16, 32, 64, 128, 256, 512)
+        for H in (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 2816)
+    }  # fmt: skip
+    assert len(entries_of("grid")) == 360 and len(entries_of("right")) == 72
+
+
+def test_candidates_are_tiles_that_the_device_can_run_and_does_not_anyhow():
+    entries = entries_of("tune")
+    names = {name for entry in entries for name in entry.providers}
+    assert "sequence:programs_per_sm=2,num_warps=4" in names and "sequence:tiles=2,early=1" in names
+    assert {(e.case.H, e.case.dtype) for e in entries} >= {(2048, "bf16"), (1024, "fp32")}
+    assert not any(e.case.H == 2048 and e.case.dtype == "fp32" for e in entries)  # not on chip
+    assert any("step:pdl=0" in e.providers for e in entries)
+    for entry in entries[:6]:
+        tiles = [choose(entry.case.problem(True), describe("h200"), name).tiles for name in entry.providers[1:]]
+        assert len(set(tiles)) == len(tiles) > 3
+
+
+def test_packed_lengths_fall_from_the_longest():
+    case = Case(128, 32, 8, 8, packed=True)
+    assert case.lengths[0] == 128 and list(case.lengths) == sorted(case.lengths, reverse=True)
+    assert case.batch_sizes[0] == 32 and sum(case.batch_sizes) == sum(case.lengths)
+    assert 128 / 6 < case.lengths[16] < 128 / 2 and case.lengths[-1] >= 1
+
+
+def test_workloads_name_their_source_and_what_differs():
+    assert len(BY_CASE) == len(WORKLOADS) == 13
+    for workload in WORKLOADS:
+        note = workload.entry.note
+        assert "github.com/" in note or workload.passes == ("streaming",) or workload.case.padded
+        assert "," not in workload.unit and workload.entry.providers == (BASELINE, "default")
+        assert workload.count == (sum(workload.case.lengths) or workload.case.T * workload.case.B)
+    by_name = {workload.name: workload for workload in WORKLOADS}
+    assert by_name["RNNoise"].rate(384_000) == "1,000,000 frames of speech (10 ms) a second"
+    assert "resets at episode ends left out" in by_name["IPPO on SMAX"].entry.note
+    assert by_name["Dreamer's world model"].case.name == "T64-B16-I1024-H1024-bf16-8blocks"
