@@ -9,7 +9,8 @@ VENV := .venv-$(TORCH)
 VERSIONS := torch==$(TORCH) $(if $(TRITON),triton==$(TRITON))
 endif
 PY := $(VENV)/bin/python
-PYTEST := $(PY) -m pytest -n 2 -q
+PYTEST := $(PY) -m pytest -n 2 --dist worksteal -q
+NOT_LONG := and not long
 
 .PHONY: demo test long compile-all lint bench study plots gpu clean
 
@@ -22,8 +23,8 @@ demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with
 	$(PY) -m tritongru demo
 
 test: $(VENV)/installed  ## kernels in the interpreter, then what needs the compiler, each in a process of its own; about 8 minutes
-	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu and not long"
-	$(PYTEST) -m "compiled and not long"
+	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu $(NOT_LONG)"
+	$(PYTEST) -m "compiled $(NOT_LONG)"
 	$(PY) -m tests.kit.reached
 
 # Other Tritons that serve `sequence`, to compile its kernels with; PyTorch is not needed for that
@@ -34,9 +35,8 @@ TRITONS := 3.6.0 3.9.0
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check numpy triton==$*
 	touch $@
 
-long: $(VENV)/installed $(TRITONS:%=.venv-triton-%/installed)  ## the long exploration; CI runs it; about 25 minutes
-	TRITON_INTERPRET=1 $(PYTEST) -m "long and not compiled and not gpu"
-	$(PYTEST) -m "long and compiled"
+long: NOT_LONG :=
+long: $(TRITONS:%=.venv-triton-%/installed) test  ## the tests and the long exploration: what CI runs
 
 compile-all: $(VENV)/installed  ## every sequence kernel a plan may ask for, for every described GPU: a table of each
 	$(PY) -m tests.kit.compile_all

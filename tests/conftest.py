@@ -34,6 +34,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--shard", metavar="N/M", help="of the tests every M-th alone, from the N-th, counted from 0")
 
 
+def pytest_configure() -> None:
+    if registry.has_triton() and not INTERPRETING:
+        from tests.kit import disassembly
+
+        disassembly.keep()
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()  # modules and tests stay: no later collection looks at them
 

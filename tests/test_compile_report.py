@@ -11,6 +11,7 @@ import pytest
 import triton
 import triton.language as tl
 
+from tests.kit import disassembly
 from tritongru.launch.runtime import Specimen
 from tritongru.planning.devices import describe
 from tritongru.tools import compile_report as module
@@ -277,9 +278,14 @@ SASS = """
 """
 
 
+def loops(sass):
+    opcodes, _, bodies = module._control_flow(sass)
+    return [module.Loop(len(body), module._count((opcodes[i] for i in body), module.SASS_CLASSES)) for body in bodies]
+
+
 def test_loops_follow_the_control_flow():
     """The outer loop: 0x20 to 0x70, the rare path, and the way from the loop's end to that path. The inner: itself."""
-    outer, inner = module._loops(*module._parse_sass(SASS))
+    outer, inner = loops(SASS)
     assert inner == (2, {"MUFU": 1})
     assert outer.counts == {"MUFU": 1, "LDG": 1, "STG": 1, "SHFL": 1}
     assert outer.instructions == 10
@@ -288,7 +294,7 @@ def test_loops_follow_the_control_flow():
 def test_rare_path_behind_the_end_makes_no_loop():
     """Reached from outside only, its jump back closes nothing."""
     sass = SASS.replace("               @P0 BRA `(.L_x_0) ;", "                   NOP ;")
-    assert module._loops(*module._parse_sass(sass)) == ((2, {"MUFU": 1}),)
+    assert loops(sass) == [(2, {"MUFU": 1})]
 
 
 def test_opcodes_are_told_apart_by_their_whole_name():
@@ -301,3 +307,17 @@ def test_opcodes_are_told_apart_by_their_whole_name():
 def test_width_of_local_accesses():
     widths = [module.bytes_moved(opcode) for opcode in ("STL", "STL.64", "LDL.LU.128", "LDL.U8", "STL.U16")]
     assert widths == [4, 8, 16, 1, 2]
+
+
+def test_a_disassembly_is_kept_for_its_binary_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
+    binaries = [module._compile(one, describe("a100")).asm["cubin"] for one in (COPY, SHIFTED)]
+    runs = []
+    monkeypatch.setattr(
+        disassembly,
+        "disassemble",
+        lambda cubin: runs.append(cubin) or module._run_tool(*module._NVDISASM, binary=cubin),
+    )
+    for cubin in (*binaries, *binaries):
+        assert disassembly.kept(cubin) == module._run_tool("nvdisasm", "-c", binary=cubin)
+    assert runs == binaries

@@ -48,10 +48,12 @@ def main() -> None:
     sys.modules["tritongru"] = package
     import triton
 
+    from tests.kit import disassembly
     from tests.kit.compile_all import faults
     from tritongru.planning.devices import describe
     from tritongru.tools.compile_report import compile_report
 
+    disassembly.keep()
     found = []
     for form, module, name, launch in pickle.load(sys.stdin.buffer):
         kernel = getattr(importlib.import_module(f"tritongru.kernels.{module}"), name)

@@ -14,7 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -114,9 +114,7 @@ def loop_opcodes(report: CompileReport) -> list[Counter[str]]:
 def control_flow(report: CompileReport) -> tuple[list[str], list[list[int]], list[set[int]]]:
     """Of a kernel for NVIDIA: each instruction's whole opcode, the instructions that it may follow, and the loops as
     sets of instructions, largest first."""
-    instructions, labels = _parse_sass(report.sass)
-    opcodes = [opcode for _, opcode, _ in instructions]
-    return opcodes, _predecessors(instructions, labels)[0], _loop_bodies(instructions, labels)
+    return _control_flow(report.sass)
 
 
 def bytes_moved(opcode: str) -> int:
@@ -186,31 +184,32 @@ def _compile(specimen: Specimen, device: Device) -> Any:
     return triton.compile(source, target=target, options=parsed.__dict__)
 
 
-_Instruction = tuple[bool, str, str]  # predicated or not, opcode ("LDG.E.128.STRONG.SYS"), operands
 _SASS_LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
 _SASS_LABEL = re.compile(r"(\.L_\w+):")
 
 
 def _read_nvidia(asm: Mapping[str, Any]) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        cubin = Path(folder, "kernel.cubin")
-        cubin.write_bytes(asm["cubin"])
-        sass = _run_tool("nvdisasm", "-c", str(cubin))
-        usage = _run_tool("cuobjdump", "-res-usage", str(cubin))
-    instructions, labels = _parse_sass(sass)
-    opcodes = [opcode for _, opcode, _ in instructions]
+    sass, usage = _disassemble(asm["cubin"]), _run_tool("cuobjdump", "-res-usage", binary=asm["cubin"])
+    opcodes, _, bodies = _control_flow(sass)
     return {
         "registers": _number(r"\bREG:(\d+)", usage),
         "spill_bytes": sum(bytes_moved(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL"))),
-        "instructions": len(instructions),
+        "instructions": len(opcodes),
         "counts": _count(opcodes, SASS_CLASSES),
-        "loops": _loops(instructions, labels),
+        "loops": tuple(Loop(len(body), _count((opcodes[i] for i in body), SASS_CLASSES)) for body in bodies),
         "sass": sass,
     }
 
 
-def _run_tool(name: str, *arguments: str) -> str:
-    """Run one of the CUDA binary tools that Triton's wheels ship (TRITON_<NAME>_PATH overrides)."""
+_NVDISASM = ("nvdisasm", "-c", "-ndf")  # without an analysis of data flow that changes nothing of the text
+
+
+def _disassemble(cubin: bytes) -> str:
+    return _run_tool(*_NVDISASM, binary=cubin)
+
+
+def _run_tool(name: str, *options: str, binary: bytes) -> str:
+    """What one of the CUDA binary tools that Triton's wheels ship (TRITON_<NAME>_PATH overrides) says of a binary."""
     from triton import knobs
 
     try:
@@ -218,34 +217,28 @@ def _run_tool(name: str, *arguments: str) -> str:
     except RuntimeError as error:
         message = f"{name} is missing: Triton's wheels ship it, or set TRITON_{name.upper()}_PATH"
         raise RuntimeError(message) from error
-    return subprocess.run([path, *arguments], capture_output=True, text=True, check=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(binary)
+        return subprocess.run([path, *options, str(file)], capture_output=True, text=True, check=True).stdout
 
 
-def _parse_sass(sass: str) -> tuple[list[_Instruction], dict[str, int]]:
-    """The instructions, and for each label the index of the instruction behind it."""
-    instructions: list[_Instruction] = []
-    labels: dict[str, int] = {}
+def _control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]:
+    """Opcodes, predecessors and loops of a disassembly, by control flow and not by address.
+
+    The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
+    between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
+    from the entry to it; its members are then all instructions that reach the branch without passing the target.
+    """
+    instructions: list[tuple[bool, str, str]] = []  # predicated or not, opcode, operands
+    labels: dict[str, int] = {}  # the instruction behind each
     for line in sass.splitlines():
         if match := _SASS_LINE.match(line):
-            predicate, opcode, operands = match.groups()
-            instructions.append((predicate is not None, opcode, operands.strip()))
+            instructions.append((match[1] is not None, match[2], match[3].strip()))
         elif match := _SASS_LABEL.match(line):
             labels[match[1]] = len(instructions)
-    return instructions, labels
-
-
-def _loops(instructions: list[_Instruction], labels: dict[str, int]) -> tuple[Loop, ...]:
-    """The loops, largest first."""
-    bodies = _loop_bodies(instructions, labels)
-    return tuple(Loop(len(body), _count((instructions[i][1] for i in body), SASS_CLASSES)) for body in bodies)
-
-
-def _predecessors(
-    instructions: list[_Instruction], labels: dict[str, int]
-) -> tuple[list[list[int]], list[tuple[int, int]]]:
-    """For each instruction those that it may follow, and the backward branches as (target, branch)."""
     before: list[list[int]] = [[] for _ in instructions]
-    closing = []
+    closing = []  # backward branches: target, branch
     for i, (predicated, opcode, operands) in enumerate(instructions):
         kind = opcode.split(".")[0]
         label = re.search(r"`\((\.L_\w+)\)", operands) if kind == "BRA" else None
@@ -256,18 +249,7 @@ def _predecessors(
         conditional = predicated or "," in operands  # "@P0 BRA `(.L_x_1)", "BRA.U UP0, `(.L_x_1)"
         if (conditional or kind not in ("BRA", "BRX", "EXIT", "RET")) and i + 1 < len(instructions):
             before[i + 1].append(i)
-    return before, closing
-
-
-def _loop_bodies(instructions: list[_Instruction], labels: dict[str, int]) -> list[set[int]]:
-    """The instructions of each loop by their index, largest loop first, by control flow and not by address.
-
-    The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
-    between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
-    from the entry to it; its members are then all instructions that reach the branch without passing the target.
-    """
-    before, closing = _predecessors(instructions, labels)
-    members: dict[int, set[int]] = {}  # by the loop's first instruction
+    loops: dict[int, set[int]] = {}  # by the first instruction
     for head, tail in closing:
         body, pending = {head, tail}, [tail]
         while pending:
@@ -275,8 +257,8 @@ def _loop_bodies(instructions: list[_Instruction], labels: dict[str, int]) -> li
             body.update(new)
             pending += new
         if head == 0 or 0 not in body:
-            members.setdefault(head, set()).update(body)
-    return sorted(members.values(), key=lambda body: -len(body))
+            loops.setdefault(head, set()).update(body)
+    return [opcode for _, opcode, _ in instructions], before, sorted(loops.values(), key=lambda body: -len(body))
 
 
 def _read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:
@@ -316,17 +298,17 @@ def table(reports: Sequence[CompileReport], forms: Sequence[str]) -> Any:
     found.add_column("per program")
     for report, form in zip(reports, forms, strict=True):
         found.add_column(f"{report.kernel}\n({form})", justify="right")
-
-    def row(label: str, values: Iterable[object]) -> None:
-        found.add_row(label, *map(str, values))
-
-    row("warps, stages", (f"{r.num_warps}, {r.num_stages}" for r in reports))
-    row("registers per thread", (r.registers for r in reports))
-    row("bytes spilled", (r.spill_bytes for r in reports))
-    row("shared memory, bytes", (r.shared_bytes for r in reports))
-    row("instructions", (r.instructions for r in reports))
-    row("matrix instructions", (r.matrix_instructions for r in reports))
-    row("largest loop, instructions", (r.loops[0].instructions if r.loops else "unrolled" for r in reports))
+    rows: dict[str, Callable[[CompileReport], object]] = {
+        "warps, stages": lambda r: f"{r.num_warps}, {r.num_stages}",
+        "registers per thread": lambda r: r.registers,
+        "bytes spilled": lambda r: r.spill_bytes,
+        "shared memory, bytes": lambda r: r.shared_bytes,
+        "instructions": lambda r: r.instructions,
+        "matrix instructions": lambda r: r.matrix_instructions,
+        "largest loop, instructions": lambda r: r.loops[0].instructions if r.loops else "unrolled",
+    }
+    for label, of in rows.items():
+        found.add_row(label, *(str(of(r)) for r in reports))
     for name in dict.fromkeys(name for r in reports for name in r.counts):
-        row(f"  {name}", (r.counts.get(name, 0) for r in reports))
+        found.add_row(f"  {name}", *(str(r.counts.get(name, 0)) for r in reports))
     return found
