@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -93,6 +94,7 @@ CASES = (
     Case(T=7, B=5, I=16, H=32, bias=False, recompute=True),
     Case(T=3, B=9, I=16, H=128),
 )
+RESULTS = ("output", "h_n")  # the other tensors are gradients
 FORMS = {"sequence, exchanging": "sequence:exchange=1", "sequence, one program": "sequence:exchange=0"}
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
@@ -129,37 +131,26 @@ def by_segments(
     module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor | None, resets: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """What nn.GRU gives where every sequence between two resets of a padded batch is a call of its own."""
-    if module.batch_first:
-        resets = None if resets is None else resets.T
-    y = x.transpose(0, 1) if module.batch_first else x
-    (T, B), D = y.shape[:2], 2 if module.bidirectional else 1
-    stops = [T] * B if lengths is None else lengths.tolist()
-    begins = [[0, *(t for t in range(1, n) if resets is not None and resets[t, b])] for b, n in enumerate(stops)]
-    h_ns = []
-    for layer in range(module.num_layers):
-        directions = []
-        for direction in range(D):
-            at, rows = layer * D + direction, []
-            suffix = f"_l{layer}" + "_reverse" * direction
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
-            weights = [getattr(module, name + suffix) for name in names]
-            for b, (starts, stop) in enumerate(zip(begins, stops, strict=True)):
-                h = h_0[at, b].view(1, 1, -1)
-                found: list[Tensor] = []
-                if direction == 0 and resets is not None and resets[0, b]:
-                    h = torch.zeros_like(h)
-                for segment in list(zip(starts, [*starts[1:], stop], strict=True))[:: -1 if direction else 1]:
-                    h = torch.zeros_like(h) if found else h
-                    rows_of = y[slice(*segment), b : b + 1]
-                    of_one, h = torch.gru(
-                        rows_of.flip(0) if direction else rows_of, h, weights, module.bias, 1, 0.0, False, False, False
-                    )
-                    found.append(of_one.flip(0) if direction else of_one)
-                rows.append(torch.cat([*found[:: -1 if direction else 1], h.new_zeros(T - stop, 1, h.shape[-1])]))
-                h_ns.append(h[0, 0])
-            directions.append(torch.cat(rows, 1))
-        y = torch.cat(directions, -1)
-    return y.transpose(0, 1) if module.batch_first else y, torch.stack(h_ns).view(h_0.shape)
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1) if module.batch_first else tensor
+
+    x, D = turned(x), 2 if module.bidirectional else 1
+    T, B = x.shape[:2]
+    resets = torch.zeros(T, B, dtype=torch.bool) if resets is None else turned(resets)
+    rows, h_ns = [], []
+    for b, stop in enumerate([T] * B if lengths is None else lengths.tolist()):
+        starts = [0, *(t for t in range(1, stop) if resets[t, b])]
+        ys, ends = [], []
+        for begin, end in zip(starts, [*starts[1:], stop], strict=True):
+            keeps = (begin == 0 and not resets[0, b], end == stop)  # h_0, by direction
+            begin_with = [h if keeps[i % D] else torch.zeros_like(h) for i, h in enumerate(h_0[:, b : b + 1])]
+            y, h_n = module(turned(x[begin:end, b : b + 1]), torch.stack(begin_with))
+            ys.append(turned(y))
+            ends.append(h_n)
+        rows.append(torch.cat([*ys, ys[0].new_zeros(T - stop, *ys[0].shape[1:])]))
+        h_ns.append(torch.stack([ends[0 if i % D else -1][i] for i in range(len(h_0))]))
+    return turned(torch.cat(rows, 1)), torch.cat(h_ns, 1)
 
 
 def run(
@@ -197,9 +188,8 @@ def measure(
         for name, true in truth.items():
             mine, their = ours[name].double(), theirs[name].double()
             row = sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
-            row[0] += (mine - true).square().sum().item()
-            row[1] += (their - true).square().sum().item()
-            row[2] += true.square().sum().item()
+            for i, tensor in enumerate((mine - true, their - true, true)):
+                row[i] += tensor.square().sum().item()
             row[3] = max(row[3], (mine - their).abs().max().item())
     tf32 = _precision(case, backend, device) == "tf32"
     return {
@@ -292,52 +282,40 @@ def main() -> int:
     console.width = max(console.width, 120)  # the table in one line a row, in a pipe too
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, kernels in Triton's interpreter"
     console.print(f"tritongru check on {where}; torch {torch.__version__}, {len(CASES)} cases")
-    launches = 0
-
-    def count(name: str, grid: tuple[int, int, int]) -> None:
-        nonlocal launches
-        launches += 1
-
-    found: dict[tuple[str, str], list[tuple[Case, dict[str, Figures]]]] = {}
+    found: dict[tuple[str, str], list[tuple[Case, str, Figures]]] = {}
     notes: dict[str, str] = {}
-    with Progress(console=console, transient=True) as progress:
-        expected = len(CASES) * (4 + 4 + 3 + 3 + 3)
-        task = progress.add_task("checking", total=expected)
-        with _observed(count):
-            for backend, dtype, case, figures in rows(device):
-                progress.update(task, advance=1, description=f"{backend} {dtype} {case.name}")
-                if isinstance(figures, str):
-                    notes[backend] = figures
-                else:
-                    found.setdefault((backend, dtype), []).append((case, figures))
+    launches: list[str] = []
+    with Progress(console=console, transient=True) as progress, ExitStack() as stack:
+        if registry.has_triton():
+            from ..launch.runtime import observe
+
+            stack.enter_context(observe(lambda name, grid: launches.append(name)))
+        task = progress.add_task("checking", total=len(CASES) * (4 + 4 + 3 + 3 + 3))
+        for backend, dtype, case, figures in rows(device):
+            progress.update(task, advance=1, description=f"{backend} {dtype} {case.name}")
+            if isinstance(figures, str):
+                notes[backend] = figures
+            else:
+                found.setdefault((backend, dtype), []).extend((case, name, f) for name, f in figures.items())
 
     table = Table(
         title="RMS error against float64 (nn.GRU's own in brackets) and largest plain difference, worst case",
         title_justify="left",
     )
     for column in ("backend", "dtype", "output", "gradients", "worst of", "|difference| to nn.GRU", "rule"):
-        table.add_column(
-            column,
-            justify="left" if column in ("backend", "dtype", "worst of") else "right",
-            no_wrap=column == "backend",
-        )
+        left = column in ("backend", "dtype", "worst of")
+        table.add_column(column, justify="left" if left else "right", no_wrap=column == "backend")
     broken = []
-    for (backend, dtype), cases in found.items():
-        broken += [
-            (backend, dtype, case, name, f) for case, figures in cases for name, f in figures.items() if not f.holds
-        ]
-        outputs = [f for _, figures in cases for name, f in figures.items() if name in ("output", "h_n")]
-        gradients = [(name, f) for _, figures in cases for name, f in figures.items() if name not in ("output", "h_n")]
-        worst = max(outputs, key=lambda f: f.error)
-        name, worst_gradient = max(gradients, key=lambda pair: pair[1].error)
-        difference = max(f.difference for _, figures in cases for f in figures.values())
-        holds = not any(b[:2] == (backend, dtype) for b in broken)
-        table.add_row(
-            backend, dtype,
-            f"{worst.error:.1e} ({worst.error_of_nn_gru:.1e})",
-            f"{worst_gradient.error:.1e} ({worst_gradient.error_of_nn_gru:.1e})",
-            name, f"{difference:.1e}", "holds" if holds else "BROKEN",
-        )  # fmt: skip
+    for (backend, dtype), tensors in found.items():
+        wrong = [(backend, dtype, case, name, f) for case, name, f in tensors if not f.holds]
+        broken += wrong
+        output = max((f for _, name, f in tensors if name in RESULTS), key=lambda f: f.error)
+        worst, gradient = max(
+            ((name, f) for _, name, f in tensors if name not in RESULTS), key=lambda pair: pair[1].error
+        )
+        errors = (f"{f.error:.1e} ({f.error_of_nn_gru:.1e})" for f in (output, gradient))
+        difference = max(f.difference for _, _, f in tensors)
+        table.add_row(backend, dtype, *errors, worst, f"{difference:.1e}", "BROKEN" if wrong else "holds")
     console.print(table)
     for backend, reason in notes.items():
         console.print(f"{backend} did not run: {reason}")
@@ -346,16 +324,5 @@ def main() -> int:
             f"BROKEN {backend} {dtype} {case.name} {name}: "
             f"{f.error:.2e} > max(1.5 x {f.error_of_nn_gru:.2e}, {f.floor:.2e})"
         )
-    console.print(f"{launches} Triton kernel launches" if launches else "no Triton kernel was reached")
+    console.print(f"{len(launches)} Triton kernel launches" if launches else "no Triton kernel was reached")
     return 0 if launches and not broken else 1
-
-
-def _observed(count: Any) -> Any:
-    """Count kernel launches where Triton is there to launch any."""
-    from contextlib import nullcontext
-
-    if not registry.has_triton():
-        return nullcontext()
-    from ..launch.runtime import observe
-
-    return observe(count)

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.profiler import ProfilerActivity, record_function
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .. import registry
 from ..module import GRU, GRUCell
 from ..parts import profiling
 from .files import replacing
-from .trace import ATEN, ELSEWHERE, PASS, PASSES, Counted, Row, Split, read
+from .trace import ATEN, ELSEWHERE, PASS, PASSES, Counted, Part, Row, Split, read
 
 WARM_UP, CALLS = 3, 5
 OPS = 20  # of the CPU that are printed; the JSON has all
@@ -47,52 +48,30 @@ class Subject:
     def call(self, around: Callable[[str], AbstractContextManager[Any]]) -> None:
         """Forward and, if training, backward of the sum of all outputs times fixed random cotangents."""
         self.module.zero_grad(set_to_none=True)
-        device = next((t.device for t in _tensors((self.inputs, *self.module.parameters()))), torch.device("cpu"))
         with torch.set_grad_enabled(self.training):
             with around("forward"):
                 result = self.module(*self.inputs)
-                _wait(device)
+                self._wait()
             if not self.training:
                 return
-            outputs = [t for t in _tensors(result) if t.is_floating_point() and t.requires_grad]
+            outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.requires_grad]
             if not outputs:
                 raise UsageError("no output of the model needs a gradient: profile it with --inference")
             if [t.shape for t in outputs] != [t.shape for t in self.cotangents]:
-                generator = torch.Generator().manual_seed(0)
-                self.cotangents = [torch.randn(t.shape, generator=generator, device="cpu").to(t) for t in outputs]
+                self.cotangents = [_drawn(t.shape, t) for t in outputs]
             with around("backward"):
                 torch.autograd.backward(outputs, self.cotangents)
-                _wait(device)
+                self._wait()
+
+    def _wait(self) -> None:
+        tensors = [t for t in tree_leaves((self.inputs, *self.module.parameters())) if isinstance(t, Tensor)]
+        for device in {t.device for t in tensors if t.is_cuda}:
+            torch.cuda.synchronize(device)
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Those in tuples, lists and dictionaries, a PackedSequence's data alone."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, PackedSequence):
-        yield value.data
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors(each)
-    elif isinstance(value, Mapping):
-        yield from _tensors(list(value.values()))
-
-
-def _to(value: Any, device: torch.device) -> Any:
-    if hasattr(value, "to"):  # a tensor, a PackedSequence
-        return value.to(device)
-    if isinstance(value, tuple) and not hasattr(value, "_fields"):
-        return tuple(_to(each, device) for each in value)
-    if isinstance(value, list):
-        return [_to(each, device) for each in value]
-    if isinstance(value, dict):
-        return {key: _to(each, device) for key, each in value.items()}
-    return value
+def _drawn(shape: Iterable[int], like: Tensor) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(*shape, generator=generator, device="cpu").to(like)
 
 
 def given(arguments: Any, device: torch.device) -> Subject:
@@ -101,28 +80,32 @@ def given(arguments: Any, device: torch.device) -> Subject:
     Raises:
         UsageError: no such file or function, or it raises, or gives something else than a module and its inputs.
     """
+    inputs: Any = None
     if arguments.module is None:
         sizes = arguments.input or arguments.hidden, arguments.hidden, arguments.layers
         dtype = {name: dtype for dtype, name in registry.DTYPES.items()}[arguments.dtype or "fp32"]
         module: Any = GRU(*sizes, bidirectional=arguments.bidirectional, device=device, dtype=dtype)
-        found: Any = module
     else:
-        found = _made_by(arguments.module)
-        module = found[0] if isinstance(found, tuple) and len(found) == 2 else found
+        module = _made_by(arguments.module)
+        if isinstance(module, tuple) and len(module) == 2:
+            module, inputs = module
         if not isinstance(module, nn.Module):
             kind = type(module).__name__
             raise UsageError(f"{arguments.module} must return a module, or (module, inputs), got {kind}")
         module = module.to(device)
-    if found is not module and isinstance(found, tuple):
-        inputs = found[1] if isinstance(found[1], tuple) and not isinstance(found[1], PackedSequence) else (found[1],)
-        inputs = _to(inputs, device)
-    else:
-        inputs = (_drawn(module, arguments),)
+    if inputs is None:
+        inputs = _input_of(module, arguments)
+    inputs = inputs if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence) else (inputs,)
+    inputs = tree_map(
+        lambda value: value.to(device) if hasattr(value, "to") else value,
+        inputs,
+        is_leaf=lambda value: isinstance(value, PackedSequence),
+    )
     module.train(not arguments.inference)
     return Subject(module, inputs, not arguments.inference)
 
 
-def _drawn(module: nn.Module, arguments: Any) -> Tensor:
+def _input_of(module: nn.Module, arguments: Any) -> Tensor:
     if not isinstance(module, nn.GRU):
         raise UsageError(
             f"{arguments.module} returned a {type(module).__name__} without inputs: expected (module, inputs), "
@@ -130,12 +113,10 @@ def _drawn(module: nn.Module, arguments: Any) -> Tensor:
         )
     if arguments.batch is None or arguments.time is None:
         raise UsageError("the input of a GRU is drawn from --batch and --time: expected both")
-    B, T = arguments.batch, arguments.time
-    leading = (B, T) if module.batch_first else (T, B)
+    leading = (arguments.time, arguments.batch)
     weight = module.weight_ih_l0
     assert isinstance(weight, Tensor)
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(*leading, module.input_size, generator=generator, device="cpu").to(weight)
+    return _drawn((*leading[:: -1 if module.batch_first else 1], module.input_size), weight)
 
 
 def _made_by(argument: str) -> Any:
@@ -204,12 +185,17 @@ def _main(arguments: Any) -> int:
         calls = 1 if interpreted else CALLS
         for _ in range(0 if interpreted else WARM_UP - 1):
             subject.call(lambda pass_: nullcontext())
-        profiler = profiled(subject, calls, device)
-    trace = written(profiler, path)
-    split = read(trace, calls, counted, kind)
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        with profiling(), torch.profiler.profile(activities=activities) as profiler:
+            for _ in range(calls):
+                subject.call(lambda pass_: record_function(PASS + pass_))
+    with replacing(path) as temporary:
+        profiler.export_chrome_trace(str(temporary))
+        split = read(json.loads(temporary.read_text(encoding="utf-8")), calls, counted, kind)
     split = replace(split, notes=(*split.notes, *not_run(backends.values(), counted, split)))
     if arguments.json:
-        print(json.dumps(_as_dict(split, device, kind, backends, calls, path), indent=2))
+        about = {**_versions(device), "calls": calls, "times": MEANING[kind], "backends": list(backends)}
+        print(json.dumps({**about, **asdict(split), "trace": str(path)}, indent=2))
     else:
         _print(console, split, device, kind, backends, calls, path)
     return 0
@@ -275,27 +261,10 @@ def not_run(backends: Iterable[str], counted: Mapping[str, Sequence[Counted]], s
             yield f"nothing of backend {backend!r} ran: PyTorch's own path did, as under torch.func's derivatives"
 
 
-def profiled(subject: Subject, calls: int, device: torch.device) -> torch.profiler.profile:
-    """What torch.profiler sees of the calls."""
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-    with profiling(), torch.profiler.profile(activities=activities) as profiler:
-        for _ in range(calls):
-            subject.call(lambda pass_: record_function(PASS + pass_))
-    return profiler
-
-
-def written(profiler: torch.profiler.profile, path: Path) -> dict[str, Any]:
-    """The Chrome trace, which is written to `path` too."""
-    with replacing(path) as temporary:
-        profiler.export_chrome_trace(str(temporary))
-        trace: dict[str, Any] = json.loads(temporary.read_text(encoding="utf-8"))
-    return trace
-
-
 def _versions(device: torch.device) -> dict[str, str]:
-    found = {"device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"}
-    if device.type == "cpu":
-        found["threads"] = str(torch.get_num_threads())
+    on_gpu = device.type == "cuda"
+    found = {"device": torch.cuda.get_device_name(device)} if on_gpu else {"device": "CPU"}
+    found |= {} if on_gpu else {"threads": str(torch.get_num_threads())}
     found["torch"] = torch.__version__
     if registry.has_triton():
         import triton
@@ -311,15 +280,6 @@ MEANING = {
 }
 
 
-def _as_dict(
-    split: Split, device: torch.device, kind: str, backends: Iterable[str], calls: int, path: Path
-) -> dict[str, Any]:
-    return {
-        **_versions(device), "calls": calls, "times": MEANING[kind], "backends": list(backends), **asdict(split),
-        "trace": str(path),
-    }  # fmt: skip
-
-
 def _print(
     console: Any, split: Split, device: torch.device, kind: str, backends: Iterable[str], calls: int, path: Path
 ) -> None:
@@ -329,43 +289,51 @@ def _print(
     for line in list(backends) or ["no GRU module ran"]:
         console.print(f"backend   {line}", markup=False)
     console.print(f"calls     {calls} after {1 if calls == 1 else WARM_UP} to warm up; medians; {MEANING[kind]}")
-    passes = list(split.wall_us)
-    table = Table(title="parts of a call", title_justify="left")
-    table.add_column("part")
-    for pass_ in passes:
-        table.add_column(f"{pass_}, us", justify="right")
-        table.add_column("share", justify="right")
-        table.add_column("launches", justify="right")
-    by = {(part.pass_, part.name): part for part in split.parts}
-    sums = {p: sum(part.us for part in split.parts if part.pass_ == p) for p in passes}
-    names = list(dict.fromkeys(part.name for part in split.parts if part.name != ELSEWHERE))
-    for name in [*names, ELSEWHERE]:
-        cells: list[str] = []
-        for p in passes:
-            part = by.get((p, name))
-            if part is None:
-                cells += [""] * 3
-            else:
-                cells += [f"{part.us:.1f}", f"{part.us / sums[p]:.1%}" if sums[p] else "", _number(part.launches)]
+    table = Table("part", title="parts of a call", title_justify="left")
+    for p in split.wall_us:
+        for column in (f"{p}, us", "share", "launches"):
+            table.add_column(column, justify="right")
+    of_pass = {p: [part for part in split.parts if part.pass_ == p] for p in split.wall_us}
+    sums = {p: sum(part.us for part in parts) for p, parts in of_pass.items()}
+
+    def add(name: str, found: Mapping[str, Part], shares: bool = True) -> None:
+        cells = []
+        for p in split.wall_us:
+            part = found.get(p)
+            share = part.us / sums[p] if part and shares and sums[p] else None
+            us, launches = (part.us, part.launches) if part else (None, None)
+            cells += [_cell(us, ".1f"), _cell(share, ".1%"), _cell(launches, "g")]
         table.add_row(name, *cells)
+
+    for name in [*dict.fromkeys(part.name for part in split.parts if part.name != ELSEWHERE), ELSEWHERE]:
+        add(name, {part.pass_: part for part in split.parts if part.name == name})
     table.add_section()
-    cells = []
-    for p in passes:
-        all_launches = [part.launches for part in split.parts if part.pass_ == p and part.launches is not None]
-        cells += [f"{sums[p]:.1f}", "", _number(sum(all_launches) if all_launches else None)]
-    table.add_row("sum", *cells)
+    counts = {p: [part.launches for part in parts if part.launches is not None] for p, parts in of_pass.items()}
+    add("sum", {p: Part(p, "sum", sums[p], sum(n) if n else None) for p, n in counts.items()}, shares=False)
     if kind == "cuda":
-        table.add_row("host's clock, profiled", *(cell for p in passes for cell in (f"{split.wall_us[p]:.1f}", "", "")))
+        clock = {p: Part(p, "clock", us, None) for p, us in split.wall_us.items()}
+        add("host's clock, profiled", clock, shares=False)
     console.print(table)
     if any(part.name == ATEN for part in split.parts):
         console.print(f"{ATEN} is one part; what it runs is in the table below")
-    _print_rows(console, split.rows, kind)
+    console.print(_table_of_rows(split.rows, kind))
     for line in split.notes:
         console.print(f"note      {line}", markup=False)
     console.print(f"trace     {path} (chrome://tracing, ui.perfetto.dev)", markup=False, soft_wrap=True)
 
 
-def _print_rows(console: Any, rows: Sequence[Row], kind: str) -> None:
+# Columns of a launch or an op: what is printed, the unit it is divided by, and how
+Columns = dict[str, tuple[Callable[[Row], float | None], float, str]]
+TIMES: Columns = {"us each": (lambda row: row.each_us, 1, ".1f"), "us": (lambda row: row.us, 1, ".1f")}
+COUNTS: Columns = {"MB": (lambda row: row.bytes, 1e6, ".3f"), "Mflop": (lambda row: row.flops, 1e6, ".3f")}
+RATES: Columns = {
+    "GB/s": (lambda row: row.bytes / row.us if row.us and row.bytes is not None else None, 1e3, ".3g"),
+    "TFLOP/s": (lambda row: row.flops / row.us if row.us and row.flops is not None else None, 1e6, ".3g"),
+}
+COLUMNS = {"cuda": TIMES | COUNTS | RATES, "cpu": TIMES, "interpreter": COUNTS}
+
+
+def _table_of_rows(rows: Sequence[Row], kind: str) -> Any:
     from rich.table import Table
 
     shown = rows[:OPS] if kind == "cpu" else rows
@@ -375,29 +343,13 @@ def _print_rows(console: Any, rows: Sequence[Row], kind: str) -> None:
         "interpreter": "Triton launches of a call",
     }
     table = Table(title=titles[kind], title_justify="left")
-    timed, counts = kind != "interpreter", kind != "cpu"
-    columns = ["op" if kind == "cpu" else "launch", "count"]
-    columns += ["us each", "us"] * timed + ["MB", "Mflop"] * counts + ["GB/s", "TFLOP/s"] * (timed and counts)
-    for i, column in enumerate(columns):
+    for i, column in enumerate(["op" if kind == "cpu" else "launch", "count", *COLUMNS[kind]]):
         table.add_column(column, justify="right" if i else "left", overflow="ellipsis", no_wrap=True)
     for row in shown:
-        cells = [row.name, _number(row.count)]
-        if timed:
-            cells += [f"{row.each_us:.1f}", f"{row.us:.1f}"]
-        if counts:
-            cells += _counts(row, timed)
-        table.add_row(*cells)
-    console.print(table)
+        found = [_cell(of(row), form, unit) for of, unit, form in COLUMNS[kind].values()]
+        table.add_row(row.name, _cell(row.count, "g"), *found)
+    return table
 
 
-def _counts(row: Row, timed: bool) -> list[str]:
-    if row.bytes is None or row.flops is None:
-        return []
-    cells = [f"{row.bytes / 1e6:.3f}", f"{row.flops / 1e6:.3f}"]
-    if timed and row.us:
-        cells += [f"{row.bytes / row.us / 1e3:.3g}", f"{row.flops / row.us / 1e6:.3g}"]
-    return cells
-
-
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
+def _cell(value: float | None, form: str, unit: float = 1) -> str:
+    return "" if value is None else format(value / unit, form)

@@ -55,10 +55,18 @@ class Split:
     notes: tuple[str, ...] = ()
 
 
+def _end(event: Event) -> float:
+    return float(event["ts"] + event.get("dur", 0))
+
+
+def _in_order(event: Event) -> tuple[float, float]:
+    return event["ts"], -event.get("dur", 0)  # what encloses another begins before it, or with it
+
+
 def enclosed(events: Iterable[Event]) -> Iterator[tuple[Event, Event | None]]:
     """Each event with the one that encloses it most closely on its thread."""
     open_: dict[Any, list[Event]] = {}
-    for event in sorted(events, key=lambda e: (e["ts"], -e.get("dur", 0))):
+    for event in sorted(events, key=_in_order):
         stack = open_.setdefault((event.get("pid"), event.get("tid")), [])
         while stack and _end(stack[-1]) <= event["ts"]:
             stack.pop()
@@ -66,19 +74,18 @@ def enclosed(events: Iterable[Event]) -> Iterator[tuple[Event, Event | None]]:
         stack.append(event)
 
 
-def _end(event: Event) -> float:
-    return float(event["ts"] + event.get("dur", 0))
-
-
 def own_times(events: Iterable[Event]) -> Iterator[tuple[Event, float]]:
     """Each event with its microseconds outside those that it encloses."""
-    inside: dict[int, float] = {}
+    inside: Counter[int] = Counter()
     listed = list(enclosed(events))
     for event, around in listed:
-        if around is not None:
-            inside[id(around)] = inside.get(id(around), 0.0) + event.get("dur", 0)
+        inside[id(around)] += event.get("dur", 0)
     for event, _ in listed:
-        yield event, event.get("dur", 0) - inside.get(id(event), 0.0)
+        yield event, event.get("dur", 0) - inside[id(event)]
+
+
+def _of(events: Sequence[Event], *categories: str) -> list[Event]:
+    return [e for e in events if e.get("ph") == "X" and e.get("cat") in categories]
 
 
 def _labels(events: Sequence[Event]) -> dict[int, str]:
@@ -88,29 +95,22 @@ def _labels(events: Sequence[Event]) -> dict[int, str]:
     has the sequence number of the op that made it, which of those with this number began last.
     """
     found = {id(e): e["name"][len(PREFIX) :] for e in _of(events, "user_annotation") if e["name"].startswith(PREFIX)}
-    ops = sorted(_of(events, "cpu_op"), key=lambda e: (e["ts"], -e.get("dur", 0)))
+    ops = sorted(_of(events, "cpu_op"), key=_in_order)
     aten = [e for e in ops if e["name"] in ("aten::gru", "aten::gru_cell")]
-    found |= {id(e): ATEN for e in aten}
     makers: dict[Any, Event] = {}
     nodes = []
     for e in ops:
         number = e.get("args", {}).get("Sequence number")
-        if number is None:
-            continue
-        if e["name"].startswith("autograd::engine::evaluate_function"):
+        if number is not None and e["name"].startswith("autograd::engine::evaluate_function"):
             nodes.append((e, number))
-        elif not e["args"].get("Fwd thread id"):
+        elif number is not None and not e["args"].get("Fwd thread id"):
             makers[number] = e
-    theirs = set()
-    for event, around in enclosed([*aten, *makers.values()]):
-        if id(event) in found or (around is not None and (id(around) in found or id(around) in theirs)):
-            theirs.add(id(event))
-    found |= {id(e): ATEN for e, number in nodes if number in makers and id(makers[number]) in theirs}
-    return found
-
-
-def _of(events: Sequence[Event], *categories: str) -> list[Event]:
-    return [e for e in events if e.get("ph") == "X" and e.get("cat") in categories]
+    theirs = {id(e) for e in aten}  # and what runs inside
+    for e, around in enclosed([*aten, *makers.values()]):
+        if id(around) in theirs:
+            theirs.add(id(e))
+    made_by = {number: id(e) for number, e in makers.items()}
+    return found | {id(e): ATEN for e in aten} | {id(e): ATEN for e, n in nodes if made_by.get(n) in theirs}
 
 
 def read(trace: Mapping[str, Any], calls: int, counted: Mapping[str, Sequence[Counted]], kind: str) -> Split:
@@ -123,27 +123,22 @@ def read(trace: Mapping[str, Any], calls: int, counted: Mapping[str, Sequence[Co
             launches are the counted ones, and have no times).
     """
     events = trace["traceEvents"]
-    windows: list[tuple[str, int, float, float]] = []
+    windows: list[tuple[str, int, Event]] = []
     wall: dict[str, list[float]] = {}
-    for e in sorted(_of(events, "user_annotation"), key=lambda e: e["ts"]):
-        if e["name"] in (PASS + p for p in PASSES):
-            of_pass = wall.setdefault(e["name"][len(PASS) :], [])
-            windows.append((e["name"][len(PASS) :], len(of_pass), e["ts"], _end(e)))
-            of_pass.append(e.get("dur", 0))
+    for e in sorted(_of(events, "user_annotation"), key=_in_order):
+        if (p := e["name"].removeprefix(PASS)) in PASSES:
+            windows.append((p, len(wall.setdefault(p, [])), e))
+            wall[p].append(e.get("dur", 0))
 
     def when(event: Event) -> tuple[str, int] | None:
         """The pass that an event began in, and the number of the call."""
-        return next(((p, call) for p, call, begin, end in windows if begin <= event["ts"] <= end), None)
+        return next(((p, call) for p, call, e in windows if e["ts"] <= event["ts"] <= _end(e)), None)
 
     labels = _labels(events)
     ranges = [e for e in events if id(e) in labels]
-    times: dict[tuple[str, str], list[float]] = {}
-    launches: Counter[tuple[str, str]] = Counter()
+    of_parts: list[tuple[tuple[str, str], int, float]] = []  # pass and part, number of the call, microseconds
+    of_rows: list[tuple[str, int, float]] = []  # name, number of the call, microseconds
     notes: list[str] = []
-
-    def add(at: tuple[str, int], name: str, us: float) -> None:
-        times.setdefault((at[0], name), [0.0] * calls)[at[1]] += us
-
     if kind == "cuda":
         launched = {
             e["args"]["correlation"]: e
@@ -154,50 +149,52 @@ def read(trace: Mapping[str, Any], calls: int, counted: Mapping[str, Sequence[Co
         for e, outer in enclosed([*ranges, *launched.values()]):
             if outer is not None:
                 part_of[id(e)] = labels.get(id(outer)) or part_of.get(id(outer), ELSEWHERE)
-        of_calls = []
         for kernel in _of(events, *ON_DEVICE):
             launch = launched.get(kernel.get("args", {}).get("correlation"))
             at = when(launch or kernel)  # passes wait for the device: a kernel runs in the one that launched it
             if at is not None:
-                name = ELSEWHERE if launch is None else part_of.get(id(launch), ELSEWHERE)
-                add(at, name, kernel.get("dur", 0))
-                launches[at[0], name] += 1
-                of_calls.append((kernel["name"], at[1], kernel.get("dur", 0)))
-        if not of_calls:
+                of_parts.append(((at[0], part_of.get(id(launch), ELSEWHERE)), at[1], kernel.get("dur", 0)))
+                of_rows.append((kernel["name"], at[1], kernel.get("dur", 0)))
+        if not of_rows:
             notes.append("no kernel in the trace: the profiler saw nothing of the GPU (does CUPTI work here?)")
-        rows = _with_counts(_timed_rows(of_calls, calls), counted, notes)
+        launches = Counter(key for key, _, _ in of_parts)
+        rows = _with_counts(_timed_rows(of_rows, calls), counted, notes)
     else:
-        for e, us in own_times(ranges):
-            at = when(e)
-            if at is not None:
-                add(at, labels[id(e)], us)
-        for p, call, begin, end in windows:
-            inside = sum(us[call] for (of, name), us in times.items() if of == p and name != ELSEWHERE)
-            add((p, call), ELSEWHERE, end - begin - inside)
-        for p in wall:
-            launches[p, "recurrence"] = calls * len(counted.get(p, ()))
+        of_parts = [((at[0], labels[id(e)]), at[1], us) for e, us in own_times(ranges) if (at := when(e)) is not None]
+        for p, call, e in windows:
+            inside = sum(us for (of, _), of_call, us in of_parts if (of, of_call) == (p, call))
+            of_parts.append(((p, ELSEWHERE), call, e.get("dur", 0) - inside))
+        launches = Counter({(p, "recurrence"): calls * len(counted.get(p, ())) for p in wall})
         if kind == "cpu":
-            own = [(e, us, when(e)) for e, us in own_times(_of(events, "cpu_op"))]
-            rows = _timed_rows([(e["name"], at[1], us) for e, us, at in own if at is not None], calls)
+            own = own_times(_of(events, "cpu_op"))
+            rows = _timed_rows([(e["name"], at[1], us) for e, us in own if (at := when(e)) is not None], calls)
         else:
             rows = _counted_rows(counted)
-    keys = sorted(times, key=lambda key: (PASSES.index(key[0]), key[1] == ELSEWHERE))
     parts = [
-        Part(*key, median(times[key]), launches[key] / calls if kind == "cuda" or launches[key] else None)
-        for key in keys
+        Part(p, name, median(us), launches[p, name] / calls if kind == "cuda" or launches[p, name] else None)
+        for (p, name), us in _sums(of_parts, calls).items()
     ]
+    parts.sort(key=lambda part: (PASSES.index(part.pass_), part.name == ELSEWHERE))
     return Split(tuple(parts), tuple(rows), {p: median(us) for p, us in wall.items()}, tuple(notes))
+
+
+def _sums(pieces: Iterable[tuple[Any, int, float]], calls: int) -> dict[Any, list[float]]:
+    """By key: microseconds in each call, from (key, number of the call, microseconds)."""
+    found: dict[Any, list[float]] = {}
+    for key, call, us in pieces:
+        found.setdefault(key, [0.0] * calls)[call] += us
+    return found
 
 
 def _timed_rows(of_calls: Iterable[tuple[str, int, float]], calls: int) -> list[Row]:
     """By name, the longest first, from (name, number of the call, microseconds)."""
-    by_name: dict[str, list[tuple[int, float]]] = {}
+    by_name: dict[str, list[tuple[str, int, float]]] = {}
     for name, call, us in of_calls:
-        by_name.setdefault(name, []).append((call, us))
-    found = []
-    for name, each in by_name.items():
-        sums = [sum(us for of, us in each if of == call) for call in range(calls)]
-        found.append(Row(name, len(each) / calls, median(us for _, us in each), median(sums)))
+        by_name.setdefault(name, []).append((name, call, us))
+    found = [
+        Row(name, len(each) / calls, median(us for *_, us in each), median(_sums(each, calls)[name]))
+        for name, each in by_name.items()
+    ]
     return sorted(found, key=lambda row: -(row.us or 0))
 
 
