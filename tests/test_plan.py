@@ -294,12 +294,18 @@ def test_command_compiles() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--device", "h200", "--batch", "0", "--hidden", "5", "--time", "1"), "batch must be at least 1, got 0"),
-        (("--device", "h200", "--batch", "2", "--hidden", "0", "--time", "1"), "hidden_size must be at least 1, got 0"),
-        (("--device", "h200", *SIZES, "--input", "0"), "input_size must be at least 1, got 0"),
+        (
+            ("--device", "h200", "--batch", "0", "--hidden", "5", "--time", "1"),
+            "--batch: expected a number of at least 1, got '0'",
+        ),
+        (("--device", "h200", "--batch", "2", "--hidden", "0", "--time", "1"), "--hidden: expected a number"),
+        (("--device", "h200", *SIZES, "--input", "0"), "--input: expected a number"),
         (("--device", "h200", "--batch", "2", "--hidden", "9" * 40, "--time", "1"), "too large for H200"),
         (("--device", "h200", "--batch", "2", "--hidden", "64", "--time", "1" + 12 * "0"), "too large for H200"),
-        (("--device", "h200", "--batch", "two", "--hidden", "64", "--time", "1"), "--batch: invalid int value: 'two'"),
+        (
+            ("--device", "h200", "--batch", "two", "--hidden", "64", "--time", "1"),
+            "of at least 1, got 'two'",
+        ),
         (("--device", "h2000", *SIZES), "'h200'"),
         (("--device", "interpreter", *SIZES), "invalid choice: 'interpreter'"),
         (("--device", "t4", *SIZES, "--backend", "step"), "'step' cannot run here"),

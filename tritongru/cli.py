@@ -31,7 +31,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str] | None) -> int:
     from . import __version__
     from .demo import add_arguments as add_demo_arguments
-    from .planning.choose import BACKENDS
     from .planning.devices import GPUS
 
     parser = _Parser(prog="python -m tritongru", description="A GRU whose step is one fused Triton kernel.")
@@ -45,38 +44,20 @@ def _run(argv: Sequence[str] | None) -> int:
 
     plan = commands.add_parser("plan", help="what would run on a device, and why; needs no GPU")
     plan.add_argument("--device", required=True, type=str.lower, choices=sorted(GPUS), help="a described device")
-    plan.add_argument("--batch", type=int, required=True, help="B")
-    plan.add_argument("--hidden", type=int, required=True, help="H")
-    plan.add_argument("--time", type=int, required=True, help="T")
-    plan.add_argument("--input", type=int, help="I (default: H)")
-    plan.add_argument("--dtype", default="fp32", choices=("fp32", "fp16", "bf16", "fp64"))
-    plan.add_argument("--layers", type=int, default=1)
-    plan.add_argument("--bidirectional", action="store_true")
-    plan.add_argument("--inference", action="store_true", help="no gradient")
+    _add_shape(plan, required=True)
     plan.add_argument("--recompute", action="store_true", help="the layer's recompute=True")
-    plan.add_argument("--backend", choices=BACKENDS, help="this one, instead of the choice")
     plan.add_argument("--compile", action="store_true", help="compile its kernels for the device and report on them")
-    plan.add_argument("--json", action="store_true", help="print JSON")
 
     profile = commands.add_parser("profile", help="where the time of a layer or a model goes, and a Chrome trace")
     profile.add_argument(
         "--module", metavar="FILE.py:FUNCTION",
         help="a model: the function returns a module and its inputs, or a GRU alone",
     )  # fmt: skip
-    profile.add_argument("--batch", type=_size, help="B")
-    profile.add_argument("--hidden", type=_size, help="H")
-    profile.add_argument("--time", type=_size, help="T")
-    profile.add_argument("--input", type=_size, help="I (default: H)")
-    profile.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "fp64"), help="default: fp32")
-    profile.add_argument("--layers", type=_size)
-    profile.add_argument("--bidirectional", action="store_true")
-    profile.add_argument("--inference", action="store_true", help="no gradient")
-    profile.add_argument("--backend", choices=BACKENDS, help="this one, instead of the choice")
+    _add_shape(profile, required=False)
     profile.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
     profile.add_argument(
         "--out", type=Path, default=Path("out/profile"), metavar="DIR", help="of trace.json (default: ./out/profile)"
     )
-    profile.add_argument("--json", action="store_true", help="print JSON")
 
     arguments = parser.parse_args(argv)
     if arguments.command == "plan":
@@ -96,11 +77,25 @@ def _run(argv: Sequence[str] | None) -> int:
         return demo(arguments)
 
 
+def _add_shape(parser: argparse.ArgumentParser, required: bool) -> None:
+    """What `plan` and `profile` share: a layer and a call of it."""
+    from .planning.choose import BACKENDS
+
+    for name, letter in (("batch", "B"), ("hidden", "H"), ("time", "T")):
+        parser.add_argument(f"--{name}", type=_size, required=required, help=letter)
+    parser.add_argument("--input", type=_size, help="I (default: H)")
+    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16", "fp64"), help="default: fp32")
+    parser.add_argument("--layers", type=_size)
+    parser.add_argument("--bidirectional", action="store_true")
+    parser.add_argument("--inference", action="store_true", help="no gradient")
+    parser.add_argument("--backend", choices=BACKENDS, help="this one, instead of the choice")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
 def _size(text: str) -> int:
-    size = int(text)
-    if size < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return size
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected a number of at least 1, got {text!r}")
 
 
 def _interpret_without_gpu(on_cpu: bool = False) -> None:
@@ -134,17 +129,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     device = describe(arguments.device)
     try:
         problem = Problem(
-            batch=arguments.batch,
-            time=arguments.time,
-            input_size=arguments.hidden if arguments.input is None else arguments.input,
-            hidden_size=arguments.hidden,
-            layers=arguments.layers,
-            directions=2 if arguments.bidirectional else 1,
-            dtype=arguments.dtype,
-            training=not arguments.inference,
-            recompute=arguments.recompute,
+            arguments.batch, arguments.time, arguments.input or arguments.hidden, arguments.hidden,
+            arguments.layers or 1, 2 if arguments.bidirectional else 1, arguments.dtype or "fp32",
+            training=not arguments.inference, recompute=arguments.recompute,
             precision="tf32" if device.vendor == "nvidia" else "ieee",
-        )
+        )  # fmt: skip
         plan = with_counts(choose(problem, device, arguments.backend), device, arguments.backend)
         if arguments.compile and plan.tiles and importlib.util.find_spec("triton") is None:
             raise ValueError("--compile needs Triton (pip install 'tritongru[triton]')")
@@ -155,10 +144,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.compile and plan.tiles:
         os.environ.pop("TRITON_INTERPRET", None)  # compiling needs real kernels
         from .registry import find
-        from .tools.compile_report import compile_report
+        from .tools.compile_report import compile_report, table
 
-        for specimen in find(plan.backend).load().specimens(problem, device):
-            reports.append(compile_report(specimen, device))
+        reports = [
+            compile_report(specimen, device) for specimen in find(plan.backend).load().specimens(problem, device)
+        ]
     if arguments.json:
         print(json.dumps({**plan.as_dict(), "compiled": [report.as_dict() for report in reports]}, indent=2))
         return 0
@@ -167,8 +157,6 @@ def _plan(arguments: argparse.Namespace) -> int:
         print("compiled  nothing: no Triton kernel in this plan")
     if reports:
         from rich.console import Console
-
-        from .tools.compile_report import table
 
         Console().print(table(reports, [kind for kind, _ in plan.tiles]))
     return 0
