@@ -9,8 +9,8 @@ from dataclasses import replace
 from itertools import product
 
 from tritongru.planning import Device, describe
-from tritongru.planning.candidates import TILED, candidates
 
+from .candidates import TILED, candidates
 from .cases import BASELINE, Case, Entry
 from .workloads import WORKLOADS
 

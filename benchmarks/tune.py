@@ -13,9 +13,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tritongru.planning import tuned
-from tritongru.planning.candidates import TILED
 from tritongru.planning.devices import DEVICES, _described
 
+from .candidates import TILED
 from .results import read_rows
 from .suites import TUNE_T
 

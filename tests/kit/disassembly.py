@@ -1,5 +1,5 @@
-"""Disassemblies are kept in Triton's cache: starting nvdisasm takes a third of a compile, and several tests, or the same
-ones in the next run, read the same binary. The key is all that the text depends on: the binary and the tool."""
+"""Disassemblies are kept in Triton's cache: starting nvdisasm takes a third of a compile, and several tests, or the
+same ones in the next run, read the same binary. The key is all that the text depends on: the binary and the tool."""
 
 from __future__ import annotations
 

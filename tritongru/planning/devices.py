@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import functools
 import re
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -47,29 +46,18 @@ class Device:
         """Triton's name for the device: (backend, architecture, threads per warp)."""
         if self.vendor == "nvidia" and self.capability is not None:
             return "cuda", self.capability, 32
-        if self.vendor == "amd":
-            return "hip", self.arch, _threads_per_wave(self.arch)
+        if self.vendor == "amd":  # waves of 64 on GCN and CDNA, of 32 on RDNA as Triton compiles for it
+            return "hip", self.arch, 64 if self.arch.startswith("gfx9") else 32
         raise ValueError(f"device {self.name!r} is no GPU: there is nothing to compile for it")
-
-
-def _threads_per_wave(arch: str) -> int:
-    """64 on GCN and CDNA (gfx9), 32 on RDNA as Triton compiles for it."""
-    return 64 if arch.startswith("gfx9") else 32
 
 
 # Shared memory in KiB, (per program, per SM), by compute capability [guide]. From 8.0 on the system keeps 1 KiB of each
 # program's shared memory for itself, hence 163 of 164.
 _SHARED_KIB = {
     75: (64, 64),
-    80: (163, 164),
-    86: (99, 100),
-    87: (163, 164),
-    89: (99, 100),
-    90: (227, 228),
-    100: (227, 228),
-    103: (227, 228),
-    120: (99, 100),
-    121: (99, 100),
+    **dict.fromkeys((80, 87), (163, 164)),
+    **dict.fromkeys((86, 89, 120, 121), (99, 100)),
+    **dict.fromkeys((90, 100, 103), (227, 228)),
 }
 _REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
@@ -148,55 +136,48 @@ def of_cuda(index: int) -> Device:
     import torch
 
     properties = torch.cuda.get_device_properties(index)
-    return _amd_device(properties) if torch.version.hip else _nvidia_device(properties)
-
-
-def _nvidia_device(properties: Any) -> Device:
-    capability = properties.major * 10 + properties.minor
-    without_opt_in = (48, 48)  # KiB that a program has on every capability
-    per_program, per_sm = _SHARED_KIB.get(capability, without_opt_in)
     known = _described(properties.name)
+
+    def reported(attribute: str, otherwise: int) -> int:
+        """A property that not every build of torch has; zero means that the driver did not say."""
+        return int(getattr(properties, attribute, 0)) or otherwise
+
+    capability: int | None = None
+    registers, l2_bytes = reported("regs_per_multiprocessor", _REGISTERS), reported("L2_cache_size", 0)
+    if torch.version.hip:
+        vendor, arch = "amd", properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
+        per_program = reported("shared_memory_per_block", 64 * KIB)
+        per_sm = per_program
+        if known is not None:  # ROCm reports the L2 of a single die (github.com/ROCm/legacy-rocm-build/issues/4203)
+            registers, l2_bytes = known.registers_per_sm, known.l2_bytes
+    else:
+        capability = properties.major * 10 + properties.minor
+        vendor, arch = "nvidia", f"sm_{capability}"
+        without_opt_in = (48, 48)  # KiB that a program has on every capability
+        of_program, of_sm = _SHARED_KIB.get(capability, without_opt_in)
+        per_program, per_sm = reported("shared_memory_per_block_optin", of_program * KIB), of_sm * KIB
+        l2_bytes = l2_bytes or (known.l2_bytes if known else 0)
     return Device(
         name=properties.name,
-        vendor="nvidia",
+        vendor=vendor,
         capability=capability,
-        arch=f"sm_{capability}",
+        arch=arch,
         sms=properties.multi_processor_count,
-        shared_per_program=_reported(properties, "shared_memory_per_block_optin", per_program * KIB),
-        shared_per_sm=_reported(properties, "shared_memory_per_multiprocessor", per_sm * KIB),
-        registers_per_sm=_reported(properties, "regs_per_multiprocessor", _REGISTERS),
-        l2_bytes=_reported(properties, "L2_cache_size", known.l2_bytes if known else 0),
-        memory_bytes=_reported(properties, "total_memory", 0),
+        shared_per_program=per_program,
+        shared_per_sm=reported("shared_memory_per_multiprocessor", per_sm),
+        registers_per_sm=registers,
+        l2_bytes=l2_bytes,
+        memory_bytes=reported("total_memory", 0),
     )
-
-
-def _amd_device(properties: Any) -> Device:
-    shared = _reported(properties, "shared_memory_per_block", 64 * KIB)
-    measured = Device(
-        name=properties.name,
-        vendor="amd",
-        capability=None,
-        arch=properties.gcnArchName.split(":")[0],  # "gfx942:sramecc+:xnack-"
-        sms=properties.multi_processor_count,
-        shared_per_program=shared,
-        shared_per_sm=_reported(properties, "shared_memory_per_multiprocessor", shared),
-        registers_per_sm=_reported(properties, "regs_per_multiprocessor", _REGISTERS),
-        l2_bytes=_reported(properties, "L2_cache_size", 0),
-        memory_bytes=_reported(properties, "total_memory", 0),
-    )
-    known = _described(properties.name)
-    if known is None:
-        return measured
-    # ROCm reports the L2 of a single die (github.com/ROCm/legacy-rocm-build/issues/4203).
-    return replace(measured, registers_per_sm=known.registers_per_sm, l2_bytes=known.l2_bytes)
-
-
-def _reported(properties: Any, attribute: str, otherwise: int) -> int:
-    """A property that not every build of torch has; zero means that the driver did not say."""
-    return int(getattr(properties, attribute, 0)) or otherwise
 
 
 def _described(product: str) -> Device | None:
     """The described device a product name stands for: "NVIDIA A100-SXM4-80GB" is an A100, "NVIDIA L40S" is no L4."""
     words = re.split(r"[^a-z0-9]+", product.lower().replace("rtx ", "rtx"))
     return next((device for key, device in DEVICES.items() if key in words), None)
+
+
+def described_as(device: Device) -> str | None:
+    """The key in DEVICES of the product that a device is all of: a part of one (MIG) is another device."""
+    known = _described(device.name)
+    return next((key for key, of in DEVICES.items() if of is known and of.sms == device.sms), None)

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
-from .devices import DEVICES, Device, _described
+from .devices import DEVICES, Device, described_as
 
 TABLES = Path(__file__).with_name("tables")  # a file's name is the device's key in DEVICES
 # dtype: empty where it makes no difference. T: 1, or empty for calls of more steps. us_per_step and us_per_call are
@@ -52,45 +54,17 @@ class Timed:
         return f"{step}{self.us_per_call:.0f} us per call; {self.source}"
 
 
-@dataclass(frozen=True)
-class Cell:
-    """What calls of one size took. time: 1, or 0 for calls of more steps; dtype: empty where it made no difference."""
+class Cell(NamedTuple):
+    """A size that was measured. time: 1, or 0 for calls of more steps; dtype: empty where it made no difference."""
 
     kind: str  # "inference" or "training"
     dtype: str
     hidden_size: int
     batch: int
     time: int
-    timed: tuple[Timed, ...]
 
-    def among(self, able: tuple[str, ...]) -> tuple[Timed, ...]:
-        return tuple(timed for timed in self.timed if timed.backend in able)
-
-
-@dataclass(frozen=True)
-class Table:
-    """What one device was measured to take."""
-
-    device: Device
-    cells: tuple[Cell, ...]
-
-    def nearest(
-        self, kind: str, dtype: str, batch: int, time: int, hidden_size: int, able: tuple[str, ...]
-    ) -> Cell | None:
-        """Of the cells in which at least two of the backends were timed; at equal distance the smaller one."""
-        found = [
-            cell
-            for cell in self.cells
-            if (cell.kind, cell.time) == (kind, int(time == 1))
-            and cell.dtype in (dtype, "")
-            and len(cell.among(able)) >= 2
-        ]
-
-        def order(cell: Cell) -> tuple[float, int, int]:
-            octaves = math.hypot(math.log2(hidden_size / cell.hidden_size), math.log2(batch / cell.batch))
-            return octaves, cell.hidden_size, cell.batch
-
-        return min(found, key=order, default=None)
+    def octaves(self, hidden_size: int, batch: int) -> float:
+        return math.hypot(math.log2(hidden_size / self.hidden_size), math.log2(batch / self.batch))
 
 
 @dataclass(frozen=True)
@@ -103,29 +77,45 @@ class Choice:
 
 
 @lru_cache(maxsize=64)
-def nearest_table(device: Device) -> Table | None:
-    """That of the device itself, or of the one nearest in compute capability, then in SMs; None: no such device was."""
+def nearest_device(device: Device) -> str | None:
+    """The key of the device that was measured and is nearest in compute capability, then in SMs."""
 
     def distance(key: str) -> tuple[int, int]:
         measured = DEVICES[key]
         return abs((measured.capability or 0) - (device.capability or 0)), abs(measured.sms - device.sms)
 
     keys = [path.stem for path in sorted(TABLES.glob("*.csv")) if DEVICES[path.stem].vendor == device.vendor]
-    return _read(min(keys, key=distance)) if keys else None
+    return min(keys, key=distance, default=None)
 
 
 @lru_cache
-def _read(key: str) -> Table:
-    cells: dict[tuple[str, str, int, int, int], list[Timed]] = {}
+def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
+    """What a device was measured to take."""
+    cells: dict[Cell, tuple[Timed, ...]] = {}
     with (TABLES / f"{key}.csv").open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            at = row["pass"], row["dtype"], int(row["H"]), int(row["B"]), int(row["T"] or 0)
-            device_us = float(row["device_us_per_step"]) if row["device_us_per_step"] else None
-            timed = Timed(
-                row["backend"], float(row["us_per_step"]), float(row["us_per_call"]), device_us, row["source"]
-            )
-            cells.setdefault(at, []).append(timed)
-    return Table(DEVICES[key], tuple(Cell(*at, tuple(timed)) for at, timed in cells.items()))
+            at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), int(row["T"] or 0))
+            on_device = float(row["device_us_per_step"]) if row["device_us_per_step"] else None
+            us = float(row["us_per_step"]), float(row["us_per_call"]), on_device
+            cells[at] = (*cells.get(at, ()), Timed(row["backend"], *us, row["source"]))
+    return cells
+
+
+def nearest(
+    cells: Mapping[Cell, tuple[Timed, ...]], kind: str, dtype: str, batch: int, time: int, hidden_size: int,
+    able: tuple[str, ...],
+) -> tuple[Cell, tuple[Timed, ...]] | None:  # fmt: skip
+    """The nearest cell in which at least two of the backends were timed, and these; at equal distance the smaller."""
+    among = {cell: tuple(one for one in timed if one.backend in able) for cell, timed in cells.items()}
+    found = [
+        cell
+        for cell, timed in among.items()
+        if (cell.kind, cell.time) == (kind, int(time == 1)) and cell.dtype in (dtype, "") and len(timed) >= 2
+    ]
+    if not found:
+        return None
+    best = min(found, key=lambda cell: (cell.octaves(hidden_size, batch), cell.hidden_size, cell.batch))
+    return best, among[best]
 
 
 @lru_cache(maxsize=4096)
@@ -133,19 +123,18 @@ def fastest(
     able: tuple[str, ...], batch: int, time: int, hidden_size: int, dtype: str, training: bool, device: Device
 ) -> Choice | None:
     """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
-    table, kind = nearest_table(device), "training" if training else "inference"
-    cell = None if table is None else table.nearest(kind, dtype, batch, time, hidden_size, able)
-    if table is None or cell is None:
+    key, kind = nearest_device(device), "training" if training else "inference"
+    found = None if key is None else nearest(table(key), kind, dtype, batch, time, hidden_size, able)
+    if key is None or found is None:
         return None
-    candidates = tuple(sorted(cell.among(able), key=lambda timed: timed.call_us(time)))
-    aten = next((timed for timed in candidates if timed.backend == "aten"), None)
-    chosen = next(timed for timed in candidates if aten is None or not timed.slower_on_the_device(aten))
-    known = table.device
-    same = device.sms == known.sms and _described(device.name) is known
-    where = f"NVIDIA {known.name}" + ("" if same else f", nearest to {device.name},")
+    cell, timed = found
+    candidates = tuple(sorted(timed, key=lambda one: one.call_us(time)))
+    aten = next((one for one in candidates if one.backend == "aten"), None)
+    chosen = next(one for one in candidates if aten is None or not one.slower_on_the_device(aten))
+    where = f"NVIDIA {DEVICES[key].name}" + ("" if described_as(device) == key else f", nearest to {device.name},")
     size = f"{cell.dtype + ', ' if cell.dtype else ''}{kind}, H {cell.hidden_size}, B {cell.batch}"
     reason = f"fastest by what was measured on {where} at {size}{', T 1' if time == 1 else ''}"
-    if missing := [backend for backend in able if backend not in {timed.backend for timed in candidates}]:
+    if missing := [backend for backend in able if backend not in {one.backend for one in candidates}]:
         reason += f", where {' and '.join(missing)} was not timed"
     if chosen is not candidates[0]:
         reason += f", but for {candidates[0].backend}, which takes longer than aten in a CUDA graph"

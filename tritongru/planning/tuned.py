@@ -11,7 +11,7 @@ import csv
 from functools import lru_cache
 from pathlib import Path
 
-from .devices import DEVICES, Device, _described
+from .devices import Device, described_as
 
 FOLDER = Path(__file__).with_name("tiles")
 # fields: as behind a backend's colon. us_per_step, planned_us: of these tiles and of the planned ones.
@@ -24,7 +24,7 @@ def winner(backend: str, kind: str, dtype: str, batch: int, least: int, largest:
     """The fields that won for a class, or none. kind: "forward" or "backward"; least, largest: of a row's H."""
     rows = [
         row
-        for row in _rows(device)
+        for row in _rows(described_as(device))
         if (row["backend"], row["pass"], row["dtype"]) == (backend, kind, LIKE.get(dtype, dtype))
         and least <= int(row["H"]) <= largest
         and int(row["B"]) >= batch
@@ -32,15 +32,8 @@ def winner(backend: str, kind: str, dtype: str, batch: int, least: int, largest:
     return min(rows, key=lambda row: (int(row["H"]), int(row["B"])), default={"fields": ""})["fields"]
 
 
-def _rows(device: Device) -> tuple[dict[str, str], ...]:
-    known = _described(device.name)
-    if known is None or known.sms != device.sms:
-        return ()
-    return _read(next(key for key, described in DEVICES.items() if described is known))
-
-
 @lru_cache
-def _read(key: str) -> tuple[dict[str, str], ...]:
+def _rows(key: str | None) -> tuple[dict[str, str], ...]:
     path = FOLDER / f"{key}.csv"
     if not path.exists():
         return ()
@@ -51,4 +44,4 @@ def _read(key: str) -> tuple[dict[str, str], ...]:
 def forget() -> None:
     """Read the files again: they have been written."""
     winner.cache_clear()
-    _read.cache_clear()
+    _rows.cache_clear()

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 from itertools import product
 
-from .choose import choose
-from .devices import Device
-from .problem import Problem
+from tritongru.planning import Device, Problem, choose
 
 LARGEST = 1 << 30
 # By backend: fields, and the batches that they are meant for.
