@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tritongru.planning import Problem, choose, describe
-from tritongru.planning.choose import TRITON_BACKENDS, _in_words, unserved_by
+from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
 from tritongru.registry import find, has_triton, interpreting
 from tritongru.tools.compile_report import AMDGCN_CLASSES, SASS_CLASSES, CompileReport, compile_report
 from tritongru.tools.files import write_rows
@@ -68,7 +68,7 @@ class Form:
     @property
     def words(self) -> str:
         """The plan's tiles, in words."""
-        return _in_words(dict(choose(self.problem, describe(self.device), self.backend).tiles)[self.kind])
+        return dict(choose(self.problem, describe(self.device), self.backend).tiles)[self.kind].words
 
 
 def forms(*devices: str) -> tuple[Form, ...]:

@@ -20,7 +20,7 @@ from tests.kit.lint import exchange_faults, small_faults, time_loop
 from tests.kit.mutants import mutant
 from tritongru.launch.sequence import specimen
 from tritongru.planning import describe
-from tritongru.planning.sequence import SequenceTiles, parse_overrides, sequence_tiles, shared_bytes
+from tritongru.planning.sequence import SequenceTiles, parse_overrides, sequence_tiles
 from tritongru.planning.small import SmallTiles
 from tritongru.tools.compile_report import CompileReport, compile_report
 
@@ -42,7 +42,7 @@ def test_all_programs_of_every_plan_are_on_the_device_at_once(device: str) -> No
     """What exchanges, waits for each other. Every program fits by itself."""
     limits = describe(device)
     for kind, dtype, _, tiles in plans(device):
-        shared = shared_bytes(tiles, kind, dtype)
+        shared = tiles.shared_bytes(kind, dtype)
         assert shared <= limits.shared_per_program, (kind, dtype, tiles)
         if isinstance(tiles, SequenceTiles):
             per_sm = tiles.programs_per_sm

@@ -18,7 +18,7 @@ from functools import cache
 from multiprocessing import get_context
 
 from tritongru.planning.devices import Device, describe
-from tritongru.planning.sequence import SequenceTiles, sequence_tiles, shared_bytes
+from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.small import SmallTiles
 from tritongru.tools.compile_report import CompileReport, compile_report
 
@@ -105,7 +105,7 @@ def faults(form: Form, report: CompileReport, device: Device) -> list[str]:
         found.append(f"{report.spill_bytes} bytes spilled, with {report.registers} registers")
     if report.shared_bytes > device.shared_per_program:
         found.append(f"{report.shared_bytes} bytes of shared memory, above the device's {device.shared_per_program}")
-    bound = shared_bytes(t, form.kind, form.dtype)
+    bound = t.shared_bytes(form.kind, form.dtype)
     if report.shared_bytes > bound:
         found.append(f"{report.shared_bytes} bytes of shared memory, above the planned {bound}")
     registers = report.registers * report.num_warps * device.target[2]

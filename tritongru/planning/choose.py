@@ -73,50 +73,24 @@ class Plan:
         lines += [
             f"candidate {timed.backend:<9} {timed.call_us(p.time):.0f} us a layer: {timed}" for timed in self.candidates
         ]
-        lines += [f"tiles     {kind}: {_in_words(t)}" for kind, t in self.tiles]
+        lines += [f"tiles     {kind}: {t.words}" for kind, t in self.tiles]
         for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
             if counts:
                 lines.append(f"{label:<9} " + ", ".join(f"{n} x {name}" for name, n in counts))
-        if self.launches.forward:
-            lines += self._memory()
-        return "\n".join(lines)
-
-    def _memory(self) -> list[str]:
+        c = self.cost
         saved, forward, backward = (
-            f"{count / 2**20:.1f} MiB"
-            for count in (self.cost.saved_bytes, self.cost.peak_forward_bytes, self.cost.peak_backward_bytes)
+            f"{count / 2**20:.1f} MiB" for count in (c.saved_bytes, c.peak_forward_bytes, c.peak_backward_bytes)
         )
-        if not self.problem.training:
-            return [f"peak      {forward} at once beyond input, output and weights"]
-        return [
-            f"saved     {saved} for backward beyond input, output and weights; nn.GRU keeps cuDNN's reserve, "
-            "whose size only a GPU can tell (python -m benchmarks)",
-            f"peak      {forward} at once in forward, {backward} in backward, what is saved included, beyond input, "
-            "output, weights and their gradients",
-        ]
-
-
-def _in_words(tiles: StepTiles | SequenceTiles | SmallTiles) -> str:
-    if isinstance(tiles, StepTiles):
-        t = tiles
-        words = f"{t.block_b} rows x {t.block_h} units, K by {t.block_k}, {t.num_warps} warps, {t.num_stages} stages"
-        words += f", {t.split} parts of K" * (t.split > 1) + f", {t.ahead} chunks of W_h first" * (t.ahead > 0)
-        return words + ", beside the launch before it" * t.pdl
-    if isinstance(tiles, SmallTiles):
-        m = tiles
-        how = f"by FMA, {m.lanes} lanes a unit" if m.lanes else "by matrix instructions"
-        return (
-            f"{m.rows} rows x {m.units} units a program, {m.num_warps} warps, {how}; {m.programs * m.directions} "
-            f"programs{' of both directions' if m.directions == 2 else ''} with all of W_h each, nothing exchanged"
-        )
-    s = tiles
-    each = f"{s.block_b} rows x {s.block_h} units a program, {s.num_warps} warps"
-    both = " of both directions" if s.directions == 2 else ""
-    shared = f", {s.shared_gates} of 3 gates' weights in shared memory" if s.shared_gates else ""
-    return (
-        f"{each}, K {s.num_k} x {s.block_k}{shared}; {s.groups * s.directions} group(s){both} of {s.programs} "
-        f"programs, {s.tiles} row tile(s) each"
-    )
+        if self.launches.forward and p.training:
+            lines += [
+                f"saved     {saved} for backward beyond input, output and weights; nn.GRU keeps cuDNN's reserve, "
+                "whose size only a GPU can tell (python -m benchmarks)",
+                f"peak      {forward} at once in forward, {backward} in backward, what is saved included, beyond "
+                "input, output, weights and their gradients",
+            ]
+        elif self.launches.forward:
+            lines.append(f"peak      {forward} at once beyond input, output and weights")
+        return "\n".join(lines)
 
 
 def unserved(dtype: str, device: Device) -> str | None:
@@ -234,24 +208,17 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
         found = Choice(name, "asked for", ())
     else:
         raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    head = (p, device.name, found.backend, found.reason)
-    if found.backend not in TRITON_BACKENDS:
-        return Plan(*head, (), found.candidates)
     overrides = with_overrides(backend)[1] if backend else ()
+    kinds: tuple[str, ...] = ()
     if found.backend == "sequence":
-        both = []
-        for kind in ("forward", "backward") if p.training else ("forward",):
-            of_pass = sequence_tiles(
-                kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides
-            )
-            assert not isinstance(of_pass, str)  # else `unserved_by` had a reason
-            both.append((kind, of_pass))
-        return Plan(*head, tuple(both), found.candidates)
-    kinds = ["cell" if p.time == 1 else "forward"]
-    if p.training:
-        kinds += ["backward_first"] if p.time == 1 else ["backward_first", "backward"]
-    tiles = tuple(
-        (kind, step_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides))
-        for kind in kinds
-    )
-    return Plan(*head, tiles, found.candidates)
+        kinds = ("forward", "backward") if p.training else ("forward",)
+    elif found.backend == "step":
+        kinds = ("cell",) if p.time == 1 else ("forward",)
+        kinds += (("backward_first",) if p.time == 1 else ("backward_first", "backward")) if p.training else ()
+    tiles = []
+    for kind in kinds:
+        plan_tiles = sequence_tiles if found.backend == "sequence" else step_tiles
+        of_kind = plan_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides)
+        assert not isinstance(of_kind, str)  # else `unserved_by` had a reason
+        tiles.append((kind, of_kind))
+    return Plan(p, device.name, found.backend, found.reason, tuple(tiles), found.candidates)

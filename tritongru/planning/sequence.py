@@ -144,9 +144,24 @@ class SequenceTiles:
         """What tells its compiled kernel from another of the same pass, dtype and precision."""
         return dataclasses.astuple(self)[: len(dataclasses.fields(self)) - 3]
 
+    @property
+    def words(self) -> str:
+        shared = f", {self.shared_gates} of 3 gates' weights in shared memory" * (self.shared_gates > 0)
+        groups = f"{self.groups * self.directions} group(s){' of both directions' * (self.directions == 2)}"
+        each = f"{self.block_b} rows x {self.block_h} units a program, {self.num_warps} warps"
+        each += f", K {self.num_k} x {self.block_k}{shared}"
+        return f"{each}; {groups} of {self.programs} programs, {self.tiles} row tile(s) each"
+
     def row_launches(self, batch: int) -> int:
         """Launches that take all rows, one after another."""
         return -(-batch // self.rows)
+
+    def shared_bytes(self, kind: str, dtype: str) -> int:
+        """An upper bound of a program's shared memory: the weights that are there, the parts of the sums, and what the
+        longest row of a tile is found with."""
+        sums = (3 if kind == "forward" else 1) * self.num_warps * self.block_b * self.block_h * 4
+        weights = self.shared_gates * self.block_h * self.units * BYTES[dtype]
+        return weights + sums + 4 * self.num_warps * self.block_b
 
     def slot_bytes(self, kind: str, dtype: str) -> int:
         """Bytes of the exchange buffer for one visit."""
@@ -184,15 +199,6 @@ def parse_overrides(text: str, backend: str = "sequence", fields: Sequence[str] 
             raise ValueError(f"field {name} of backend {backend!r} must be a number of digits, got {value!r}")
         found[name] = int(value)
     return tuple(found.items())
-
-
-def shared_bytes(tiles: SequenceTiles | SmallTiles, kind: str, dtype: str) -> int:
-    """An upper bound of the shared memory of one program: of an exchanging one the weights that are there, the parts of
-    the sums, and what the longest row of a tile is found with."""
-    if isinstance(tiles, SmallTiles):
-        return tiles.shared_bytes(kind, dtype)
-    sums = (3 if kind == "forward" else 1) * tiles.num_warps * tiles.block_b * tiles.block_h * 4
-    return tiles.shared_gates * tiles.block_h * tiles.units * BYTES[dtype] + sums + 4 * tiles.num_warps * tiles.block_b
 
 
 @lru_cache(maxsize=4096)
@@ -307,7 +313,7 @@ def _dealt_out(
         groups=given.get("groups", min(most, -(-row_tiles // in_turn))), directions=together,
     )  # fmt: skip
     _check(tiles, hidden_size, directions, places)
-    shared = shared_bytes(tiles, kind, dtype)
+    shared = tiles.shared_bytes(kind, dtype)
     if shared > device.shared_per_program or (shared + 1024) * per_sm > device.shared_per_sm:
         return (
             f"{per_sm} program(s) of {block_h} units an SM take {per_sm * shared // 1024} KiB of its "

@@ -52,6 +52,13 @@ class SmallTiles:
         """What tells its compiled kernel from another of the same pass and dtype."""
         return dataclasses.astuple(self)[:6]
 
+    @property
+    def words(self) -> str:
+        how = f"by FMA, {self.lanes} lanes a unit" if self.lanes else "by matrix instructions"
+        programs = f"{self.programs * self.directions} programs{' of both directions' * (self.directions == 2)}"
+        each = f"{self.rows} rows x {self.units} units a program, {self.num_warps} warps"
+        return f"{each}, {how}; {programs} with all of W_h each, nothing exchanged"
+
     def shared_bytes(self, kind: str, dtype: str) -> int:
         """An upper bound of a program's shared memory: h, or three gate gradients, and what the longest row is found
         with; in half precision a gate's weights on their way, before."""

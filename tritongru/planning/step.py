@@ -39,6 +39,13 @@ class StepTiles:
         limit = min(255, REGISTERS_PER_SM // (self.per_sm * 32 * self.num_warps))
         return limit if self.pdl or self.split > 1 else None
 
+    @property
+    def words(self) -> str:
+        found = f"{self.block_b} rows x {self.block_h} units, K by {self.block_k}, {self.num_warps} warps"
+        found += f", {self.num_stages} stages" + f", {self.split} parts of K" * (self.split > 1)
+        found += f", {self.ahead} chunks of W_h first" * (self.ahead > 0)
+        return found + ", beside the launch before it" * self.pdl
+
 
 OVERRIDABLE = tuple(field.name for field in dataclasses.fields(StepTiles))
 
