@@ -21,7 +21,7 @@ from tritongru import functional, module, ops, registry
 from tritongru.demo.training import Sizes
 from tritongru.planning import Device, Problem, choose, describe, measured
 from tritongru.planning.choose import fastest_backend
-from tritongru.planning.measured import TABLES, Cell, Choice, Table, Timed, nearest_table
+from tritongru.planning.measured import TABLES, Cell, Choice, Timed, nearest, nearest_device
 
 H200 = describe("h200")
 
@@ -120,12 +120,12 @@ def test_the_nearest_cell_in_octaves() -> None:
     for H, B, at in ((600, 80, "H 512, B 64"), (512, 4096, "H 512, B 64"), (768, 32, "H 1024, B 32")):
         assert f"at bf16, training, {at}" in chosen(H, B, "bf16", True).reason
     timed = (Timed("aten", 1, 1, None, ""), Timed("step", 1, 1, None, ""))
-    cells = [Cell("training", "bf16", H, B, 0, timed) for H, B in ((64, 64), (128, 128))]
-    two = Table(H200, (*cells, Cell("training", "bf16", 90, 90, 0, timed[:1])))
-    for H, B, cell in ((90, 90, cells[0]), (91, 91, cells[1]), (64, 300, cells[1])):
-        assert two.nearest("training", "bf16", B, 9, H, ("aten", "step")) == cell  # one time alone is no cell
-    assert two.nearest("inference", "bf16", 64, 9, 64, ("aten", "step")) is None
-    assert two.nearest("training", "bf16", 64, 1, 64, ("aten", "step")) is None
+    small, large = cells = [Cell("training", "bf16", H, B, 0) for H, B in ((64, 64), (128, 128))]
+    of_cells = {**dict.fromkeys(cells, timed), Cell("training", "bf16", 90, 90, 0): timed[:1]}
+    for H, B, cell in ((90, 90, small), (91, 91, large), (64, 300, large)):
+        assert nearest(of_cells, "training", "bf16", B, 9, H, ("aten", "step")) == (cell, timed)  # one time is no cell
+    for kind, T in (("inference", 9), ("training", 1)):
+        assert nearest(of_cells, kind, "bf16", 64, T, 64, ("aten", "step")) is None
 
 
 def test_in_a_graph_no_kernel_that_is_slower_there() -> None:
@@ -196,7 +196,7 @@ def test_a_device_that_nobody_measured_has_the_nearest_one_s_rows() -> None:
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty folder in place of the package's tables."""
-    caches = (nearest_table, measured._read, measured.fastest, fastest_backend)
+    caches = (nearest_device, measured.table, measured.fastest, fastest_backend)
     monkeypatch.setattr(measured, "TABLES", tmp_path)
     for cached in caches:
         cached.cache_clear()
@@ -208,8 +208,8 @@ def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
 def test_the_nearest_table_is_that_of_the_nearest_capability(tables: Path) -> None:
     for name in ("a100", "h200", "rtx5090"):
         shutil.copy(Path(measured.__file__).with_name("tables") / "h200.csv", tables / f"{name}.csv")
-    nearest = {name: nearest_table(describe(name)).device.name for name in ("l4", "h100", "b200", "a100", "rtx5090")}
-    assert nearest == {"l4": "H200", "h100": "H200", "b200": "H200", "a100": "A100", "rtx5090": "RTX 5090"}
+    found = {name: nearest_device(describe(name)) for name in ("l4", "h100", "b200", "a100", "rtx5090")}
+    assert found == {"l4": "h200", "h100": "h200", "b200": "h200", "a100": "a100", "rtx5090": "rtx5090"}
 
 
 def test_without_a_table_rules_of_one_line(tables: Path) -> None:

@@ -47,10 +47,7 @@ class Form:
     num_warps: int
     shared_gates: int = 0
     waits: int = 1
-    turns: tuple[Turns, ...] = (
-        Turns(),
-        Turns(tiles=2),
-    )  # fewest rows first, for batches larger than the groups that fit
+    turns: tuple[Turns, ...] = (Turns(), Turns(tiles=2))  # fewest rows first, for batches that more groups do not fit
 
 
 # By pass and bytes of an element, then by (units of a tensor, tensors) of K: the first form that fits is taken. Fewer
@@ -228,18 +225,19 @@ def sequence_tiles(
     if device.vendor == "amd":
         return f"on {device.name} programs cannot hand h to each other: L2s of several dies are not coherent"
     given = {name: value for name, value in overrides if name != "exchange"}
-    if not exchanges(hidden_size, device, overrides):
-        if unknown := given.keys() - set(FIELDS):
-            raise ValueError(f"without exchange the fields are {', '.join(FIELDS)}, got {', '.join(unknown)}")
+    exchanging = exchanges(hidden_size, device, overrides)
+    fields = EXCHANGING if exchanging else FIELDS
+    if unknown := given.keys() - set(fields):
+        how = "with" if exchanging else "without"
+        raise ValueError(f"{how} exchange the fields are {', '.join(fields)}, got {', '.join(unknown)}")
+    if not exchanging:
         if hidden_size > LARGEST:
             return f"one program holds all of W_h of H up to {LARGEST}, not {hidden_size}"
         units = class_of(hidden_size, dtype)
-        if not overrides and (fields := winner("sequence", kind, dtype, batch, units, units, device)):
+        if not overrides and (won := winner("sequence", kind, dtype, batch, units, units, device)):
             with contextlib.suppress(ValueError):  # of another layer: an odd H
-                return small_tiles(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(fields)))
+                return small_tiles(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(won)))
         return small_tiles(kind, batch, hidden_size, directions, dtype, device, given)
-    if unknown := given.keys() - set(EXCHANGING):
-        raise ValueError(f"with exchange the fields are {', '.join(EXCHANGING)}, got {', '.join(unknown)}")
     if dtype == "fp32" and precision == "ieee" and device.vendor == "nvidia":
         return f"float32 without TF32 has no matrix instructions: only H up to {LARGEST} is kept on chip"
     return _exchanging(kind, batch, hidden_size, directions, dtype, device, given)
@@ -263,13 +261,11 @@ def _exchanging(
         largest = max(part * parts for part, parts in FORMS[kind, BYTES[dtype]])
         return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
     (block_k, num_k), forms = found
-    if not given and (fields := winner("sequence", kind, dtype, batch, block_k * num_k, block_k * num_k, device)):
-        try:
-            tuned = _exchanging(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(fields)))
-        except ValueError:  # of another layer: both directions, fewer units
-            tuned = ""
-        if isinstance(tuned, SequenceTiles):
-            return tuned
+    if not given and (won := winner("sequence", kind, dtype, batch, block_k * num_k, block_k * num_k, device)):
+        with contextlib.suppress(ValueError):  # of another layer: both directions, fewer units
+            tuned = _exchanging(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(won)))
+            if isinstance(tuned, SequenceTiles):
+                return tuned
     needed = []
     for form in forms:
         tiles = _dealt_out(kind, form, block_k, num_k, batch, hidden_size, directions, dtype, device, given)
@@ -332,24 +328,23 @@ def _check(tiles: SequenceTiles, hidden_size: int, directions: int, places: int)
     t = tiles
     least = 16 if t.block_b > 8 else 32
     together = t.programs * t.groups * t.directions
-    for holds, what in (
-        (t.block_k > 0 and t.block_k & (t.block_k - 1) == 0, f"block_k must be a power of 2, got {t.block_k}"),
-        (t.num_k in (1, 3), f"num_k must be 1 or 3, got {t.num_k}"),
-        (t.units >= hidden_size, f"block_k * num_k must be H, {hidden_size}, or more, got {t.units}"),
-        (t.num_warps in (1, 2, 4, 8, 16), f"num_warps must be 1, 2, 4, 8 or 16, got {t.num_warps}"),
-        (
-            t.block_k >= least * t.num_warps,
-            f"block_k must be {least} units a warp or more, got {t.block_k} / {t.num_warps}",
+    for what, holds in {
+        f"block_k must be a power of 2, got {t.block_k}": t.block_k > 0 and t.block_k & (t.block_k - 1) == 0,
+        f"num_k must be 1 or 3, got {t.num_k}": t.num_k in (1, 3),
+        f"block_k * num_k must be H, {hidden_size}, or more, got {t.units}": t.units >= hidden_size,
+        f"num_warps must be 1, 2, 4, 8 or 16, got {t.num_warps}": t.num_warps in (1, 2, 4, 8, 16),
+        f"block_k must be {least} units a warp or more, got {t.block_k} / {t.num_warps}": (
+            t.block_k >= least * t.num_warps
         ),
-        (t.block_b > 8 or t.block_h > 8, "block_h must be 16 or 32 where block_b is 8, got 8"),
-        (t.early in (0, 1), f"early must be 0 or 1, got {t.early}"),
-        (not t.early or (t.tiles > 1 and t.waits == 1), "early needs tiles above 1 and waits of 1"),
-        (t.shared_gates <= 3, f"shared_gates must be 0 to 3, got {t.shared_gates}"),
-        (t.waits in (1, 3), f"waits must be 1 or 3, got {t.waits}"),
-        (t.delay <= 1_000_000, f"delay must be 1000000 ns or less, got {t.delay}"),
-        (t.directions in (1, directions), f"directions must be 1 or the layer's {directions}, got {t.directions}"),
-        (t.groups >= 1, f"groups must be 1 or more, got {t.groups}"),
-        (together <= places or t.groups == 1, f"{together} programs are more than the {places} that run at once"),
-    ):
+        "block_h must be 16 or 32 where block_b is 8, got 8": t.block_b > 8 or t.block_h > 8,
+        f"early must be 0 or 1, got {t.early}": t.early in (0, 1),
+        "early needs tiles above 1 and waits of 1": not t.early or (t.tiles > 1 and t.waits == 1),
+        f"shared_gates must be 0 to 3, got {t.shared_gates}": t.shared_gates <= 3,
+        f"waits must be 1 or 3, got {t.waits}": t.waits in (1, 3),
+        f"delay must be 1000000 ns or less, got {t.delay}": t.delay <= 1_000_000,
+        f"directions must be 1 or the layer's {directions}, got {t.directions}": t.directions in (1, directions),
+        f"groups must be 1 or more, got {t.groups}": t.groups >= 1,
+        f"{together} programs are more than the {places} that run at once": together <= places or t.groups == 1,
+    }.items():
         if not holds:
             raise ValueError(f"tiles of backend 'sequence': {what}")

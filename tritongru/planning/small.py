@@ -104,24 +104,20 @@ def small_tiles(
         programs=-(-batch // rows),
         directions=directions,
     )
-    _check(tiles, hidden_size, size)
-    return tiles
-
-
-def _check(tiles: SmallTiles, hidden_size: int, size: int) -> None:
-    """Raise ValueError where given fields ask for what no kernel can be."""
-    t = tiles
-    rows: tuple[int, ...] = (4, 8, 16)
-    lanes: tuple[int, ...] = (0,)
-    warps: tuple[int, ...] = (t.units // 16,)
+    possible_rows: tuple[int, ...] = (4, 8, 16)
+    possible_lanes: tuple[int, ...] = (0,)
+    possible_warps: tuple[int, ...] = (units // 16,)
     if size == 4:
-        rows, lanes = (1, 2), tuple(n for n in (2, 4, 8) if 4 * n <= t.units)
-        warps = tuple(n for n in (1, 2, 4, 8) if 32 * n <= t.units * max(t.lanes, 1))
-    for name, value, possible in (
-        ("units", t.units, tuple(n for n in (16, 32, 64, 128) if n >= hidden_size)), ("rows", t.rows, rows),
-        ("lanes", t.lanes, lanes), ("num_warps", t.num_warps, warps), ("ahead", t.ahead, (1, 2)),
-    ):  # fmt: skip
-        if value not in possible:
-            raise ValueError(
-                f"tiles of backend 'sequence': {name} must be one of {', '.join(map(str, possible))} here, got {value}"
-            )
+        possible_rows, possible_lanes = (1, 2), tuple(n for n in (2, 4, 8) if 4 * n <= units)
+        possible_warps = tuple(n for n in (1, 2, 4, 8) if 32 * n <= units * max(lanes, 1))
+    for name, can_be in {
+        "units": tuple(n for n in (16, 32, 64, 128) if n >= hidden_size),
+        "rows": possible_rows,
+        "lanes": possible_lanes,
+        "num_warps": possible_warps,
+        "ahead": (1, 2),
+    }.items():
+        if (value := getattr(tiles, name)) not in can_be:
+            expected = ", ".join(map(str, can_be))
+            raise ValueError(f"tiles of backend 'sequence': {name} must be one of {expected} here, got {value}")
+    return tiles
