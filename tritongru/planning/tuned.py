@@ -24,7 +24,7 @@ def winner(backend: str, kind: str, dtype: str, batch: int, least: int, largest:
     """The fields that won for a class, or none. kind: "forward" or "backward"; least, largest: of a row's H."""
     rows = [
         row
-        for row in _rows(described_as(device))
+        for row in _rows(device)
         if (row["backend"], row["pass"], row["dtype"]) == (backend, kind, LIKE.get(dtype, dtype))
         and least <= int(row["H"]) <= largest
         and int(row["B"]) >= batch
@@ -32,8 +32,12 @@ def winner(backend: str, kind: str, dtype: str, batch: int, least: int, largest:
     return min(rows, key=lambda row: (int(row["H"]), int(row["B"])), default={"fields": ""})["fields"]
 
 
+def _rows(device: Device) -> tuple[dict[str, str], ...]:
+    return _read(described_as(device))
+
+
 @lru_cache
-def _rows(key: str | None) -> tuple[dict[str, str], ...]:
+def _read(key: str | None) -> tuple[dict[str, str], ...]:
     path = FOLDER / f"{key}.csv"
     if not path.exists():
         return ()
@@ -44,4 +48,4 @@ def _rows(key: str | None) -> tuple[dict[str, str], ...]:
 def forget() -> None:
     """Read the files again: they have been written."""
     winner.cache_clear()
-    _rows.cache_clear()
+    _read.cache_clear()
