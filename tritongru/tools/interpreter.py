@@ -3,15 +3,11 @@
 1. A runtime scalar as a bound of range() fails on 3.6 with numpy >= 2.4, which refuses int() of a one-element array.
 2. tl.dot of bfloat16 operands multiplies their bit patterns (bfloat16 lives in uint16 arrays): 3.6 and 3.7.
 3. float32 -> bfloat16 truncates, or rounds half up; hardware rounds to nearest, ties to even: 3.6 and 3.7.
-4. tl.extra.cuda.globaltimer(), by which kernels bound their waits, is inline assembly and out of reach besides: 3.6 and
-   3.7. Here it reads the host's monotonic clock. Any other inline assembly stays the interpreter's own error.
-5. tl.extra.cuda.gdc_wait() and gdc_launch_dependents() are inline assembly too: here a launch is over before the next
-   begins, and they do nothing.
+4. tl.extra.cuda.globaltimer() is inline assembly, an error of the interpreter's: here it reads the host's clock.
+5. So are gdc_wait() and gdc_launch_dependents(): a launch is over before the next begins, and they do nothing.
 6. Every call of a device function patches the whole language again, a quarter of the time: 3.6 and 3.7.
 7. A comparison of scalars, spread over a tile, is a tile of the scalars' integers: 3.6 to 3.9, which refuses it as a
    mask.
-
-They change `triton.runtime.interpreter` in this process only, which nothing but an interpreted kernel uses.
 
 An interpreted launch patches triton.language for the whole process and keeps the program's number in one place there:
 one thread at a time may launch, see `launching`.

@@ -7,10 +7,9 @@ classes, which check them, and ignored.
 
 from __future__ import annotations
 
-import dis
 import types
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from typing import Any
 
 import triton.language as tl
@@ -51,14 +50,10 @@ def unknown(name: str, *args: Any, **options: Any) -> None:
     raise EmulatorError(f"the emulator does not know {name}")
 
 
-@cache
-def _globals_of(code: types.CodeType) -> tuple[str, ...]:
-    """The global names that a function reads, and functions inside it."""
-    found = [i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")]
-    for const in code.co_consts:
-        if isinstance(const, types.CodeType):
-            found += _globals_of(const)
-    return tuple(dict.fromkeys(found))
+def names_of(code: types.CodeType) -> set[str]:
+    """The names that a function, and functions inside it, may take from its module."""
+    inner = (names_of(const) for const in code.co_consts if isinstance(const, types.CodeType))
+    return set(code.co_names).union(*inner)
 
 
 class Binder:
@@ -80,9 +75,8 @@ class Binder:
             found.__kwdefaults__ = fn.__kwdefaults__ and {k: self.value(v) for k, v in fn.__kwdefaults__.items()}
             for own, cell in zip(cells, fn.__closure__ or (), strict=True):
                 own.cell_contents = self.value(cell.cell_contents)
-            for name in _globals_of(fn.__code__):
-                if name in fn.__globals__:
-                    names[name] = self.value(fn.__globals__[name])
+            for name in names_of(fn.__code__) & fn.__globals__.keys():
+                names[name] = self.value(fn.__globals__[name])
         return found
 
     def value(self, value: Any) -> Any:
@@ -117,17 +111,9 @@ class Binder:
         for base in reversed(own.__mro__[:-1]):
             for name, member in vars(base).items():
                 if name not in ("__dict__", "__weakref__", "__setattr__", "__module__", "__annotations__"):
-                    setattr(found, name, self._member(member))
+                    written = isinstance(getattr(member, "fn", member), types.FunctionType)
+                    setattr(found, name, self.function(member) if written else self.value(member))
         return found
-
-    def _member(self, member: Any) -> Any:
-        if isinstance(member, property):
-            return property(self._member(member.fget))
-        if isinstance(member, (staticmethod, classmethod)):
-            return type(member)(self._member(member.__func__))
-        if isinstance(getattr(member, "fn", member), types.FunctionType):
-            return self.function(member)
-        return self.value(member)
 
 
 class _Module:

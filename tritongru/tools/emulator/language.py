@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import triton.language as tl
 
-from .values import FUNCTIONS, EmulatorError, Tensor, constant, converted, operands, storage, tensor
+from .values import FUNCTIONS, EmulatorError, Tensor, computed, constant, converted, operands, storage, tensor
 
 machine: Any = None  # the launch that runs (launch.py's Launch): memory, and who the running program is
 
@@ -16,9 +17,6 @@ machine: Any = None  # the launch that runs (launch.py's Launch): memory, and wh
 def function(f: Callable[..., Any]) -> Callable[..., Any]:
     FUNCTIONS[f.__name__] = f
     return f
-
-
-# ---- what a tensor is made from --------------------------------------------------------------------------------------
 
 
 def powers_of_two(shape: Sequence[Any]) -> list[int]:
@@ -40,26 +38,6 @@ def full(shape: Any, value: Any, dtype: Any, layout: Any = None) -> Tensor:
     return Tensor(np.full(powers_of_two(shape), found, storage(dtype))[()], dtype)
 
 
-@function
-def zeros(shape: Any, dtype: Any, layout: Any = None) -> Tensor:
-    return full(shape, 0, dtype)
-
-
-@function
-def zeros_like(input: Tensor, shape: Any = None, dtype: Any = None, layout: Any = None) -> Tensor:
-    return full(input.shape if shape is None else shape, 0, dtype or input.dtype)
-
-
-@function
-def program_id(axis: int) -> Tensor:
-    return Tensor(np.int32(machine.current.index[axis]), tl.int32)
-
-
-@function
-def num_programs(axis: int) -> Tensor:
-    return Tensor(np.int32(machine.grid[axis]), tl.int32)
-
-
 def runtime_range(*bounds: Any, **hints: Any) -> Iterator[Tensor]:
     """The loop variable is a tensor, whatever the bounds are."""
     wide = any(type(bound) is Tensor and bound.dtype == tl.int64 for bound in bounds)
@@ -67,17 +45,19 @@ def runtime_range(*bounds: Any, **hints: Any) -> Iterator[Tensor]:
     return (Tensor(kind(i), dtype) for i in range(*(int(bound) for bound in bounds)))
 
 
-def nothing(*args: Any, **options: Any) -> None:
-    pass
-
-
 FUNCTIONS |= {
+    "zeros": lambda shape, dtype, layout=None: full(shape, 0, dtype),
+    "zeros_like": lambda input, shape=None, dtype=None, layout=None: full(
+        shape or input.shape, 0, dtype or input.dtype
+    ),
+    "program_id": lambda axis: Tensor(np.int32(machine.current.index[axis]), tl.int32),
+    "num_programs": lambda axis: Tensor(np.int32(machine.grid[axis]), tl.int32),
     "range": runtime_range,
     "static_range": lambda *bounds, **hints: range(*(int(bound) for bound in bounds)),
     "num_warps": lambda: machine.num_warps,
     "globaltimer": lambda: Tensor(np.int64(machine.clock()), tl.int64),
     **dict.fromkeys(("convert_layout", "multiple_of", "max_contiguous"), lambda x, *rest, **options: x),
-    **dict.fromkeys(("assume", "static_print", "gdc_wait", "gdc_launch_dependents"), nothing),
+    **dict.fromkeys(("assume", "static_print", "gdc_wait", "gdc_launch_dependents"), lambda *given, **options: None),
     **dict.fromkeys(("barrier", "thread_barrier", "debug_barrier"), lambda **options: machine.point()),
 }
 
@@ -86,9 +66,6 @@ FUNCTIONS |= {
 def static_assert(cond: Any, msg: str = "") -> None:
     if not cond:
         raise AssertionError(f"static_assert: {msg}" if msg else "static_assert")
-
-
-# ---- shapes ----------------------------------------------------------------------------------------------------------
 
 
 def shaping(f: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -127,28 +104,10 @@ def split(a: Tensor) -> tuple[Tensor, Tensor]:
     return Tensor(a.v[..., 0], a.dtype), Tensor(a.v[..., 1], a.dtype)
 
 
-# ---- element by element ----------------------------------------------------------------------------------------------
-
-
-@function
-def cast(input: Any, dtype: Any, *, bitcast: bool = False) -> Tensor:
-    return tensor(input).to(dtype, bitcast=bitcast)
-
-
 @function
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     a, b, dtype = operands(x, y)
     return Tensor(np.where(tensor(condition).v, a, b)[()], dtype)
-
-
-def of_two(ignoring: Any, spreading: Any) -> Callable[..., Tensor]:
-    """The extremum of two: without a NaN, or with it."""
-
-    def extremum(x: Any, y: Any, propagate_nan: Any = tl.PropagateNan.NONE) -> Tensor:
-        a, b, dtype = operands(x, y)
-        return Tensor((spreading if propagate_nan == tl.PropagateNan.ALL else ignoring)(a, b), dtype)
-
-    return extremum
 
 
 def of_floats(f: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -166,12 +125,10 @@ for _name in ("exp", "exp2", "log", "log2", "sin", "cos", "sqrt", "floor", "ceil
 FUNCTIONS |= {
     "rsqrt": of_floats(lambda v: 1 / np.sqrt(v)),
     "abs": lambda x: Tensor(np.abs(tensor(x).v), tensor(x).dtype),
-    "maximum": of_two(np.fmax, np.maximum),
-    "minimum": of_two(np.fmin, np.minimum),
+    "maximum": partial(computed, np.fmax, ""),  # of a NaN and a number the number
+    "minimum": partial(computed, np.fmin, ""),
+    "cast": lambda x, dtype, bitcast=False: tensor(x).to(dtype, bitcast=bitcast),
 }
-
-
-# ---- sums and products -----------------------------------------------------------------------------------------------
 
 
 def reducing(ufunc: Any) -> Callable[..., Tensor]:
@@ -213,18 +170,10 @@ def mma_v2(a: Tensor, b: Tensor, acc: Tensor, input_precision: Any = None) -> Te
     return Tensor(out + acc.v, tl.float32)
 
 
-# ---- memory ----------------------------------------------------------------------------------------------------------
-
-
-@function
-def load(pointer: Tensor, mask: Any = None, other: Any = None, **hints: Any) -> Tensor:
-    """Hints, of caches and `volatile`, change nothing."""
-    return machine.load(pointer, mask, other)
-
-
-@function
-def store(pointer: Tensor, value: Any, mask: Any = None, **hints: Any) -> None:
-    machine.store(pointer, value, mask)
+FUNCTIONS |= {  # hints, of caches and `volatile`, change nothing
+    "load": lambda pointer, mask=None, other=None, **hints: machine.load(pointer, mask, other),
+    "store": lambda pointer, value, mask=None, **hints: machine.store(pointer, value, mask),
+}
 
 
 @function

@@ -91,8 +91,6 @@ class Memory:
     def store(self, addresses: Any, values: np.ndarray) -> None:
         everything(values.dtype)[(addresses - FIRST) >> (values.itemsize.bit_length() - 1)] = values
 
-    # ---- reports -----------------------------------------------------------------------------------------------------
-
     def nearest(self, address: int) -> str:
         def distance(extent: Extent) -> int:
             return max(extent.begin - address, address - extent.end)

@@ -10,7 +10,7 @@ import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +22,6 @@ DEMOTION = 0.02  # probability, per point, that the running program falls to the
 PATIENCE = 200  # turns in vain of a program, with no look at the clock: taken for waiting for ever
 LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
 
-Policy = Literal["random", "priorities", "lazy"]
 Index = tuple[int, int, int]
 
 
@@ -45,12 +44,10 @@ class Access:
     verb: str
     addresses: np.ndarray
     ends: tuple[int, int]  # the least and the greatest address
-    values: np.ndarray | None = None
+    values: np.ndarray = field(default_factory=lambda: np.empty(0))
 
     def missing(self) -> np.ndarray:
         """Which elements have all bits set: what an exchanging kernel waits to vanish."""
-        if self.values is None:
-            return np.empty(0, np.int64)
         bits = np.ascontiguousarray(self.values).reshape(-1).view(f"u{self.values.itemsize}")
         return np.flatnonzero(bits == np.iinfo(bits.dtype).max)
 
@@ -90,7 +87,7 @@ class Scheduler:
     """
 
     seed: int = 0
-    policy: Policy | None = None
+    policy: str = ""
     switch: float = -1.0
     tear: float = 0.3
     max_steps: int = 1_000_000
@@ -294,7 +291,7 @@ class Programs:
         if access is None:
             return f"has touched no memory, at {at}"
         missing, seen = access.missing(), ""
-        if access.values is not None and access.values.size == 1:
+        if access.values.size == 1:
             seen = f" = {access.values.item()}"
         if missing.size:
             first = self.memory.name(int(access.addresses.reshape(-1)[missing[0]]))

@@ -12,28 +12,21 @@ from ...kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wai
 from . import TWINS, Tensor
 
 
-def places_in_vectors(rows: int, k: int, width: int) -> tuple[Any, Any]:
-    """Of every element of a warp's factor, [rows, k] or for 8 rows [k, rows]: which of the thread's vectors it lies in,
-    at which byte.
+def _addresses(wait: Wait, address: Tensor, tensors: int) -> Any:
+    """Of every element of the factors [warps, rows, k], or for 8 rows [warps, k, rows], that a wait is for.
 
     The order of a lane's registers in m16n8k16 (float32: m16n8k8) by the PTX manual: k within a register; of the left
     factor rows 8 apart; then the upper half of the instruction's k; then blocks of k, and of 16 rows.
     """
-    row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(width, rows)
-    vector = row // 16 * (k // units) + unit // units
-    registers = unit % units // (128 // width) * (1 if rows == 8 else 2) + row // 8 % 2
-    byte = 2 * (unit % 2) * (width == 16) + 4 * registers
-    return (vector.T, byte.T) if rows == 8 else (vector, byte)
-
-
-def _addresses(wait: Wait, address: Tensor, tensors: int) -> Any:
-    """Of every element of the factors that a wait is for."""
     rows, k = address.v.shape[1:]
-    if k == 8:  # tiles of 8 rows: those are the right factor's second dimension, and no warp has so few k
+    if right := k == 8:  # no warp has so few
         rows, k = k, rows
-    vector, byte = places_in_vectors(rows, k, wait.width)
-    displacements = np.asarray(wait.displacements).reshape(tensors, -1)
-    return address.v[None] + (displacements[:, vector] + byte)[:, None]
+    row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(wait.width, rows)
+    vector = row // 16 * (k // units) + unit // units
+    registers = unit % units // (128 // wait.width) * (1 if right else 2) + row // 8 % 2
+    byte = 2 * (unit % 2) * (wait.width == 16) + 4 * registers
+    found = np.asarray(wait.displacements).reshape(tensors, -1)[:, vector] + byte
+    return address.v[None] + (found.swapaxes(1, 2) if right else found)[:, None]
 
 
 def twin_of_first_look(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:

@@ -31,9 +31,6 @@ int1, int32, int64, bfloat16, float32 = tl.int1, tl.int32, tl.int64, tl.bfloat16
 FUNCTIONS: dict[str, Any] = {}  # by the name under which a kernel finds them, in whatever module of Triton's
 
 
-# ---- types -----------------------------------------------------------------------------------------------------------
-
-
 @cache
 def common(a: tl.dtype, b: tl.dtype, divides: bool = False, b_is_number: bool = False) -> tl.dtype:
     """The type in which Triton computes with values of two types; a number of no higher kind takes the tensor's."""
@@ -115,9 +112,6 @@ def poison(dtype: tl.dtype) -> Any:
     return kind.type(np.nan if kind.kind == "f" else kind.kind == "b" or np.iinfo(kind).max // 3)
 
 
-# ---- tensors ---------------------------------------------------------------------------------------------------------
-
-
 class Tensor:
     """A value of a kernel: `v` as STORAGE has it (a numpy scalar for one without shape), and its type."""
 
@@ -152,8 +146,6 @@ class Tensor:
         if self.v.ndim or not self.dtype.is_int():
             raise TypeError(f"a whole number is needed, got {self}")
         return int(self.v)
-
-    __int__ = __index__
 
     def __neg__(self) -> Tensor:
         return Tensor(np.negative(self.v), self.dtype)
@@ -219,36 +211,25 @@ def computed(f: Callable[..., Any], kind: str, x: Any, y: Any) -> Tensor:
     return Tensor(round_to_bfloat16(found) if dtype is bfloat16 else found, dtype)
 
 
-def moved(pointer: Tensor, offset: Any, sign: int) -> Tensor:
-    """A pointer and an offset, in elements."""
-    size = sign * max(1, pointer.dtype.element_ty.primitive_bitwidth // 8)
-    if type(offset) is int:
-        return Tensor(pointer.v + size * offset, pointer.dtype)
-    offset = tensor(offset)
+def shifted(f: Callable[..., Any], x: Any, y: Any) -> Tensor:
+    """A sum or difference, of a pointer and an offset in elements too."""
+    if f is np.add and type(y) is Tensor and y.dtype.is_ptr():
+        x, y = y, x
+    if type(x) is not Tensor or not x.dtype.is_ptr():
+        return computed(f, "", x, y)
+    offset, size = tensor(y), max(1, x.dtype.element_ty.primitive_bitwidth // 8)
     if not offset.dtype.is_int():
-        raise TypeError(f"invalid operands of type {pointer.dtype} and {offset.dtype}")
-    same_rank(pointer.v, offset.v)
-    return Tensor(pointer.v + size * offset.v.astype(np.int64), pointer.dtype)
-
-
-def added(x: Any, y: Any) -> Tensor:
-    for pointer, offset in ((x, y), (y, x)):
-        if type(pointer) is Tensor and pointer.dtype.is_ptr():
-            return moved(pointer, offset, 1)
-    return computed(np.add, "", x, y)
-
-
-def subtracted(x: Any, y: Any) -> Tensor:
-    if type(x) is Tensor and x.dtype.is_ptr():
-        return moved(x, y, -1)
-    return computed(np.subtract, "", x, y)
+        raise TypeError(f"invalid operands of type {x.dtype} and {offset.dtype}")
+    same_rank(x.v, offset.v)
+    return Tensor(f(x.v, size * offset.v.astype(np.int64)), x.dtype)
 
 
 def quotient(a: Any, b: Any) -> Any:
     return (a - np.fmod(a, b)) // b
 
 
-OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {"add": added, "sub": subtracted}
+OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {}
+OPERATORS |= {"add": partial(shifted, np.add), "sub": partial(shifted, np.subtract)}
 for _name, _f, _kind in (
     ("mul", np.multiply, ""), ("truediv", np.true_divide, "floats"), ("floordiv", quotient, "divides"),
     ("mod", np.fmod, "divides"), ("and", np.bitwise_and, "integers"), ("or", np.bitwise_or, "integers"),
@@ -261,9 +242,6 @@ for _name, _f, _kind in (
 for _name, _operator in OPERATORS.items():
     setattr(Tensor, f"__{_name}__", lambda self, other, operator=_operator: operator(self, other))
     setattr(Tensor, f"__r{_name}__", lambda self, other, operator=_operator: operator(other, self))
-
-
-# ---- shared memory ---------------------------------------------------------------------------------------------------
 
 
 class Shared:
