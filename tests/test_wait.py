@@ -4,8 +4,7 @@ emulator, held against the same cases; and the fragment order, against the compi
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
@@ -18,10 +17,11 @@ from triton.experimental.gluon.language._semantic import GluonSemantic
 
 from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
-from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, Wait, ask_text, displacements, wait_text
-from tritongru.tools.emulator import Tensor
+from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, ask_text, displacements, wait_text
+from tritongru.tools.emulator import TWINS, Tensor
 from tritongru.tools.emulator.binding import Binder
 from tritongru.tools.emulator.twins import twin, twin_of_first_look
+from tritongru.tools.emulator.values import tensor
 
 KINDS = {16: tl.int16, 32: tl.int32}
 UNSIGNED = {16: np.uint16, 32: np.uint32}
@@ -97,11 +97,16 @@ def test_a_tiles_elements_have_a_place_each(width: int, rows: int) -> None:
 BASE, STATUS, REPORT = 0x7F00_0000_1000, 0x7E00_0000_0000, 0x7E00_0000_0040
 NS_PER_LOOK = (1 << CLOCK_SHIFT) // LOOKS  # so that a unit of the bound is LOOKS looks
 BOUND = 2
+SPECIAL = {
+    16: (0, 1, 0x8000, 0x7FFF, 0xFFFE, 0x7C00, 0xFC00, 0x7E00, 0x7F80, 0xFF80, 0x7FC0),
+    32: (0, 1, 1 << 31, 0x7FFFFFFF, 0xFFFFFFFE, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFF0000, 0xFFFF),
+}
 
 
 @dataclass
 class World:
-    """A tile of one warp, elements by their places, of which some arrive only before a certain look; and a clock."""
+    """A tile of one warp, elements by their places, of which some arrive only before a certain look; and a clock. It is
+    a twin's turn, too."""
 
     memory: np.ndarray  # as they are in the end
     late: dict[int, int] = field(default_factory=dict)  # by place: the look before which it arrives; -1: never
@@ -110,8 +115,11 @@ class World:
     looks: int = 0
     stores: list[tuple[int, int]] = field(default_factory=list)
 
-    def now(self) -> int:
+    def clock(self) -> int:
         return self.began + self.looks * NS_PER_LOOK
+
+    def wait(self) -> None:
+        pass
 
     def seen(self) -> np.ndarray:
         """The memory at this look."""
@@ -120,40 +128,40 @@ class World:
         found[missing] = ~found.dtype.type(0)
         return found
 
+    def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
+        if np.ndim(addresses) == 0:
+            assert int(addresses) == STATUS
+            return Tensor(np.int32(self.given_up), tl.int32)
+        self.looks += 1
+        size = dtype.primitive_bitwidth // 8
+        return Tensor(self.seen().view(f"i{size}")[(addresses - BASE) // size], dtype)
 
-@dataclass(frozen=True)
+    def store(self, address: Any, value: Tensor) -> None:
+        self.stores.append((int(address), int(value.v)))
+
+
 class Fragment:
     """The wait of one warp, and where its elements are."""
 
-    wait: Wait
-    tensors: int
-    K: int
-    rows: int
-
-    @property
-    def width(self) -> int:
-        return self.wait.width
-
-    @property
-    def places(self) -> np.ndarray:
-        """Of each register of each lane the place of its element: [32, tensors * registers of one]."""
-        base = elements_of(self.rows, self.K, 1, self.width)[0]
-        first = in_kernel(exchange.first_vector, *np.moveaxis(base, -1, 0), self.K, self.rows, self.width)[:, :1]
-        size = self.width // 8
-        registers = np.arange(len(self.wait.displacements) * 16 // size)
-        vectors = np.array(self.wait.displacements)[registers * size // 16]
-        found: np.ndarray = (first + vectors + registers * size % 16) // size
-        return found
-
-    def memory(self, values: Callable[[np.random.Generator, int], np.ndarray]) -> np.ndarray:
-        elements = self.tensors * self.rows * self.K
-        return values(np.random.default_rng(elements), elements).astype(UNSIGNED[self.width])
+    def __init__(self, width: int, gates: int, parts: int = 1, rows: int = 16, asked: bool = False, delay: int = 0):
+        self.width, self.rows, self.tensors, self.size = width, rows, gates * parts, width // 8
+        self.K = (32 if width == 16 else 16) * 16 // rows
+        self.wait = wait_text(rows, self.K, parts, gates, 1, width, delay, asked)
+        self.order = elements_of(rows, self.K, 1, width)[0]
+        # of each register of each lane the place of its element: [32, tensors * registers of one]
+        first = in_kernel(exchange.first_vector, *np.moveaxis(self.order, -1, 0), self.K, rows, width)[:, :1]
+        byte = np.arange(len(self.wait.displacements) * 16 // self.size) * self.size
+        self.places = (first + np.array(self.wait.displacements)[byte // 16] + byte % 16) // self.size
+        # values among which are zeros, infinities and NaNs, the ones nearest to the sentinel included
+        rng, n = np.random.default_rng(self.places.size), self.tensors * rows * self.K
+        found = rng.integers(0, (1 << width) - 1, n, np.uint64)
+        found = np.where(rng.random(n) < 0.5, rng.choice(np.array(SPECIAL[width], np.uint64), n), found)
+        self.memory = found.astype(UNSIGNED[width])
 
     def run_text(self, world: World, lane: int) -> tuple[np.ndarray, int]:
         """The elements that a lane ends with, and its clock's last nanosecond."""
-        pack, vectors = self.wait.pack, len(self.wait.displacements)
-        words = world.seen().view(np.uint32)
-        first = BASE + int(self.places[lane, 0]) * self.width // 8
+        pack, words = self.wait.pack, world.seen().view(np.uint32)
+        first = BASE + int(self.places[lane, 0]) * self.size
 
         def load(access: Access) -> list[int]:
             nonlocal words
@@ -173,173 +181,111 @@ class Fragment:
 
         asked: list[int] = []
         if self.wait.asked:
-            asked, _ = execute(*ask_text(self.wait), [first] * pack, load, store, clock=world.now)
+            asked, _ = execute(*ask_text(self.wait), [first] * pack, load, store, world.clock)
         inputs = asked + [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
-        found, now = execute(self.wait.text, self.wait.constraints, inputs, load, store, clock=world.now)
-        assert len(found) == 4 * vectors
+        found, now = execute(self.wait.text, self.wait.constraints, inputs, load, store, world.clock)
+        assert len(found) == 4 * len(self.wait.displacements)
         return np.array(found, np.uint32).view(UNSIGNED[self.width]), now
 
     def run_twin(self, world: World) -> np.ndarray:
         """The elements [tensors, rows, k] that the warp ends with."""
-
-        class Turn:
-            def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
-                where = np.asarray(addresses)
-                if where.ndim == 0:
-                    assert int(where) == STATUS
-                    return Tensor(np.int32(world.given_up), tl.int32)
-                world.looks += 1
-                size = dtype.primitive_bitwidth // 8
-                return Tensor(world.seen().view(f"i{size}")[(where - BASE) // size], dtype)
-
-            def store(self, address: Any, value: Tensor) -> None:
-                world.stores.append((int(address), int(value.v)))
-
-            def wait(self) -> None:
-                pass
-
-            def clock(self) -> int:
-                return world.now()
-
-        row, k = np.arange(self.rows)[None, :, None], np.arange(self.K)[None, None, :]
+        row, k = np.arange(self.rows)[:, None], np.arange(self.K)[None, :]
         first = in_kernel(exchange.first_vector, np.zeros_like(row), row, k, self.K, self.rows, self.width)
-        first = np.broadcast_to(first, (1, self.rows, self.K)).astype(np.int64)
-        address = Tensor(BASE + (first.swapaxes(1, 2) if self.rows == 8 else first), tl.int64)
-        status, report = (Tensor(np.int64(word), tl.int64) for word in (STATUS, REPORT))
+        first = np.broadcast_to(first, (self.rows, self.K)).astype(np.int64)
+        address = Tensor(BASE + (first.T if self.rows == 8 else first)[None], tl.int64)
         kinds = (KINDS[self.width],) * self.tensors
-        given = twin_of_first_look(self.wait)(Turn(), address, dtype=kinds) if self.wait.asked else ()
-        bound = Tensor(np.int32(BOUND), tl.int32)
-        found = twin(self.wait)(Turn(), *given, address, status, report, bound, dtype=kinds)
+        given = twin_of_first_look(self.wait)(world, address, dtype=kinds) if self.wait.asked else ()
+        words = (tensor(STATUS), tensor(REPORT), tensor(BOUND))
+        found = twin(self.wait)(world, *given, address, *words, dtype=kinds)
         elements = np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
         return elements.swapaxes(1, 2) if self.rows == 8 else elements
 
-    def in_lane(self, elements: np.ndarray, lane: int) -> np.ndarray:
-        """Of [tensors, rows, k] those of a lane, in the order of its registers."""
-        _, row, k = elements_of(self.rows, self.K, 1, self.width)[0, lane].T
-        return elements[:, row, k].ravel()
+    def both(self, lanes: tuple[int, ...] = (0, 13, 31), memory: np.ndarray | None = None, **options: Any) -> World:
+        """The world of the twin, held against those of the text in some lanes, of which one waits as long as any."""
+        memory = self.memory if memory is None else memory
+        world = World(memory, **options)
+        elements = self.run_twin(world)
+        looks = set()
+        for lane in lanes:
+            alone = World(memory, **options)
+            found, _ = self.run_text(alone, lane)
+            _, row, k = self.order[lane].T
+            assert (found == elements[:, row, k].ravel()).all() or alone.looks < world.looks
+            assert (found == alone.seen()[self.places[lane]]).all(), "elements out of order"
+            assert alone.stores in (world.stores, [])
+            looks.add((alone.looks, tuple(alone.stores)))
+        assert max(looks) == (world.looks, tuple(world.stores))
+        return world
 
 
-def fragment(width: int, gates: int, parts: int = 1, delay: int = 0, rows: int = 16, asked: bool = False) -> Fragment:
-    K = (32 if width == 16 else 16) * 16 // rows
-    return Fragment(wait_text(rows, K, parts, gates, 1, width, delay, asked), gates * parts, K, rows)
+FORMS = [
+    (16, 1), (16, 3), (16, 1, 3), (32, 1), (32, 3), (32, 3, 3), (16, 1, 1, 8), (32, 3, 1, 8), (16, 1, 1, 16, True),
+    (32, 3, 1, 16, True), (16, 3, 3, 8, True),
+]  # fmt: skip
 
 
-SPECIAL = {
-    16: (0, 1, 0x8000, 0x7FFF, 0xFFFE, 0x7C00, 0xFC00, 0x7E00, 0x7F80, 0xFF80, 0x7FC0),
-    32: (0, 1, 1 << 31, 0x7FFFFFFF, 0xFFFFFFFE, 0x7F800000, 0xFF800000, 0x7FC00000, 0xFFFF0000, 0xFFFF),
-}
+@pytest.fixture(params=FORMS, ids=str)
+def f(request: pytest.FixtureRequest) -> Fragment:
+    return Fragment(*request.param)
 
 
-def anything(width: int) -> Callable[[np.random.Generator, int], np.ndarray]:
-    """Values among which are zeros, infinities and NaNs, the ones nearest to the sentinel included."""
-
-    def values(rng: np.random.Generator, n: int) -> np.ndarray:
-        found = rng.integers(0, (1 << width) - 1, n, np.uint64)
-        return np.where(rng.random(n) < 0.5, rng.choice(np.array(SPECIAL[width], np.uint64), n), found)
-
-    return values
-
-
-def both(f: Fragment, make: Callable[[], World], lanes: tuple[int, ...] = (0, 13, 31)) -> World:
-    """The world of the twin, held against those of the text in some lanes, of which one waits as long as any."""
-    world = make()
-    elements = f.run_twin(world)
-    looks = set()
-    for lane in lanes:
-        alone = make()
-        found, _ = f.run_text(alone, lane)
-        assert (found == f.in_lane(elements, lane)).all() or alone.looks < world.looks
-        assert (found == alone.seen()[f.places[lane]]).all(), "elements out of order"
-        assert alone.stores in (world.stores, [])
-        looks.add((alone.looks, tuple(alone.stores)))
-    assert max(looks) == (world.looks, tuple(world.stores))
-    return world
-
-
-FORMS = pytest.mark.parametrize(
-    ("width", "gates", "parts", "rows", "asked"),
-    [
-        (16, 1, 1, 16, False), (16, 3, 1, 16, False), (16, 1, 3, 16, False), (32, 1, 1, 16, False),
-        (32, 3, 1, 16, False), (32, 3, 3, 16, False), (16, 1, 1, 8, False), (32, 3, 1, 8, False),
-        (16, 1, 1, 16, True), (32, 3, 1, 16, True), (16, 3, 3, 8, True),
-    ],
-)  # fmt: skip
-
-
-@FORMS
-def test_what_is_there_is_found_at_the_first_look(width: int, gates: int, parts: int, rows: int, asked: bool) -> None:
+def test_what_is_there_is_found_at_the_first_look(f: Fragment) -> None:
     """NaNs and infinities too: none is the sentinel."""
-    f = fragment(width, gates, parts, rows=rows, asked=asked)
-    memory = f.memory(anything(width))
-    world = both(f, lambda: World(memory))
+    world = f.both()
     assert world.looks == 1 and not world.stores
 
 
-@FORMS
-def test_values_that_arrive_in_parts(width: int, gates: int, parts: int, rows: int, asked: bool) -> None:
-    """Each element at a look of its own, neighbours in a word at different ones; some after the first look at the clock
-    and the status word."""
-    f = fragment(width, gates, parts, rows=rows, asked=asked)
-    memory = f.memory(anything(width))
-    rng = np.random.default_rng(1)
-    late = dict(enumerate(rng.integers(0, 5, memory.size).tolist()))
-    late[int(f.places[13, -1])] = LOOKS + 6
-    world = both(f, lambda: World(memory, late))
+def arriving(f: Fragment) -> dict[int, int]:
+    """Each element at a look of its own, neighbours in a word at different ones."""
+    return dict(enumerate(np.random.default_rng(1).integers(0, 5, f.memory.size).tolist()))
+
+
+def test_values_that_arrive_in_parts(f: Fragment) -> None:
+    """Some after the first look at the clock and the status word."""
+    world = f.both(late={**arriving(f), int(f.places[13, -1]): LOOKS + 6})
     assert world.looks == LOOKS + 7 and not world.stores
 
 
-@FORMS
-def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(
-    width: int, gates: int, parts: int, rows: int, asked: bool
-) -> None:
+def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(f: Fragment) -> None:
     """In any half, and in any vector. The status word and the host's are set, and the wait goes on with what it has."""
-    f = fragment(width, gates, parts, rows=rows, asked=asked)
-    memory = f.memory(anything(width))
-    places = f.places[13]
-    in_vector = 128 // width
+    places, in_vector = f.places[13], 128 // f.width
     chosen = [i * in_vector + i % in_vector for i in range(places.size // in_vector)]
-    chosen += range(in_vector) if gates * parts == 1 else []
+    chosen += range(in_vector) if f.tensors == 1 else []
     for register in chosen:
-        world = World(memory, {int(places[register]): -1})
+        world = World(f.memory, {int(places[register]): -1})
         found, _ = f.run_text(world, 13)
         assert world.looks == (1 + BOUND) * LOOKS and world.stores == [(STATUS, 1), (REPORT, 1)]
-        assert found[register] == (1 << width) - 1 and (np.delete(found, register) != (1 << width) - 1).all()
-    both(f, lambda: World(memory, {int(places[-1]): -1}))
+        assert np.flatnonzero(found == (1 << f.width) - 1).tolist() == [register]
+    f.both(late={int(places[-1]): -1})
 
 
-@FORMS
-def test_once_another_has_given_up_nobody_waits_long(
-    width: int, gates: int, parts: int, rows: int, asked: bool
-) -> None:
-    f = fragment(width, gates, parts, rows=rows, asked=asked)
-    memory = f.memory(anything(width))
-    world = both(f, lambda: World(memory, {int(f.places[13, 3]): -1}, given_up=1))
+def test_once_another_has_given_up_nobody_waits_long(f: Fragment) -> None:
+    world = f.both(late={int(f.places[13, 3]): -1}, given_up=1)
     assert world.looks == LOOKS and not world.stores
 
 
 def test_every_pair_of_halves() -> None:
     """A borrow from the lower half neither hides nor makes a sentinel."""
-    f = fragment(16, 1)
+    f = Fragment(16, 1)
     halves = (0, 1, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0xFFFD, 0xFFFE)
-    memory = f.memory(lambda rng, n: np.resize(np.array(list(product(halves, halves))).ravel(), n))
-    assert both(f, lambda: World(memory, given_up=1), lanes=tuple(range(32))).looks == 1
+    memory = np.resize(np.array(list(product(halves, halves)), np.uint16).ravel(), f.memory.size)
+    assert f.both(tuple(range(32)), memory, given_up=1).looks == 1
     for low, high in [(0xFFFF, half) for half in (*halves, 0xFFFF)] + [(half, 0xFFFF) for half in halves]:
         memory[f.places[13, 4:6]] = low, high
-        assert both(f, lambda: World(memory, given_up=1), lanes=(13,)).looks == LOOKS
+        assert f.both((13,), memory, given_up=1).looks == LOOKS
 
 
 @pytest.mark.parametrize("delay", [0, 250])
 def test_a_first_look_comes_after_the_delay(delay: int) -> None:
-    f = fragment(16, 1, delay=delay)
-    _, now = f.run_text(World(f.memory(anything(16))), 0)
+    f = Fragment(16, 1, delay=delay)
+    _, now = f.run_text(World(f.memory), 0)
     assert (now > delay) if delay else (now < 100)
     assert ("nanosleep" in f.wait.text) == bool(delay)
 
 
 def test_the_bound_holds_where_the_clocks_32_bits_wrap() -> None:
-    f = fragment(16, 1)
-    memory = f.memory(anything(16))
-    world = World(memory, {int(f.places[0, 0]): -1}, began=((1 << 32) - 2) << CLOCK_SHIFT)
+    f = Fragment(16, 1)
+    world = World(f.memory, {int(f.places[0, 0]): -1}, began=((1 << 32) - 2) << CLOCK_SHIFT)
     f.run_text(world, 0)
     assert world.looks == (1 + BOUND) * LOOKS and world.stores == [(STATUS, 1), (REPORT, 1)]
 
@@ -353,15 +299,30 @@ def test_the_bound_holds_where_the_clocks_32_bits_wrap() -> None:
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_text_is_found(old: str, new: str) -> None:
-    f = fragment(16, 3)
+    f = Fragment(16, 3)
     assert old in f.wait.text
-    broken = replace(f, wait=f.wait._replace(text=f.wait.text.replace(old, new)))
-    memory = f.memory(anything(16))
-    late = dict(enumerate(np.random.default_rng(1).integers(0, 5, memory.size).tolist()))
+    f.wait = f.wait._replace(text=f.wait.text.replace(old, new))
     never = {int(f.places[13, place]): -1 for place in (2, 5)}
     with pytest.raises((AssertionError, PtxError)):
-        both(broken, lambda: World(memory, late))
+        f.both(late=arriving(f))
         for missing in never:
-            both(broken, lambda missing=missing: World(memory, {missing: -1}))
-        both(broken, lambda: World(memory, never, given_up=1))
-        both(broken, lambda: World(memory, never, began=77 << CLOCK_SHIFT))
+            f.both(late={missing: -1})
+        f.both(late=never, given_up=1)
+        f.both(late=never, began=77 << CLOCK_SHIFT)
+
+
+@pytest.mark.parametrize(("text", "width"), [(exchange.MULTIPLY, 64), (exchange.ROUND_TO_TF32, 32)], ids=["*", "tf32"])
+def test_twins_of_one_instruction(text: Any, width: int) -> None:
+    """Of the product of two int32, and of the rounding of a float32, NaNs and infinities among them."""
+    rng = np.random.default_rng(0)
+    a, b = (np.append(np.array(SPECIAL[32], np.uint32), rng.integers(0, 1 << 32, 200, np.uint32)) for _ in range(2))
+    rng.shuffle(b)
+    if width == 64:
+        given, kind = [Tensor(x.view(np.int32), tl.int32) for x in (a, b)], tl.int64
+    else:
+        given, kind = [Tensor(a.view(np.float32), tl.float32)], tl.int32
+    found = TWINS[text.value](None, *given, dtype=kind).v
+    constraints = ",".join(["=&l" if width == 64 else "=&r"] + ["r"] * len(given))
+    for i, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+        ((expected,), _) = execute(text.value, constraints, [x, y][: len(given)])
+        assert found[i].item() & ((1 << width) - 1) == expected
