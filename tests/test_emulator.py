@@ -1,5 +1,5 @@
-"""The emulator (tools/emulator): its values and functions against torch; its scheduler, memory and reports on small
-kernels. tests/test_exchange.py runs those of the layer.
+"""The language of the emulator (tools/emulator): values and functions against torch, and small kernels. Who runs when
+is tests/test_scheduler.py's; the layer's kernels run in tests/test_exchange.py.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ except ImportError:
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-PROGRAMS, SIZE, SEEDS, SENTINEL = 5, 64, range(20), -1
+SIZE = 64
 LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 TILE = gl.constexpr(gl.BlockedLayout([1, 1], [1, 32], [4, 1], [1, 0]))
 INT32, FP32, HALVES = torch.int32, torch.float32, (torch.float16, torch.bfloat16)
@@ -216,22 +216,6 @@ def test_masked_lanes_touch_no_memory_and_are_poisoned(dtype: torch.dtype) -> No
     assert poisoned[n:].isnan().all() if dtype.is_floating_point else (poisoned[n:] > 40).all()
     assert (filled[n:] == 7).all() and torch.equal(others, torch.arange(SIZE).to(dtype))
     assert stored[:3].tolist() == [1, 0, 3] and not stored[n:].any() and b[-1] == 3
-
-
-@gluon.jit
-def strided(a_ptr, b_ptr, stride_m, stride_n, M: gl.constexpr, N: gl.constexpr):
-    m = gl.arange(0, M, layout=gl.SliceLayout(1, TILE))[:, None]
-    n = gl.arange(0, N, layout=gl.SliceLayout(0, TILE))[None, :]
-    end = a_ptr + (M - 1) * stride_m + (N - 1) * stride_n  # backwards, from the last element
-    base = end.to(gl.int64)  # and by way of an address
-    pointers = base.to(gl.pointer_type(a_ptr.dtype.element_ty)) - (m * stride_m + n * stride_n)
-    gl.store(b_ptr + m * N + n, gl.load(pointers))
-
-
-def test_strides_and_pointers_as_integers() -> None:
-    a, b = torch.arange(8 * 12.0).view(8, 12)[::2, 1::3], torch.zeros(4, 4)
-    run(strided, {"a_ptr": a, "b_ptr": b, "stride_m": a.stride(0), "stride_n": a.stride(1)}, M=4, N=4)
-    assert torch.equal(b, a.flip(0, 1))
 
 
 @gluon.jit

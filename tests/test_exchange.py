@@ -37,7 +37,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # NaNs and infinities are meant
 ]
 
-LONG = pytest.mark.long
+LONG, INFINITY = pytest.mark.long, float("inf")
 
 
 LENGTHS_OF_18 = (2,) * 9 + (3, 1) + (2,) * 6 + (3,)  # in the second tile one row runs twice, and one once
@@ -88,30 +88,20 @@ CALLS = {
 }  # fmt: skip
 
 
-def assert_right_and_same(name: str, seeds: range, monkeypatch) -> None:
-    """Right under the first seed, and the very same bits under the others."""
+def assert_same(found: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
+    wrong = [name for name in found if not torch.equal(found[name], other[name])]
+    assert not wrong, f"{what}: other bits of {wrong}"
+
+
+@pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 23), marks=LONG)], ids=["three", "twenty"])
+@pytest.mark.parametrize("name", CALLS)
+def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monkeypatch) -> None:
     drawn = Drawn(CALLS[name])
     with exchanging(monkeypatch, drawn.call.plan):
         first, *others = (drawn.of_ours(seed) for seed in seeds)
     drawn.assert_right(first, f"{name}, seed {seeds[0]}")
     for seed, other in zip(seeds[1:], others, strict=True):
         assert_same(first, other, f"{name}: under seed {seed} instead of {seeds[0]}")
-
-
-def assert_same(found: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
-    wrong = [name for name in found if not torch.equal(found[name], other[name])]
-    assert not wrong, f"{what}: other bits of {wrong}"
-
-
-@pytest.mark.parametrize("name", CALLS)
-def test_right_and_the_same_bits_under_three_seeds(name: str, monkeypatch) -> None:
-    assert_right_and_same(name, range(3), monkeypatch)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("name", CALLS)
-def test_right_and_the_same_bits_under_twenty_seeds(name: str, monkeypatch) -> None:
-    assert_right_and_same(name, range(3, 23), monkeypatch)
 
 
 # ---- several launches ------------------------------------------------------------------------------------------------
@@ -182,32 +172,25 @@ def assert_not_finite_as_nn_gru(drawn: Drawn, monkeypatch) -> dict[str, Tensor]:
     return ours
 
 
+OFTEN = (
+    *itertools.product(("dense", "half-precision", "packed"), ("h_0", "x", "dy"), [None]),
+    ("packed-two-tiles", "h_0", None), ("packed", "h_0", -INFINITY), ("packed", "x", -INFINITY),
+)  # fmt: skip
+PLACES = ("h_0", "h_0 of the last row", "x", "dy", "dh_n")
+
+
 @pytest.mark.parametrize(
-    ("name", "place"),
-    [*itertools.product(("dense", "half-precision", "packed"), ("h_0", "x", "dy")), ("packed-two-tiles", "h_0")],
+    ("name", "place", "value"),
+    [
+        pytest.param(*given, marks=() if given in OFTEN else LONG)
+        for given in itertools.product(SPECIAL, PLACES, (None, INFINITY, -INFINITY))
+    ],
 )
-def test_sentinels_hang_nothing(name: str, place: str, monkeypatch) -> None:
-    """NaNs with the sentinel's bits spread as far as NaNs do in nn.GRU. They are not rare: PyTorch's own conversion to
+def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value: float | None, monkeypatch) -> None:
+    """None: a NaN with the sentinel's bits, which hangs nothing. They are not rare: PyTorch's own conversion to
     bfloat16 makes them on the CPU."""
     drawn = Drawn(SPECIAL[name])
-    put(drawn, place, None)
-    assert_not_finite_as_nn_gru(drawn, monkeypatch)
-
-
-@pytest.mark.long
-@pytest.mark.parametrize("place", ["h_0", "h_0 of the last row", "x", "dy", "dh_n"])
-@pytest.mark.parametrize("value", [None, float("inf"), float("-inf")], ids=["sentinel", "inf", "-inf"])
-@pytest.mark.parametrize("name", SPECIAL)
-def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, value: float | None, place: str, monkeypatch) -> None:
-    drawn = Drawn(SPECIAL[name])
     put(drawn, place, value)
-    assert_not_finite_as_nn_gru(drawn, monkeypatch)
-
-
-@pytest.mark.parametrize("place", ["h_0", "x"])
-def test_infinities(place: str, monkeypatch) -> None:
-    drawn = Drawn(SPECIAL["packed"])
-    put(drawn, place, float("-inf"))
     assert_not_finite_as_nn_gru(drawn, monkeypatch)
 
 
