@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -69,6 +70,8 @@ def _run(arguments: argparse.Namespace) -> int:
         from . import day
 
         return day.main(given.out, given.budget_minutes or day.MINUTES, given.only, given.resume, given.dry_run)
+    if given.dry_run:
+        os.environ.setdefault("TRITON_INTERPRET", "1")  # which Triton reads when it is imported
     from . import cpu, run
 
     if given.dry_run:

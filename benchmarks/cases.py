@@ -84,6 +84,6 @@ class Entry:
     passes: tuple[str, ...] = ("inference", "forward+backward")
     providers: tuple[str, ...] = (BASELINE, "default")
     checked: bool = True  # held against float64 before it is timed
-    rounds: int = 40  # at the most; 0: it is checked alone
+    rounds: int = 40  # at the most; 0: nothing is timed
     replayed: bool = False  # what is sampled is the call in a CUDA graph
     note: str = ""  # of every row

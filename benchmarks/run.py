@@ -344,11 +344,11 @@ def _prepare(
     module = provider.make(entry.case, device=meter.device, dtype=work.TORCH_DTYPES[entry.case.dtype])
     module.load_state_dict(state)
     first = {name: _seconds(work.PASSES[name].make(module, inputs), meter) for name in entry.passes}
-    if truth is None:
+    if truth is None and entry.rounds:
         return _Ready(module, first, None)
     found = work.outcome(module, inputs, _trains(entry))
     meter.synchronize()
-    return _Ready(module, first, work.errors(found, truth))
+    return _Ready(module, first, work.errors(found, truth) if truth else None)
 
 
 def _attempt(do: Callable[..., Any], *arguments: Any) -> tuple[Any, dict[str, str]]:
@@ -389,16 +389,17 @@ def _warm(call: Call, case: Case, alone: bool, meter: HostMeter) -> Timed:
     return Timed(call, max(1, min(wanted, LAUNCHES // (case.T * case.layers))))
 
 
-def _memory(module: nn.Module, inputs: work.Inputs, meter: HostMeter) -> tuple[float | None, float | None]:
+def _memory(module: nn.Module, inputs: work.Inputs, meter: HostMeter) -> tuple[float, float] | None:
     """MiB: peak of forward and backward above what lay there before; kept between them, without the results."""
+    if meter.device.type != "cuda":
+        return None
     meter.release()
-    before = meter.allocated()
-    if not before:
-        return None, None
-    meter.peak()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
     results = work.forward(module, inputs)()
-    saved = meter.allocated() - before - sum(r.numel() * r.element_size() for r in results)
+    saved = torch.cuda.memory_allocated() - before - sum(r.numel() * r.element_size() for r in results)
     gradients = torch.autograd.grad(results, [inputs.x, *module.parameters()], inputs.cotangents)
-    peak = meter.peak() - before
+    meter.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
     del results, gradients
     return peak / 2**20, saved / 2**20

@@ -67,14 +67,6 @@ class HostMeter:
         """What a row says of where it was measured."""
         return f"{torch.get_num_threads()} thread(s)"
 
-    def allocated(self) -> int:
-        """Bytes that tensors hold now."""
-        return 0
-
-    def peak(self) -> int:
-        """The most bytes they held at once since the last call of this method."""
-        return 0
-
     def release(self) -> None:
         """Give memory back that no tensor holds."""
         gc.collect()
@@ -124,15 +116,6 @@ class CudaMeter(HostMeter):
         others = total - free - torch.cuda.memory_reserved(self.device) - CONTEXT
         in_use = f"; {others / 2**30:.1f} GiB of the GPU are others'" if others > 0 else ""
         return f"host {processor()}, {os.cpu_count()} cores{in_use}"
-
-    def allocated(self) -> int:
-        return torch.cuda.memory_allocated(self.device)
-
-    def peak(self) -> int:
-        self.synchronize()
-        found = torch.cuda.max_memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        return found
 
     def release(self) -> None:
         gc.collect()
