@@ -6,7 +6,7 @@ shared memory. So a choice is bound by two numbers of the device: its SMs and th
 
 Tiles are data. K, H padded, comes in classes, each with forms of a kernel in order of preference (`FORMS`): the winners
 of measurements, where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and T themselves are
-arguments of a compiled kernel. tests/test_sequence_compiles.py counts the kernels, holds `shared_bytes` against the
+arguments of a compiled kernel. tests/test_compiles.py counts the kernels, holds `shared_bytes` against the
 compiler's figure and finds that nothing spills.
 """
 
