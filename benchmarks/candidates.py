@@ -5,7 +5,9 @@ A candidate is the text that a backend's name takes behind a colon ("sequence:bl
 
 from __future__ import annotations
 
+from contextlib import suppress
 from itertools import product
+from typing import Any
 
 from tritongru.planning import Device, Problem, choose
 
@@ -55,20 +57,17 @@ TILED = tuple((backend, *of_size) for backend, sizes in CLASSES.items() for of_s
 def candidates(backend: str, problem: Problem, device: Device) -> tuple[str, ...]:
     """Those of a backend that the device can run and that are no tiles it would take anyhow, in the form of its kernels
     that it would take; () where it cannot run."""
-    try:
-        seen = [choose(problem, device, backend).tiles]
-    except ValueError:
-        return ()
-    found = []
-    for fields, least, most in CANDIDATES[backend]:
-        if not least <= problem.batch <= most:
-            continue
-        try:
-            tiles = choose(problem, device, f"{backend}:{fields}").tiles
-        except ValueError:
-            continue
-        of_a_form = [type(of_pass) for _, of_pass in tiles] == [type(of_pass) for _, of_pass in seen[0]]
-        if of_a_form and tiles not in seen:
-            seen.append(tiles)
-            found.append(fields)
-    return tuple(found)
+
+    def tiles_of(name: str) -> Any:
+        with suppress(ValueError):
+            return choose(problem, device, name).tiles
+
+    def form_of(tiles: Any) -> list[type]:
+        return [type(of_pass) for _, of_pass in tiles]
+
+    found = {"": tiles_of(backend)}  # and the tiles of each
+    for fields, least, most in CANDIDATES[backend] if found[""] else ():
+        tiles = tiles_of(f"{backend}:{fields}") if least <= problem.batch <= most else None
+        if tiles and tiles not in found.values() and form_of(tiles) == form_of(found[""]):
+            found[fields] = tiles
+    return tuple(found)[1:]

@@ -16,11 +16,11 @@ from dataclasses import replace
 
 import torch
 
-from tritongru import registry
 from tritongru.planning import Device, choose, describe
 from tritongru.planning.devices import of_cuda
 
 from .cases import Case
+from .compiled import no_compiler
 from .providers import PROVIDERS, find
 from .suites import SUITES
 
@@ -69,13 +69,15 @@ def compile_call(call: Call) -> float:
 
 def main(dry: bool = False) -> int:
     """Compile; 0 if nothing failed. dry: only the number is said."""
+    if why_not := None if dry else no_compiler():
+        print(f"python -m benchmarks.warm: {why_not}", file=sys.stderr)
+        return 1
     device = describe("h200") if dry else of_cuda(torch.cuda.current_device())
     wanted = list(calls(WARMED, device))
     workers = max(1, (os.cpu_count() or 1) - 2)
     print(f"{len(wanted)} calls compile the forms of {', '.join(WARMED)}, in {workers} processes", flush=True)
     if dry:
         return 0
-    registry.find("step").load()  # that Triton is there is known before any process starts
     failed, start = 0, time.perf_counter()
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(workers, mp_context=context) as pool:

@@ -14,6 +14,7 @@ pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
 
 from benchmarks import compiled, results, speed, story, study
+from benchmarks.cases import Case
 from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured
@@ -24,25 +25,21 @@ from tritongru.planning.devices import DEVICES
 from tritongru.registry import has_triton
 from tritongru.tools import style
 
-FIXED = {
-    "schema": str(results.SCHEMA), "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",
+HERE = {
+    "schema": results.SCHEMA, "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",
     "torch": "2.13.0", "triton": "3.7.1", "cudnn": "91002", "tritongru": "0.0", "commit": "0123456789", "dirty": "no",
 }  # fmt: skip
 SPEED = {"nn.GRU": 1.0, "step": 0.8, "step-recompute": 0.9, "sequence": 0.4, "default": 0.5}
 
 
 def row(T: int, B: int, H: int, provider: str, pass_: str = "inference", dtype: str = "bf16", **cells: object):
-    us = T * (2 + H / 500) * SPEED[provider]
-    found = dict.fromkeys(results.COLUMNS, "") | FIXED
-    found |= {
-        "case": f"T{T}-B{B}-I{H}-H{H}-{dtype}", "provider": provider, "pass": pass_, "dtype": dtype, "T": T, "B": B,
-        "I": H, "H": H, "layers": 1, "directions": 1, "packed": "no", "cell": "no", "l2": "warm", "status": "ok",
-        "products": "tf32" if dtype == "fp32" else "", "p50_us": us, "p20_us": 0.9 * us, "p80_us": 1.2 * us,
-        "us_per_step": us / T, "ratio": SPEED[provider], "device_us": us,
-        "saved_mib": 0 if "recompute" in provider else 40, "peak_mib": 90 * SPEED[provider],
-        **{f"error_{name}": 1e-3 * SPEED[provider] for name in results.ERRORS},
-    }  # fmt: skip
-    return {name: str(value) for name, value in {**found, **cells}.items()}
+    us, factor = T * (2 + H / 500) * SPEED[provider], SPEED[provider]
+    found = results.Row(
+        Case(T, B, H, H, dtype), provider, pass_, products="tf32" if dtype == "fp32" else "", l2="warm", p50_us=us,
+        p20_us=0.9 * us, p80_us=1.2 * us, ratio=factor, device_us=us, peak_mib=90 * factor,
+        saved_mib=0 if "recompute" in provider else 40, errors=dict.fromkeys(results.ERRORS, 1e-3 * factor),
+    )  # fmt: skip
+    return {name: str(value) for name, value in {**HERE, **found.cells(), **cells}.items()}
 
 
 ROWS = [
