@@ -99,7 +99,8 @@ def _compile(run: Run) -> Sequence[str]:
 def _tests(shard: int) -> Command:
     def command(run: Run) -> Sequence[str]:
         # Only files with a GPU test: to collect the others would take each process seconds.
-        files = [str(path) for path in sorted((ROOT / "tests").glob("test_*.py")) if "mark.gpu" in path.read_text()]
+        paths = sorted((ROOT / "tests").glob("test_*.py"))
+        files = [str(path) for path in paths if "mark.gpu" in path.read_text(encoding="utf-8")]
         options = ("-v", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={shard}/{PROCESSES}")
         return (PYTHON, "-m", "pytest", *options, *files, *(["--collect-only"] if run.dry else []))
 
