@@ -34,7 +34,7 @@ spoils the rows that wait for it. Once the word is set nobody waits for more tha
 an error at its next call.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
@@ -215,3 +215,50 @@ def as_factor(x, PRECISION: gl.constexpr):
         )
     else:
         return x
+
+
+class Texts(NamedTuple):
+    """How a thread waits, as the host says it: `wait_text` and `ask_text`; ASK is "" where nothing is asked early."""
+
+    ASK: Any
+    ASK_CONSTRAINTS: Any
+    WAIT: Any
+    CONSTRAINTS: Any
+    PACK: Any
+
+
+class Words(NamedTuple):
+    """What bounds a wait: addresses of the status word and of the host's, and the bound."""
+
+    status: Any
+    report: Any
+    bound: Any
+
+
+@gluon.constexpr_function
+def bits_of(dtype, TENSORS):
+    return (gl.int32 if dtype == gl.float32 else gl.int16,) * TENSORS
+
+
+@gluon.jit
+def first_look(address, TEXTS: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr):
+    """Ask for TENSORS factors early: for `received`, which looks at what came. () where nothing is asked early."""
+    if TEXTS.ASK == "":
+        return ()
+    else:
+        kinds: gl.constexpr = bits_of(dtype, TENSORS)
+        return gl.inline_asm_elementwise(
+            TEXTS.ASK, TEXTS.ASK_CONSTRAINTS, [address], dtype=kinds, is_pure=False, pack=TEXTS.PACK
+        )
+
+
+@gluon.jit
+def received(asked, address, words, TEXTS: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr):
+    """Wait for TENSORS factors. asked: what a first look found before, or ()."""
+    kinds: gl.constexpr = bits_of(dtype, TENSORS)
+    given = asked + (address, words.status, words.report, words.bound)
+    seen = gl.inline_asm_elementwise(TEXTS.WAIT, TEXTS.CONSTRAINTS, given, dtype=kinds, is_pure=False, pack=TEXTS.PACK)
+    found = ()
+    for i in gl.static_range(TENSORS):
+        found += (seen[i].to(dtype, bitcast=True),)
+    return found

@@ -1,28 +1,32 @@
 """One launch per sequence, each way, of layers so small that one program holds all of W_h: nothing is exchanged.
 
-The equations are kernels/sequence.py's, and so are its rule for rows and what is saved for backward. The grid is (row
-tiles, 1, directions): a program owns all hidden units of ROWS rows. W_h is in registers for all timesteps; own units
-and rows are too, in float32. What is multiplied by W_h (h_prev; backward, the gate gradients of the visit after) goes
-through shared memory, so that every warp reads all of it. Two barriers a visit: before it is read, and before it is
-written again. x_proj (backward: dy, the gates, h_prev) is asked for two visits ahead, for DRAM takes longer than one.
+Equations, the rule for rows and what is saved for backward are those of kernels/sequence.py. The grid is (row tiles, 1,
+directions): a program owns all hidden units of ROWS rows. W_h stays in registers for all timesteps, and so do the
+program's own units and rows, in float32. What W_h is multiplied with (h_prev, or in backward the gate gradients of the
+visit after) goes through shared memory, from which every warp reads all of it. That takes two barriers a visit: one
+before it is read, one before it is written again. x_proj (in backward dy, the gates and h_prev) is loaded two visits
+ahead, because DRAM takes longer than one visit.
 
-Half precision, by matrix instructions (LANES = 0). Units are the left factor of m16n8k16, 16 a warp; rows are the right
-one, of which 8 are enough, or 4 side by side with copies of themselves. The three sums of a unit and row lie in one
-thread. The instruction gives a thread the units g and g + 8 of a block of 16, and memory wants neighbours: so unit
-2 g + i of a block stands at place g + 8 i of both factors, and a thread loads and stores pairs of units.
+Half precision uses matrix instructions (LANES = 0). Units are the left factor of m16n8k16, 16 for each warp. Rows are
+the right factor: 8 of them are enough, or 4 beside a copy of themselves. The three sums of a unit and row are in one
+thread. The instruction gives a thread the units g and g + 8 of a block of 16, but neighbours are faster to load and
+store. So unit 2 g + i of a block takes place g + 8 i in both factors, and a thread loads and stores pairs of units.
 
-float32, by FMA: as exact as float32 can be. LANES lanes of a warp share their units, and each has its pieces of K, 4
-at a time: a load of 16 bytes, no two of them from one bank. A value of h serves all units of a thread. Then the lanes
-add up: at each turn two lanes swap half of their sums, so that in the end each has units (or rows) of its own.
+float32 uses FMA, which is as exact as float32 can be. LANES lanes of a warp share their units. Each lane has pieces of
+K, 4 elements each: a load of 16 bytes, no two of them from one bank. A value of h serves all units of a thread. Then
+the lanes add up: in each turn two lanes swap half of their sums, so that in the end each has units (or rows) of its
+own.
 """
+
+from typing import Any, NamedTuple
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from . import metadata
+from . import metadata, visits
 from .gates import gru_gate_gradients, gru_gates
-from .sequence import cleared, lengths_of, load_three, place_of, times
+from .visits import cleared, load_saved, load_x_proj, place_of, save, save_gradients
 
 FORWARD_SCALARS = (
     "T", "B", "H", "D", "stride_row", "packed", "has_lengths", "stride_rzn_t", "stride_rzn_b", "save_gates", "has_bias",
@@ -36,6 +40,15 @@ ANY_ALIGNMENT = (
     "h_0_ptr", "h_n_ptr", "dh_n_ptr", "dh_0_ptr", "w_ptr", "w_reverse_ptr", "b_ptr", "b_reverse_ptr", "lengths_ptr",
     "resets_ptr", "starts_ptr",
 )  # fmt: skip
+
+
+class Form(NamedTuple):
+    """What a kernel is compiled for: its constants of the same names."""
+
+    ROWS: Any
+    UNITS: Any
+    WARPS: Any
+    LANES: Any
 
 
 @gluon.constexpr_function
@@ -157,7 +170,7 @@ def in_four(x, WITHOUT: gl.constexpr, FORM: gl.constexpr):
     """The four values of every lane in a piece [.., 4 lanes], as factors of [rows, units, lanes]; one of the first two
     dimensions is WITHOUT."""
     layout: gl.constexpr = gl.SliceLayout(WITHOUT, sums_layout(FORM))
-    even, odd = gl.split(x.reshape([x.shape[0], FORM[3], 2, 2]))
+    even, odd = gl.split(x.reshape([x.shape[0], FORM.LANES, 2, 2]))
     four = gl.split(even) + gl.split(odd)
     found = ()
     for i in gl.static_range(4):
@@ -166,38 +179,45 @@ def in_four(x, WITHOUT: gl.constexpr, FORM: gl.constexpr):
 
 
 @gluon.jit
-def load_weights(
-    w_ptr,  # [3H, H]
-    gate,
-    H,
-    TRANSPOSED: gl.constexpr,
-    FORM: gl.constexpr,
-):
-    """One gate's weights [units, K], or their transpose, zeros past H; in float32 a tuple of [1, units, lanes]."""
-    UNITS: gl.constexpr = FORM[1]
-    LANES: gl.constexpr = FORM[3]
+def load_gate(w_ptr, GATE: gl.constexpr, H, TRANSPOSED: gl.constexpr, FORM: gl.constexpr):
+    """One gate of w [3H, H] as [units, K], or its transpose, zeros past H; in float32 a tuple of [1, units, lanes]."""
     layout: gl.constexpr = weights_layout(FORM, TRANSPOSED)
-    WIDTH: gl.constexpr = UNITS if LANES == 0 else 4 * LANES
-    unit = unit_at(gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(1, layout)), 1), LANES)
+    WIDTH: gl.constexpr = FORM.UNITS if FORM.LANES == 0 else 4 * FORM.LANES
+    unit = unit_at(gl.expand_dims(gl.arange(0, FORM.UNITS, layout=gl.SliceLayout(1, layout)), 1), FORM.LANES)
     found = ()
-    for piece in gl.static_range(UNITS // WIDTH):
+    for piece in gl.static_range(FORM.UNITS // WIDTH):
         k = gl.expand_dims(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout)), 0) + piece * WIDTH
-        k = unit_at(k, LANES)
+        k = unit_at(k, FORM.LANES)
         offs = k * H + unit if TRANSPOSED else unit * H + k
-        w = gl.load(w_ptr + gate * H * H + offs, mask=(unit < H) & (k < H), other=0.0)
-        if LANES == 0:
-            found = gl.convert_layout(w, gl.DotOperandLayout(0, matrix_layout(FORM[2]), 2))
+        w = gl.load(w_ptr + GATE * H * H + offs, mask=(unit < H) & (k < H), other=0.0)
+        if FORM.LANES == 0:
+            found = gl.convert_layout(w, gl.DotOperandLayout(0, matrix_layout(FORM.WARPS), 2))
         else:
-            found = found + in_four(w, 0, FORM)
+            found += in_four(w, 0, FORM)
     return found
+
+
+@gluon.jit
+def load_weights(w_ptr, H, TRANSPOSED: gl.constexpr, FORM: gl.constexpr):
+    """All of r, z and n."""
+    w_r = load_gate(w_ptr, 0, H, TRANSPOSED, FORM)
+    w_z = load_gate(w_ptr, 1, H, TRANSPOSED, FORM)
+    w_n = load_gate(w_ptr, 2, H, TRANSPOSED, FORM)
+    return w_r, w_z, w_n
+
+
+@gluon.jit
+def buffer_of_factor(dtype: gl.constexpr, FORM: gl.constexpr):
+    """Shared memory through which all warps read what the weights are multiplied with."""
+    return gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
 
 
 @gluon.jit
 def hand_over(shared, x, FORM: gl.constexpr):
     """Put own [rows, units] where all warps read it."""
-    UNITS: gl.constexpr = FORM[1]
-    if FORM[3] == 0:
-        if FORM[0] == 4:
+    UNITS: gl.constexpr = FORM.UNITS
+    if FORM.LANES == 0:
+        if FORM.ROWS == 4:
             x = gl.join(x, x).permute([0, 2, 1]).reshape([8, UNITS])
         x = x.reshape([x.shape[0], UNITS // 16, 8, 2]).permute([1, 3, 2, 0])
         shared.store(x.reshape(shared.shape))
@@ -208,13 +228,13 @@ def hand_over(shared, x, FORM: gl.constexpr):
 @gluon.jit
 def received(shared, FORM: gl.constexpr):
     """All of it, as a factor; in float32 a tuple of [rows, 1, lanes]."""
-    LANES: gl.constexpr = FORM[3]
+    LANES: gl.constexpr = FORM.LANES
     layout: gl.constexpr = factor_layout(FORM)
     if LANES == 0:
         return shared.load(layout)
     else:
         found = ()
-        for piece in gl.static_range(FORM[1] // (4 * LANES)):
+        for piece in gl.static_range(FORM.UNITS // (4 * LANES)):
             x = shared.slice(piece * 4 * LANES, 4 * LANES, dim=1).load(layout)
             found = found + in_four(x, 1, FORM)
         return found
@@ -223,8 +243,8 @@ def received(shared, FORM: gl.constexpr):
 @gluon.jit
 def product(w, x, FORM: gl.constexpr):
     """One gate's weights times a factor: [units, rows]; in float32 [rows, units, lanes], the sums over a lane's K."""
-    if FORM[3] == 0:
-        return mma_v2(w, x, gl.zeros(size_of_factor(FORM), gl.float32, layout=matrix_layout(FORM[2])))
+    if FORM.LANES == 0:
+        return mma_v2(w, x, gl.zeros(size_of_factor(FORM), gl.float32, layout=matrix_layout(FORM.WARPS)))
     else:
         parts = w[0] * x[0]
         for k in gl.static_range(1, len(w)):  # in this order, where a sum of the compiler's would not be fused
@@ -235,9 +255,9 @@ def product(w, x, FORM: gl.constexpr):
 @gluon.jit
 def own_sums(parts, FORM: gl.constexpr):
     """Own [rows, units] of a product."""
-    ROWS: gl.constexpr = FORM[0]
-    UNITS: gl.constexpr = FORM[1]
-    LANES: gl.constexpr = FORM[3]
+    ROWS: gl.constexpr = FORM.ROWS
+    UNITS: gl.constexpr = FORM.UNITS
+    LANES: gl.constexpr = FORM.LANES
     own: gl.constexpr = own_layout(FORM)
     if LANES == 0:
         if ROWS == 4:
@@ -253,9 +273,13 @@ def own_sums(parts, FORM: gl.constexpr):
 
 
 @gluon.jit
-def time_step(ptr, at, step, VECTOR: gl.constexpr):
-    """Where a timestep lies; step: elements from one to the next, a multiple of VECTOR."""
-    return ptr + times(at, step // VECTOR) * VECTOR
+def own_tile(direction, batch, strides, FORM: gl.constexpr):
+    """The rows and units of each thread, the units, and the visits of this program."""
+    layout: gl.constexpr = own_layout(FORM)
+    row = gl.expand_dims(gl.arange(0, FORM.ROWS, layout=gl.SliceLayout(1, layout)), 1) + gl.program_id(0) * FORM.ROWS
+    unit = gl.expand_dims(gl.arange(0, FORM.UNITS, layout=gl.SliceLayout(0, layout)), 0)
+    lengths, longest = visits.lengths_of(row, row >= 0, batch, FORM.ROWS, 1)
+    return visits.tile_of(row, unit, lengths[0], direction, batch, strides), unit, longest
 
 
 @gluon.jit(
@@ -268,25 +292,32 @@ def small_forward(
     B,
     H,
     D,
-    stride_row,  # rows from one time step to the next in dense rows: B, or 1 in a packed batch, as in kernels/step.py
+    # how the batch lies in memory
+    stride_row,  # rows from one timestep to the next in dense rows: B, or 1 in a packed batch, as in kernels/step.py
     packed,
     has_lengths,
     stride_rzn_t,  # in rows of D * 3H
     stride_rzn_b,
+    # options
     save_gates,
     has_bias,
+    # one row for each timestep and row of the batch
     rzn_ptr,  # [T, B, D, 3H] x_proj, which with save_gates r, z, n overwrite
     q_ptr,  # [T, B, D, H]
     y_ptr,  # [T, B, D, H]
+    # the state before and after
     h_0_ptr,  # [D, B, H]
     h_n_ptr,  # [D, B, H]
+    # weights
     w_ptr,  # [3H, H] W_hh
     w_reverse_ptr,
     b_ptr,  # [3H] b_hh
     b_reverse_ptr,
-    lengths_ptr,  # [B] int32: how many time steps each row runs, 1 .. T, read with has_lengths
+    # which rows run when
+    lengths_ptr,  # [B] int32: how many timesteps each row runs, 1 .. T, read with has_lengths
     resets_ptr,  # [T, B] int8: not 0 where a row's step begins a new sequence; read with RESETS
-    starts_ptr,  # [T] int32: the first row of each time step of a packed batch
+    starts_ptr,  # [T] int32: the first row of each timestep of a packed batch
+    # how it is compiled
     ROWS: gl.constexpr,
     UNITS: gl.constexpr,  # at least H; K as well
     WARPS: gl.constexpr,
@@ -295,55 +326,38 @@ def small_forward(
     AHEAD: gl.constexpr,  # visits ahead of which x_proj is asked for, 1 or 2
     RESETS: gl.constexpr,
 ):
+    FORM: gl.constexpr = Form(ROWS, UNITS, WARPS, LANES)
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
-    FORM: gl.constexpr = (ROWS, UNITS, WARPS, LANES)
-    own: gl.constexpr = own_layout(FORM)
     H = H // VECTOR * VECTOR
+    batch = visits.Batch(T, B, packed, has_lengths, lengths_ptr, resets_ptr, starts_ptr)
     direction = gl.program_id(2)
-    w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
-    b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)
-    w_r = load_weights(w_ptr, 0, H, False, FORM)
-    w_z = load_weights(w_ptr, 1, H, False, FORM)
-    w_n = load_weights(w_ptr, 2, H, False, FORM)
-    h_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
+    memory = visits.memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr)
 
-    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, own)), 1) + gl.program_id(0) * ROWS
-    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0)
+    # this program's weights, biases and tile
+    w_r, w_z, w_n = load_weights(gl.where(direction == 0, w_ptr, w_reverse_ptr), H, False, FORM)
+    h_shared = buffer_of_factor(dtype, FORM)
+    tile, unit, longest = own_tile(direction, batch, visits.Strides(H, D, stride_rzn_b, 0, 0, 0), FORM)
     is_unit = unit < H
-    b_mask = is_unit & (has_bias != 0)
-    b_hr = gl.load(b_ptr + unit, mask=b_mask, other=0.0).to(gl.float32)
-    b_hz = gl.load(b_ptr + H + unit, mask=b_mask, other=0.0).to(gl.float32)
-    b_hn = gl.load(b_ptr + 2 * H + unit, mask=b_mask, other=0.0).to(gl.float32)
-    lengths, longest = lengths_of(row, row >= 0, B, T, has_lengths, lengths_ptr, ROWS, 1)
-    length = lengths[0]
+    b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)
+    b_hr, b_hz, b_hn = visits.load_biases(b_ptr, unit, is_unit & (has_bias != 0), H)
 
-    # rows of x_proj and of y, in elements from those of a time step
-    of_x = (row.to(gl.int64) * stride_rzn_b * D + direction) * (3 * H) + unit
-    of_y = (row * D + direction) * H + unit
-    of_state = (direction * B + row) * H + unit
-    step_x = stride_rzn_t * D * (3 * H)
-    step_y = stride_row * D * H
-
-    # the state that the first visit begins with; x_proj of the first two
+    # the state before the first visit; x_proj of the first AHEAD visits
     t = gl.where(direction == 0, 0, longest - 1)
-    anew = cleared(t, row, length, direction, B, resets_ptr, RESETS)
-    h = gl.load(h_0_ptr + of_state, mask=(row < B) & is_unit & ~anew, other=0.0).to(gl.float32)
     step_t = gl.where(direction == 0, 1, -1)
-    at = place_of(t, T, packed, starts_ptr)
-    at_next = place_of(t + step_t, T, packed, starts_ptr)
-    at_ahead = at_next
-    x = load_three(time_step(rzn_ptr, at, step_x, VECTOR) + of_x, (t < length) & is_unit, H)
-    if AHEAD == 2:
-        mask_next = (t + step_t < length) & (longest > 1) & is_unit
-        x_next = load_three(time_step(rzn_ptr, at_next, step_x, VECTOR) + of_x, mask_next, H)
-        at_ahead = place_of(t + 2 * step_t, T, packed, starts_ptr)
+    at = visits.places_of(t, step_t, AHEAD + 1, batch)
+    anew = cleared(t, tile, direction, batch, RESETS)
+    h = gl.load(h_0_ptr + tile.of_state, mask=tile.inside & ~anew, other=0.0).to(gl.float32)
+    x = ()
+    for i in gl.static_range(AHEAD):
+        x += (load_x_proj(memory, at[i], tile, (t + i * step_t < tile.length) & (i < longest) & is_unit, VECTOR),)
+
     for visit in range(longest):
-        # load
+        # load: what a later visit needs besides h
         t_ahead = t + AHEAD * step_t
-        at_later = place_of(t_ahead + step_t, T, packed, starts_ptr)
-        mask_ahead = (t_ahead < length) & (visit + AHEAD < longest) & is_unit
-        x_ahead = load_three(time_step(rzn_ptr, at_ahead, step_x, VECTOR) + of_x, mask_ahead, H)
-        clear = cleared(t + step_t, row, length, direction, B, resets_ptr, RESETS)
+        at_last = place_of(t_ahead + step_t, batch)
+        runs_ahead = (t_ahead < tile.length) & (visit + AHEAD < longest) & is_unit
+        x_ahead = load_x_proj(memory, at[AHEAD], tile, runs_ahead, VECTOR)
+        clear = cleared(t + step_t, tile, direction, batch, RESETS)
 
         # hand h over, product
         hand_over(h_shared, h.to(dtype), FORM)
@@ -353,45 +367,30 @@ def small_forward(
         q = product(w_n, h_all, FORM)
 
         # gates
-        a_r = own_sums(a_r, FORM) + (x[0].to(gl.float32) + b_hr)
-        a_z = own_sums(a_z, FORM) + (x[1].to(gl.float32) + b_hz)
+        x_r, x_z, x_n = x[0]
+        a_r = own_sums(a_r, FORM) + (x_r.to(gl.float32) + b_hr)
+        a_z = own_sums(a_z, FORM) + (x_z.to(gl.float32) + b_hz)
         q = own_sums(q, FORM) + b_hn
-        h_new, r, z, n = gru_gates(a_r, a_z, x[2].to(gl.float32), q, h)
-        runs = (t < length) & is_unit
+        h_new, r, z, n = gru_gates(a_r, a_z, x_n.to(gl.float32), q, h)
+        runs = (t < tile.length) & is_unit
         h = gl.where(runs, h_new, h)
 
         # save. An element of x_proj was loaded by the lanes of one warp, in one instruction, and is used by now.
-        gl.store(time_step(y_ptr, at, step_y, VECTOR) + of_y, h.to(dtype), mask=runs)
-        saves = runs & (save_gates != 0)
-        rzn = time_step(rzn_ptr, at, step_x, VECTOR) + of_x
-        gl.store(rzn, r.to(dtype), mask=saves)
-        gl.store(rzn + H, z.to(dtype), mask=saves)
-        gl.store(rzn + 2 * H, n.to(dtype), mask=saves)
-        gl.store(time_step(q_ptr, at, step_y, VECTOR) + of_y, q.to(dtype), mask=saves)
+        save(memory, at[0], tile, h, r, z, n, q, runs, save_gates, VECTOR)
         h = gl.where(clear & is_unit, 0.0, h)
-        if AHEAD == 2:
-            x, x_next = x_next, x_ahead
-            at, at_next = at_next, at_ahead
-        else:
-            x = x_ahead
-            at = at_ahead
-        t, at_ahead = t + step_t, at_later
+        t, at, x = t + step_t, at[1:] + (at_last,), x[1:] + (x_ahead,)
 
-    gl.store(h_n_ptr + of_state, h.to(dtype), mask=(row < B) & is_unit)
+    gl.store(h_n_ptr + tile.of_state, h.to(dtype), mask=tile.inside)
 
 
 @gluon.jit
-def load_own(
-    dy_ptr, rzn_ptr, q_ptr, y_ptr, of_dy, of_x, of_y, at, at_before, t, t_before, length, mask,
-    stride_dy_t, step_x, step_y, H, VECTOR: gl.constexpr,
-):  # fmt: skip
-    """What gate gradients are made from besides dh, in the storage dtype: dy, r, z, n, q, h_prev."""
-    runs = (t < length) & mask
-    goes_on = runs & (t_before >= 0) & (t_before < length)  # at its first visit a row comes from h_0
-    dy = gl.load(time_step(dy_ptr, at, stride_dy_t, VECTOR) + of_dy, mask=runs, other=0.0)
-    r, z, n = load_three(time_step(rzn_ptr, at, step_x, VECTOR) + of_x, runs, H)
-    q = gl.load(time_step(q_ptr, at, step_y, VECTOR) + of_y, mask=runs, other=0.0)
-    h_prev = gl.load(time_step(y_ptr, at_before, step_y, VECTOR) + of_y, mask=goes_on, other=0.0)
+def load_own(memory, dy, at, at_before, t, t_before, tile, exists, VECTOR: gl.constexpr):
+    """What gate gradients are made from besides dh, in the storage dtype: dy, r, z, n, q, h_prev. exists: whether
+    there is this visit."""
+    runs = (t < tile.length) & exists
+    goes_on = runs & (t_before >= 0) & (t_before < tile.length)  # at its first visit a row comes from h_0
+    dy, r, z, n, q = load_saved(memory, dy, at, tile, runs, VECTOR)
+    h_prev = gl.load(visits.timestep(memory.y, at_before, VECTOR) + tile.of_y, mask=goes_on, other=0.0)
     return dy, r, z, n, q, h_prev
 
 
@@ -405,6 +404,7 @@ def small_backward(
     B,
     H,
     D,
+    # how the batch lies in memory
     stride_row,
     packed,
     has_lengths,
@@ -414,7 +414,9 @@ def small_backward(
     stride_dy_t,
     stride_dy_b,
     stride_dy_h,  # with VECTOR > 1 it is 1
+    # option
     want_dh,
+    # one row for each timestep and row of the batch, and the states
     dy_ptr,  # [T, B, D, H]
     dh_n_ptr,  # [D, B, H] float32
     rzn_ptr,  # [T, B, D, 3H] r, z, n
@@ -423,8 +425,10 @@ def small_backward(
     h_0_ptr,  # [D, B, H]
     dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
     dh_0_ptr,  # [D, B, H] float32
+    # weights
     w_ptr,  # [3H, H] W_hh
     w_reverse_ptr,
+    # which rows run when, and how it is compiled, as in forward
     lengths_ptr,
     resets_ptr,
     starts_ptr,
@@ -436,74 +440,52 @@ def small_backward(
     AHEAD: gl.constexpr,
     RESETS: gl.constexpr,
 ):
+    FORM: gl.constexpr = Form(ROWS, UNITS, WARPS, LANES)
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
-    FORM: gl.constexpr = (ROWS, UNITS, WARPS, LANES)
-    own: gl.constexpr = own_layout(FORM)
     H = H // VECTOR * VECTOR
+    batch = visits.Batch(T, B, packed, has_lengths, lengths_ptr, resets_ptr, starts_ptr)
     direction = gl.program_id(2)
-    w_ptr = gl.where(direction == 0, w_ptr, w_reverse_ptr)
-    w_r = load_weights(w_ptr, 0, H, True, FORM)
-    w_z = load_weights(w_ptr, 1, H, True, FORM)
-    w_n = load_weights(w_ptr, 2, H, True, FORM)
-    dr_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
-    dz_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
-    dq_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
+    memory = visits.memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr)
+    dys = visits.Series(dy_ptr, stride_dy_t)
+    dgates = visits.Series(
+        dgates_ptr + visits.times(direction * size_rows, 4 * H // VECTOR) * VECTOR, stride_row * (4 * H)
+    )
 
-    row = gl.expand_dims(gl.arange(0, ROWS, layout=gl.SliceLayout(1, own)), 1) + gl.program_id(0) * ROWS
-    unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0)
+    # this program's weights and tile
+    w_r, w_z, w_n = load_weights(gl.where(direction == 0, w_ptr, w_reverse_ptr), H, True, FORM)
+    dr_shared = buffer_of_factor(dtype, FORM)
+    dz_shared = buffer_of_factor(dtype, FORM)
+    dq_shared = buffer_of_factor(dtype, FORM)
+    stride_dy_b = stride_dy_b // VECTOR * VECTOR
+    strides = visits.Strides(H, D, stride_rzn_b, stride_dy_b, stride_dy_h if VECTOR == 1 else 1, 0)
+    tile, unit, longest = own_tile(direction, batch, strides, FORM)
     is_unit = unit < H
-    lengths, longest = lengths_of(row, row >= 0, B, T, has_lengths, lengths_ptr, ROWS, 1)
-    length = lengths[0]
 
-    b = row.to(gl.int64)
-    if VECTOR == 1:
-        of_dy = b * stride_dy_b + (direction.to(gl.int64) * H + unit) * stride_dy_h
-    else:
-        of_dy = b * (stride_dy_b // VECTOR * VECTOR) + (direction.to(gl.int64) * H + unit)
-    of_x = (b * stride_rzn_b * D + direction) * (3 * H) + unit
-    of_y = (row * D + direction) * H + unit
-    of_dgates = row * (4 * H) + unit
-    of_state = (direction * B + row) * H + unit
-    dgates_ptr += times(direction * size_rows, 4 * H // VECTOR) * VECTOR
-    step_x = stride_rzn_t * D * (3 * H)
-    step_y = stride_row * D * H
-    step_dgates = stride_row * (4 * H)
-
-    # dh_n is what the first visit carries; what the first two need besides dh
-    dh = gl.load(dh_n_ptr + of_state, mask=(row < B) & is_unit, other=0.0)
-    h_0 = gl.load(h_0_ptr + of_state, mask=(row < B) & is_unit, other=0.0)
+    # dh_n is what the first visit carries; what the first AHEAD visits need besides dh
+    dh = gl.load(dh_n_ptr + tile.of_state, mask=tile.inside, other=0.0)
+    h_0 = gl.load(h_0_ptr + tile.of_state, mask=tile.inside, other=0.0)
     t = gl.where(direction == 0, longest - 1, 0)
     step_t = gl.where(direction == 0, -1, 1)
-    at = place_of(t, T, packed, starts_ptr)
-    at_next = place_of(t + step_t, T, packed, starts_ptr)
-    at_ahead = at_next
-    at_later = place_of(t + 2 * step_t, T, packed, starts_ptr)
-    given = load_own(
-        dy_ptr, rzn_ptr, q_ptr, y_ptr, of_dy, of_x, of_y, at, at_next, t, t + step_t, length, (longest > 0) & is_unit,
-        stride_dy_t, step_x, step_y, H, VECTOR,
-    )  # fmt: skip
-    if AHEAD == 2:
-        given_next = load_own(
-            dy_ptr, rzn_ptr, q_ptr, y_ptr, of_dy, of_x, of_y, at_next, at_later, t + step_t, t + 2 * step_t, length,
-            (longest > 1) & is_unit, stride_dy_t, step_x, step_y, H, VECTOR,
-        )  # fmt: skip
-        at_ahead = at_later
-        at_later = place_of(t + 3 * step_t, T, packed, starts_ptr)
+    at = visits.places_of(t, step_t, AHEAD + 2, batch)
+    given = ()
+    for i in gl.static_range(AHEAD):
+        t_i = t + i * step_t
+        given += (load_own(memory, dys, at[i], at[i + 1], t_i, t_i + step_t, tile, (i < longest) & is_unit, VECTOR),)
+
     for visit in range(longest):
-        # load
+        # load: what a later visit needs besides dh
         t_ahead = t + AHEAD * step_t
-        at_last = place_of(t_ahead + 2 * step_t, T, packed, starts_ptr)
-        given_ahead = load_own(
-            dy_ptr, rzn_ptr, q_ptr, y_ptr, of_dy, of_x, of_y, at_ahead, at_later, t_ahead, t_ahead + step_t, length,
-            (visit + AHEAD < longest) & is_unit, stride_dy_t, step_x, step_y, H, VECTOR,
-        )  # fmt: skip
-        clear = cleared(t, row, length, direction, B, resets_ptr, RESETS) & is_unit
+        t_later = t_ahead + step_t
+        at_last = place_of(t_later + step_t, batch)
+        exists = (visit + AHEAD < longest) & is_unit
+        given_ahead = load_own(memory, dys, at[AHEAD], at[AHEAD + 1], t_ahead, t_later, tile, exists, VECTOR)
+        clear = cleared(t, tile, direction, batch, RESETS) & is_unit
 
         # gates: dh is the product and what is carried
-        dy, r, z, n, q, h_prev = given
+        dy, r, z, n, q, h_prev = given[0]
         dh += dy.to(gl.float32)
-        runs = (t < length) & is_unit
-        begins = (t + step_t < 0) | (t + step_t >= length)
+        runs = (t < tile.length) & is_unit
+        begins = (t + step_t < 0) | (t + step_t >= tile.length)
         h_prev = gl.where(clear, 0.0, gl.where(begins, h_0, h_prev).to(gl.float32))
         z = z.to(gl.float32)
         dn, dr, dz, dq = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
@@ -518,23 +500,13 @@ def small_backward(
         hand_over(dq_shared, dq, FORM)
 
         # save
-        dgates = time_step(dgates_ptr, at, step_dgates, VECTOR) + of_dgates
-        gl.store(dgates, dn.to(dtype), mask=runs)
-        gl.store(dgates + H, dr, mask=runs)
-        gl.store(dgates + 2 * H, dz, mask=runs)
-        gl.store(dgates + 3 * H, dq, mask=runs)
+        save_gradients(dgates, at[0], tile, dn.to(dtype), dr, dz, dq, runs, H, VECTOR)
 
         # product
         parts = product(w_r, received(dr_shared, FORM), FORM)
         parts += product(w_z, received(dz_shared, FORM), FORM)
         parts += product(w_n, received(dq_shared, FORM), FORM)
         dh = gl.where(clear, 0.0, dh + own_sums(parts, FORM))
-        if AHEAD == 2:
-            given, given_next = given_next, given_ahead
-            at, at_next = at_next, at_ahead
-        else:
-            given = given_ahead
-            at = at_ahead
-        t, at_ahead, at_later = t + step_t, at_later, at_last
+        t, at, given = t + step_t, at[1:] + (at_last,), given[1:] + (given_ahead,)
 
-    gl.store(dh_0_ptr + of_state, dh, mask=(row < B) & is_unit & (want_dh != 0))
+    gl.store(dh_0_ptr + tile.of_state, dh, mask=tile.inside & (want_dh != 0))

@@ -371,19 +371,19 @@ def test_lint_finds_a_wait_that_is_none(kind: str, old: str, new: str, fault: st
 KERNELS = {
     "weak publishing stores": ("exchange.py", ', cache_modifier=".cg")', ")", "bytes of strong stores"),
     "weights loaded in the time loop": (
-        "sequence.py", "sum_n.store(add_product(zeros, seen, w_n,",
-        "w_n = load_weights(w_ptr, 2, first_unit, False, ROWS, UNITS, PARTS, PART, WARPS, PRECISION)\n"
-        "            sum_n.store(add_product(zeros, seen, w_n,", "bytes of weak loads",
+        "sequence.py", "            a_r, a_z, q = three_products(h_all,",
+        "            weights = load_weights(w_ptr, FORM)\n            a_r, a_z, q = three_products(h_all,",
+        "bytes of weak loads",
     ),
     "one buffer for all sums": (
-        "sequence.py", "sum_z = gl.allocate_shared_memory(gl.float32, PARTS_OF_SUMS, sums)", "sum_z = sum_r",
-        "barriers",
+        "sequence.py", "sums = (buffer_of_sums(FORM), buffer_of_sums(FORM), buffer_of_sums(FORM))",
+        "sums = (buffer_of_sums(FORM),) * 3", "barriers",
     ),
     "a product dropped": (
-        "sequence.py", "sum_z.store(add_product(zeros, seen, w_z, 0, SHARED > 1, ROWS, PRECISION))",
-        "sum_z.store(zeros)", "matrix instructions",
+        "sequence.py", "sums[1].store(add_product(zeros, h, weights, 1, 0, FORM))", "sums[1].store(zeros)",
+        "matrix instructions",
     ),
-    "a gate not saved": ("sequence.py", "gl.store(rzn + H, z.to(dtype), mask=saves)", "pass", "bytes of weak stores"),
+    "a gate not saved": ("visits.py", "gl.store(rzn + memory.H, z.to(dtype), mask=saves)", "pass", "weak stores"),
 }  # fmt: skip
 
 
@@ -432,28 +432,29 @@ def test_lint_finds_what_a_compiler_could_make(kind: str, mistake: str) -> None:
 
 SMALL = {
     "weights loaded in the time loop": (
-        "        a_r = product(w_r, h_all,",
-        "        w_r = load_weights(w_ptr, 0, H, False, FORM)\n        a_r = product(w_r, h_all,", "bytes loaded",
+        "small.py", "        a_r = product(w_r, h_all,",
+        "        w_r = load_gate(w_ptr, 0, H, False, FORM)\n        a_r = product(w_r, h_all,", "bytes loaded",
     ),
     "a product dropped": (
-        "a_z = product(w_z, h_all,", "a_z = 0.0 * product(w_r, h_all,", "matrix instructions|multiply-adds",
+        "small.py", "a_z = product(w_z, h_all,", "a_z = 0.0 * product(w_r, h_all,",
+        "matrix instructions|multiply-adds",
     ),
     "h handed over twice": (
-        "        h_all = received(h_shared,", "        h_all = received(h_shared, FORM)\n"
+        "small.py", "        h_all = received(h_shared,", "        h_all = received(h_shared, FORM)\n"
         "        hand_over(h_shared, h.to(dtype), FORM)\n        h_all = received(h_shared,", "barriers",
     ),
-    "a gate not saved": ("        gl.store(rzn + H, z.to(dtype), mask=saves)\n", "", "bytes stored"),
-    "units read one by one": ("H = H // VECTOR * VECTOR", "H = H + 0", "loads"),
+    "a gate not saved": ("visits.py", "    gl.store(rzn + memory.H, z.to(dtype), mask=saves)\n", "", "bytes stored"),
+    "units read one by one": ("small.py", "H = H // VECTOR * VECTOR", "H = H + 0", "loads"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
 @pytest.mark.parametrize("mistake", SMALL)
 def test_lint_finds_a_mistake_in_a_small_kernel(mistake: str, dtype: str, tmp_path: Path) -> None:
-    old, new, fault = SMALL[mistake]
+    *change, fault = SMALL[mistake]
     tiles = tiles_of("forward", 64, dtype)
     assert isinstance(tiles, SmallTiles)
-    kernel = vars(mutant(tmp_path, "small.py", old, new, module="small"))["small_forward"]
+    kernel = vars(mutant(tmp_path, *change, module="small"))["small_forward"]
     report = compile_report(replace(specimen("forward", tiles, dtype, "tf32"), kernel=kernel), describe("h200"))
     faults = small_faults(report, tiles, "forward", dtype)
     one_by_one = tiles.vector == 1 and fault == "loads"  # is right in float32

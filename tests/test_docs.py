@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -59,6 +60,16 @@ def test_quoted_kernel_is_the_kernel() -> None:
     quoted = [line.split("  #")[0].strip() for line in block.splitlines() if line.strip() not in ("", "...")]
     assert len(quoted) >= 12
     assert [line for line in quoted if line not in source and not line.startswith("#")] == []
+
+
+@pytest.mark.parametrize("name", ["sequence", "small"])
+def test_a_time_loop_fits_on_a_screen(name: str) -> None:
+    """The body of every loop of a kernel has at most 40 lines, its stages named."""
+    for kernel in ast.parse((ROOT / "kernels" / f"{name}.py").read_text()).body:
+        if isinstance(kernel, ast.FunctionDef) and kernel.name in (f"{name}_forward", f"{name}_backward"):
+            loops = [loop for loop in ast.walk(kernel) if isinstance(loop, ast.For)]
+            lines = [loop.body[-1].end_lineno - loop.lineno for loop in loops if loop.body[-1].end_lineno]
+            assert 20 <= max(lines) <= 40, (kernel.name, lines)
 
 
 def test_usage_runs() -> None:

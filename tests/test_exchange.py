@@ -247,15 +247,15 @@ def test_nothing_beyond_a_tensor(name: str, monkeypatch) -> None:
 
 # ---- waits that end without what they waited for ---------------------------------------------------------------------
 
-BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (row != 0))"
+BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (tile.row != 0))"
 NEVER_PUBLISHES = {  # program 1 keeps row 0 to itself
     "forward": (
-        "publish(tile + slot + own_place, as_factor(h_new.to(dtype), PRECISION))",
-        f"gl.store(tile + slot + own_place, y{BUT_ROW_0}",
+        "publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))",
+        f"gl.store(place + group.slot + group.own, h_next[i].to(dtype){BUT_ROW_0}",
     ),
     "backward": (
-        "publish(published, as_factor(gl.where(hands_on, dr, nothing), PRECISION))",
-        f"gl.store(published, dr{BUT_ROW_0}",
+        "publish(own, as_factor(gl.where(runs & ~clear, dr, nothing), PRECISION))",
+        f"gl.store(own, dr{BUT_ROW_0}",
     ),
 }
 NEVER_RUNS = (

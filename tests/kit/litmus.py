@@ -8,8 +8,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from tritongru.kernels import exchange
-from tritongru.kernels.exchange import first_vector, place, publish
-from tritongru.kernels.sequence import received
+from tritongru.kernels.exchange import Texts, Words, first_vector, place, publish, received
 from tritongru.launch.exchange import SENTINEL, Buffer, Status, wait_seconds
 from tritongru.launch.runtime import Launch, interpreted
 
@@ -41,6 +40,7 @@ def all_to_all(
     """In every round a program publishes its block, then waits for everybody's of the same round."""
     dtype: gl.constexpr = like_ptr.dtype.element_ty
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
+    TEXTS: gl.constexpr = Texts("", "", WAIT, CONSTRAINTS, PACK)
     mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
     left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
     own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
@@ -57,15 +57,12 @@ def all_to_all(
     owned = source < gl.num_programs(0) * UNITS
     first = gl.program_id(0) * UNITS
     wrong = gl.zeros([WARPS, 16, K // WARPS], gl.int32, layout=left)
+    words = Words(status_ptr.to(gl.int64), report_ptr.to(gl.int64), bound)
     here = e_ptr
     for round in range(rounds):
         value = expected(round, row, first + unit)
         publish(here + first * 16 + place(row, unit, 16, WIDTH), value.to(dtype))
-        (found,) = received(
-            (),
-            here.to(gl.int64) + vector, status_ptr.to(gl.int64), report_ptr.to(gl.int64), bound, WAIT, CONSTRAINTS,
-            PACK, 1, dtype,
-        )  # fmt: skip
+        (found,) = received((), here.to(gl.int64) + vector, words, TEXTS, 1, dtype)
         right = found.to(gl.float32) == expected(round, of_left, source)
         wrong += gl.where(right | (owned == 0), 0, 1)
         here += 16 * K
