@@ -1,8 +1,9 @@
 """Command `speed`: what results/nvidia-h200 says of speed, for README.md, kernels/README.md and the folder's own.
 
-The rows are those that were timed beside the harness (results/nvidia-h200/README.md says how), and of gru.csv the
-memory. A speed is never given of calls alone: launched one by one, nn.GRU waits for its host, in a CUDA graph it does
-not. Of training no graph was timed; in its place stand the kernels of a call, added up.
+The rows are those of suite `grid`; until there are any, those that were timed beside the harness (its README.md says
+how), and of gru.csv the memory. A speed is never given of calls alone: launched one by one, nn.GRU waits for its
+host, in a CUDA graph it does not. Of the first rows' training no graph was timed; in its place stand the kernels of a
+call, added up.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from statistics import median
 from .cases import BASELINE
 from .generated import generate, table
 from .results import RESULTS, ROOT, ROWS, read
+from .suites import GRID_T
 
 FOLDER = RESULTS / "nvidia-h200"
 README, KERNELS, ALL = ROOT / "README.md", ROOT / "kernels" / "README.md", FOLDER / "README.md"
-T = 512  # of every row here
+T = 512  # of every row but those of a grid
 BACKENDS = ("sequence", "step")
 WAYS = {
     "forward": "forward",
@@ -74,7 +76,35 @@ def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[Row]]]:
 
 
 def shapes(folder: Path = FOLDER) -> list[Shape]:
-    """Every shape of first_look.csv, and of gru.csv what is not among them, in the order of dtype, H and B."""
+    """Those of suite `grid`, where the folder has its rows; else every shape of first_look.csv, and of gru.csv what is
+    not among them. In the order of dtype, H and B."""
+    found = _of_rows(folder, GRID_T, {"forward": "forward_graph", "training": "kernels"})
+    found = found or {**_of_rows(folder, T, {"training": "kernels"}), **_of_first_look(folder)}
+    return sorted(found.values(), key=lambda shape: (shape.key[0] != "bf16", *shape.key))
+
+
+def of_a_grid(found: Sequence[Shape]) -> bool:
+    return all(shape.source == ROWS for shape in found)
+
+
+def ways(found: Sequence[Shape]) -> dict[str, str]:
+    """WAYS, as these shapes were timed."""
+    return {**WAYS, "kernels": "training in a CUDA graph"} if of_a_grid(found) else WAYS
+
+
+def _of_rows(folder: Path, T: int, alone: dict[str, str]) -> dict[Key, Shape]:
+    """Of gru.csv. alone: which way `device_us` is of, by that of the call."""
+    found: dict[Key, Shape] = {}
+    for row in _plain(folder, T):
+        if way := {"inference": "forward", "forward+backward": "training"}.get(row["pass"]):
+            us = found.setdefault(_key(row), Shape(_key(row), {}, ROWS)).us
+            us[way, row["provider"]] = float(row["us_per_step"])
+            if way in alone and row["device_us"]:
+                us[alone[way], row["provider"]] = float(row["device_us"]) / T
+    return found
+
+
+def _of_first_look(folder: Path) -> dict[Key, Shape]:
     found, names, listed = {}, {"nn": BASELINE, "sequence": "sequence", "step": "step"}, kernel_times(folder)
     for row in rows_of("first_look.csv", folder):
         us = {
@@ -88,25 +118,13 @@ def shapes(folder: Path = FOLDER) -> list[Shape]:
             if name != BASELINE or launches >= LISTED or any(PERSISTENT in kernel["kernel"] for kernel in kernels):
                 us["kernels", name] = sum(float(kernel["total_us"]) for kernel in kernels) / T
         found[_key(row)] = Shape(_key(row), us, "first_look.csv")
-    for row in _plain(folder):
-        way = {"inference": "forward", "forward+backward": "training"}.get(row["pass"])
-        shape = found.setdefault(_key(row), Shape(_key(row), {}, ROWS))
-        if way and shape.source == ROWS:
-            shape.us[way, row["provider"]] = float(row["us_per_step"])
-            if way == "training" and row["device_us"]:
-                shape.us["kernels", row["provider"]] = float(row["device_us"]) / T
-    return sorted((s for s in found.values() if s.us), key=lambda shape: (shape.key[0] != "bf16", *shape.key))
+    return found
 
 
 # The lines of the README's table: the sizes most used, and the largest losses. All shapes are in the figure, and every
 # loss in the folder's README.
 SHOWN: tuple[tuple[Key, str], ...] = (
-    (("bf16", 256, 64), "sequence"),
-    (("bf16", 512, 1), "sequence"),
-    (("bf16", 512, 32), "sequence"),
-    (("bf16", 512, 128), "sequence"),
-    (("bf16", 1024, 16), "sequence"),
-    (("bf16", 1024, 64), "sequence"),
+    *((("bf16", H, B), "sequence") for H, B in ((256, 64), (512, 1), (512, 32), (512, 128), (1024, 16), (1024, 64))),
     (("bf16", 2048, 64), "step"),
     (("bf16", 2048, 64), "sequence"),
     (("fp32", 512, 32), "sequence"),
@@ -131,32 +149,33 @@ def cell(shape: Shape, way: str, backend: str) -> str:
     return f"{ours} / {theirs} = {_bold(f'{ratio:.2f}', ratio > 1)}"
 
 
-def _plain(folder: Path) -> list[Row]:
-    """Rows of gru.csv of the kind that first_look.csv is of."""
+def _plain(folder: Path, T: int) -> list[Row]:
+    """Rows of gru.csv of one layer, one direction, dense."""
     usual = {"T": str(T), "packed": "no", "directions": "1", "layers": "1", "status": "ok", "l2": "warm"}
     return [row for row in read(folder / ROWS) if usual.items() <= row.items()]
 
 
 def text(folder: Path = FOLDER) -> str:
     """The generated part of README.md."""
-    by_key = {shape.key: shape for shape in shapes(folder)}
-    memory = {(_key(row), row["provider"]): row for row in _plain(folder) if row["saved_mib"]}
+    found = shapes(folder)
+    by_key = {shape.key: shape for shape in found}
+    memory = {(_key(row), row["provider"]): row for row in _plain(folder, T) if row["saved_mib"]}
     rows = []
-    for key, backend in SHOWN:
+    for key, backend in [(key, backend) for key, backend in SHOWN if key in by_key]:
         cells = [cell(by_key[key], way, backend) for way in WAYS]
         for name in ("saved_mib", "peak_mib"):
             ours, theirs = (memory.get((key, who), {}).get(name) for who in (backend, BASELINE))
             both = f"{float(ours):.0f} / {float(theirs):.0f}" if ours and theirs else ""
             cells.append(_bold(both, bool(ours and theirs and float(ours) > float(theirs))))
         rows.append([by_key[key].name, f"`{backend}`", *cells])
-    return table(("", "backend", *WAYS.values(), "MiB kept for backward", "MiB at the peak"), rows)
+    return table(("", "backend", *ways(found).values(), "MiB kept for backward", "MiB at the peak"), rows)
 
 
 def losses(found: Sequence[Shape]) -> list[str]:
     """Of every way and backend, how many shapes there are and which are slower than nn.GRU."""
     lines = []
     for backend in BACKENDS:
-        for way, words in WAYS.items():
+        for way, words in ways(found).items():
             ratios = {shape.name: ratio for shape in found if (ratio := shape.ratio(way, backend)) is not None}
             slower = sorted((name for name, ratio in ratios.items() if ratio > 1), key=lambda name: -ratios[name])
             if ratios:

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
 
 from benchmarks.cases import BASELINE
-from benchmarks.speed import BACKENDS, Shape, T
+from benchmarks.speed import BACKENDS, Shape, T, of_a_grid
 from benchmarks.summary import OURS, compared
 from benchmarks.traffic import step_traffic
 from benchmarks.work import RULE
@@ -371,7 +371,7 @@ PANES = (
 
 def draw_speed(shapes: Sequence[Shape], rows: Sequence[Row]) -> Figure | None:
     """How many times as fast as nn.GRU, of each shape and backend; rows: of the same device, for versions."""
-    if not shapes or not rows:
+    if not rows or of_a_grid(shapes):  # of which there are too many: draw_speedup
         return None
     ratios = [r for shape in shapes for _, *ways, _ in PANES for way in ways for b in BACKENDS
               if (r := shape.ratio(way, b))]  # fmt: skip

@@ -43,9 +43,9 @@ def row(T: int, B: int, H: int, provider: str, pass_: str = "inference", dtype: 
 
 
 ROWS = [
-    *(row(128, B, H, p, d, dtype) for B in (1, 32) for H in (64, 512, 2048) for p in SPEED
+    *(row(200, B, H, p, d, dtype) for B in (1, 32) for H in (64, 512, 2048) for p in SPEED
       for d in ("inference", "forward+backward") for dtype in ("bf16", "fp32")),
-    *(row(128, 32, H, p, d, "fp32", products="ieee", case=f"H{H}-ieee") for H in (64, 512)
+    *(row(200, 32, H, p, d, "fp32", products="ieee", case=f"H{H}-ieee") for H in (64, 512)
       for p in ("nn.GRU", "default") for d in ("inference", "forward+backward")),
 ]  # fmt: skip
 

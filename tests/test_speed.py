@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks import speed
+from benchmarks.cases import Case
 from benchmarks.generated import generate, generated
-from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, ROWS, read
+from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, ROWS, Environment, ResultsFile, Row, read
+from benchmarks.suites import GRID_T
 
 
 @pytest.mark.parametrize(("document", "text"), speed.GENERATED, ids=lambda given: getattr(given, "name", ""))
@@ -119,6 +121,21 @@ def test_a_ratio_is_ours_over_theirs_and_kernels_add_up(folder: Path) -> None:
     assert speed.cell(large, "forward", "sequence") == "5.00 / 20.0 = 0.25"
     said = "\n".join(speed.losses([large, small]))
     assert "training: median ratio 0.68; slower in 1 of 2 shapes (bf16, H 512, B 32: 1.25)" in said
+
+
+def test_of_a_grid_both_ratios_are_of_its_rows(folder: Path) -> None:
+    """As called and in a CUDA graph, of T 128; the first rows count no longer, but for memory."""
+    here = Environment("2026-01-01", "NVIDIA H200", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
+    with ResultsFile(folder / ROWS, here) as file:
+        for provider, us in (("nn.GRU", 1280.0), ("sequence", 256.0)):
+            for pass_ in ("inference", "forward+backward"):
+                case = Case(GRID_T, 32, 512, 512, "bf16")
+                file.append(Row(case, provider, pass_, l2="warm", p50_us=us, device_us=us / 2))
+            file.append(Row(Case(speed.T, 32, 512, 512, "bf16"), provider, pass_, l2="warm", p50_us=1.0, saved_mib=us))
+    (line,) = speed.text(folder).splitlines()[2:]
+    called, alone = "2.00 / 10.0 = 0.20", "1.00 / 5.00 = 0.20"
+    assert f"| `sequence` | {called} | {alone} | {called} | {alone} | 256 / 1280 |" in line
+    assert "training in a CUDA graph" in speed.text(folder).splitlines()[0]
 
 
 def test_a_listing_that_lacks_most_of_a_call_is_no_measure_of_it(folder: Path) -> None:
