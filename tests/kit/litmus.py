@@ -9,6 +9,7 @@ from triton.experimental.gluon import language as gl
 
 from tritongru.kernels import exchange
 from tritongru.kernels.exchange import Texts, Words, first_vector, place, publish, received
+from tritongru.kernels.sequence import indices, products
 from tritongru.launch.exchange import SENTINEL, Buffer, Status, wait_seconds
 from tritongru.launch.runtime import Launch, interpreted
 
@@ -41,17 +42,11 @@ def all_to_all(
     dtype: gl.constexpr = like_ptr.dtype.element_ty
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
     TEXTS: gl.constexpr = Texts("", "", WAIT, CONSTRAINTS, PACK)
-    mma: gl.constexpr = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[WARPS, 1, 1], instr_shape=[1, 16, 8])
-    left: gl.constexpr = gl.DotOperandLayout(0, mma, 32 // WIDTH)
+    left: gl.constexpr = gl.DotOperandLayout(0, products(WARPS), 32 // WIDTH)
     own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
     row = gl.expand_dims(gl.arange(0, 16, layout=gl.SliceLayout(1, own)), 1)
     unit = gl.expand_dims(gl.arange(0, UNITS, layout=gl.SliceLayout(0, own)), 0)
-    k = gl.arange(0, K // WARPS, layout=gl.SliceLayout(0, gl.SliceLayout(1, left)))
-    warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, left)))
-    of_left = gl.arange(0, 16, layout=gl.SliceLayout(0, gl.SliceLayout(2, left)))
-    k = gl.expand_dims(gl.expand_dims(k, 0), 1)
-    warp = gl.expand_dims(gl.expand_dims(warp, 1), 2)
-    of_left = gl.expand_dims(gl.expand_dims(of_left, 0), 2)
+    warp, k, of_left = indices(WARPS, K // WARPS, 16, 2, left)
     vector = first_vector(warp, of_left, k, K // WARPS, 16, WIDTH).to(gl.int64)
     source = warp * (K // WARPS) + k
     owned = source < gl.num_programs(0) * UNITS
