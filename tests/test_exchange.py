@@ -335,34 +335,25 @@ def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> N
 
 def test_how_a_user_hears_of_it(tmp_path, monkeypatch) -> None:
     """A loss that is NaN, gradients that are; then the error, once: of `synchronize`, or of whichever layer is next."""
-    drawn = Drawn(CALLS["odd-H"])
-
-    def broken_loss(name: str) -> Tensor:
-        (folder := tmp_path / name).mkdir()
-        with broken(NEVER_PUBLISHES["forward"], folder, monkeypatch), emulating(0, **SHORT):
-            output, _ = drawn.ours(x, drawn.h_0)
-        loss = output.float().square().mean()
-        assert loss.isnan()
-        return loss
-
+    drawn, other = (Drawn(CALLS["odd-H"]) for _ in range(2))
     x = drawn.x.clone().requires_grad_()
+    hears = (
+        lambda loss: tritongru.synchronize(),
+        lambda loss: loss.backward(),  # the next call of any kernel: backward's own
+        lambda loss: forward_alone(other),
+    )
     with exchanging(monkeypatch, drawn.call.plan):
-        loss = broken_loss("first")
-        with pytest.raises(RuntimeError, match=r"set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"):
-            tritongru.synchronize()
-        tritongru.synchronize()  # told once
-        with emulating(0):
-            (dx,) = torch.autograd.grad(loss, x)
-        assert dx.isnan().any()
-
-        loss = broken_loss("second")
-        with emulating(0), pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
-            loss.backward()  # the next call of any kernel: backward's own
-
-        broken_loss("third")
-        other = Drawn(CALLS["odd-H"])
-        with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
-            forward_alone(other)
+        for i, call in enumerate(hears):
+            (folder := tmp_path / str(i)).mkdir()
+            with broken(NEVER_PUBLISHES["forward"], folder, monkeypatch), emulating(0, **SHORT):
+                output, _ = drawn.ours(x, drawn.h_0)
+            loss = output.float().square().mean()
+            assert loss.isnan()
+            with pytest.raises(RuntimeError, match=r"set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"):
+                call(loss)
+            tritongru.synchronize()  # told once
+            if i == 0:
+                assert torch.autograd.grad(loss, x)[0].isnan().any()
         drawn.assert_right(drawn.of_ours(0))
 
 
