@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 
 import pytest
@@ -42,28 +41,23 @@ def test_instructions(text: str, a: int, b: int, expected: int) -> None:
 @pytest.mark.parametrize(
     ("text", "constraints", "message"),
     [
-        ("add.u32 $0, $1, x;", "=&r,r", "x is not declared"),
-        ("add.u64 $0, $1, 1;", "=&r,r", r"\$1 has 32 bits, 64 are needed"),
-        ("mov.u32 $0, $1;", "=&l,r", r"\$0 has 64 bits, 32 are needed"),
-        ("add.u32 $0, $0, $1;", "=&r,r", r"\$0 is read before it was written, in 'add.u32"),
-        ("mov.u32 $1, 0;", "=&r,r", r"\$0 is read before it was written"),
-        ("bra A;", "r", "no label A"),
+        ("add.u32 $0, $0, $1;", "=&r,r", "read before it was written.*_0"),
+        ("mov.u32 $1, 0;", "=&r,r", "read before it was written.*_0"),
+        ("bra A;", "r", "unknown.*'A'"),
         ("mov $0, 1;", "=&r,r", "no type"),
-        ("brev.b32 $0, $1, 1;", "=&r,r", "brev.b32 is unknown"),
-        ("mul.lo.u32 $0, $1, $1;", "=&r,r", "mul.lo.u32 is unknown"),
+        ("brev.b32 $0, $1;", "=&r,r", "unknown here: 'brev.b32"),
+        ("mul.lo.u32 $0, $1, $1;", "=&r,r", "unknown here: 'mul.lo.u32"),
         ("A: bra A;", "r", "no end"),
-        ("mov.u32 $0, 1;", "=r,r", "constraint '=r'"),
+        ("mov.u32 $0, 1;", "=r,r", "constraints '=r,r'"),
         ("mov.u32 $0, 1;", "=&r,r,r", "1 values for 2 operands"),
-        ("ld.global.b32 $0, [$1];", "=&r,r", r"\$1 has 32 bits"),
-        ("ld.shared.b32 $0, [$1];", "=&r,l", "only global"),
-        ("ld.global.v4.b32 {$0, $0}, [$1];", "=&r,l", "2 registers"),
-        ("ld.global.b32 $0, [$1+2];", "=&r,l", "not aligned to 4"),
+        ("ld.shared.b32 $0, [$1];", "=&r,l", "not to global memory"),
+        ("ld.global.b32 $0, [$1+2];", "=&r,l", "not aligned"),
         ("ld.global.b32 $0, [$1+3];", "=&r,l", "no memory is given"),
     ],
 )
 def test_mistakes(text: str, constraints: str, message: str) -> None:
     with pytest.raises(PtxError, match=message):
-        run(text, constraints, [1], max_steps=50)
+        run(text, constraints, [1])
 
 
 def test_tied_operands_are_one_register() -> None:
@@ -78,15 +72,11 @@ def test_memory_and_the_clock() -> None:
         loads.append(access)
         return [1, 2, 3, 4]
 
-    text = """{ .reg .u64 now, later; .reg .b32 a, b;
-        mov.u64 now, %globaltimer;
+    text = """{ .reg .b32 a, b;
         ld.relaxed.gpu.global.v4.b32 {$0, a, $1, b}, [$3];
         st.volatile.global.v2.b32 [$3+8], {$1, $0};
-        nanosleep.u32 1000;
-        mov.u64 later, %globaltimer; sub.u64 $2, later, now; }"""
+        nanosleep.u32 1000; mov.u64 $2, %globaltimer; }"""
     given = (text, "=&r,=&r,=&l,l", [BASE], load, lambda access, values: stores.append((access.address, values)))
-    (first, second, waited), now = execute(*given)
-    assert (first, second) == (1, 3) and stores == [(BASE + 8, [3, 1])]
-    assert 1000 < waited < 1010 and now >= 1006
+    assert execute(*given, clock=lambda: 7) == ([1, 3, 7], 1000)
+    assert stores == [(BASE + 8, [3, 1])]
     assert loads == [Access(BASE, 32, 4, ("relaxed", "gpu", "global", "v4", "b32"))]
-    assert execute(*given, clock=itertools.count(100, 5).__next__)[0][2] == 5

@@ -1,33 +1,30 @@
 """Inline PTX as one thread executes it: to hold the texts of kernels/exchange.py against their twins in Python.
 
-What those need: loads and stores, integer arithmetic, predicates, branches, the clock. Memory is a function that is
-called at each load, so that a test can let values arrive in parts. Stricter than a compiler where that shows mistakes:
-a register that is read before it was written is an error, an output too; an operand is as wide as its instruction; a
-vector is aligned to its size.
+A text becomes a function of Python's. What those texts need is known: loads and stores, integer arithmetic, predicates,
+branches, the clock. Memory is a function that is called at each load, so that a test can let values arrive in parts.
+Declarations and widths are ptxas's to check, which compiles the same texts; a register that is read before it was
+written is an error here, an output too.
 """
 
 from __future__ import annotations
 
-import operator
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-CLASSES = {"r": 32, "f": 32, "l": 64}  # bits of a register, by the letter of its constraint
-BINARY: dict[str, Callable[[int, int], int]] = {
-    "add": operator.add, "sub": operator.sub, "and": operator.and_, "or": operator.or_, "max": max,
-    "shr": operator.rshift, "mul": operator.mul,
+VALUES = {  # of an instruction, from its operands
+    "mov": "{0}", "cvt": "{0}", "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "and": "{0} & {1}",
+    "or": "{0} | {1}", "max": "max({0}, {1})", "shr": "{0} >> {1}", "setp": "int({0} {compares} {1})",
 }  # fmt: skip
+COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
 
 
 class PtxError(Exception):
     """What is wrong with a text, or that this interpreter does not know it."""
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(NamedTuple):
     """A load or store: where, elements of how many bits, how many, and the words of its instruction ("relaxed")."""
 
     address: int
@@ -36,159 +33,82 @@ class Access:
     modifiers: tuple[str, ...]
 
 
-@dataclass
-class Thread:
-    """values: of registers, and of numbers in the text; now: nanoseconds, one for each instruction and those slept."""
-
-    values: dict[str, int]
-    load: Callable[[Access], Sequence[int]]
-    store: Callable[[Access, Sequence[int]], None]
-    clock: Callable[[], int]
-    now: int = 0
-
-    def sleep(self, nanoseconds: int) -> None:
-        self.now += nanoseconds
+def aligned(address: int, bits: int, count: int, *modifiers: str) -> Access:
+    if address % (bits // 8 * count) or "global" not in modifiers:
+        raise PtxError(f"{modifiers} at {address:#x}, {count} times {bits} bits: not aligned, or not to global memory")
+    return Access(address, bits, count, modifiers)
 
 
-class Instruction(NamedTuple):
-    """What a thread does, if the register `guard` has its value, and where the result goes."""
-
-    run: Callable[[Thread], Any] = lambda thread: None
-    target: str = ""
-    label: str = ""  # of a branch
-    statement: str = ""
-    guard: tuple[str, int] | None = None
-
-
-def _bits(kind: str) -> int:
-    match = re.fullmatch(r"[busf](32|64)", kind)
-    if match is None:
-        raise PtxError(f"no type: {kind!r}")
-    return int(match[1])
-
-
-def _signed(value: int, bits: int) -> int:
+def signed(value: int, bits: int) -> int:
     return value - (1 << bits) if value >> (bits - 1) & 1 else value
 
 
-def _to_tf32(value: int) -> int:
+def to_tf32(value: int) -> int:
     """Bits of a float32 rounded to nearest, ties away from zero."""
     return 0x7FFFFFFF if value & 0x7FFFFFFF > 0x7F800000 else (value + 0x1000) & 0xFFFFE000
 
 
+def in_python(statement: str) -> str:
+    """An instruction as a line of Python, in which AT is the label to go on from."""
+    match = re.fullmatch(r"(?:@(!?)(\w+) )?([a-z]\w*)((?:\.\w+)*) (.*)", statement)
+    if match is None:
+        raise PtxError(f"no instruction: {statement!r}")
+    negated, guard, name, modifiers, operands = match.groups()
+    words, operand = modifiers.split(".")[1:], re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^\s,]+", operands)
+    size = re.fullmatch(r"[busf](32|64)", words[-1] if words else "")
+    bits = int(size[1]) if size else 0
+    if name == "bra":
+        line = f"AT = LABELS[{operand[0]!r}]; continue"
+    elif not bits:
+        raise PtxError(f"no type: {statement!r}")
+    elif name in ("ld", "st"):
+        registers, place = operand if name == "ld" else operand[::-1]
+        names = re.findall(r"\w+", registers)
+        count = next((int(word[1:]) for word in words if re.fullmatch(r"v\d", word)), 1)
+        access = f"aligned({place.strip('[]')}, {bits}, {count}, *{words})"
+        line = f"{', '.join(names)}, = LOAD({access})" if name == "ld" else f"STORE({access}, [{', '.join(names)}])"
+    elif name == "nanosleep":
+        line = f"SLEPT += {operand[0]}"
+    else:
+        target, *sources = operand
+        known, compares = VALUES.get(name), COMPARISONS.get(words[0], "")
+        if known is None or bool(compares) != (name == "setp") or words[0] in ("lo", "hi"):
+            raise PtxError(f"unknown here: {statement!r}")
+        if words[-1][0] == "s":
+            sources = [f"signed({source}, {bits})" for source in sources]
+        if words[:2] == ["rna", "tf32"]:
+            sources = [f"to_tf32({sources[0]})"]
+        to = 2 * bits if words[0] == "wide" else 32 if name == "cvt" and "32" in words[-2] else bits
+        line = f"{target} = {known.format(*sources, compares=compares)} & {(1 << to) - 1}"
+    return f"if {'not ' if negated else ''}{guard}: {line}" if guard else line
+
+
 @lru_cache(maxsize=64)
-class Text:
-    """A text, read once: its instructions as functions of a thread."""
-
-    def __init__(self, text: str, constraints: str):
-        self.bits: dict[str, int] = {}  # of each register, 1: a predicate
-        self.numbers: dict[str, int] = {}
-        self.tied: dict[str, str] = {}
-        self.labels: dict[str, int] = {}
-        self.instructions: list[Instruction] = []
-        kinds = constraints.split(",")
-        self.outputs = [f"${i}" for i, kind in enumerate(kinds) if kind.startswith("=")]
-        self.inputs = [f"${i}" for i in range(len(self.outputs), len(kinds))]
-        for i, kind in enumerate(kinds):
-            if kind.isdigit():
-                self.tied[f"${i}"] = f"${kind}"
-            elif kind.removeprefix("=&") in CLASSES:  # without early clobber an output may lose an input
-                self.bits[f"${i}"] = CLASSES[kind.removeprefix("=&")]
-            else:
-                raise PtxError(f"constraint {kind!r} of ${i}")
-        body = text.strip()
-        for statement in (body[1:-1] if body.startswith("{") else body).split(";"):
-            self._read(statement.strip())
-        for instruction in self.instructions:
-            if instruction.label and instruction.label not in self.labels:
-                raise PtxError(f"no label {instruction.label}")
-
-    def _read(self, statement: str) -> None:
-        while label := re.match(r"(\w+):\s*", statement):
-            self.labels[label[1]] = len(self.instructions)
-            statement = statement[label.end() :]
-        if declared := re.fullmatch(r"\.reg \.(\w+) (.*)", statement):
-            for name in declared[2].split(","):
-                self.bits[name.strip()] = 1 if declared[1] == "pred" else _bits(declared[1])
-        elif statement:
-            match = re.fullmatch(r"(?:@(!?)(\w+) )?([a-z]\w*)((?:\.\w+)*) (.*)", statement)
-            if match is None:
-                raise PtxError(f"no instruction: {statement!r}")
-            negated, guard, name, modifiers, operands = match.groups()
-            try:
-                found = self._instruction(name, modifiers.split(".")[1:], re.split(r",\s*(?![^{]*\})", operands))
-                guarded = (self._register(guard, 1), 0 if negated else 1) if guard else None
-            except PtxError as error:
-                raise PtxError(f"{error}, in {statement!r}") from None
-            self.instructions.append(found._replace(statement=statement, guard=guarded))
-
-    def _register(self, name: str, bits: int) -> str:
-        name = self.tied.get(name, name)
-        if name not in self.bits:
-            raise PtxError(f"{name} is not declared")
-        if self.bits[name] != bits:
-            raise PtxError(f"{name} has {self.bits[name]} bits, {bits} are needed")
-        return name
-
-    def _source(self, operand: str, bits: int) -> str:
-        """A register, or the name of a number."""
-        if not re.fullmatch(r"-?(0x[0-9a-fA-F]+|\d+)", operand):
-            return self._register(operand, bits)
-        self.numbers[f"{operand}:{bits}"] = int(operand, 0) & ((1 << bits) - 1)
-        return f"{operand}:{bits}"
-
-    def _instruction(self, name: str, words: list[str], operands: list[str]) -> Instruction:
-        if name == "bra":
-            return Instruction(label=operands[0])
-        if name in ("ld", "st"):
-            return self._access(name, words, *(operands if name == "ld" else operands[::-1]))
-        kind = words[-1] if words else ""
-        bits, signed = _bits(kind), kind.startswith("s")
-        if name == "nanosleep":
-            duration = self._source(operands[0], bits)
-            return Instruction(lambda thread: thread.sleep(thread.values[duration]))
-        target, *sources = operands
-        if sources == ["%globaltimer"]:
-            return Instruction(lambda thread: thread.clock(), self._register(target, bits))
-        a, *rest = (self._source(source, bits) for source in sources)
-        if (name, *words) == ("cvt", "rna", "tf32", "f32"):
-            return Instruction(lambda thread: _to_tf32(thread.values[a]), self._register(target, 32))
-        if name in ("mov", "cvt"):
-            to = _bits(words[0]) if name == "cvt" else bits
-            return Instruction(lambda thread: thread.values[a], self._register(target, to))
-        b = rest[0]
-        if name == "setp":
-            f, target = getattr(operator, words[0]), self._register(target, 1)
-        else:
-            wide = words[0] == "wide"
-            if name not in BINARY or (name == "mul") != wide or signed != wide:
-                raise PtxError(f"{name}.{'.'.join(words)} is unknown here")
-            f, target = BINARY[name], self._register(target, 2 * bits if wide else bits)
-        if signed:
-            return Instruction(
-                lambda thread: f(_signed(thread.values[a], bits), _signed(thread.values[b], bits)), target
-            )
-        return Instruction(lambda thread: f(thread.values[a], thread.values[b]), target)
-
-    def _access(self, name: str, words: list[str], registers: str, place: str) -> Instruction:
-        match = re.fullmatch(r"\[([$\w]+)(?:\+(\d+))?\]", place)
-        if match is None or "global" not in words:
-            raise PtxError("only global memory is known here, at a register and a number")
-        bits, address, offset = _bits(words[-1]), self._register(match[1], 64), int(match[2] or 0)
-        names = [self._register(each, bits) for each in re.split(r",\s*", registers.strip("{}"))]
-        if len(names) != next((int(word[1:]) for word in words if re.fullmatch(r"v\d", word)), 1):
-            raise PtxError(f"{len(names)} registers")
-
-        def run(thread: Thread) -> None:
-            access = Access(thread.values[address] + offset, bits, len(names), tuple(words))
-            if access.address % (bits // 8 * len(names)):
-                raise PtxError(f"address {access.address:#x} is not aligned to {bits // 8 * len(names)} bytes")
-            if name == "ld":
-                thread.values.update(zip(names, thread.load(access), strict=True))
-            else:
-                thread.store(access, [thread.values[each] for each in names])
-
-        return Instruction(run)
+def function_of(text: str, constraints: str) -> tuple[Callable[..., Any], int]:
+    """A text as a function of memory, the clock and its inputs, and how many those are."""
+    kinds = constraints.split(",")
+    outputs = sum(kind.startswith("=&") for kind in kinds)  # without early clobber an output may lose an input
+    if not set(kinds[outputs:]) <= {"r", "l", "f", *map(str, range(outputs))}:
+        raise PtxError(f"constraints {constraints!r}")
+    tied = {f"${i}": kind for i, kind in enumerate(kinds) if kind.isdigit()}
+    body = re.sub(r"\$\d+", lambda match: f"_{tied.get(match[0], match[0][1:])}", text.strip())
+    body = (body[1:-1] if body.startswith("{") else body).replace("%globaltimer", "CLOCK()")
+    names = [f"_{tied.get(f'${i}', i)}" for i in range(outputs, len(kinds))]
+    labels: dict[str, int] = {}
+    lines = [f"def run(LOAD, STORE, CLOCK, TURNS, {', '.join(names)}):", " AT = SLEPT = 0", " while TURNS:"]
+    lines += ["  TURNS -= 1", "  if AT <= 0:", "   pass"]
+    for statement in body.split(";"):
+        rest = statement.strip()
+        while label := re.match(r"(\w+):\s*", rest):
+            labels[label[1]] = len(labels) + 1
+            lines += [f"  if AT <= {len(labels)}:", "   pass"]
+            rest = rest[label.end() :]
+        if rest and not rest.startswith(".reg "):
+            lines.append(f"   {in_python(rest)}")
+    lines += [f"  return [{', '.join(f'_{i}' for i in range(outputs))}], SLEPT", " raise PtxError('no end')"]
+    scope = {**globals(), "LABELS": labels}
+    exec("\n".join(lines), scope)
+    return scope["run"], len(names)
 
 
 def _nowhere(access: Access, values: Sequence[int] = ()) -> Any:
@@ -201,46 +121,24 @@ def execute(
     inputs: Sequence[int],
     load: Callable[[Access], Sequence[int]] = _nowhere,
     store: Callable[[Access, Sequence[int]], None] = _nowhere,
-    clock: Callable[[], int] | None = None,
-    max_steps: int = 1_000_000,
+    clock: Callable[[], int] = lambda: 0,
+    max_turns: int = 10_000,
 ) -> tuple[list[int], int]:
-    """Run a text to its end: bits of the output operands, and the nanoseconds that it took.
+    """Run a text to its end: bits of the output operands, and the nanoseconds that it slept.
 
     Args:
         inputs: bits of the input operands, in their order.
         load: called at each load with what is loaded; returns as many unsigned integers.
         store: called at each store with the values.
-        clock: nanoseconds, for %globaltimer; by default those that the text takes.
+        clock: nanoseconds, for %globaltimer.
 
     Raises:
-        PtxError: for a mistake in the text, an instruction unknown here, or more than `max_steps` instructions.
+        PtxError: for a mistake in the text, an instruction unknown here, or more than `max_turns` branches taken.
     """
-    program = Text(text, constraints)
-    if len(inputs) != len(program.inputs):
-        raise PtxError(f"{len(inputs)} values for {len(program.inputs)} operands")
-    values = dict(program.numbers)
-    for name, value in zip(program.inputs, inputs, strict=True):
-        name = program.tied.get(name, name)
-        values[name] = value & ((1 << program.bits[name]) - 1)
-    thread = Thread(values, load, store, clock or (lambda: thread.now))
-    at, statement = 0, ""
+    run, count = function_of(text, constraints)
+    if len(inputs) != count:
+        raise PtxError(f"{len(inputs)} values for {count} operands")
     try:
-        while at < len(program.instructions):
-            run, target, label, statement, guard = program.instructions[at]
-            at += 1
-            thread.sleep(1)
-            max_steps -= 1
-            if max_steps < 0:
-                raise PtxError("no end")
-            if guard is None or values[guard[0]] == guard[1]:
-                found = run(thread)
-                if target:
-                    values[target] = found & ((1 << program.bits[target]) - 1)
-                elif label:
-                    at = program.labels[label]
-        statement = "the outputs"
-        return [values[name] for name in program.outputs], thread.now
-    except KeyError as error:
-        raise PtxError(f"{error.args[0]} is read before it was written, in {statement!r}") from None
-    except PtxError as error:
-        raise PtxError(f"{error}, in {statement!r}") from None
+        return run(load, store, clock, max_turns, *inputs)
+    except (NameError, KeyError) as error:
+        raise PtxError(f"read before it was written, or unknown: {error}") from None
