@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from tests.kit.modules import BACKENDS
 from tests.kit.own_process import pytest_pyfunc_call as pytest_pyfunc_call
 from tritongru import gradients, products, registry
 
@@ -91,6 +92,11 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.write_line(f"{len(found)} tests reached a Triton kernel ({sum(found.values())} {kind})")
     if hasattr(config, "cache"):  # not with -p no:cacheprovider
         config.cache.set(f"tritongru/reached_{'interpreted' if INTERPRETING else 'compiled'}", len(found))
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request: pytest.FixtureRequest) -> str:
+    return request.param
 
 
 @pytest.fixture

@@ -1,70 +1,79 @@
-"""What the host is told of time steps: against the rule read one visit at a time, and what keeping it costs."""
+"""Which rows of a batch run when: what the host is told of time steps, against the rule read one visit at a time, and
+what keeping it costs; and lengths and resets of a padded batch, against nn.GRU run sequence by sequence."""
+
+from __future__ import annotations
 
 import gc
+import math
 import sys
 import tracemalloc
 from collections import deque
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+import tritongru
+from tests.kit.inside import several_launches_over_time
+from tests.kit.modules import STEP, assert_close, randn, same_bits, table
+from tests.kit.plans import ShrunkenPlan, exchanging
+from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru.batch import Visits, kept
+from tritongru.tools.check import Case, run
+from tritongru.tools.emulator import emulating
 
 BATCHES = {
     "dense": Visits(5, 3),
-    "one step": Visits(1, 4),
-    "two steps": Visits(2, 1),
+    "one-step": Visits(1, 4),
+    "two-steps": Visits(2, 1),
     "packed": Visits(5, 4, (4, 4, 2, 1, 1)),
-    "packed, one step": Visits(1, 3, (3,)),
-    "packed, two steps": Visits(2, 3, (3, 1)),
+    "packed-one-step": Visits(1, 3, (3,)),
+    "packed-two-steps": Visits(2, 3, (3, 1)),
 }
-CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("visits", BATCHES.values(), ids=BATCHES)
+@table("visits", BATCHES)
 @pytest.mark.parametrize("D", [1, 2])
 def test_launches_are_told_at_and_rows(visits, D):
     """FORWARD_SCALARS and BACKWARD_SCALARS of kernels/step.py, by `at` and `rows`."""
-    T, directions, absent = visits.time, range(D), 2 - D
-    forward = [
-        (
-            max(visits.rows(d, v) for d in directions),
-            (
-                v % 2,
-                *(n for d in directions for n in (visits.at(d, v), *(visits.rows(d, w) for w in (v, v - 1, v + 1)))),
-            )
-            + (0,) * 4 * absent,
-        )
-        for v in range(T)
-    ]
+    directions, absent, at, rows = range(D), 2 - D, visits.at, visits.rows
+    forward, backward = [], []
+    for v in range(visits.time):
+        told = [n for d in directions for n in (at(d, v), *(rows(d, w) for w in (v, v - 1, v + 1)))]
+        forward.append((max(rows(d, v) for d in directions), (v % 2, *told, *[0] * 4 * absent)))
+        told = [of(d, w) for d in directions for of in (at, rows) for w in (v, v - 1, v - 2)]
+        backward.insert(0, (max(rows(d, w) for d in directions for w in (v, v - 1)), (*told, *[0] * 6 * absent)))
     assert list(visits.forward(D)) == forward
-    backward = [
-        (
-            max(visits.rows(d, w) for d in directions for w in (v, v - 1)),
-            tuple(of(d, w) for d in directions for of in (visits.at, visits.rows) for w in (v, v - 1, v - 2))
-            + (0,) * 6 * absent,
-        )
-        for v in reversed(range(T))
-    ]
     assert list(visits.backward(D, want_dh_0=True)) == backward
     assert list(visits.backward(D, want_dh_0=False)) == (backward[:-1] or backward)
 
 
-@pytest.mark.parametrize("visits", BATCHES.values(), ids=BATCHES)
+@table("visits", BATCHES)
 @pytest.mark.parametrize("direction", [0, 1])
 def test_h_prev_is_the_state_of_the_visit_before(visits, direction):
     """Of y's rows, numbered, and h_0's, numbered on."""
     N, B = visits.size_rows, visits.batch
     y, h_0 = torch.arange(N).view(N, 1), torch.arange(N, N + B).view(B, 1)
-    expected = torch.empty(N, dtype=torch.int64)
+    expected, found = torch.empty(N, dtype=torch.int64), torch.full((N,), -1)
     for visit in range(visits.time):
         for row in range(visits.rows(direction, visit)):
             start, before = (visits.at(direction, v) * visits.stride_row for v in (visit, visit - 1))
             expected[start + row] = before + row if row < visits.rows(direction, visit - 1) else N + row
-    found = torch.full((N,), -1)
     for rows, h in visits.h_prev(y, h_0, direction):
         found[rows] = h[:, 0]
     assert torch.equal(found, expected)
+
+
+def test_h_prev_of_a_padded_batch():
+    """Of y's rows, numbered from 1, and h_0's, below 0."""
+    lengths, resets = torch.tensor([4, 2], dtype=torch.int32), torch.zeros(4, 2, dtype=torch.bool)
+    resets[0, 1] = resets[2, 0] = resets[3, 1] = True  # the last past its row's length
+    visits = Visits(4, 2, None, lengths, resets)
+    expected = {0: [[-1, 0], [1, 2], [0, 0], [5, 0]], 1: [[3, 4], [0, -2], [7, 0], [-1, 0]]}
+    for direction, values in expected.items():
+        [(_, found)] = visits.h_prev(torch.arange(1, 9).view(8, 1), torch.tensor([[-1], [-2]]), direction)
+        assert found.view(4, 2).masked_fill(~visits.runs(), 0).tolist() == values
 
 
 def traced(work):
@@ -80,51 +89,197 @@ def traced(work):
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_nothing_is_kept_of_a_pass(packed):
-    """And while it runs, 200 bytes a step at most: there may be 100,000 of them."""
-    T = 20_000
+def test_a_pass_keeps_nothing_and_a_step_runs_no_python_of_ours(packed):
+    """While it runs, 200 bytes a step at most: there may be 100,000 of them. What the host does per step is its launch:
+    numbers come by zip, from sequences that are there."""
 
-    def passes():
-        for B in (3, 4):
-            visits = Visits(T, B, (B,) * (T - 1) + (1,) if packed else None)
-            deque(visits.forward(2), maxlen=0)
-            deque(visits.backward(2, True), maxlen=0)
+    def passes(T, B=3):
+        visits = Visits(T, B, (B,) * (T - 1) + (1,) if packed else None)
+        for D in (1, 2):
+            deque(visits.forward(D), maxlen=0)
+            deque(visits.backward(D, True), maxlen=0)
 
-    left, most = traced(passes)
-    assert left < 10_000 and most < 200 * T
-
-
-@pytest.mark.parametrize("T, shapes", [(20_000, 40), (4, 6000)], ids=["long", "many"])
-def test_tables_of_packed_batches_are_a_few_mebibytes_in_all(T, shapes):
-    """On the host and on the device together; the last one is there when it is asked for again."""
-    kept.clear()
-
-    def calls():
-        for shape in range(shapes):
-            table, _ = Visits(T, shape + 1, (shape + 1,) * (T - 1) + (1,)).tables(CPU)
-        again, _ = Visits(T, shape + 1, (shape + 1,) * (T - 1) + (1,)).tables(CPU)
-        assert again.data_ptr() == table.data_ptr()
-
-    on_host, _ = traced(calls)
-    tables = list(kept._found.values())
-    assert 0 < len(tables) < shapes
-    assert on_host + sum(table.nbytes for table in tables) < 5 << 20
-
-
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_a_step_runs_no_python_of_ours(packed):
-    """What the host does per step is its launch: numbers come by zip, from sequences that are there."""
-
-    def calls(T):
-        visits = Visits(T, 3, (3,) * (T - 1) + (1,) if packed else None)
+    def called(T):
         made = []
         sys.setprofile(lambda frame, event, argument: made.append(frame.f_code.co_name) if event == "call" else None)
         try:
-            for D in (1, 2):
-                deque(visits.forward(D), maxlen=0)
-                deque(visits.backward(D, True), maxlen=0)
+            passes(T)
         finally:
             sys.setprofile(None)
         return made
 
-    assert calls(1000) == calls(10)
+    left, most = traced(lambda: [passes(5000, B) for B in (3, 4)])
+    assert left < 10_000 and most < 200 * 5000
+    assert called(1000) == called(10)
+
+
+@pytest.mark.parametrize("T, shapes", [(20_000, 40), (4, 3000)], ids=["long", "many"])
+def test_tables_of_packed_batches_are_a_few_mebibytes_in_all(T, shapes):
+    """On the host and on the device together; the last one is there when it is asked for again."""
+    kept.clear()
+
+    def tables(B):
+        return Visits(T, B, (B,) * (T - 1) + (1,)).tables(torch.device("cpu"))[0]
+
+    def calls():
+        for B in range(1, shapes + 1):
+            table = tables(B)
+        assert tables(shapes).data_ptr() == table.data_ptr()
+
+    on_host, _ = traced(calls)
+    found = list(kept._found.values())
+    assert 0 < len(found) < shapes
+    assert on_host + sum(table.nbytes for table in found) < 5 << 20
+
+
+# Lengths and resets.
+
+SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
+SMALL = pytest.param("sequence:exchange=0", id="small", marks=pytest.mark.interpreted)
+every_backend = pytest.mark.parametrize("backend", ["aten", "reference", STEP, SEQUENCE, SMALL])
+LENGTHS_OF_18 = (3,) * 9 + (4, 1) + (2,) * 6 + (4,)
+CASES = (
+    Case(T=5, I=3, H=10, bidirectional=True, lengths=(5, 1, 3), padded=True),
+    Case(T=4, I=3, H=9, lengths=(2, 1, 3), padded=True, batch_first=True),  # none as long as x
+    Case(T=4, B=3, I=3, H=10, bidirectional=True, resets=0.4),
+    Case(T=3, B=2, I=3, H=10, bidirectional=True, resets=1.0, bias=False),
+    Case(T=5, I=3, H=10, layers=2, bidirectional=True, batch_first=True, lengths=(4, 5, 1), padded=True, resets=0.3),
+    Case(T=5, I=3, H=10, bidirectional=True, lengths=(2, 5, 4), padded=True, resets=0.3, recompute=True),
+    Case(T=4, I=3, H=10, bidirectional=True, lengths=LENGTHS_OF_18, padded=True, resets=0.3),  # two tiles of rows
+    Case(T=1, B=2, I=3, H=10, bidirectional=True, resets=0.5),
+    Case(T=1, B=3, I=3, H=10, resets=1.0),
+    Case(T=3, I=3, H=10, lengths=(3, 2), padded=True, resets=0.0),
+)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+@every_backend
+def test_against_nn_gru_sequence_by_sequence(backend, case):
+    assert_not_wrong(case, backend)
+    if backend in ("aten", "reference"):
+        assert_not_wrong(case, backend, torch.float64)
+
+
+@every_backend
+def test_rule_of_padded_batches(backend):
+    assert_right(Case(T=4, I=5, H=20, lengths=(4, 1, 3), padded=True, resets=0.3), backend)
+    if backend == "sequence":
+        for dtype in (torch.float16, torch.bfloat16):
+            assert_not_wrong(CASES[4], backend, dtype)
+
+
+def drawn(case, dtype=torch.float32):
+    """Arguments of `run`, x finite, and a module's."""
+    torch.manual_seed(0)
+    T, B, D = case.sizes
+    leading = (B, T) if case.batch_first else (T, B)
+    return dict(
+        x=torch.randn(*leading, case.I, dtype=dtype),
+        h_0=torch.randn(case.layers * D, B, case.H, dtype=dtype),
+        dy=torch.randn(*leading, D * case.H, dtype=dtype),
+        dh_n=torch.randn(case.layers * D, B, case.H, dtype=dtype),
+        lengths=torch.tensor(case.lengths) if case.lengths else None,
+        resets=None if case.resets is None else torch.rand(*leading) < case.resets,
+    )
+
+
+def layer_of(case, backend, dtype=torch.float32):
+    torch.manual_seed(1)
+    return tritongru.GRU(
+        case.I, case.H, case.layers, case.bias, case.batch_first, bidirectional=case.bidirectional, dtype=dtype,
+        backend=backend, recompute=case.recompute,
+    )  # fmt: skip
+
+
+def second(layer, x, h_0, dy, dh_n, lengths, resets):
+    """Second derivatives by x and the weights."""
+    leaves = [x.clone().requires_grad_(), *layer.parameters()]
+    results = layer(leaves[0], h_0, lengths=lengths, resets=resets)
+    first = torch.autograd.grad(results, leaves, [dy.nan_to_num(0), dh_n], create_graph=True)
+    return torch.autograd.grad(sum(g.square().sum() for g in first), leaves)
+
+
+@every_backend
+def test_nothing_past_a_length_is_seen(backend):
+    """The same bits, whatever lies there in x, dy and resets; zeros in output and the gradient of x."""
+    case = CASES[4]
+    given, layer = drawn(case), layer_of(case, backend)
+    past = torch.arange(case.T) >= given["lengths"][:, None]
+    given["dy"][past] = 0
+    found, of_second = run(layer, **given), second(layer, **given)
+    given["x"][past], given["resets"][past] = math.inf, True
+    given["dy"][past] = math.nan
+    assert same_bits(found, run(layer, **given)) and same_bits(of_second, second(layer, **given))
+    assert not found["output"][past].any() and not found["x"][past].any() and found["x"][~past].all()
+
+
+@every_backend
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_nothing_comes_through_a_reset(backend, value):
+    """The state of another sequence, not even one that is not finite, nor its gradient."""
+    case = Case(T=4, B=2, I=3, H=9, bidirectional=True)
+    given, layer = drawn(case), layer_of(case, backend)
+    given["resets"] = torch.zeros(4, 2, dtype=torch.bool)
+    given["resets"][2] = True
+    true = run(layer, **given)
+    for spoilt, other, of_h_0 in ((slice(0, 2), slice(2, 4), 0), (slice(2, 4), slice(0, 2), 1)):
+        x, h_0, dy, dh_n = (given[name].clone() for name in ("x", "h_0", "dy", "dh_n"))
+        x[spoilt], h_0[of_h_0], dy[spoilt], dh_n[1 - of_h_0] = value, value, value, value
+        found = run(layer, x, h_0, dy, dh_n, None, given["resets"])
+        assert found["output"][spoilt].isnan().all() or found["x"][spoilt].isnan().all()
+        for name, part in (("output", other), ("x", other), ("h_n", of_h_0), ("h_0", 1 - of_h_0)):
+            assert torch.equal(found[name][part], true[name][part]), name
+
+
+@every_backend
+def test_what_is_changed_after_the_call_changes_no_gradient(backend):
+    case = CASES[5]
+    given, layer = drawn(case), layer_of(case, backend)
+    expected = run(layer, **given)
+    x = given["x"].requires_grad_()
+    output, h_n = layer(x, given["h_0"], lengths=given["lengths"], resets=given["resets"])
+    given["resets"].fill_(True)
+    given["lengths"].fill_(1)
+    torch.autograd.backward([output, h_n], [given["dy"], given["dh_n"]])
+    assert torch.equal(x.grad, expected["x"])
+
+
+@every_backend
+def test_equal_to_packing_unbatched_and_to_lengths_of_any_integers(backend):
+    case = CASES[0]
+    given, layer = drawn(case), layer_of(case, backend)
+    x, h_0, lengths = given["x"], given["h_0"], given["lengths"]
+    output, h_n = layer(x, h_0, lengths=lengths)
+    packed, h_n_of_packed = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), h_0)
+    assert_close(output, pad_packed_sequence(packed, total_length=case.T)[0])
+    assert_close(h_n, h_n_of_packed)
+    for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
+        assert same_bits(layer(x, h_0, lengths=lengths.to(dtype)), (output, h_n))
+    resets = randn(case.T, 1) > 0
+    of_batch = layer(x[:, 2:], h_0[:, 2:], lengths=lengths[2:], resets=resets)
+    alone = layer(x[:, 2], h_0[:, 2], lengths=lengths[2], resets=resets[:, 0])
+    assert same_bits(alone, [t[:, 0] for t in of_batch])
+
+
+EXCHANGING = {
+    "two-tiles": (ShrunkenPlan(tiles=2, waits=3), replace(CASES[6], H=20), torch.float16),
+    "two-groups": (ShrunkenPlan(groups=2, together=False), replace(CASES[6], H=20), torch.float32),
+    "three-tensors": (
+        ShrunkenPlan(num_k=3), Case(T=4, I=3, H=70, lengths=(4, 1, 2), padded=True, resets=0.3), torch.bfloat16
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.interpreted
+@table("plan, case, dtype", EXCHANGING)
+def test_programs_that_exchange(plan, case, dtype, monkeypatch):
+    """Right, and the same bits under every seed and in several launches over time."""
+    given, layer = drawn(case, dtype), layer_of(case, "sequence", dtype)
+    with exchanging(monkeypatch, plan):
+        assert_not_wrong(case, "sequence", dtype)
+        found = run(layer, **given)
+        for seed, visits in ((1, 4), (2, 1), (3, 3)):
+            several_launches_over_time(monkeypatch, visits)
+            with emulating(seed):
+                assert same_bits(found, run(layer, **given)), (seed, visits)

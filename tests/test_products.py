@@ -1,44 +1,34 @@
-"""The library products around the recurrence."""
+"""The library products around the recurrence: values, and precision, which follows the switch of PyTorch's RNNs."""
 
 from __future__ import annotations
+
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from tests.kit.modules import randn
 from tritongru.products import (
     bias_gradients,
     column_sums,
     hidden_weight_gradient,
     input_gradient,
     input_weight_gradient,
-)
+    products,
+    rnn_precision,
+)  # fmt: skip
 
 N, I, H = 11, 5, 6
 
 
-def gradients(dgates: Tensor, x: Tensor, h: Tensor, w_ih: list[Tensor]) -> list[Tensor]:
-    parts = [(slice(4, N), h[4:]), (slice(0, 4), h[:4])]
-    found = [input_gradient(dgates, w_ih)]
-    for dgate in dgates:
-        found += [input_weight_gradient(dgate, x), hidden_weight_gradient(dgate, parts), *bias_gradients(dgate)]
-    return found
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 256, 1000, 16384, 16385, 40000])
+@pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 255, 256, 1000, 4097, 16384, 16385, 40000])
 def test_column_sums(rows: int) -> None:
-    """Of bfloat16 in float32, whose partial sums are not rounded: exact where they fit float32."""
-    torch.manual_seed(0)
-    values = torch.randint(-8, 9, (rows, 6)).to(torch.bfloat16)
-    found = column_sums(values)
-    assert found.dtype == torch.float32
-    assert torch.equal(found.double(), values.double().sum(0))
-
-
-@pytest.mark.parametrize("rows", [5, 255, 4097])
-def test_no_sum_has_so_many_rows_that_pytorch_s_cuda_kernel_takes_a_buffer(rows: int) -> None:
-    """From 256 values a thread on (aten/src/ATen/native/cuda/Reduce.cuh, max_values_per_thread) it may."""
+    """Of bfloat16 in float32, whose partial sums are not rounded: exact where they fit float32. And no sum has so many
+    rows that PyTorch's CUDA kernel may take a buffer: from 256 values a thread on (max_values_per_thread of
+    aten/src/ATen/native/cuda/Reduce.cuh)."""
     lengths = []
 
     class Sums(TorchDispatchMode):
@@ -47,17 +37,106 @@ def test_no_sum_has_so_many_rows_that_pytorch_s_cuda_kernel_takes_a_buffer(rows:
                 lengths.append(args[0].shape[args[1][0]])
             return func(*args, **(kwargs or {}))
 
+    torch.manual_seed(0)
+    values = torch.randint(-8, 9, (rows, 6)).to(torch.bfloat16)
     with Sums():
-        column_sums(torch.zeros(rows, 8))
+        found = column_sums(values)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.double(), values.double().sum(0))
     assert lengths and max(lengths) < 256
 
 
 def test_gradients_are_in_the_order_of_pytorch() -> None:
-    torch.manual_seed(0)
-    dgates, x, h = torch.randn(1, N, 4 * H), torch.randn(N, I), torch.randn(N, H)
-    w_ih = torch.randn(3 * H, I)
+    dgates, x, h, w_ih = randn(1, N, 4 * H), randn(N, I, seed=3), randn(N, H, seed=4), randn(3 * H, I, seed=5)
+    parts: list[tuple[slice, Tensor]] = [(slice(4, N), h[4:]), (slice(0, 4), h[:4])]
     dn, dr, dz, dq = dgates[0].chunk(4, -1)
     d_input, d_hidden = torch.cat([dr, dz, dn], -1), torch.cat([dr, dz, dq], -1)
     expected = [d_input @ w_ih, d_input.T @ x, d_hidden.T @ h, d_input.sum(0), d_hidden.sum(0)]
-    for a, b in zip(gradients(dgates, x, h, [w_ih]), expected, strict=True):
+    found = [input_gradient(dgates, [w_ih]), input_weight_gradient(dgates[0], x)]
+    found += [hidden_weight_gradient(dgates[0], parts), *bias_gradients(dgates[0])]
+    for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b)
+
+
+# TF32 follows the switch of PyTorch's RNNs.
+
+
+@pytest.fixture
+def switches():
+    """torch's float32 precision switches, put back afterwards."""
+    backends = torch.backends
+    places = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    yield backends
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
+def test_tf32_follows_the_rnn_switch_and_not_matmul_s(switches):
+    """The default on NVIDIA alone; by allow_tf32 and by the general switch as well."""
+    assert rnn_precision(True) == "tf32" and rnn_precision(False) == "ieee"
+    for ours in ("ieee", "tf32"):
+        switches.cudnn.rnn.fp32_precision = ours
+        for matmul in ("tf32", "ieee"):
+            switches.cuda.matmul.fp32_precision = matmul
+            assert rnn_precision(True) == ours and rnn_precision(False) == "ieee"
+    for allowed, expected in ((False, "ieee"), (True, "tf32")):
+        switches.cudnn.allow_tf32 = allowed
+        assert rnn_precision(True) == expected
+    switches.cudnn.rnn.fp32_precision = "none"
+    for general in ("ieee", "tf32"):
+        switches.fp32_precision = general
+        assert rnn_precision(True) == general
+
+
+def on(device, dtype):
+    """Stands for a tensor, of which `products` reads device and dtype."""
+    return SimpleNamespace(device=torch.device(device), dtype=dtype)
+
+
+ON_CUDA = on("cuda", torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("matmul", ["tf32", "ieee"])
+def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, precision, matmul):
+    """Where it says something; and a switch that follows the general one goes on following it."""
+    switches.cuda.matmul.fp32_precision = matmul
+    with products(ON_CUDA, precision):
+        assert switches.cuda.matmul.fp32_precision == precision
+    assert switches.cuda.matmul.fp32_precision == matmul
+    with pytest.raises(ZeroDivisionError), products(ON_CUDA, precision):
+        raise ZeroDivisionError
+    assert switches.cuda.matmul.fp32_precision == matmul
+    for tensor in (on("cuda", torch.bfloat16), on("cpu", torch.float32)):
+        with products(tensor, precision):
+            assert switches.cuda.matmul.fp32_precision == matmul
+    switches.cuda.matmul.fp32_precision = "none"
+    for general in ("tf32", "ieee"):
+        switches.fp32_precision = general
+        assert switches.cuda.matmul.fp32_precision == general
+        with products(ON_CUDA, precision):
+            pass
+
+
+def test_products_switch_autocast_off():
+    with torch.autocast("cpu", torch.bfloat16), products(randn(2, 2), "ieee"):
+        assert (randn(2, 2) @ randn(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_matmuls_switch_survives_two_threads(monkeypatch):
+    """The first call inside turns it, the last one turns it back, whichever order they leave in."""
+
+    class Matmul:
+        fp32_precision = "none"
+
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul)
+    first, second = ExitStack(), ExitStack()
+    for thread in (first, second):
+        thread.enter_context(products(ON_CUDA, "tf32"))
+    first.close()
+    assert Matmul.fp32_precision == "tf32"
+    second.close()
+    assert Matmul.fp32_precision == "none"

@@ -1,4 +1,4 @@
-"""Training as people do it: mixed precision with a scaler, the same bits again, several processes, several threads.
+"""Training as people do it: mixed precision with a scaler, the same bits in another process, several processes.
 
 `nn.GRU` in the same place is the measure everywhere.
 """
@@ -6,13 +6,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -20,17 +17,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
-from tests.kit.counting import looked_into
-from tests.kit.modules import loss_of, ours_only, pair, randn, states, trained
-from tritongru import registry
+from tests.kit.modules import FORMS, PLAIN, loss_of, ours_only, randn
 from tritongru.planning import Problem, choose, describe
 
 ROOT = Path(__file__).parents[1]
-
+LONG, INTERPRETED = pytest.mark.long, pytest.mark.interpreted
 
 # Mixed precision.
 
@@ -79,14 +72,13 @@ def losses_of_nn_gru(dtype: torch.dtype, autocast: bool) -> list[float]:
     "dtype, autocast",
     [pytest.param(torch.bfloat16, True, id="bfloat16-autocast"),
      pytest.param(torch.float16, False, id="float16-half-parameters"),
-     pytest.param(torch.float16, True, id="float16-autocast", marks=pytest.mark.long),
-     pytest.param(torch.bfloat16, False, id="bfloat16-half-parameters", marks=pytest.mark.long)],
+     pytest.param(torch.float16, True, id="float16-autocast", marks=LONG),
+     pytest.param(torch.bfloat16, False, id="bfloat16-half-parameters", marks=LONG)],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "backend",
-    ["reference", pytest.param("step", marks=[pytest.mark.interpreted, pytest.mark.long]),
-     pytest.param("sequence", marks=pytest.mark.interpreted)],
-)  # fmt: skip
+    ["reference", pytest.param("step", marks=[INTERPRETED, LONG]), pytest.param("sequence", marks=INTERPRETED)],
+)
 def test_half_precision_trains_to_nn_gru_s_loss(backend: str, dtype: torch.dtype, autocast: bool) -> None:
     """Another rounding is, after many steps, at most what another draw of the parameters is: our loss is no farther
     from nn.GRU's of the same seed than nn.GRU's seeds are from each other, and it has learned as much."""
@@ -98,9 +90,8 @@ def test_half_precision_trains_to_nn_gru_s_loss(backend: str, dtype: torch.dtype
 
 @ours_only
 def test_a_scaler_skips_an_overflow_as_with_nn_gru(backend: str) -> None:
-    theirs, ours = pair(backend, 3, 5)
     found = []
-    for layer in (theirs, ours):
+    for layer in PLAIN.pair(backend):
         optimiser = torch.optim.SGD(layer.parameters(), lr=0.1)
         scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
         scales = []
@@ -119,50 +110,16 @@ def test_a_scaler_skips_an_overflow_as_with_nn_gru(backend: str) -> None:
     assert found[0] == found[1] == [2.0**10, 2.0**9, 2.0**9]
 
 
-# The same bits again.
-
-OPTIONS = {
-    "plain": {},
-    "two-layers-dropout": {"num_layers": 2, "dropout": 0.4},
-    "bidirectional-no-bias": {"bidirectional": True, "bias": False},
-    "batch-first": {"batch_first": True},
-}
-
-
-def everything(backend: str, recompute: bool = False, **options: object) -> list[Tensor]:
-    """Values and gradients of dense and packed input, from one seed."""
-    _, layer = pair(backend, 3, 5, recompute=recompute, **options)
-    torch.manual_seed(4)
-    x = randn(4, 2, 3)
-    found = trained(layer, x, randn(states(layer), 4 if layer.batch_first else 2, 5, seed=3))
-    return [*found, *trained(layer, pack_sequence([randn(n, 3, seed=n) for n in (4, 2, 2)]))]
-
-
-@ours_only
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
-def test_same_bits_and_nothing_to_complain_about(
-    backend: str, options: dict, recompute: bool, few_rows_at_once
-) -> None:
-    """Twice, and under use_deterministic_algorithms, which fills fresh memory with NaN besides."""
-    few_rows_at_once(4)
-    first = everything(backend, recompute, **options)
-    torch.use_deterministic_algorithms(True)
-    try:
-        assert torch.utils.deterministic.fill_uninitialized_memory
-        again = everything(backend, recompute, **options)
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert all((a is None and b is None) or torch.equal(a, b) for a, b in zip(first, again, strict=True))
+# Several processes.
 
 
 def digest(backend: str) -> str:
-    return hashlib.sha256(
-        b"".join(t.detach().numpy().tobytes() for t in everything(backend) if t is not None)
-    ).hexdigest()
+    """Of values and gradients of dense, packed and padded input."""
+    every = [t for form in FORMS.values() for t in form.results(form.pair(backend)[1]).values()]
+    return hashlib.sha256(b"".join(t.numpy().tobytes() for t in every)).hexdigest()
 
 
-@pytest.mark.interpreted
+@INTERPRETED
 def test_another_process_has_the_same_bits() -> None:
     names = ("reference", "step", "sequence")
     code = f"from tests.test_training import digest; print(*map(digest, {names}))"
@@ -190,8 +147,6 @@ def test_a_plan_depends_on_the_problem_alone() -> None:
     assert len(sources) > 20
     assert [path for path in sources if "autotune" in path.read_text() or "do_bench" in path.read_text()] == []
 
-
-# Several processes, several threads.
 
 DISTRIBUTED = """
 import sys
@@ -237,7 +192,7 @@ def model_of(backend: str, unused: bool = False) -> Model:
     return Model(backend, unused)
 
 
-@pytest.mark.interpreted
+@INTERPRETED
 def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
     """DistributedDataParallel over gloo: the mean over ranks is half the gradient of the sum over the whole batch."""
     names = ["aten", "reference", "step", "sequence"]
@@ -266,97 +221,3 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
                 torch.testing.assert_close(found.pop(name), parameter.grad / 2, rtol=0, atol=2e-6)
             assert bool(found) == file.name.endswith("find_unused_parameters")
             assert all(gradient is None or not gradient.any() for gradient in found.values())
-
-
-@pytest.mark.parametrize("backend", ["aten", "reference"])
-def test_threads_compute_what_one_does(backend: str) -> None:
-    """Forward and backward at once, on one layer and on several. (Triton's interpreter patches its language while a
-    kernel runs, for the whole process: kernels in threads are for a GPU, tests/test_gpu.py.)"""
-    layers = [pair(backend, 3, 5, seed=seed)[1] for seed in (0, 0, 1, 1)]
-    layers[1], layers[3] = layers[0], layers[2]
-    inputs = [randn(20, 2, 3, seed=seed) for seed in range(4)]
-
-    def gradient(index: int) -> Tensor:
-        x = inputs[index].clone().requires_grad_()
-        (found,) = torch.autograd.grad(loss_of(*layers[index](x)), x)
-        return found
-
-    expected = [gradient(index) for index in range(4)]
-
-    def work(index: int) -> list[bool]:
-        return [torch.equal(gradient(index), expected[index]) for _ in range(20)]
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(all(found) for found in pool.map(work, range(4), timeout=120))
-
-
-def test_use_backend_is_a_thread_s_own() -> None:
-    seen: dict[str, object] = {}
-    inside, done = threading.Event(), threading.Event()
-
-    def other() -> None:
-        with tritongru.use_backend("reference"):
-            inside.set()
-            done.wait(30)
-            seen["other"] = registry.asked_for(None)
-
-    thread = threading.Thread(target=other)
-    thread.start()
-    assert inside.wait(30)
-    seen["this"] = registry.asked_for(None)
-    with tritongru.use_backend("aten"):
-        done.set()
-        thread.join(30)
-    assert seen["this"] is None and getattr(seen["other"], "name", None) == "reference"
-
-
-def test_a_whole_module_loads_with_weights_only() -> None:
-    _, layer = pair("reference", 3, 5, num_layers=2)
-    file = io.BytesIO()
-    torch.save(layer, file)
-    file.seek(0)
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == ["tritongru.module.GRU"]  # to be trusted
-    file.seek(0)
-    with torch.serialization.safe_globals([tritongru.GRU]):
-        loaded = torch.load(file, weights_only=True)
-    assert loaded.backend == "reference" and torch.equal(loaded(randn(3, 2, 3))[0], layer(randn(3, 2, 3))[0])
-
-
-# What a capture into a CUDA graph forbids, as far as it shows on the CPU.
-
-
-class ReadByTheHost(TorchDispatchMode):
-    """The tensors whose values the host asks for inside: on a GPU it would wait for each."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tensors: list[Tensor] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
-            self.tensors.append(args[0])
-        return func(*args, **(kwargs or {}))
-
-
-@ours_only
-@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
-def test_the_host_reads_no_tensor_of_a_call(
-    backend: str, options: dict, recompute: bool, few_rows_at_once, monkeypatch
-) -> None:
-    """Forward and backward, after a first call: nothing but the reports of waits that ran out and of wrong lengths,
-    which lie in the host's own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist()
-    nor cpu() of a host tensor, nor what the driver waits for.)"""
-    few_rows_at_once(4)
-    _, layer = pair(backend, 3, 5, recompute=recompute, **options)
-    x, sequence = randn(4, 2, 3), pack_sequence([randn(n, 3, seed=n) for n in (4, 2, 2)])
-    for _ in range(2):
-        with looked_into(monkeypatch), ReadByTheHost() as read:
-            trained(layer, x)
-            trained(layer, sequence)
-    launcher = sys.modules.get("tritongru.launch.exchange")
-    allowed = [sequence.batch_sizes]
-    for status in launcher._statuses.values() if launcher else ():
-        allowed += [status.report, status.lengths_report]
-    memory = {tensor.untyped_storage().data_ptr() for tensor in allowed}
-    assert [tensor for tensor in read.tensors if tensor.untyped_storage().data_ptr() not in memory] == []

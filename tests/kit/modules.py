@@ -1,37 +1,53 @@
-"""torch.nn.GRU and ours side by side: modules of the same parameters, inputs from seeds, and when results are the same.
+"""torch.nn's layers and ours side by side: the same parameters, inputs from seeds, and when results are the same.
 
 Values in float32 agree within 32 * eps * sqrt(K) times the larger of 1 and the largest expected element, where
-K = I + H + T * B bounds the length of every product behind an output or a gradient.
+K = I + H + T * B: the longest product behind an output has max(I, H) terms, the one behind a weight gradient T * B;
+rounding errors add up as a random walk, and 32 covers the few steps in sequence and the constants of tanh and sigmoid.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import tritongru
+from tritongru.tools.check import by_segments
 
 EPS = torch.finfo(torch.float32).eps
-
-
 STEP = pytest.param("step", marks=pytest.mark.interpreted)
-
-
 SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
-
-
 BACKENDS = ["aten", "reference", STEP, SEQUENCE]
-
-
 OURS = ["reference", STEP, SEQUENCE]  # the backends that are not PyTorch's own path
 
 
-ours_only = pytest.mark.parametrize("backend", OURS)
+def backends(*names: Any) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("backend", names, ids=lambda name: name or "default")
 
 
-def pair(backend, *sizes, seed=0, recompute=False, **options):
+ours_only, ours_and_default, default_too = backends(*OURS), backends(None, *OURS), backends(None, *BACKENDS)
+
+
+def table(names: str, cases: Mapping[str, Any]) -> pytest.MarkDecorator:
+    """A test for each of the named cases."""
+    return pytest.mark.parametrize(names, cases.values(), ids=cases)
+
+
+def randn(*shape: int, seed: int = 2) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), device="cpu")
+
+
+def packed(*lengths: int, input_size: int = 3, enforce_sorted: bool = False) -> PackedSequence:
+    return pack_sequence([randn(n, input_size, seed=n) for n in lengths], enforce_sorted=enforce_sorted)
+
+
+def pair(backend: str | None, *sizes: int, seed: int = 0, recompute: bool = False, **options: Any) -> tuple[Any, Any]:
     """torch.nn.GRU and tritongru.GRU with the same parameters."""
     torch.manual_seed(seed)
     theirs = nn.GRU(*sizes, **options)
@@ -40,19 +56,33 @@ def pair(backend, *sizes, seed=0, recompute=False, **options):
     return theirs, ours
 
 
-def randn(*shape, seed=2):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+def cell_pair(backend: str | None, *sizes: int, **options: Any) -> tuple[Any, Any]:
+    torch.manual_seed(0)
+    theirs, ours = nn.GRUCell(*sizes, **options), tritongru.GRUCell(*sizes, **options, backend=backend)
+    ours.load_state_dict(theirs.state_dict())
+    return theirs, ours
 
 
-def states(module):
+def states(module: nn.GRU) -> int:
     return module.num_layers * (2 if module.bidirectional else 1)
 
 
-def packed(*lengths, input_size=3):
-    return pack_sequence([randn(n, input_size, seed=n) for n in lengths], enforce_sorted=False)
+def tensors(result: Any) -> list[Tensor]:
+    """The tensors of what a layer or a cell returned."""
+    if isinstance(result, Tensor):
+        return [result]
+    return [t.data if isinstance(t, PackedSequence) else t for t in result]
 
 
-def assert_close(actual, expected, terms=16, what=""):
+def outcome(call: Callable[[], Any]) -> Any:
+    """What a call ends in: the type and message of its exception, or the shapes of what it returned."""
+    try:
+        return [t.shape for t in tensors(call())]
+    except Exception as error:
+        return type(error), str(error)
+
+
+def assert_close(actual: Tensor, expected: Tensor, terms: int = 16, what: str = "") -> None:
     """Within the tolerance of this file's docstring; `terms` is its K, 16 for T 3, B 2, I 3, H up to 7."""
     assert actual.shape == expected.shape and actual.dtype == expected.dtype, what
     scale = max(1.0, expected.detach().abs().max().item()) if expected.numel() else 1.0
@@ -61,7 +91,7 @@ def assert_close(actual, expected, terms=16, what=""):
     )
 
 
-def assert_all_close(actual, expected):
+def assert_all_close(actual: Sequence[Any], expected: Sequence[Any]) -> None:
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert (a is None) == (e is None), index
@@ -69,23 +99,137 @@ def assert_all_close(actual, expected):
             assert_close(a, e, what=f"tensor {index}")
 
 
-def both(theirs, ours, call):
+def assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], terms: int = 16) -> None:
+    """What `results` gave."""
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        assert_close(actual[name], expected[name], terms, name)
+
+
+def same_bits(actual: Any, expected: Any) -> bool:
+    """Of what `results` gave, or of a sequence of tensors, of which some may be missing."""
+    if isinstance(actual, Mapping):
+        return actual.keys() == expected.keys() and same_bits(list(actual.values()), list(expected.values()))
+    pairs = zip(actual, expected, strict=True)
+    return all((a is None and e is None) or torch.equal(a, e) for a, e in pairs)
+
+
+def both(theirs: Any, ours: Any, call: Callable[[Any], Sequence[Any]]) -> Sequence[Any]:
     """`call(module)` gives tensors: those of ours are those of torch's."""
     expected, actual = call(theirs), call(ours)
     assert_all_close(actual, expected)
     return actual
 
 
-def loss_of(output, h_n):
+def loss_of(output: Any, h_n: Tensor) -> Tensor:
     """A scalar that weighs every element of both differently."""
     data = output.data if isinstance(output, PackedSequence) else output
     return (data * randn(*data.shape, seed=5)).sum() + (h_n * randn(*h_n.shape, seed=6)).sum()
 
 
-def trained(module, x, hx=None):
+def trained(module: Any, x: Any, hx: Tensor | None = None) -> list[Any]:
     """Output, h_n and the gradient of each parameter after one backward pass."""
     module.zero_grad()
-    output, h_n = module(x, hx)
-    loss_of(output, h_n).backward()
-    data = output.data if isinstance(output, PackedSequence) else output
-    return [data, h_n, *(p.grad for p in module.parameters())]
+    found = module(x, hx)
+    loss_of(*found).backward()
+    return [*tensors(found), *(p.grad for p in module.parameters())]
+
+
+def results(call: Any, input: Any, hx: Tensor | None = None, of: Any = None, **how: Any) -> dict[str, Tensor]:
+    """What a layer, a cell or a call of one returns and, for random cotangents on all of it, the gradients of input, hx
+    and the parameters (of `of`), where there are any. The strides of input and hx are kept."""
+    module = call if of is None else of
+    module.zero_grad()
+    leaf = (input.data if isinstance(input, PackedSequence) else input).detach().requires_grad_()
+    h_0 = None if hx is None else hx.detach().requires_grad_()
+    found = tensors(call(input._replace(data=leaf) if isinstance(input, PackedSequence) else leaf, h_0, **how))
+    torch.autograd.backward(found, [randn(*t.shape, seed=5 + i).to(t.dtype) for i, t in enumerate(found)])
+    every = {**dict(zip(("output", "h_n"), found, strict=False)), "d input": leaf.grad}
+    every |= {"d h_0": None if h_0 is None else h_0.grad, **{f"d {n}": p.grad for n, p in module.named_parameters()}}
+    return {name: tensor.detach() for name, tensor in every.items() if tensor is not None}
+
+
+@dataclass(frozen=True)
+class Form:
+    """One way to call a layer of I 3 and H 5, and the layer's options."""
+
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sizes: tuple[int, ...] = (3, 2)  # T, B; T of an unbatched call; B of a cell
+    lengths: tuple[int, ...] = ()  # of a packed batch
+    recompute: bool = False
+    cell: bool = False
+    resets: bool = False  # and lengths, of a padded batch
+    h_0: bool = True
+
+    def pair(self, backend: str | None) -> tuple[Any, Any]:
+        if self.cell:
+            return cell_pair(backend, 3, 5, **self.options)
+        return pair(backend, 3, 5, recompute=self.recompute, **self.options)
+
+    def given(self, seed: int = 2) -> tuple[Any, Tensor | None]:
+        """Input and h_0."""
+        if self.lengths:
+            sequences = [randn(n, 3, seed=seed + n) for n in self.lengths]
+            x, B = pack_sequence(sequences, enforce_sorted=False), len(self.lengths)
+        else:
+            sizes = self.sizes[::-1] if self.options.get("batch_first") else self.sizes
+            x, B = randn(*sizes, 3, seed=seed), self.sizes[-1]
+        layers = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
+        of_batch = () if len(self.sizes) == 1 and not self.cell and not self.lengths else (B,)
+        h_0 = randn(*(() if self.cell else (layers,)), *of_batch, 5, seed=seed + 1)
+        return x, h_0 if self.h_0 else None
+
+    def how(self) -> dict[str, Tensor]:
+        """Further arguments of our layer."""
+        if not self.resets:
+            return {}
+        T, B = self.sizes
+        resets = randn(T, B, seed=9) > 0.5
+        lengths = T - torch.arange(B, device="cpu") % T
+        return {"lengths": lengths, "resets": resets.T if self.options.get("batch_first") else resets}
+
+    def results(self, call: Any, of: Any = None) -> dict[str, Tensor]:
+        """`results` of one call; torch's layer runs a padded batch sequence by sequence."""
+        return self.prepared(call, of)()
+
+    def prepared(self, call: Any, of: Any = None) -> Callable[[], dict[str, Tensor]]:
+        """The call, of arguments that are there."""
+        given, how = self.given(), self.how()
+        if how and type(call) is nn.GRU:
+            return lambda: results(lambda x, h_0: by_segments(call, x, h_0, *how.values()), *given, of=call)
+        return lambda: results(call, *given, of=of, **how)
+
+
+PLAIN = Form()
+FORMS = {
+    "plain": PLAIN,
+    "no-bias-batch-first": Form({"bias": False, "batch_first": True}),
+    "two-layers-bidirectional": Form({"num_layers": 2, "bidirectional": True}),
+    "recompute-batch-first-bidirectional": Form({"batch_first": True, "bidirectional": True}, recompute=True),
+    "one-step": Form(sizes=(1, 2)),
+    "unbatched": Form({"bidirectional": True}, sizes=(3,)),
+    "packed": Form({"bidirectional": True}, lengths=(2, 3, 1)),
+    "packed-two-layers-recompute": Form({"num_layers": 2, "bias": False}, lengths=(2, 1), recompute=True),
+    "padded": Form({"bidirectional": True}, sizes=(4, 3), resets=True),
+    "padded-batch-first-recompute": Form({"batch_first": True}, sizes=(4, 2), resets=True, recompute=True),
+    "cell": Form(sizes=(2,), cell=True),
+}
+
+
+def some_forms(*names: str) -> dict[str, Form]:
+    return {name: FORMS[name] for name in names}
+
+
+def as_function(module: Any, gru: Any, **how: Any) -> Callable[..., Any]:
+    """A call of torch.gru, of ours, or of either gru_cell with a module's weights."""
+    weights = [p for _, p in module.named_parameters()]
+    if isinstance(module, nn.GRUCell):
+        return lambda x, h: gru(x, h, *weights, **how)
+    given, batch_first = (module.bias, module.num_layers, 0.0, True, module.bidirectional), module.batch_first
+
+    def call(x: Any, h_0: Tensor, **more: Any) -> Any:
+        if isinstance(x, PackedSequence):  # h_0 is in the order of its rows
+            return gru(x.data, x.batch_sizes, h_0, weights, *given, **how, **more)
+        return gru(x, h_0, weights, *given, batch_first, **how, **more)
+
+    return call

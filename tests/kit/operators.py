@@ -1,15 +1,11 @@
-"""The operators of tritongru/ops.py as tests call them, and what a graph or a dispatch mode sees of a layer."""
+"""The operators of a layer as tests call them, and what a graph or a dispatch mode sees of a layer."""
 
-import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .modules import BACKENDS, EPS, randn
+from .modules import EPS, randn
 
 FORWARD, BACKWARD = "tritongru.layer_forward.default", "tritongru.layer_backward.default"
-
-
-DEFAULT_TOO = pytest.mark.parametrize("backend", [None, *BACKENDS], ids=lambda b: b or "default")
 
 
 class Graphs(list):
@@ -68,6 +64,15 @@ def backward_arguments(given, results):
 def calls(graph):
     """What a graph calls, in order."""
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
+
+
+def compiled(function):
+    return torch.compile(function, backend="aot_eager", fullgraph=True)
+
+
+def runs(backend, by_default="reference"):
+    """The backends that a graph on the CPU runs layers on."""
+    return {backend or by_default} - {"aten"}
 
 
 class Seen(TorchDispatchMode):

@@ -118,7 +118,7 @@ def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
     def step(x):
         for layer in layers:
             torch._dynamo.graph_break()
-            weights, H = [layer.get_parameter(name) for name, _ in layer.named_parameters()], layer.hidden_size
+            weights, H = list(layer.parameters()), layer.hidden_size
             if cell:
                 x = tritongru.gru_cell(x, x.new_zeros(x.shape[0], H), *weights, backend=backend)
             else:

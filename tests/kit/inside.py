@@ -1,0 +1,85 @@
+"""What tests of the layer take from inside the package, which changes faster than its public names: here alone."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from tritongru import ambient, batch, functional, ops, registry
+
+layer_forward, layer_backward = ops.layer_forward, ops.layer_backward  # torch.ops.tritongru's, with their schemas
+
+
+def forget_logs() -> None:
+    registry.log_once.cache_clear()
+
+
+def asked_for() -> Any:
+    """The name of the backend that `use_backend` or the environment ask for here."""
+    found = registry.asked_for(None)
+    return None if found is None else found.name
+
+
+def fall_back(reason: str, x: torch.Tensor) -> Any:
+    """What a call on x that no kernel can serve, for this reason, does about it."""
+    return functional._or_refuse(None, reason, x, "result")
+
+
+def fastest_on_the_cpu(B: int, T: int, H: int, D: int) -> str:
+    """Of the backends that the operator chooses among in a call that trains."""
+    return functional.fastest_backend(
+        B, T, H, D, "fp32", "ieee", True, registry.device_of(torch.device("cpu")), aten=False
+    ).backend
+
+
+def checkpoints_remembered() -> int:
+    """How many regions of torch.utils.checkpoint have a choice of `use_backend` kept for them."""
+    return len(ambient._at_the_start)
+
+
+def without_walking_the_stack(patch: pytest.MonkeyPatch) -> None:
+    """A call that looks for a checkpoint around it fails."""
+
+    class System:
+        _getframe = staticmethod(lambda *_: pytest.fail("the stack was walked"))
+
+    patch.setattr(ambient, "sys", System)
+
+
+def without(patch: pytest.MonkeyPatch, *, triton: bool = False, interpreter: bool = False) -> None:
+    """As on a machine without Triton, or in a process where it does not interpret."""
+    if triton:
+        patch.setattr(registry, "has_triton", lambda: False)
+    if interpreter:
+        patch.setattr(registry, "has_triton", lambda: True)
+        patch.setattr(registry, "interpreting", lambda: False)
+
+
+@contextmanager
+def default_device_elsewhere() -> Iterator[None]:
+    """ "meta" stands for any other device than the layer's: what is made there has no values, and mixes with nothing."""
+    torch.set_default_device("meta")
+    batch.kept.clear()  # a packed batch's tables that another call has made
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+def reports_to_the_host() -> list[torch.Tensor]:
+    """Host memory of waits that ran out and of wrong lengths."""
+    launcher = sys.modules.get("tritongru.launch.exchange")
+    statuses = launcher._statuses.values() if launcher else ()
+    return [report for status in statuses for report in (status.report, status.lengths_report)]
+
+
+def several_launches_over_time(patch: pytest.MonkeyPatch, visits: int) -> None:
+    """Each of `sequence` takes so many time steps."""
+    from tritongru.launch import sequence
+
+    patch.setattr(sequence, "_visits_per_launch", lambda *_: visits)

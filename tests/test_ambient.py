@@ -1,0 +1,268 @@
+"""What surrounds a call: torch.utils.checkpoint, selective too, and the backend that its recompute runs;
+torch.set_default_device. Tolerance: tests/kit/modules.py."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+import tritongru
+from tests.kit import inside
+from tests.kit.modules import (
+    FORMS,
+    assert_all_close,
+    assert_same,
+    cell_pair,
+    ours_only,
+    pair,
+    randn,
+    results,
+    same_bits,
+    some_forms,
+    table,
+)  # fmt: skip
+from tritongru import cli, demo
+from tritongru.tools import check
+
+aten, own = torch.ops.aten, torch.ops.tritongru
+interpreted = pytest.mark.interpreted
+
+
+@table("form", {name: form for name, form in FORMS.items() if not form.cell})
+@ours_only
+def test_activation_checkpointing(backend, form):
+    _, ours = form.pair(backend)
+    again = form.results(lambda *given, **how: checkpoint(ours, *given, use_reentrant=False, **how), of=ours)
+    assert same_bits(again, form.results(ours))
+
+
+def test_activation_checkpointing_of_dropout(backend):
+    _, ours = pair(backend, 3, 5, num_layers=2, dropout=0.5)
+
+    def call(run):
+        torch.manual_seed(3)
+        return results(run, randn(3, 2, 3), of=ours)
+
+    assert same_bits(call(lambda x, hx: checkpoint(ours, x, hx, use_reentrant=False)), call(ours))
+
+
+def save_all(context, operator, *args, **kwargs):
+    return CheckpointPolicy.MUST_SAVE
+
+
+KEEP = {
+    "products": [aten.mm.default, aten.addmm.default, aten.bmm.default],
+    "our-operator": [own.layer_forward.default],
+    "everything": save_all,
+    "nothing": [],
+}
+
+
+def selectively(keep, run, *tensors):
+    contexts = functools.partial(create_selective_checkpoint_contexts, keep)
+    return checkpoint(run, *tensors, use_reentrant=False, context_fn=contexts)
+
+
+@ours_only
+@table("keep", KEEP)
+@table("form", some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "packed"))
+def test_gradients_of_a_selective_checkpoint(backend, keep, form, ran):
+    """Whatever is kept, gradients are right; and the layer runs once more only where its own result is not kept."""
+    _, layer = form.pair(backend)
+    expected = form.results(layer)
+    ran.clear()
+    assert_same(form.results(lambda *given: selectively(keep, layer, *given), of=layer), expected)
+    kept = keep is save_all or own.layer_forward.default in keep
+    assert len(ran) == layer.num_layers * (1 if kept else 2)
+
+
+@ours_only
+@table("keep", KEEP)
+def test_gradients_of_a_selective_checkpoint_over_cells_and_other_layers(backend, keep):
+    cell, linear = cell_pair(backend, 3, 5)[1], nn.Linear(5, 5)
+    x = randn(4, 2, 3).requires_grad_()
+
+    def call(x):
+        h = torch.zeros(2, 5)
+        for each in x:
+            h = linear(cell(each, h)).tanh()
+        return h.square().sum()
+
+    leaves = [x, *cell.parameters(), *linear.parameters()]
+    expected = torch.autograd.grad(call(x), leaves)
+    assert_all_close(torch.autograd.grad(selectively(keep, call, x), leaves), expected)
+
+
+layers = tritongru.GRU(4, 4), tritongru.GRU(4, 4)
+
+
+def plain(x):
+    return layers[1](layers[0](x)[0])[0]
+
+
+def with_a_block_inside(x):
+    with tritongru.use_backend("step"):
+        x = layers[0](x)[0]
+    return layers[1](x)[0]
+
+
+def with_the_choice_lifted(x):
+    with tritongru.use_backend(None):
+        x = layers[0](x)[0]
+    return layers[1](x)[0]
+
+
+def nested(x, use_reentrant=False):
+    return checkpoint(plain, x.tanh(), use_reentrant=use_reentrant).tanh()
+
+
+def nested_in_a_block(x, use_reentrant=False):
+    with tritongru.use_backend("step"):
+        x = checkpoint(plain, x.tanh(), use_reentrant=use_reentrant)
+    return layers[0](x)[0]
+
+
+REGIONS = {
+    "plain": plain,
+    "with-a-block-inside": with_a_block_inside,
+    "with-the-choice-lifted": with_the_choice_lifted,
+    "nested": nested,
+    "nested-in-a-block": nested_in_a_block,
+    "reentrant-nested": functools.partial(nested, use_reentrant=True),
+    "reentrant-nested-in-a-block": functools.partial(nested_in_a_block, use_reentrant=True),
+}
+
+
+def block(name):
+    return nullcontext() if name == "no block" else tritongru.use_backend(name)
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a reentrant checkpoint in another one
+@pytest.mark.parametrize("where", ["after the block", "another thread"])
+@pytest.mark.parametrize(
+    ("outside", "at_backward"),
+    [("reference", "no block"), ("reference", None), ("no block", "reference"), ("step", "reference"),
+     pytest.param("reference", "step", marks=pytest.mark.long)],
+)  # fmt: skip
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
+@table("region", REGIONS)
+def test_a_recompute_runs_the_backend_of_its_forward(region, use_reentrant, outside, at_backward, where, ran):
+    def forward():
+        x = randn(2, 2, 4).requires_grad_()
+        return x, checkpoint(region, x, use_reentrant=use_reentrant)
+
+    with block(outside):  # backward in forward's own block: nothing can be forgotten
+        x, y = forward()
+        ran.clear()
+        y.sum().backward()
+    expected, gradient = ran.copy(), x.grad
+
+    def backward():
+        with block(at_backward):
+            y.sum().backward()
+
+    with block(outside):
+        x, y = forward()
+        ran.clear()
+        if where == "another thread":
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(backward).result()
+    if where == "after the block":
+        backward()
+    assert ran == expected
+    assert torch.equal(x.grad, gradient)
+
+
+@ours_only
+def test_every_backend_is_remembered_and_a_graph_may_be_kept(backend, ran):
+    with tritongru.use_backend(backend):
+        y = checkpoint(plain, randn(2, 2, 4).requires_grad_(), use_reentrant=False)
+    ran.clear()
+    y.sum().backward(retain_graph=True)
+    y.sum().backward()
+    assert ran == [backend] * 4
+
+
+def test_cells_and_selective_checkpoints_are_remembered(ran):
+    cell = tritongru.GRUCell(3, 5)
+    x = randn(2, 3).requires_grad_()
+    with tritongru.use_backend("reference"):
+        loss = selectively([aten.addmm.default], lambda x: cell(x).sum(), x)
+    with tritongru.use_backend("aten"):
+        loss.backward()
+    assert ran == ["reference"] * 2
+    assert_all_close([x.grad], torch.autograd.grad(cell(x).sum(), [x]))
+
+
+def test_a_region_is_forgotten_with_its_graph():
+    gc.collect()
+    before = inside.checkpoints_remembered()
+    with tritongru.use_backend("reference"):
+        ys = [checkpoint(plain, randn(2, 2, 4).requires_grad_(), use_reentrant=kind) for kind in (False, True)]
+    assert inside.checkpoints_remembered() == before + 2
+    del ys
+    gc.collect()
+    assert inside.checkpoints_remembered() == before
+
+
+def test_a_call_in_no_checkpoint_looks_for_none(monkeypatch):
+    inside.without_walking_the_stack(monkeypatch)
+    layer = tritongru.GRU(3, 5)
+    layer(randn(3, 2, 3))[0].sum().backward()
+    with tritongru.use_backend("reference"):
+        layer(randn(3, 2, 3))[0].sum().backward()
+        with torch.no_grad():
+            layer(randn(3, 2, 3))
+
+
+# torch.set_default_device says where the user's tensors go, never where ours do: those follow the input. Of calls, of
+# gates and of double backward: test_drop_in.py, test_reference.py, test_gradients.py.
+
+
+@pytest.mark.parametrize("case", [check.Case(), check.Case(lengths=(2, 3))], ids=["dense", "packed"])
+def test_check_and_plan_with_a_default_device_elsewhere(case):
+    def found():
+        figures = check.measure(case, "reference", torch.float32, torch.device("cpu"), draws=1)
+        return figures, tritongru.plan(layer, x, "h200")
+
+    layer, x = tritongru.GRU(3, 5, bidirectional=True), FORMS["packed" if case.lengths else "plain"].given()[0]
+    expected = found()
+    with inside.default_device_elsewhere():
+        assert found() == expected
+
+
+@pytest.mark.parametrize("made", ["model", "gru"])
+def test_profile_of_a_module_whose_file_sets_the_default_device(made, tmp_path):
+    """With its inputs, and of a GRU whose input is drawn."""
+    model = tmp_path / "model.py"
+    inputs = {"model": ", torch.ones(5, 2, 8, device='cpu')", "gru": ""}[made]
+    model.write_text(
+        "import torch, tritongru\n"
+        "torch.set_default_device('meta')\n"
+        f"def make(): return tritongru.GRU(8, 16, device='cpu'){inputs}\n"
+    )
+    command = ["-m", "tritongru", "profile", "--module", f"{model}:make", "--device", "cpu", "--out", str(tmp_path)]
+    if made == "gru":
+        command += ["--batch", "2", "--time", "5"]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("command", ["check", "demo"])
+def test_the_other_commands_work_on_the_cpu(command, monkeypatch):
+    found = []
+    monkeypatch.setattr(check, "main", lambda: found.append(torch.ones(1).device.type) or 0)
+    monkeypatch.setattr(demo, "main", lambda arguments: found.append(torch.ones(1).device.type) or 0)
+    with inside.default_device_elsewhere():
+        assert cli.main([command]) == 0
+    assert found == ["cpu"]
