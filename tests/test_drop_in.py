@@ -1,7 +1,7 @@
 """A call of tritongru.GRU and GRUCell in torch.nn's place: values, every gradient, layout of memory, NaN, dropout.
 
-Every test holds a layer against torch's own with the same parameters, on each backend; forms of a call and the tolerance:
-tests/kit/modules.py.
+Every test holds a layer against torch's own with the same parameters, on each backend; forms of a call and the
+tolerance: tests/kit/modules.py.
 """
 
 from __future__ import annotations

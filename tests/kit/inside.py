@@ -62,7 +62,7 @@ def without(patch: pytest.MonkeyPatch, *, triton: bool = False, interpreter: boo
 
 @contextmanager
 def default_device_elsewhere() -> Iterator[None]:
-    """ "meta" stands for any other device than the layer's: what is made there has no values, and mixes with nothing."""
+    """It is "meta", for any other than the layer's: what is made there has no values, and mixes with nothing."""
     torch.set_default_device("meta")
     batch.kept.clear()  # a packed batch's tables that another call has made
     try:
