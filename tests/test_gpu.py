@@ -1,29 +1,35 @@
-"""The same cases on a CUDA device: half precision and TF32, launches, devices, streams. `make gpu` runs them."""
+"""The layer on a CUDA device: half precision and TF32, launches, devices, streams, graphs. `make gpu` runs them."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
 from tests.kit.cases import MORE_CASES
+from tests.kit.inside import fewer_programs, launches_without_pdl
+from tests.kit.modules import same_bits, tensors
 from tests.kit.rule import assert_right
+from tritongru.launch.runtime import observe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import of_cuda
 from tritongru.products import rnn_precision
 from tritongru.registry import DTYPES
-from tritongru.tools.check import CASES, Case
+from tritongru.tools.check import CASES, Case, measure
 
 pytestmark = pytest.mark.gpu
 
-CUDA = torch.device("cuda", 0)
+CUDA, DOCS = torch.device("cuda", 0), Path(__file__).parents[1] / "docs"
+HALF = (torch.float16, torch.bfloat16)
 LARGE_CASES = (
     Case(T=20, B=33, I=100, H=300, bidirectional=True),
     Case(T=12, B=64, I=256, H=512, layers=2),
@@ -50,58 +56,220 @@ SMALL_CASES = (
     Case(T=20, B=3000, I=8, H=64, bias=False),
     Case(I=20, H=96, bidirectional=True, lengths=(20, 1, 7) * 70),
 )
-ONE_LAUNCH = EXCHANGING_CASES + SMALL_CASES
+ALL_CASES = CASES + MORE_CASES + LARGE_CASES
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES + MORE_CASES + LARGE_CASES, ids=lambda case: case.name)
+def refused(B: int, H: int, D: int, dtype: torch.dtype) -> str | None:
+    """Why the chip does not hold a layer."""
+    precision = rnn_precision(nvidia=torch.version.hip is None)
+    return off_chip(B, H, D, DTYPES[dtype], precision, True, of_cuda(CUDA.index))
+
+
+@pytest.fixture(autouse=True)
+def no_wait_runs_out() -> Iterator[None]:
+    yield
+    tritongru.synchronize()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", ["reference", "step"])
 def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
     assert_right(case, backend, dtype, CUDA)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("case", CASES + MORE_CASES + LARGE_CASES + ONE_LAUNCH, ids=lambda case: case.name)
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
+@pytest.mark.parametrize("case", ALL_CASES + EXCHANGING_CASES + SMALL_CASES, ids=lambda case: case.name)
 def test_rule_of_sequence(case: Case, dtype: torch.dtype) -> None:
-    """And no wait ran out on the way."""
     _, B, D = case.sizes
-    precision = rnn_precision(nvidia=torch.version.hip is None)
-    why_not = off_chip(B, case.H, D, DTYPES[dtype], precision, True, of_cuda(CUDA.index))
-    if why_not:
+    if why_not := refused(B, case.H, D, dtype):
         pytest.skip(why_not)
     assert_right(case, "sequence", dtype, CUDA)
-    tritongru.synchronize()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_the_largest_layer_that_fits(dtype: torch.dtype) -> None:
     """All SMs of the device, and nearly all their shared memory."""
-    H = max(
-        (H for H in range(64, 2112, 64) if off_chip(8, H, 1, DTYPES[dtype], "tf32", True, of_cuda(CUDA.index)) is None),
-        default=0,
-    )
+    H = max((H for H in range(64, 2112, 64) if refused(8, H, 1, dtype) is None), default=0)
     if not H:
         pytest.skip("the device holds no layer on chip")
     assert_right(Case(T=6, B=8, I=32, H=H), "sequence", dtype, CUDA)
-    tritongru.synchronize()
+
+
+@pytest.mark.parametrize("case", LARGE_CASES, ids=lambda case: case.name)
+def test_ieee_float32(case: Case, monkeypatch) -> None:
+    """With TF32 switched off the error is float32's, as nn.GRU's is."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    figures = measure(case, "step", torch.float32, CUDA)
+    worst = max(figures.items(), key=lambda item: item[1].error)
+    assert worst[1].error < 1e-5, worst
+
+
+# Which path runs, by which launches.
+
+
+def drawn(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(CUDA, dtype)
+
+
+def layer_of(backend: str | None, *sizes: int, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return tritongru.GRU(*sizes, device=CUDA, dtype=dtype, backend=backend, **options)
+
+
+def as_torch_s(layer: Any) -> torch.nn.GRU:
+    theirs = torch.nn.GRU(layer.input_size, layer.hidden_size, device=CUDA, dtype=layer.weight_hh_l0.dtype)
+    theirs.load_state_dict(layer.state_dict())
+    return theirs
+
+
+def gradients(layer: torch.nn.Module, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
+    """Output, h_n and every gradient, from cotangents that are the same each time."""
+    layer.zero_grad()
+    x = x.detach().requires_grad_()
+    found = tensors(layer(x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)))
+    torch.autograd.backward(found, [drawn(*t.shape, dtype=t.dtype, seed=5 + i) for i, t in enumerate(found)])
+    return [*(t.detach() for t in found), x.grad, *(p.grad.clone() for p in layer.parameters())]
+
+
+@contextmanager
+def launched() -> Iterator[list[str]]:
+    names: list[str] = []
+    with observe(lambda name, grid: names.append(name)):
+        yield names
+
+
+def test_sequence_takes_one_launch_each_way() -> None:
+    layer = layer_of("sequence", 8, 256, bidirectional=True, dtype=torch.float16)
+    with launched() as names:
+        gradients(layer, drawn(30, 2, 8, dtype=torch.float16))
+    assert names == ["sequence_forward", "sequence_backward"]
+
+
+@pytest.mark.parametrize("H", [64, 512, 3000])
+def test_cuda_tensors_take_what_the_plan_says_without_a_flag(H: int) -> None:
+    """PyTorch's own path too (float32, H 64; H 3000), which then gives nn.GRU's own bits, or on an L4 step (H 512)."""
+    layer, x = layer_of(None, 8, H), drawn(100, 2, 8)
+    planned = tritongru.plan(layer, x)
+    with launched() as names:
+        output = gradients(layer, x)[0]
+    expected = dict(planned.launches.forward + planned.launches.backward)
+    assert {name: names.count(name) for name in names} == {
+        n: c for n, c in expected.items() if n.startswith(("step", "sequence"))
+    }
+    assert (H != 512) == (planned.backend == "aten") == (not names)
+    if not names:
+        assert torch.equal(output, as_torch_s(layer)(x)[0])
+
+
+def test_float64_runs_pytorch_s_path() -> None:
+    layer, x = layer_of(None, 4, 5, dtype=torch.float64), drawn(3, 2, 4, dtype=torch.float64)
+    assert torch.equal(layer(x)[0], as_torch_s(layer)(x)[0])
+
+
+def test_flattened_weights_of_half_precision() -> None:
+    """cuDNN's flattened weights may be aligned to two bytes only."""
+    layer, x = layer_of("step", 7, 9, dtype=torch.float16), drawn(5, 3, 7, dtype=torch.float16)
+    layer.flatten_parameters()
+    torch.testing.assert_close(layer(x)[0], as_torch_s(layer)(x)[0], rtol=1e-2, atol=4e-3)
+
+
+@pytest.mark.parametrize("dtype", HALF, ids=str)
+def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
+    """The same values; in autocast's dtype, where cuDNN's GRU answers in float16 whichever is asked for."""
+    layer, x, found = layer_of("step", 16, 32), drawn(6, 4, 16), []
+    for module in (layer, as_torch_s(layer)):
+        with torch.autocast("cuda", dtype=dtype):
+            output, h_n = module(x)
+        output.float().square().sum().backward()
+        found.append((output, h_n, module.weight_hh_l0.grad))
+    assert [t.dtype for t in found[0]] == [dtype, dtype, torch.float32]
+    if torch.version.hip is None:
+        assert [t.dtype for t in found[1]] == [torch.float16, torch.float16, torch.float32]
+    for ours, other in zip(*found, strict=True):
+        assert (ours.float() - other.float()).norm() <= 4 * torch.finfo(dtype).eps * other.float().norm()
+
+
+@contextmanager
+def on_a_side_stream() -> Iterator[None]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@pytest.mark.parametrize("around", [nullcontext, on_a_side_stream])
+def test_same_call_same_bits_and_a_copy_computes_the_same(around: Callable[[], Any]) -> None:
+    layer, x = layer_of("step", 24, 48, bidirectional=True), drawn(10, 8, 24)
+    expected = gradients(layer, x)
+    for module in (layer, copy.deepcopy(layer)):
+        with around():
+            found = gradients(module, x)
+        assert same_bits(found, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_second_device() -> None:
+    layer = tritongru.GRU(32, 64, device="cuda:1", backend="step")
+    output, h_n = layer(torch.randn(4, 3, 32, device="cuda:1"))
+    output.sum().backward()
+    assert h_n.device.index == 1 and layer.weight_hh_l0.grad is not None
+
+
+def test_memory_is_given_back() -> None:
+    """No cache of anything: a second call leaves as much memory allocated as the first."""
+    layer, x = layer_of("step", 64, 128), drawn(30, 32, 64)
+
+    def after() -> int:
+        gradients(layer, x)
+        layer.zero_grad(set_to_none=True)
+        return torch.cuda.memory_allocated()
+
+    after()
+    assert after() == after()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_short_way_of_one_step_gives_the_bits_of_the_long_way(dtype: torch.dtype) -> None:
+    """Whose launches somebody is told of goes the long way. Two layers, and a cell."""
+    gru, xs = layer_of("step", 48, 200, 2, dtype=dtype), drawn(20, 3, 48, dtype=dtype)
+    cell = tritongru.GRUCell(48, 200, device=CUDA, dtype=dtype, backend="step")
+
+    @torch.no_grad()
+    def loop() -> list[Tensor]:
+        h, state = torch.zeros(2, 3, 200, device=CUDA, dtype=dtype), torch.zeros(3, 200, device=CUDA, dtype=dtype)
+        found = []
+        for x in xs:
+            y, h = gru(x[None], h)
+            state = cell(x, state)
+            found += [y, h, state]
+        return found
+
+    with launched() as names:
+        expected = loop()
+    assert names == ["step_forward"] * 60
+    for _ in range(2):
+        assert same_bits(loop(), expected)
+
+
+# Programs that wait for each other, and launches beside others.
 
 
 def test_soak_of_mixed_shapes_on_two_streams() -> None:
     """10,000 launches of many shapes on two streams: no hang, and the same call has the same bits every time."""
-    generator = torch.Generator().manual_seed(0)
     shapes = [(12, 5, 203), (9, 33, 256), (20, 2, 64), (7, 16, 512), (5, 100, 130), (1, 4, 300)]
     calls = []
     for index, (T, B, H) in enumerate(shapes):
-        dtype = (torch.float16, torch.bfloat16, torch.float32)[index % 3]
-        layer = tritongru.GRU(24, H, bidirectional=index % 2 == 0, device=CUDA, dtype=dtype, backend="sequence")
-        x = torch.randn(T, B, 24, generator=generator).to(CUDA, dtype).requires_grad_()
+        dtype = (*HALF, torch.float32)[index % 3]
+        layer = layer_of("sequence", 24, H, bidirectional=index % 2 == 0, dtype=dtype)
+        x = drawn(T, B, 24, dtype=dtype, seed=index).requires_grad_()
         output, _ = layer(x)
-        dy = torch.randn(output.shape, generator=generator).to(CUDA, dtype)
-        (dx,) = torch.autograd.grad(output, x, dy)
-        calls.append((layer, x, dy, output.detach(), dx))
+        dy = drawn(*output.shape, dtype=dtype, seed=index)
+        calls.append((layer, x, dy, output.detach(), *torch.autograd.grad(output, x, dy)))
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
-    order = torch.randint(len(calls), (5000,), generator=generator).tolist()  # two launches each
+    order = torch.randint(len(calls), (5000,), generator=torch.Generator().manual_seed(0)).tolist()  # two launches each
     wrong = [torch.zeros((), dtype=torch.int64, device=CUDA) for _ in streams]
     for turn, index in enumerate(order):
         layer, x, dy, expected, expected_dx = calls[index]
@@ -118,11 +286,9 @@ def test_soak_of_mixed_shapes_on_two_streams() -> None:
 
 def test_beside_a_kernel_of_higher_priority() -> None:
     """Programs that wait for each other may be placed while another stream takes the SMs: late, and right."""
-    layer = tritongru.GRU(32, 1024, device=CUDA, dtype=torch.float16, backend="sequence")
-    x = torch.randn(50, 16, 32, device=CUDA, dtype=torch.float16)
+    layer, x = layer_of("sequence", 32, 1024, dtype=torch.float16), drawn(50, 16, 32, dtype=torch.float16)
     with torch.no_grad():
-        expected = layer(x)[0]
-        other = torch.randn(4096, 4096, device=CUDA)
+        expected, other = layer(x)[0], drawn(4096, 4096)
         urgent = torch.cuda.Stream(priority=-1)
         urgent.wait_stream(torch.cuda.current_stream())
         for _ in range(50):
@@ -135,16 +301,12 @@ def test_beside_a_kernel_of_higher_priority() -> None:
 
 def test_a_wait_that_runs_out_is_an_error(monkeypatch) -> None:
     """Programs too few: the others wait for slices that nobody makes. Told once; the call after it is right."""
-    from tritongru.launch import runtime
-
-    layer = tritongru.GRU(16, 256, device=CUDA, dtype=torch.float16, backend="sequence")
-    x = torch.randn(4, 3, 16, device=CUDA, dtype=torch.float16)
+    layer, x = layer_of("sequence", 16, 256, dtype=torch.float16), drawn(4, 3, 16, dtype=torch.float16)
     with torch.no_grad():
         expected = layer(x)[0]
-        call = runtime.Launch.__call__
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "0.05")
         with monkeypatch.context() as patch:
-            patch.setattr(runtime.Launch, "__call__", lambda self, grid, s: call(self, (grid[0] - 1, *grid[1:]), s))
+            fewer_programs(patch)
             broken = layer(x)[0]
         with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
             tritongru.synchronize()
@@ -152,125 +314,158 @@ def test_a_wait_that_runs_out_is_an_error(monkeypatch) -> None:
         assert torch.equal(layer(x)[0], expected)
 
 
-def test_sequence_takes_one_launch_each_way() -> None:
-    from tritongru.launch.runtime import observe
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_threads_compute_what_one_does(backend: str) -> None:
+    """Each on a stream of its own: forward and backward at once, the bits of one thread."""
+    layer = layer_of(backend, 16, 128, dtype=torch.float16)
+    inputs = [drawn(9, 4, 16, dtype=torch.float16, seed=index) for index in range(4)]
 
-    names: list[str] = []
-    layer = tritongru.GRU(8, 256, bidirectional=True, device=CUDA, dtype=torch.float16, backend="sequence")
-    with observe(lambda name, grid: names.append(name)):
-        output, _ = layer(torch.randn(30, 2, 8, device=CUDA, dtype=torch.float16))
-        output.sum().backward()
-    assert names == ["sequence_forward", "sequence_backward"]
+    def gradient(x: Tensor) -> Tensor:
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad(layer(x)[0].square().sum(), x)[0]
 
+    expected = [gradient(x) for x in inputs]
+    torch.cuda.synchronize()
 
-@pytest.mark.parametrize("case", LARGE_CASES, ids=lambda case: case.name)
-def test_ieee_float32(case: Case, monkeypatch) -> None:
-    """With TF32 switched off the error is float32's, as nn.GRU's is."""
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    figures = tritongru.tools.check.measure(case, "step", torch.float32, CUDA)
-    worst = max(figures.items(), key=lambda item: item[1].error)
-    assert worst[1].error < 1e-5, worst
+    def work(index: int) -> list[bool]:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            return [torch.equal(gradient(inputs[index]), expected[index]) for _ in range(50)]
 
-
-@pytest.mark.parametrize("H", [64, 512, 3000])
-def test_cuda_tensors_take_what_the_plan_says_without_a_flag(H: int) -> None:
-    """PyTorch's own path too (float32, H 64; H 3000), which then gives nn.GRU's own bits, or on an L4 step (H 512)."""
-    from tritongru.launch.runtime import observe
-
-    names: list[str] = []
-    layer, theirs = tritongru.GRU(8, H, device=CUDA), torch.nn.GRU(8, H, device=CUDA)
-    theirs.load_state_dict(layer.state_dict())
-    x = torch.randn(100, 2, 8, device=CUDA)
-    planned = tritongru.plan(layer, x)
-    with observe(lambda name, grid: names.append(name)):
-        output, _ = layer(x)
-        output.sum().backward()
-    expected = dict(planned.launches.forward + planned.launches.backward)
-    assert {name: names.count(name) for name in names} == {
-        n: c for n, c in expected.items() if n.startswith(("step", "sequence"))
-    }
-    assert (H != 512) == (planned.backend == "aten") == (not names)
-    if not names:
-        assert torch.equal(output, theirs(x)[0])
+    with ThreadPoolExecutor(4) as pool:
+        assert all(all(found) for found in pool.map(work, range(4), timeout=120))
 
 
-def test_flattened_weights_of_half_precision() -> None:
-    """cuDNN's flattened weights may be aligned to two bytes only."""
-    layer = tritongru.GRU(7, 9, dtype=torch.float16, device=CUDA, backend="step")
-    layer.flatten_parameters()
-    theirs = torch.nn.GRU(7, 9, dtype=torch.float16, device=CUDA)
-    theirs.load_state_dict(layer.state_dict())
-    x = torch.randn(5, 3, 7, dtype=torch.float16, device=CUDA)
-    torch.testing.assert_close(layer(x)[0], theirs(x)[0], rtol=1e-2, atol=4e-3)
+needs_pdl = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability(CUDA) < (9, 0),
+    reason="needs compute capability 9.0",
+)
+# H, B, T, bidirectional: all of W_h ahead, a part of it, wgmma; launches that do not fill the device, and that do
+BESIDE = [(512, 32, 60, False), (203, 5, 40, True), (1024, 64, 40, False), (2048, 64, 30, False), (1024, 512, 20, True)]
 
 
-def test_on_a_side_stream_and_after_another_device_was_current() -> None:
-    layer = tritongru.GRU(32, 64, device=CUDA, backend="step")
-    x = torch.randn(40, 16, 32, device=CUDA)
-    expected = layer(x)[0]
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        found = layer(x)[0]
-    torch.cuda.current_stream().wait_stream(stream)
-    assert torch.equal(found, expected)
+@needs_pdl
+@pytest.mark.parametrize("side", [False, True], ids=["default-stream", "side-stream"])
+def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monkeypatch) -> None:
+    """1,000 launches of each shape, both passes and directions, packed too, and the memory between calls is filled with
+    NaN: what is read too early shows. Expected: the same tiles, every launch after the end of the one before it."""
+    for H, B, T, bidirectional in BESIDE:
+        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=torch.bfloat16)
+        x = drawn(T, B, 24, dtype=torch.bfloat16)
+        for lengths in (None, torch.randint(1, T + 1, (B,))):
+            with launches_without_pdl(monkeypatch):
+                expected = [t.clone() for t in gradients(layer, x, lengths)]
+            wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
+            with on_a_side_stream() if side else nullcontext():
+                for _ in range(-(-500 // T)):
+                    found = gradients(layer, x, lengths)
+                    wrong += sum((ours != right).sum() for ours, right in zip(found, expected, strict=True))
+                    del found
+                    torch.full((1 << 26,), float("nan"), device=CUDA, dtype=torch.bfloat16)
+            assert wrong.item() == 0, (H, B, T, bidirectional, lengths is not None)
 
 
-@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_second_device() -> None:
-    layer = tritongru.GRU(32, 64, device="cuda:1", backend="step")
-    output, h_n = layer(torch.randn(4, 3, 32, device="cuda:1"))
-    output.sum().backward()
-    assert h_n.device.index == 1 and layer.weight_hh_l0.grad is not None
+# CUDA graphs, each in a process of its own.
 
 
-def test_float64_runs_pytorch_s_path() -> None:
-    layer = tritongru.GRU(4, 5, device=CUDA, dtype=torch.float64)
-    theirs = torch.nn.GRU(4, 5, device=CUDA, dtype=torch.float64)
-    theirs.load_state_dict(layer.state_dict())
-    x = torch.randn(3, 2, 4, device=CUDA, dtype=torch.float64)
-    assert torch.equal(layer(x)[0], theirs(x)[0])
+def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of a call after one on a side stream, and what it writes."""
+    with on_a_side_stream():
+        call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        return graph, call()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
-    """The same values; in autocast's dtype, where cuDNN's GRU answers in float16 whichever is asked for."""
-    layer = tritongru.GRU(16, 32, device=CUDA, backend="step")
-    theirs = torch.nn.GRU(16, 32, device=CUDA)
-    theirs.load_state_dict(layer.state_dict())
-    x = torch.randn(6, 4, 16, device=CUDA)
-    found = []
-    for module in (layer, theirs):
-        with torch.autocast("cuda", dtype=dtype):
-            output, h_n = module(x)
-        output.float().square().sum().backward()
-        found.append((output, h_n, module.weight_hh_l0.grad))
-    assert [t.dtype for t in found[0]] == [dtype, dtype, torch.float32]
-    if torch.version.hip is None:
-        assert [t.dtype for t in found[1]] == [torch.float16, torch.float16, torch.float32]
-    for ours, other in zip(*found, strict=True):
-        u = torch.finfo(dtype).eps / 2
-        assert (ours.float() - other.float()).norm() <= 8 * u * other.float().norm()
+@needs_pdl
+@pytest.mark.own_process
+@torch.no_grad()
+def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monkeypatch) -> None:
+    for H, B, T, bidirectional in BESIDE:
+        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=torch.bfloat16)
+        static = torch.zeros(T, B, 24, device=CUDA, dtype=torch.bfloat16)
+        inputs = [torch.randn_like(static) for _ in range(4)]
+        with launches_without_pdl(monkeypatch):
+            expected = [layer(x)[0] for x in inputs]
+        graph, found = captured(lambda layer=layer, static=static: layer(static)[0])
+        for turn in range(-(-1000 // T)):
+            static.copy_(inputs[turn % 4])
+            graph.replay()
+            assert torch.equal(found, expected[turn % 4]), (H, B, T, bidirectional, turn)
 
 
-def test_same_call_same_bits_and_a_copy_computes_the_same() -> None:
-    layer = tritongru.GRU(24, 48, bidirectional=True, device=CUDA, backend="step")
-    x = torch.randn(10, 8, 24, device=CUDA)
-    copied = copy.deepcopy(layer)
-    found = []
-    for module in (layer, layer, copied):
-        module.zero_grad()
-        output, _ = module(x)
-        output.square().sum().backward()
-        found.append([output.detach(), *(p.grad.clone() for p in module.parameters())])
-    assert all(torch.equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+@pytest.mark.own_process
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+@pytest.mark.parametrize("form", ["dense", "packed", "padded"])
+@torch.no_grad()
+def test_a_user_s_capture(backend: str, form: str) -> None:
+    """torch.cuda.graph after one call; the exchange buffer is filled and the status word read inside the graph, which
+    reads the lengths and resets that are there when it is replayed."""
+    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=torch.bfloat16)
+    static = drawn(14, 3, 24, dtype=torch.bfloat16)
+    lengths, resets = torch.tensor([14, 9, 2], device=CUDA), torch.zeros(14, 3, dtype=torch.bool, device=CUDA)
+
+    def call() -> Tensor:
+        if form == "packed":
+            return layer(pack_padded_sequence(static, torch.tensor([14, 9, 2])))[0].data
+        return layer(static, **({"lengths": lengths, "resets": resets} if form == "padded" else {}))[0]
+
+    graph, found = captured(call)
+    for seed in range(20):
+        static.copy_(drawn(14, 3, 24, seed=seed))
+        lengths.copy_(torch.randint(1, 15, (3,)))
+        resets.copy_(torch.rand(14, 3) < 0.2)
+        graph.replay()
+        assert torch.equal(found, call())
+
+
+@pytest.mark.own_process
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_make_graphed_callables(backend: str) -> None:
+    """Forward and backward replayed on new inputs: the bits of eager calls, gradients included.
+
+    Eager calls come after the capture. As long as an output of one lives, so do the nodes that add up its parameters'
+    gradients, on the stream of that call: where it is the default one, no other stream may be captured beside it.
+    """
+    layer = layer_of(backend, 24, 256, dtype=torch.float16)
+    eager = copy.deepcopy(layer)
+    sample, *inputs = (drawn(12, 8, 24, dtype=torch.float16, seed=seed) for seed in range(4))
+    graphed = torch.cuda.make_graphed_callables(layer, (sample.requires_grad_(),))  # calls it before, on a side stream
+    found = [[t.clone() for t in gradients(graphed, x)] for x in inputs]  # a graph's own are written again
+    for x, of_graph in zip(inputs, found, strict=True):
+        assert same_bits(of_graph, gradients(eager, x))
+
+
+@pytest.mark.parametrize("mode", ["default", pytest.param("reduce-overhead", marks=pytest.mark.own_process)])
+def test_compiled_as_eager(mode: str) -> None:
+    """Inductor, with CUDA graphs of its own in the second mode: values and gradients of the eager call."""
+    head, layer = torch.nn.Linear(64, 3, device=CUDA), layer_of(None, 16, 64, num_layers=2, batch_first=True)
+
+    def loss(x: Tensor) -> Tensor:
+        output, h_n = layer(torch.tanh(x))
+        return head(output).square().mean() + h_n.square().mean()
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(loss, fullgraph=True, mode=mode)
+        for T in (20, 20, 20, 31):
+            x, found = drawn(5, T, 16), []
+            for call in (loss, compiled):
+                layer.zero_grad()
+                call(x).backward()
+                found.append([p.grad.clone() for p in layer.parameters()])
+            for eager, graph in zip(*found, strict=True):
+                assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
+    torch._dynamo.reset()
+
+
+# What a page or a training loop does.
 
 
 @pytest.mark.parametrize("backend", [None, "reference", "step", "sequence"], ids=lambda backend: backend or "default")
 def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
     """Forward and backward; a bad length is an error later, and once."""
-    layer = tritongru.GRU(24, 256, bidirectional=True, device=CUDA, dtype=torch.bfloat16, backend=backend)
-    x = torch.randn(14, 40, 24, device=CUDA, dtype=torch.bfloat16, requires_grad=True)
+    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=torch.bfloat16)
+    x = drawn(14, 40, 24, dtype=torch.bfloat16).requires_grad_()
     lengths, resets = torch.randint(1, 15, (40,), device=CUDA), torch.rand(14, 40, device=CUDA) < 0.1
 
     def call() -> None:
@@ -289,281 +484,46 @@ def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
     call()
     with pytest.raises(RuntimeError, match="no element of lengths above that of input: got one that is"):
         tritongru.synchronize()
-    tritongru.synchronize()
+
+
+def of_page(page: str) -> dict[str, Any]:
+    """What the first Python of a page defines."""
+    names: dict[str, Any] = {}
+    exec(compile((DOCS / page).read_text().split("```python\n")[1].split("```")[0], page, "exec"), names)
+    return names
 
 
 @pytest.mark.own_process
+@torch.no_grad()
 def test_the_policy_in_a_graph_of_the_documents() -> None:
     """Its steps, with episodes that end, are those of the rollout as a whole."""
-    block = (Path(__file__).parents[1] / "docs" / "padded.md").read_text().split("```python\n")[1].split("```")[0]
-    names: dict[str, Any] = {}
-    exec(compile(block, "docs/padded.md", "exec"), names)
+    names = of_page("padded.md")
     observations, is_init = torch.randn(20, 32, 8, device=CUDA), torch.rand(20, 32, device=CUDA) < 0.2
     is_init[0] = True
     acted = [(names["step"](*given).clone(), names["h"].clone()) for given in zip(observations, is_init, strict=True)]
     policy = tritongru.GRU(8, 64, device=CUDA)
     policy.load_state_dict({f"{name}_l0": p for name, p in names["cell"].state_dict().items()})
-    with torch.no_grad():
-        output, _ = policy(observations, resets=is_init)
+    output, _ = policy(observations, resets=is_init)
     assert torch.allclose(output, torch.stack([h for _, h in acted]), atol=0.02)  # TF32 in one of them
 
 
 @pytest.mark.own_process
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_lengths_and_resets_of_a_replay(backend: str) -> None:
-    """A graph reads the values that are there when it is replayed."""
-    layer = tritongru.GRU(24, 256, bidirectional=True, device=CUDA, dtype=torch.bfloat16, backend=backend)
-    x = torch.randn(14, 3, 24, device=CUDA, dtype=torch.bfloat16)
-    lengths, resets = torch.tensor([14, 9, 2], device=CUDA), torch.zeros(14, 3, dtype=torch.bool, device=CUDA)
-
-    def call() -> torch.Tensor:
-        return layer(x, lengths=lengths, resets=resets)[0]
-
-    with torch.no_grad():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = call()
-        for values in ([1, 14, 5], [3, 3, 14]):
-            lengths.copy_(torch.tensor(values))
-            resets.copy_(torch.rand(14, 3) < 0.2)
-            graph.replay()
-            assert torch.equal(captured, call())
-    tritongru.synchronize()
-
-
-def test_memory_is_given_back() -> None:
-    """No cache of anything: a second call leaves as much memory allocated as the first."""
-    layer = tritongru.GRU(64, 128, device=CUDA, backend="step")
-    x = torch.randn(30, 32, 64, device=CUDA)
-
-    def after() -> int:
-        layer.zero_grad(set_to_none=True)
-        output, _ = layer(x)
-        output.sum().backward()
-        layer.zero_grad(set_to_none=True)
-        del output
-        return torch.cuda.memory_allocated()
-
-    after()
-    assert after() == after()
-
-
-needs_pdl = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability(CUDA) < (9, 0),
-    reason="needs compute capability 9.0",
-)
-# H, B, T, bidirectional: all of W_h ahead, a part of it, wgmma; launches that do not fill the device, and that do
-BESIDE = [(512, 32, 60, False), (203, 5, 40, True), (1024, 64, 40, False), (2048, 64, 30, False), (1024, 512, 20, True)]
-
-
-def without_pdl(patch: pytest.MonkeyPatch) -> None:
-    """The same tiles, every launch after the end of the one before it."""
-    from tritongru.launch import step
-
-    tiles = step.step_tiles
-    patch.setattr(step, "step_tiles", lambda *problem: dataclasses.replace(tiles(*problem), pdl=False))
-
-
-def gradients(layer: torch.nn.Module, x: torch.Tensor, lengths: torch.Tensor | None = None) -> list[torch.Tensor]:
-    """Output, h_n and every gradient, from cotangents that are the same each time."""
-    layer.zero_grad()
-    x = x.detach().requires_grad_()
-    output, h_n = layer(x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False))
-    output = output if lengths is None else output.data
-    generator = torch.Generator(x.device).manual_seed(1)
-    cotangents = [torch.randn(t.shape, device=t.device, generator=generator).to(t.dtype) for t in (output, h_n)]
-    torch.autograd.backward([output, h_n], cotangents)
-    return [output.detach(), h_n.detach(), x.grad, *(p.grad for p in layer.parameters())]
-
-
-@needs_pdl
-@pytest.mark.parametrize("side", [False, True], ids=["default-stream", "side-stream"])
-def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monkeypatch) -> None:
-    """1,000 launches of each shape, both passes and directions, packed too, and the memory between calls is filled with
-    NaN: what is read too early shows."""
-    stream = torch.cuda.Stream() if side else torch.cuda.current_stream()
-    for H, B, T, bidirectional in BESIDE:
-        layer = tritongru.GRU(24, H, bidirectional=bidirectional, device=CUDA, dtype=torch.bfloat16, backend="step")
-        x = torch.randn(T, B, 24, device=CUDA, dtype=torch.bfloat16)
-        for lengths in (None, torch.randint(1, T + 1, (B,))):
-            with monkeypatch.context() as patch:
-                without_pdl(patch)
-                expected = [t.clone() for t in gradients(layer, x, lengths)]
-            wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(-(-500 // T)):
-                    found = gradients(layer, x, lengths)
-                    wrong += sum((ours != right).sum() for ours, right in zip(found, expected, strict=True))
-                    del found
-                    torch.full((1 << 26,), float("nan"), device=CUDA, dtype=torch.bfloat16)
-            torch.cuda.current_stream().wait_stream(stream)
-            assert wrong.item() == 0, (H, B, T, bidirectional, lengths is not None)
-
-
-@needs_pdl
-@pytest.mark.own_process
-def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monkeypatch) -> None:
-    for H, B, T, bidirectional in BESIDE:
-        layer = tritongru.GRU(24, H, bidirectional=bidirectional, device=CUDA, dtype=torch.bfloat16, backend="step")
-        static = torch.zeros(T, B, 24, device=CUDA, dtype=torch.bfloat16)
-        inputs = [torch.randn_like(static) for _ in range(4)]
-        with torch.no_grad():
-            with monkeypatch.context() as patch:
-                without_pdl(patch)
-                expected = [layer(x)[0] for x in inputs]
-            layer(static)
-            torch.cuda.synchronize()
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                captured, _ = layer(static)
-            for turn in range(-(-1000 // T)):
-                static.copy_(inputs[turn % 4])
-                graph.replay()
-                assert torch.equal(captured, expected[turn % 4]), (H, B, T, bidirectional, turn)
-
-
-GRAPHED = ("step", "sequence")
-
-
-@pytest.mark.own_process
-@pytest.mark.parametrize("backend", GRAPHED)
-def test_make_graphed_callables(backend: str) -> None:
-    """Forward and backward replayed on new inputs: the bits of eager calls, gradients included.
-
-    Eager calls come after the capture. As long as an output of one lives, so do the nodes that add up its parameters'
-    gradients, on the stream of that call: where it is the default one, no other stream may be captured beside it.
-    """
-    layer = tritongru.GRU(24, 256, device=CUDA, dtype=torch.float16, backend=backend)
-    eager = copy.deepcopy(layer)
-    generator = torch.Generator(CUDA).manual_seed(0)
-
-    def drawn() -> torch.Tensor:
-        return torch.randn(12, 8, 24, device=CUDA, dtype=torch.float16, generator=generator)
-
-    def results(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
-        x = x.clone().requires_grad_()
-        module.zero_grad()
-        output, h_n = module(x)
-        (output.square().sum() + h_n.sum()).backward()
-        found = [output.detach(), h_n.detach(), x.grad, *(p.grad for p in module.parameters())]
-        return [tensor.clone() for tensor in found]  # a graph's own are written again at the next replay
-
-    graphed = torch.cuda.make_graphed_callables(layer, (drawn().requires_grad_(),))  # calls it before, on a side stream
-    inputs = [drawn() for _ in range(3)]
-    found = [results(graphed, x) for x in inputs]
-    for x, of_graph in zip(inputs, found, strict=True):
-        assert all(torch.equal(f, w) for f, w in zip(of_graph, results(eager, x), strict=True))
-    tritongru.synchronize()
-
-
-@pytest.mark.own_process
-@pytest.mark.parametrize("backend", GRAPHED)
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-def test_a_user_s_capture(backend: str, packed: bool) -> None:
-    """torch.cuda.graph after one call; the exchange buffer is filled and the status word read inside the graph."""
-    layer = tritongru.GRU(24, 256, bidirectional=True, device=CUDA, dtype=torch.bfloat16, backend=backend)
-    static = torch.randn(14, 3, 24, device=CUDA, dtype=torch.bfloat16)
-
-    def call() -> torch.Tensor:
-        if not packed:
-            return layer(static)[0]
-        lengths = torch.tensor([14, 9, 2])
-        return layer(torch.nn.utils.rnn.pack_padded_sequence(static, lengths))[0].data
-
-    with torch.no_grad():
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            call()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = call()
-        for seed in range(20):
-            static.copy_(torch.randn(14, 3, 24, generator=torch.Generator().manual_seed(seed)))
-            graph.replay()
-            assert torch.equal(captured, call())
-    tritongru.synchronize()
-
-
-@pytest.mark.own_process
+@torch.no_grad()
 def test_the_streaming_loop_of_the_docs() -> None:
     """docs/streaming.md runs as it stands, and gives what nn.GRUCell does, called one by one on the same weights."""
-    text = (Path(__file__).parents[1] / "docs" / "streaming.md").read_text()
-    names: dict[str, Any] = {}
-    exec(text.split("```python\n")[1].split("```")[0], names)
+    names = of_page("streaming.md")
     cell, stream, outputs = names["cell"], names["stream"], names["outputs"]
     theirs = torch.nn.GRUCell(64, 256, device=CUDA, dtype=torch.float64)
     theirs.load_state_dict(cell.state_dict())
-    with torch.no_grad():
-        true, state = torch.zeros(1, 256, device=CUDA, dtype=torch.float64), torch.zeros_like(outputs[0])
-        for x_t, found in zip(stream, outputs, strict=True):
-            true, state = theirs(x_t.double(), true), cell(x_t, state)
-            assert torch.equal(found, state)
-        assert (found - true).norm() <= 0.05 * true.norm()  # the state is rounded to bfloat16 at every step
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_short_way_of_one_step_gives_the_bits_of_the_long_way(dtype: torch.dtype) -> None:
-    """Whose launches somebody is told of goes the long way. Two layers, and a cell."""
-    from tritongru.launch.runtime import observe
-
-    gru = tritongru.GRU(48, 200, 2, device=CUDA, dtype=dtype, backend="step")
-    cell = tritongru.GRUCell(48, 200, device=CUDA, dtype=dtype, backend="step")
-    xs = torch.randn(20, 3, 48, device=CUDA, dtype=dtype)
-
-    @torch.no_grad()
-    def loop() -> list[torch.Tensor]:
-        h, state = torch.zeros(2, 3, 200, device=CUDA, dtype=dtype), torch.zeros(3, 200, device=CUDA, dtype=dtype)
-        found = []
-        for x in xs:
-            y, h = gru(x[None], h)
-            state = cell(x, state)
-            found += [y, h, state]
-        return found
-
-    names: list[str] = []
-    with observe(lambda name, grid: names.append(name)):
-        expected = loop()
-    assert names == ["step_forward"] * 60
-    for _ in range(2):
-        assert all(torch.equal(a, b) for a, b in zip(loop(), expected, strict=True))
-
-
-@pytest.mark.parametrize("mode", ["default", pytest.param("reduce-overhead", marks=pytest.mark.own_process)])
-def test_compiled_as_eager(mode: str) -> None:
-    """Inductor, with CUDA graphs of its own in the second mode: values and gradients of the eager call."""
-    head = torch.nn.Linear(64, 3, device=CUDA)
-    layer = tritongru.GRU(16, 64, num_layers=2, batch_first=True, device=CUDA)
-
-    def loss(x: torch.Tensor) -> torch.Tensor:
-        output, h_n = layer(torch.tanh(x))
-        return head(output).square().mean() + h_n.square().mean()
-
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(allow_rnn=True):
-        compiled = torch.compile(loss, fullgraph=True, mode=mode)
-        for T in (20, 20, 20, 31):
-            x = torch.randn(5, T, 16, device=CUDA)
-            found = []
-            for call in (loss, compiled):
-                layer.zero_grad()
-                call(x).backward()
-                found.append([p.grad.clone() for p in layer.parameters()])
-            for eager, graph in zip(*found, strict=True):
-                assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
-    torch._dynamo.reset()
+    true, state = torch.zeros(1, 256, device=CUDA, dtype=torch.float64), torch.zeros_like(outputs[0])
+    for x_t, found in zip(stream, outputs, strict=True):
+        true, state = theirs(x_t.double(), true), cell(x_t, state)
+        assert torch.equal(found, state)
+    assert (found - true).norm() <= 0.05 * true.norm()  # the state is rounded to bfloat16 at every step
 
 
 def test_a_scaler_on_the_device_trains() -> None:
-    layer = tritongru.GRU(8, 32, device=CUDA, backend="sequence")
-    head = torch.nn.Linear(32, 4, device=CUDA)
+    layer, head = layer_of("sequence", 8, 32), torch.nn.Linear(32, 4, device=CUDA)
     optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**16)
     generator = torch.Generator(CUDA).manual_seed(0)
@@ -573,36 +533,13 @@ def test_a_scaler_on_the_device_trains() -> None:
         x = 0.3 * torch.randn(10, 64, 8, device=CUDA, generator=generator)
         x[0, :, :4] += 2 * torch.nn.functional.one_hot(first, 4)
         with torch.autocast("cuda", torch.float16):
-            output, _ = layer(x)
-            loss = torch.nn.functional.cross_entropy(head(output[-1]), first)
+            loss = torch.nn.functional.cross_entropy(head(layer(x)[0][-1]), first)
         optimiser.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-@pytest.mark.parametrize("backend", GRAPHED)
-def test_threads_compute_what_one_does(backend: str) -> None:
-    """Each on a stream of its own: forward and backward at once, the bits of one thread."""
-    layer = tritongru.GRU(16, 128, device=CUDA, dtype=torch.float16, backend=backend)
-    inputs = [torch.randn(9, 4, 16, device=CUDA, dtype=torch.float16) for _ in range(4)]
-
-    def gradient(x: torch.Tensor) -> torch.Tensor:
-        x = x.clone().requires_grad_()
-        return torch.autograd.grad(layer(x)[0].square().sum(), x)[0]
-
-    expected = [gradient(x) for x in inputs]
-    torch.cuda.synchronize()
-
-    def work(index: int) -> list[bool]:
-        with torch.cuda.stream(torch.cuda.Stream()):
-            return [torch.equal(gradient(inputs[index]), expected[index]) for _ in range(50)]
-
-    with ThreadPoolExecutor(4) as pool:
-        assert all(all(found) for found in pool.map(work, range(4), timeout=120))
-    tritongru.synchronize()
 
 
 @pytest.mark.own_process

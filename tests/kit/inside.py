@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,3 +84,22 @@ def several_launches_over_time(patch: pytest.MonkeyPatch, visits: int) -> None:
     from tritongru.launch import sequence
 
     patch.setattr(sequence, "_visits_per_launch", lambda *_: visits)
+
+
+def fewer_programs(patch: pytest.MonkeyPatch) -> None:
+    """Every launch is one program short."""
+    from tritongru.launch import runtime
+
+    call = runtime.Launch.__call__
+    patch.setattr(runtime.Launch, "__call__", lambda self, grid, s: call(self, (grid[0] - 1, *grid[1:]), s))
+
+
+@contextmanager
+def launches_without_pdl(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Inside: the same tiles of `step`, every launch after the end of the one before it."""
+    from tritongru.launch import step
+
+    tiles = step.step_tiles
+    with monkeypatch.context() as patch:
+        patch.setattr(step, "step_tiles", lambda *problem: dataclasses.replace(tiles(*problem), pdl=False))
+        yield
