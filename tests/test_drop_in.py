@@ -55,26 +55,6 @@ def test_values_and_gradients_without_h_0(backend, form):
     assert_same(form.results(ours), form.results(theirs))
 
 
-@pytest.mark.parametrize(
-    ("T", "B", "I", "H"), [(1, 1, 1, 1), (1, 4, 3, 7), (5, 1, 2, 17), (3, 3, 19, 20), (2, 4, 1, 16)], ids=str
-)
-def test_odd_sizes(backend, T, B, I, H):
-    theirs, ours = pair(backend, I, H, bidirectional=True)
-    given = randn(T, B, I), randn(2, B, H, seed=3)
-    assert_same(results(ours, *given), results(theirs, *given), terms=I + H + T * B)
-
-
-LENGTHS = {"sorted": (3, 2, 1), "equal": (3, 3), "ragged": (1, 4, 1, 2), "single": (2,), "one-step": (1, 1, 1)}
-
-
-@table("lengths", LENGTHS)
-def test_packed_lengths(backend, lengths):
-    theirs, ours = pair(backend, 3, 5, bidirectional=True)
-    given = packed(*lengths, enforce_sorted=list(lengths) == sorted(lengths, reverse=True))
-    for hx in (None, randn(2, len(lengths), 5, seed=3)):
-        assert_same(results(ours, given, hx), results(theirs, given, hx))
-
-
 # What a call is made in.
 
 

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from tests.kit.cases import MORE_CASES
+from tests.kit.cases import EXCHANGING_CASES, HALF, LARGE_CASES, MORE_CASES, SMALL_CASES
+from tests.kit.gpu import BESIDE, CUDA, drawn, layer_of, needs_pdl, on_a_side_stream
 from tests.kit.inside import fewer_programs, launches_without_pdl
-from tests.kit.modules import same_bits, tensors
+from tests.kit.modules import results, same_bits
 from tests.kit.rule import assert_right
 from tritongru.launch.runtime import observe
 from tritongru.planning.choose import off_chip
@@ -28,34 +28,6 @@ from tritongru.tools.check import CASES, Case, measure
 
 pytestmark = pytest.mark.gpu
 
-CUDA, DOCS = torch.device("cuda", 0), Path(__file__).parents[1] / "docs"
-HALF = (torch.float16, torch.bfloat16)
-LARGE_CASES = (
-    Case(T=20, B=33, I=100, H=300, bidirectional=True),
-    Case(T=12, B=64, I=256, H=512, layers=2),
-    Case(T=1, B=1, I=512, H=512),
-    Case(T=50, B=7, I=64, H=128, batch_first=True),
-    Case(I=40, H=130, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
-    Case(T=9, B=130, I=32, H=200, recompute=True),
-    Case(T=20, I=40, H=130, bidirectional=True, lengths=(20, 1, 17, 9, 3), padded=True, resets=0.1),
-)
-# What `sequence` spreads over many programs: odd sizes, several groups, several row tiles, all the SMs.
-EXCHANGING_CASES = (
-    Case(T=30, B=3, I=20, H=203, bidirectional=True),
-    Case(T=25, B=70, I=64, H=256, layers=2),
-    Case(T=15, B=200, I=48, H=512),
-    Case(T=12, B=16, I=64, H=1024),
-    Case(I=40, H=650, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
-    Case(T=10, B=40, I=96, H=768, bias=False, recompute=True),
-    Case(T=12, I=20, H=300, layers=2, bidirectional=True, lengths=(12, 1, 7) * 6, padded=True, resets=0.2),
-)
-# What one program holds: every number of rows of a program, odd sizes, more programs than SMs.
-SMALL_CASES = (
-    Case(T=30, B=9, I=20, H=127, bidirectional=True),
-    Case(T=20, B=700, I=24, H=128),
-    Case(T=20, B=3000, I=8, H=64, bias=False),
-    Case(I=20, H=96, bidirectional=True, lengths=(20, 1, 7) * 70),
-)
 ALL_CASES = CASES + MORE_CASES + LARGE_CASES
 
 
@@ -108,28 +80,10 @@ def test_ieee_float32(case: Case, monkeypatch) -> None:
 # Which path runs, by which launches.
 
 
-def drawn(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    return torch.randn(*size, generator=torch.Generator().manual_seed(seed)).to(CUDA, dtype)
-
-
-def layer_of(backend: str | None, *sizes: int, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
-    torch.manual_seed(0)
-    return tritongru.GRU(*sizes, device=CUDA, dtype=dtype, backend=backend, **options)
-
-
 def as_torch_s(layer: Any) -> torch.nn.GRU:
     theirs = torch.nn.GRU(layer.input_size, layer.hidden_size, device=CUDA, dtype=layer.weight_hh_l0.dtype)
     theirs.load_state_dict(layer.state_dict())
     return theirs
-
-
-def gradients(layer: torch.nn.Module, x: Tensor, lengths: Tensor | None = None) -> list[Tensor]:
-    """Output, h_n and every gradient, from cotangents that are the same each time."""
-    layer.zero_grad()
-    x = x.detach().requires_grad_()
-    found = tensors(layer(x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)))
-    torch.autograd.backward(found, [drawn(*t.shape, dtype=t.dtype, seed=5 + i) for i, t in enumerate(found)])
-    return [*(t.detach() for t in found), x.grad, *(p.grad.clone() for p in layer.parameters())]
 
 
 @contextmanager
@@ -142,7 +96,7 @@ def launched() -> Iterator[list[str]]:
 def test_sequence_takes_one_launch_each_way() -> None:
     layer = layer_of("sequence", 8, 256, bidirectional=True, dtype=torch.float16)
     with launched() as names:
-        gradients(layer, drawn(30, 2, 8, dtype=torch.float16))
+        results(layer, drawn(30, 2, 8, dtype=torch.float16))
     assert names == ["sequence_forward", "sequence_backward"]
 
 
@@ -152,7 +106,7 @@ def test_cuda_tensors_take_what_the_plan_says_without_a_flag(H: int) -> None:
     layer, x = layer_of(None, 8, H), drawn(100, 2, 8)
     planned = tritongru.plan(layer, x)
     with launched() as names:
-        output = gradients(layer, x)[0]
+        output = results(layer, x)["output"]
     expected = dict(planned.launches.forward + planned.launches.backward)
     assert {name: names.count(name) for name in names} == {
         n: c for n, c in expected.items() if n.startswith(("step", "sequence"))
@@ -190,22 +144,13 @@ def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
         assert (ours.float() - other.float()).norm() <= 4 * torch.finfo(dtype).eps * other.float().norm()
 
 
-@contextmanager
-def on_a_side_stream() -> Iterator[None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        yield
-    torch.cuda.current_stream().wait_stream(stream)
-
-
 @pytest.mark.parametrize("around", [nullcontext, on_a_side_stream])
 def test_same_call_same_bits_and_a_copy_computes_the_same(around: Callable[[], Any]) -> None:
     layer, x = layer_of("step", 24, 48, bidirectional=True), drawn(10, 8, 24)
-    expected = gradients(layer, x)
+    expected = results(layer, x)
     for module in (layer, copy.deepcopy(layer)):
         with around():
-            found = gradients(module, x)
+            found = results(module, x)
         assert same_bits(found, expected)
 
 
@@ -222,7 +167,7 @@ def test_memory_is_given_back() -> None:
     layer, x = layer_of("step", 64, 128), drawn(30, 32, 64)
 
     def after() -> int:
-        gradients(layer, x)
+        results(layer, x)
         layer.zero_grad(set_to_none=True)
         return torch.cuda.memory_allocated()
 
@@ -335,14 +280,6 @@ def test_threads_compute_what_one_does(backend: str) -> None:
         assert all(all(found) for found in pool.map(work, range(4), timeout=120))
 
 
-needs_pdl = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability(CUDA) < (9, 0),
-    reason="needs compute capability 9.0",
-)
-# H, B, T, bidirectional: all of W_h ahead, a part of it, wgmma; launches that do not fill the device, and that do
-BESIDE = [(512, 32, 60, False), (203, 5, 40, True), (1024, 64, 40, False), (2048, 64, 30, False), (1024, 512, 20, True)]
-
-
 @needs_pdl
 @pytest.mark.parametrize("side", [False, True], ids=["default-stream", "side-stream"])
 def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monkeypatch) -> None:
@@ -352,113 +289,20 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monk
         layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=torch.bfloat16)
         x = drawn(T, B, 24, dtype=torch.bfloat16)
         for lengths in (None, torch.randint(1, T + 1, (B,))):
+            given = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
             with launches_without_pdl(monkeypatch):
-                expected = [t.clone() for t in gradients(layer, x, lengths)]
+                expected = {name: t.clone() for name, t in results(layer, given).items()}
             wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
             with on_a_side_stream() if side else nullcontext():
                 for _ in range(-(-500 // T)):
-                    found = gradients(layer, x, lengths)
-                    wrong += sum((ours != right).sum() for ours, right in zip(found, expected, strict=True))
+                    found = results(layer, given)
+                    wrong += sum((found[name] != right).sum() for name, right in expected.items())
                     del found
                     torch.full((1 << 26,), float("nan"), device=CUDA, dtype=torch.bfloat16)
             assert wrong.item() == 0, (H, B, T, bidirectional, lengths is not None)
 
 
-# CUDA graphs, each in a process of its own.
-
-
-def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    """A graph of a call after one on a side stream, and what it writes."""
-    with on_a_side_stream():
-        call()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        return graph, call()
-
-
-@needs_pdl
-@pytest.mark.own_process
-@torch.no_grad()
-def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monkeypatch) -> None:
-    for H, B, T, bidirectional in BESIDE:
-        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=torch.bfloat16)
-        static = torch.zeros(T, B, 24, device=CUDA, dtype=torch.bfloat16)
-        inputs = [torch.randn_like(static) for _ in range(4)]
-        with launches_without_pdl(monkeypatch):
-            expected = [layer(x)[0] for x in inputs]
-        graph, found = captured(lambda layer=layer, static=static: layer(static)[0])
-        for turn in range(-(-1000 // T)):
-            static.copy_(inputs[turn % 4])
-            graph.replay()
-            assert torch.equal(found, expected[turn % 4]), (H, B, T, bidirectional, turn)
-
-
-@pytest.mark.own_process
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-@pytest.mark.parametrize("form", ["dense", "packed", "padded"])
-@torch.no_grad()
-def test_a_user_s_capture(backend: str, form: str) -> None:
-    """torch.cuda.graph after one call; the exchange buffer is filled and the status word read inside the graph, which
-    reads the lengths and resets that are there when it is replayed."""
-    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=torch.bfloat16)
-    static = drawn(14, 3, 24, dtype=torch.bfloat16)
-    lengths, resets = torch.tensor([14, 9, 2], device=CUDA), torch.zeros(14, 3, dtype=torch.bool, device=CUDA)
-
-    def call() -> Tensor:
-        if form == "packed":
-            return layer(pack_padded_sequence(static, torch.tensor([14, 9, 2])))[0].data
-        return layer(static, **({"lengths": lengths, "resets": resets} if form == "padded" else {}))[0]
-
-    graph, found = captured(call)
-    for seed in range(20):
-        static.copy_(drawn(14, 3, 24, seed=seed))
-        lengths.copy_(torch.randint(1, 15, (3,)))
-        resets.copy_(torch.rand(14, 3) < 0.2)
-        graph.replay()
-        assert torch.equal(found, call())
-
-
-@pytest.mark.own_process
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_make_graphed_callables(backend: str) -> None:
-    """Forward and backward replayed on new inputs: the bits of eager calls, gradients included.
-
-    Eager calls come after the capture. As long as an output of one lives, so do the nodes that add up its parameters'
-    gradients, on the stream of that call: where it is the default one, no other stream may be captured beside it.
-    """
-    layer = layer_of(backend, 24, 256, dtype=torch.float16)
-    eager = copy.deepcopy(layer)
-    sample, *inputs = (drawn(12, 8, 24, dtype=torch.float16, seed=seed) for seed in range(4))
-    graphed = torch.cuda.make_graphed_callables(layer, (sample.requires_grad_(),))  # calls it before, on a side stream
-    found = [[t.clone() for t in gradients(graphed, x)] for x in inputs]  # a graph's own are written again
-    for x, of_graph in zip(inputs, found, strict=True):
-        assert same_bits(of_graph, gradients(eager, x))
-
-
-@pytest.mark.parametrize("mode", ["default", pytest.param("reduce-overhead", marks=pytest.mark.own_process)])
-def test_compiled_as_eager(mode: str) -> None:
-    """Inductor, with CUDA graphs of its own in the second mode: values and gradients of the eager call."""
-    head, layer = torch.nn.Linear(64, 3, device=CUDA), layer_of(None, 16, 64, num_layers=2, batch_first=True)
-
-    def loss(x: Tensor) -> Tensor:
-        output, h_n = layer(torch.tanh(x))
-        return head(output).square().mean() + h_n.square().mean()
-
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(allow_rnn=True):
-        compiled = torch.compile(loss, fullgraph=True, mode=mode)
-        for T in (20, 20, 20, 31):
-            x, found = drawn(5, T, 16), []
-            for call in (loss, compiled):
-                layer.zero_grad()
-                call(x).backward()
-                found.append([p.grad.clone() for p in layer.parameters()])
-            for eager, graph in zip(*found, strict=True):
-                assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
-    torch._dynamo.reset()
-
-
-# What a page or a training loop does.
+# Training.
 
 
 @pytest.mark.parametrize("backend", [None, "reference", "step", "sequence"], ids=lambda backend: backend or "default")
@@ -486,42 +330,6 @@ def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
         tritongru.synchronize()
 
 
-def of_page(page: str) -> dict[str, Any]:
-    """What the first Python of a page defines."""
-    names: dict[str, Any] = {}
-    exec(compile((DOCS / page).read_text().split("```python\n")[1].split("```")[0], page, "exec"), names)
-    return names
-
-
-@pytest.mark.own_process
-@torch.no_grad()
-def test_the_policy_in_a_graph_of_the_documents() -> None:
-    """Its steps, with episodes that end, are those of the rollout as a whole."""
-    names = of_page("padded.md")
-    observations, is_init = torch.randn(20, 32, 8, device=CUDA), torch.rand(20, 32, device=CUDA) < 0.2
-    is_init[0] = True
-    acted = [(names["step"](*given).clone(), names["h"].clone()) for given in zip(observations, is_init, strict=True)]
-    policy = tritongru.GRU(8, 64, device=CUDA)
-    policy.load_state_dict({f"{name}_l0": p for name, p in names["cell"].state_dict().items()})
-    output, _ = policy(observations, resets=is_init)
-    assert torch.allclose(output, torch.stack([h for _, h in acted]), atol=0.02)  # TF32 in one of them
-
-
-@pytest.mark.own_process
-@torch.no_grad()
-def test_the_streaming_loop_of_the_docs() -> None:
-    """docs/streaming.md runs as it stands, and gives what nn.GRUCell does, called one by one on the same weights."""
-    names = of_page("streaming.md")
-    cell, stream, outputs = names["cell"], names["stream"], names["outputs"]
-    theirs = torch.nn.GRUCell(64, 256, device=CUDA, dtype=torch.float64)
-    theirs.load_state_dict(cell.state_dict())
-    true, state = torch.zeros(1, 256, device=CUDA, dtype=torch.float64), torch.zeros_like(outputs[0])
-    for x_t, found in zip(stream, outputs, strict=True):
-        true, state = theirs(x_t.double(), true), cell(x_t, state)
-        assert torch.equal(found, state)
-    assert (found - true).norm() <= 0.05 * true.norm()  # the state is rounded to bfloat16 at every step
-
-
 def test_a_scaler_on_the_device_trains() -> None:
     layer, head = layer_of("sequence", 8, 32), torch.nn.Linear(32, 4, device=CUDA)
     optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
@@ -540,22 +348,3 @@ def test_a_scaler_on_the_device_trains() -> None:
         scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-@pytest.mark.own_process
-def test_the_harness_measures_every_kind_of_provider() -> None:
-    """Graphs captured and replayed, times, memory: a row of each that says ok."""
-    from benchmarks.cases import Case, Entry
-    from benchmarks.run import measure
-    from benchmarks.timing import CudaMeter
-
-    providers = ("nn.GRU", "default", "reference", "step", "sequence")
-    entry = Entry(Case(9, 5, 24, 40, "fp16"), ("inference", "forward", "forward+backward", "streaming"), providers)
-    rows = list(measure(entry, CudaMeter()))
-    assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
-    assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"warm"}
-    for row in rows:
-        assert row.p50_us and row.host_us and row.ratio and row.errors and row.device_us, row.note
-        assert row.note.startswith("host ")
-        if row.pass_ == "forward+backward":
-            assert row.peak_mib and row.saved_mib

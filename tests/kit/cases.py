@@ -24,6 +24,34 @@ MORE_CASES = (
     Case(I=6, H=18, bidirectional=True, lengths=(5, 1, 4, 4), recompute=True, bias=False),
 )
 
+# On a GPU.
+LARGE_CASES = (
+    Case(T=20, B=33, I=100, H=300, bidirectional=True),
+    Case(T=12, B=64, I=256, H=512, layers=2),
+    Case(T=1, B=1, I=512, H=512),
+    Case(T=50, B=7, I=64, H=128, batch_first=True),
+    Case(I=40, H=130, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
+    Case(T=9, B=130, I=32, H=200, recompute=True),
+    Case(T=20, I=40, H=130, bidirectional=True, lengths=(20, 1, 17, 9, 3), padded=True, resets=0.1),
+)
+# What `sequence` spreads over many programs: odd sizes, several groups, several row tiles, all the SMs.
+EXCHANGING_CASES = (
+    Case(T=30, B=3, I=20, H=203, bidirectional=True),
+    Case(T=25, B=70, I=64, H=256, layers=2),
+    Case(T=15, B=200, I=48, H=512),
+    Case(T=12, B=16, I=64, H=1024),
+    Case(I=40, H=650, bidirectional=True, lengths=(30, 1, 17, 17, 9)),
+    Case(T=10, B=40, I=96, H=768, bias=False, recompute=True),
+    Case(T=12, I=20, H=300, layers=2, bidirectional=True, lengths=(12, 1, 7) * 6, padded=True, resets=0.2),
+)
+# What one program holds: every number of rows of a program, odd sizes, more programs than SMs.
+SMALL_CASES = (
+    Case(T=30, B=9, I=20, H=127, bidirectional=True),
+    Case(T=20, B=700, I=24, H=128),
+    Case(T=20, B=3000, I=8, H=64, bias=False),
+    Case(I=20, H=96, bidirectional=True, lengths=(20, 1, 7) * 70),
+)
+
 
 shapes = st.builds(
     Case,
