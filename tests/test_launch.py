@@ -1,4 +1,4 @@
-"""One recurrent launch per timestep each way, and no launch that `plan` does not list."""
+"""What a call launches: one recurrent launch per timestep each way, none that `plan` does not list; and its memory."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.utils.rnn import pack_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import tritongru
 from tests.kit.counting import counted
+from tests.kit.fences import call_between_fences, fences, poisoned, with_gaps
+from tests.kit.modules import randn, states, table, tensors
+
+interpreted, LONG = pytest.mark.interpreted, pytest.mark.long
 
 VARIANTS = {
     "plain": {},
@@ -21,69 +25,64 @@ VARIANTS = {
 }
 
 
-def forward_and_backward(layer, x, monkeypatch, h_0_needs_grad: bool):
-    D, L = (2 if layer.bidirectional else 1), layer.num_layers
-    data = x if isinstance(x, torch.Tensor) else x.data
+def forward_and_backward(layer, x, monkeypatch, h_0_needs_grad: bool = False):
     B = x.shape[1] if isinstance(x, torch.Tensor) else int(x.batch_sizes[0])
-    h_0 = torch.zeros(D * L, B, layer.hidden_size, dtype=data.dtype).requires_grad_(h_0_needs_grad)
+    h_0 = torch.zeros(states(layer), B, layer.hidden_size, dtype=layer.weight_hh_l0.dtype)
+    h_0.requires_grad_(h_0_needs_grad)
     with counted(monkeypatch) as forward:
-        output, h_n = layer(x, h_0)
-    output = output if isinstance(x, torch.Tensor) else output.data
-    cotangents = [torch.randn_like(output), torch.randn_like(h_n)]
+        results = tensors(layer(x, h_0))
+    cotangents = [torch.randn_like(t) for t in results]
     with counted(monkeypatch) as backward:
-        torch.autograd.backward([output, h_n], cotangents)
+        torch.autograd.backward(results, cotangents)
     return forward, backward
 
 
-@pytest.mark.interpreted
-@pytest.mark.parametrize("T", [1, 4])
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_what_plan_lists_is_what_runs(backend: str, variant: str, T: int, packed: bool, monkeypatch) -> None:
-    layer = tritongru.GRU(5, 6, backend=backend, **VARIANTS[variant])
-    dtype = layer.weight_hh_l0.dtype
-    x = torch.randn(T, 2, 5, dtype=dtype)
-    if packed:
-        x = pack_sequence([torch.randn(T, 5, dtype=dtype), torch.randn(1, 5, dtype=dtype)])
+def assert_planned(layer, x, monkeypatch) -> None:
     listed = tritongru.plan(layer, x).launches
-    forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
+    forward, backward = forward_and_backward(layer, x, monkeypatch)
     assert dict(forward) == dict(listed.forward)
     assert dict(backward) == dict(listed.backward)
 
 
-@pytest.mark.interpreted
-@pytest.mark.parametrize("rows", [4, *(pytest.param(rows, marks=pytest.mark.long) for rows in (2, 6))])
-@pytest.mark.parametrize("B", [pytest.param(1, marks=pytest.mark.long), 2])
-@pytest.mark.parametrize("variant", VARIANTS)
+variants = table("options", VARIANTS)
+
+
+@interpreted
+@pytest.mark.parametrize("T", [1, 4])
+@variants
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_what_plan_lists_is_what_runs(backend: str, options: dict, T: int, packed: bool, monkeypatch) -> None:
+    layer = tritongru.GRU(5, 6, backend=backend, **options)
+    x = torch.randn(T, 2, 5, dtype=layer.weight_hh_l0.dtype)
+    assert_planned(layer, pack_sequence([x[:, 0], x[:1, 1]]) if packed else x, monkeypatch)
+
+
+@interpreted
+@pytest.mark.parametrize("rows", [4, *(pytest.param(rows, marks=LONG) for rows in (2, 6))])
+@pytest.mark.parametrize("B", [pytest.param(1, marks=LONG), 2])
+@variants
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_what_plan_lists_is_what_runs_in_chunks(
-    backend: str, variant: str, B: int, rows: int, few_rows_at_once, monkeypatch
+    backend: str, options: dict, B: int, rows: int, few_rows_at_once, monkeypatch
 ) -> None:
     """Backward with recompute, a few timesteps at a time."""
     few_rows_at_once(rows)
-    layer = tritongru.GRU(5, 6, backend=backend, **{**VARIANTS[variant], "recompute": True})
-    x = torch.randn(7, B, 5, dtype=layer.weight_hh_l0.dtype)
-    listed = tritongru.plan(layer, x).launches
-    forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
-    assert dict(forward) == dict(listed.forward)
-    assert dict(backward) == dict(listed.backward)
+    layer = tritongru.GRU(5, 6, backend=backend, **{**options, "recompute": True})
+    assert_planned(layer, torch.randn(7, B, 5, dtype=layer.weight_hh_l0.dtype), monkeypatch)
 
 
-@pytest.mark.interpreted
+@interpreted
 @pytest.mark.parametrize("rows", [2, 3, 4])
 def test_what_plan_lists_is_what_runs_of_column_sums(rows: int, few_rows_in_a_sum, monkeypatch) -> None:
     few_rows_in_a_sum(rows)
-    layer = tritongru.GRU(5, 6, backend="step")
-    x = torch.randn(7, 3, 5)
-    _, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
-    assert dict(backward) == dict(tritongru.plan(layer, x).launches.backward)
+    assert_planned(tritongru.GRU(5, 6, backend="step"), torch.randn(7, 3, 5), monkeypatch)
 
 
-@pytest.mark.interpreted
+@interpreted
 @pytest.mark.parametrize("hidden", [32, 21])
 @pytest.mark.parametrize("exchange_bytes", [None, 0], ids=["one-launch", "several"])
-@pytest.mark.parametrize("variant", ["plain", "two-layers", "recompute"])
+@pytest.mark.parametrize("variant", ["plain", pytest.param("two-layers", marks=LONG), "recompute"])
 def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
     variant: str, exchange_bytes: int | None, hidden: int, monkeypatch
 ) -> None:
@@ -99,8 +98,8 @@ def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
     x = torch.randn(3, 2, 5)
     plan = tritongru.plan(layer, x)
     assert isinstance(dict(plan.tiles)["forward"], sequence.SequenceTiles)
-    forward, backward = forward_and_backward(layer, x, monkeypatch, h_0_needs_grad=False)
-    h_0 = torch.zeros(layer.num_layers * (1 + layer.bidirectional), 2, hidden)
+    forward, backward = forward_and_backward(layer, x, monkeypatch)
+    h_0 = torch.zeros(states(layer), 2, hidden)
     layer.zero_grad()  # or gradients are added to those there, and both are alive for a moment
     with memory(monkeypatch) as found:
         results = list(layer(x, h_0))
@@ -116,39 +115,24 @@ def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
     assert (peak_forward, peak_backward) == (plan.cost.peak_forward_bytes, plan.cost.peak_backward_bytes)
 
 
-@pytest.mark.interpreted
+@interpreted
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypatch) -> None:
-    """T forward and T backward, both directions in one, the gradient of h_0 among them."""
+    """T forward and T backward, both directions in one, the gradient of h_0 among them; a cell is one; and batch_first
+    launches exactly what time-major input does, without a copy."""
     layer = tritongru.GRU(5, 6, backend="step", bidirectional=bidirectional)
     forward, backward = forward_and_backward(layer, torch.randn(T, 2, 5), monkeypatch, h_0_needs_grad=True)
     assert forward["step_forward"] == T and backward["step_backward"] == T
     assert forward["step_backward"] == 0 and backward["step_forward"] == 0
-
-
-@pytest.mark.interpreted
-def test_a_cell_is_one_launch(monkeypatch) -> None:
-    cell = tritongru.GRUCell(5, 6, backend="step")
-    x, h = torch.randn(2, 5), torch.randn(2, 6)
-    with counted(monkeypatch) as forward, torch.no_grad():
-        cell(x, h)
-    assert dict(forward) == {"step_forward": 1}
-
-
-@pytest.mark.interpreted
-def test_non_contiguous_input_costs_no_copy_in_the_recurrence(monkeypatch) -> None:
-    """batch_first launches exactly what time-major input does."""
-    layer = tritongru.GRU(5, 6, backend="step")
-    first = tritongru.GRU(5, 6, backend="step", batch_first=True)
-    x, h = torch.randn(2, 4, 5), torch.zeros(1, 2, 6)
-    time_major = x.transpose(0, 1).contiguous()
-    with counted(monkeypatch) as contiguous, torch.no_grad():
-        layer(time_major, h)
-    with counted(monkeypatch) as batch_first, torch.no_grad():
-        first(x, h)
-    assert contiguous == batch_first
-    assert contiguous["step_forward"] == 4
+    cell, x, h = tritongru.GRUCell(5, 6, backend="step"), torch.randn(T, 2, 5), torch.zeros(1, 2, 6)
+    time_major, first = (tritongru.GRU(5, 6, backend="step", batch_first=first) for first in (False, True))
+    found = []
+    for call, *given in ((cell, x[0], h[0]), (time_major, x, h), (first, x.transpose(0, 1).contiguous(), h)):
+        with counted(monkeypatch) as launches, torch.no_grad():
+            call(*given)
+        found.append(launches)
+    assert dict(found[0]) == {"step_forward": 1} and found[1] == found[2] and found[2]["step_forward"] == T
 
 
 def fake_specialisations(calls) -> set[tuple]:
@@ -287,3 +271,49 @@ def test_what_is_kept_of_passes_is_bounded() -> None:
     assert list(kept) == ["c", "d"]
     kept.keep("large", Pass(None, print, [()] * 11))
     assert list(kept) == []
+
+
+# Nothing outside a tensor is read into a result or written, and every element of a result is written.
+
+
+def poisoned_layer(**kwargs: Any) -> tritongru.GRU:
+    layer = tritongru.GRU(7, 19, backend="step", **kwargs)
+    for p in layer.parameters():
+        p.data = poisoned(p.data)
+    return layer
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("T", [1, 3])
+@pytest.mark.parametrize("tiles", ["one", "h200"])
+def test_memory_between_fences(T: int, dtype: torch.dtype, tiles: str, monkeypatch, request) -> None:
+    if tiles == "h200":
+        request.getfixturevalue("h200_tiles")
+    layer = poisoned_layer(bidirectional=True, dtype=dtype)
+    x, h_0 = randn(T, 18, 7).to(dtype), randn(2, 18, 19).to(dtype)
+    found = call_between_fences(layer, poisoned(x), poisoned(h_0), monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+    gaps = call_between_fences(layer, with_gaps(x), with_gaps(h_0), monkeypatch)
+    # only the library products may sum in another order: a few roundings to storage
+    u = torch.finfo(dtype).eps / 2
+    assert all((a - b).norm() <= 8 * u * b.norm() for a, b in zip(found, gaps, strict=True))
+
+
+@interpreted
+@pytest.mark.parametrize("recompute", [False, True])
+def test_memory_between_fences_of_packed_rows(recompute: bool, monkeypatch, h200_tiles: None) -> None:
+    layer = poisoned_layer(bidirectional=True, recompute=recompute)
+    x = pack_padded_sequence(randn(5, 18, 7), torch.tensor([5] + [1, 2, 3] * 5 + [4, 4]), enforce_sorted=False)
+    found = call_between_fences(layer, x._replace(data=poisoned(x.data)), poisoned(randn(2, 18, 19)), monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+
+
+@interpreted
+def test_a_fence_catches_a_store_outside(monkeypatch) -> None:
+    """The fence itself: a launcher that writes one element too many is found."""
+    from tritongru.launch import step
+
+    with pytest.raises(AssertionError, match="beyond"), fences(monkeypatch):
+        tensor = step.empty(4, dtype=torch.float32, device=torch.device("cpu"))
+        tensor.as_strided((5,), (1,))[4] = 0.0
