@@ -19,7 +19,7 @@ B, DEVICE = 32, "h200"
 REGISTERS = 255  # of a thread at most, on NVIDIA
 DTYPES: dict[tuple[str, str], tuple[str, Look]] = {
     ("bf16", ""): ("bf16", {"facecolor": BLUE}),
-    ("fp32", "tf32"): ("fp32 (TF32 products)", {"facecolor": ORANGE, "hatch": "///"}),
+    ("fp32", "tf32"): ("fp32 (TF32; sequence up to H 128 FMA)", {"facecolor": ORANGE, "hatch": "///"}),
 }
 BACKENDS = ("sequence", "step")
 PASSES = ("forward", "backward")
@@ -57,7 +57,8 @@ def draw_resources(rows: Sequence[Row]) -> Figure | None:
         return None
     device = describe(DEVICE)
     found, axes = figure(
-        "Shared memory: sequence keeps its slice of W_h there, step only the tiles under way",
+        "sequence keeps its slice of W_h in registers, and in shared memory what these cannot hold; "
+        "step keeps none of it",
         [f"Kernels of the plans for an {device.name}, B {B}, one direction, training: {BACKENDS[0]} (one launch for "
          f"all timesteps) and {BACKENDS[1]} (one per timestep).",
          f"{_kind(rows)} Dashed: what a thread, or a program, can have at most."],
