@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import providers, study, work
-from benchmarks.cases import Case
+from benchmarks import providers, run, study, work
+from benchmarks.cases import Case, Entry
 from benchmarks.generated import generated
 from benchmarks.results import RESULTS
+from benchmarks.timing import HostMeter
 from tests.kit.mutants import mutant
 from tritongru.registry import has_triton
 
@@ -27,23 +28,10 @@ CASES = (Case(3, 18, 5, 40, "fp32"), Case(3, 3, 4, 24, "bf16"), Case(1, 1, 3, 16
 CPU = torch.device("cpu")
 
 
-def outcome(name: str, case: Case) -> dict[str, Tensor]:
-    """Output and h_n of a provider in the case's dtype."""
-    module = providers.find(name).make(case, device=CPU, dtype=work.TORCH_DTYPES[case.dtype])
-    module.load_state_dict(work.weights(case, torch.device("cpu")))
-    return work.outcome(module, work.Inputs.draw(case, CPU), trains=False)
-
-
-def errors(found: dict[str, Tensor], case: Case) -> dict[str, float]:
-    """Against nn.GRU in float64."""
-    truth = providers.find("nn.GRU").make(case, device=CPU, dtype=torch.float64)
-    truth.load_state_dict(work.weights(case, torch.device("cpu")))
-    return work.errors(found, work.outcome(truth, work.Inputs.draw(case, CPU).double(), trains=False))
-
-
-def wrong(found: dict[str, Tensor], case: Case) -> str:
-    """What the rule by which a GPU's run lets a provider be timed finds wrong; empty if nothing."""
-    return work.verdict(case, errors(found, case), errors(outcome("nn.GRU", case), case), False)
+def status(name: str, case: Case) -> str:
+    """What the rule by which a GPU's run lets a form be timed says of it."""
+    entry = Entry(case, ("inference",), ("nn.GRU", name), rounds=0)
+    return next(row.status for row in run.measure(entry, HostMeter()) if row.provider == name)
 
 
 @pytest.fixture(autouse=True)
@@ -60,7 +48,7 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("name", ["unfused", "step-input"])
 def test_a_form_is_right(name: str, case: Case) -> None:
-    assert not wrong(outcome(name, case), case)
+    assert status(name, case) == "ok"
 
 
 @interpreted
@@ -76,7 +64,7 @@ def test_a_form_is_right(name: str, case: Case) -> None:
 def test_a_mistake_in_the_unfused_form_is_found(old: str, new: str, tmp_path: Path, monkeypatch) -> None:
     kernels = mutant(tmp_path, "study/unfused.py", old, new, module="study.unfused")
     monkeypatch.setattr("tritongru.kernels.study.unfused", kernels, raising=False)  # not imported yet, maybe
-    assert wrong(outcome("unfused", CASES[0]), CASES[0])
+    assert status("unfused", CASES[0]) == "wrong"
 
 
 def test_what_a_form_does_not_serve_is_refused_as_a_backend_is() -> None:
@@ -93,20 +81,16 @@ OFTEN = ("unfused", "sequence")
 LOST = ("sequence-barrier", "sequence-in-triton")  # whose kernels are gone: their rows stay as they were
 
 
-def skip_other_versions() -> None:
-    import triton
-
-    versions = {row["triton"] for row in study.committed()}
-    if versions != {triton.__version__}:
-        pytest.skip(f"the rows are of Triton {', '.join(versions)}, this is {triton.__version__}")
-
-
 @compiled
 @pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=long) for n in study.FORMS])
 def test_committed_rows_are_what_this_version_compiles(name: str) -> None:
     """A form or the compiler's work has changed: `make study`."""
-    skip_other_versions()
-    assert study.row(name) == next(row for row in study.committed() if row["form"] == name)
+    import triton
+
+    committed = next(row for row in study.committed() if row["form"] == name)
+    if committed["triton"] != triton.__version__:
+        pytest.skip(f"the row is of Triton {committed['triton']}, this is {triton.__version__}")
+    assert study.row(name) == committed
 
 
 def test_committed_rows_are_of_every_form() -> None:
