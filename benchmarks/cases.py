@@ -85,5 +85,6 @@ class Entry:
     providers: tuple[str, ...] = (BASELINE, "default")
     checked: bool = True  # held against float64 before it is timed
     rounds: int = 40  # at the most; 0: nothing is timed
+    seconds: float = 1.0  # for each pass, over all providers
     replayed: bool = False  # what is sampled is the call in a CUDA graph
     note: str = ""  # of every row

@@ -83,10 +83,11 @@ def _ours(name: str, backend: str | None, **options: Any) -> Provider:
     return Provider(name, make, ours=True)
 
 
+TWIN = f"{BASELINE}, twin"
 PROVIDERS = {
     provider.name: provider
     for provider in (
-        Provider(BASELINE, partial(_make, nn.GRU, nn.GRUCell)),  # cuDNN on NVIDIA
+        *(Provider(name, partial(_make, nn.GRU, nn.GRUCell)) for name in (BASELINE, TWIN)),  # cuDNN on NVIDIA
         _ours("default", None),  # the layer as it comes
         *(_ours(name, name) for name in registry.BACKENDS),
         *(_ours(f"{name}-recompute", name, recompute=True) for name in ("step", "sequence")),

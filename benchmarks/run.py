@@ -41,7 +41,6 @@ from .results import ROWS, Environment, ResultsFile, Row, folder_of, read
 from .suites import chosen, shrunk
 from .timing import Call, CudaMeter, HostMeter, Timed, interleave, quantiles
 
-SECONDS = 1.0  # per case and pass, over all providers
 SAMPLE_US = 1000.0  # calls that are shorter are sampled several in a row ...
 LAUNCHES = 256  # ... as long as the launch queue does not fill
 REPLAYS = 5
@@ -263,7 +262,7 @@ def _timed(
             yield from rows(provider.name, [name], **failure)
         else:
             timed[provider.name] = timing
-    samples, failures = interleave(timed, meter, rounds=max(entry.rounds, pass_.rounds), seconds=SECONDS)
+    samples, failures = interleave(timed, meter, rounds=max(entry.rounds, pass_.rounds), seconds=entry.seconds)
     for provider_name, error in failures.items():
         yield from rows(provider_name, [name], **_failure(error))
     baseline = quantiles([s.time_us for s in samples[BASELINE]])[1] if BASELINE in samples else None

@@ -443,7 +443,6 @@ def test_the_command_of_a_suite_on_a_gpu(tmp_path, monkeypatch):
         (run, "no_gpu", lambda: None),
         (run, "CudaMeter", Meter),
         (run, "of_cuda", lambda index: describe("h200")),
-        (run, "SECONDS", 0.0),
         (results, "processor", lambda: "NVIDIA H200"),
         (tuned, "FOLDER", tmp_path / "tiles"),
     ):
