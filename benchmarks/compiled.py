@@ -93,7 +93,7 @@ def _plans(*devices: str) -> Iterator[Form]:
 def _specimens(device: str, backend: str, problem: Problem) -> dict[str, Specimen]:
     """The launches of a plan by kind; a launcher gives them in the order of the plan's tiles."""
     kinds = [kind for kind, _ in choose(problem, describe(device), backend).tiles]
-    return dict(zip(kinds, find(backend).load().specimens(problem, describe(device)), strict=True))
+    return dict(zip(kinds, find(backend).specimens(problem, describe(device)), strict=True))
 
 
 def figures(report: CompileReport) -> dict[str, object]:

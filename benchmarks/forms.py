@@ -53,7 +53,7 @@ class Unfused(nn.GRU):
 def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     """A library product and a launch of kernels/study/unfused.py for each timestep."""
     from tritongru.kernels.study import unfused as kernels
-    from tritongru.launch.runtime import Launch, empty, interpreted
+    from tritongru.launch.runtime import Kernel, empty, interpreted
     from tritongru.tools.interpreter import repair
 
     if interpreted(kernels.unfused_forward):
@@ -64,8 +64,8 @@ def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     a = empty(B, gates, dtype=dtype, device=device)
     y = empty(T, B, H, dtype=dtype, device=device)
     state = h_0.to(torch.float32, copy=True)
-    arguments = dict(a_ptr=a, x_ptr=x_proj, b_ptr=b_hh, state_ptr=state, y_ptr=y, H=H, BLOCK=BLOCK)
-    launch = Launch(kernels.unfused_forward, kernels.SCALARS, arguments, num_warps=4, num_stages=1)
+    arguments = dict(a_ptr=a, x_ptr=x_proj, b_ptr=b_hh, state_ptr=state, y_ptr=y)
+    launch = Kernel(kernels.unfused_forward, kernels.SCALARS, dict(H=H, BLOCK=BLOCK), num_warps=4).launch(arguments)
     h_prev, w_t = h_0, w_hh.t()
     for t in range(T):
         torch.mm(h_prev, w_t, out=a)

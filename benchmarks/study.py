@@ -78,7 +78,7 @@ def _unfused() -> Made:
 
 def _planned(backend: str, T: int) -> Made:
     plan = choose(_problem(T), describe(DEVICE), backend)
-    specimen, *_ = find(backend).load().specimens(_problem(T), describe(DEVICE))
+    specimen, *_ = find(backend).specimens(_problem(T), describe(DEVICE))
     launches = "1" if backend == "sequence" else "T"
     return Made(specimen, launches, *step_traffic(plan), backend == "sequence")
 

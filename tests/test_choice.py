@@ -17,7 +17,8 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from benchmarks import speed, table
-from tritongru import functional, module, ops, registry
+from tritongru import call, functional, module, registry
+from tritongru import layer as operators
 from tritongru.demo.training import Sizes
 from tritongru.planning import Device, Problem, choose, describe, measured
 from tritongru.planning.choose import fastest_backend
@@ -267,7 +268,7 @@ def as_on_an_h200(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def settled(T: int, H: int, dtype: torch.dtype, **how: Any) -> str:
     x = torch.empty(T, 32, 8, dtype=dtype, requires_grad=True)
-    found = functional._settle(None, x, T, 32, H, 1, (x,), **how)
+    found = call.settle(None, x, T, 32, H, 1, (x,), **how)
     assert isinstance(found, registry.Backend)
     return found.name
 
@@ -306,7 +307,7 @@ def test_the_operator_of_a_graph_chooses_among_the_layers_backends(H: int) -> No
     x, h_0 = torch.empty(4, 128, 8, device="meta"), torch.empty(1, 128, H, device="meta")
     assert chosen(H, 128, "fp32", True, T=4).backend == "aten"
     for training in (False, True):
-        assert ops._layer("", x, h_0, (None, None, None), False, training, False).backend.module is not None
+        assert operators._of_operator("", x, h_0, (None, None, None), False, training, False).backend.module is not None
 
 
 @pytest.mark.usefixtures("as_on_an_h200")

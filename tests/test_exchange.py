@@ -26,9 +26,11 @@ from tests.kit.drawn import BF16, DTYPES, FP16, FP32, SHORT, SHORT_SECONDS, Call
 from tests.kit.fences import call_between_fences, poisoned
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
-from tritongru import autograd
+from tritongru import layer as layers
+from tritongru import status as status_words
 from tritongru.kernels.exchange import publish
 from tritongru.launch import exchange, runtime, sequence
+from tritongru.planning.sequence import SequenceTiles
 from tritongru.tools.check import Case
 from tritongru.tools.emulator import emulate, emulating
 
@@ -122,7 +124,7 @@ def test_launches_over_time_give_the_bits_of_one(name: str, steps: int, monkeypa
     launches: list[str] = []
     with exchanging(monkeypatch, drawn.call.plan):
         whole = drawn.of_ours(0)
-        monkeypatch.setattr(sequence, "_visits_per_launch", lambda *_: steps)
+        monkeypatch.setattr(SequenceTiles, "visits_per_launch", lambda *_: steps)
         with runtime.observe(lambda kernel, grid: launches.append(kernel)):
             assert_same(whole, drawn.of_ours(1), "in several launches")
     T = drawn.call.case.sizes[0]
@@ -146,7 +148,7 @@ def test_launches_over_rows_give_the_bits_of_one(plan: ShrunkenPlan, packed: boo
 @pytest.mark.parametrize("dtype", [FP16, pytest.param(FP32, marks=LONG), pytest.param(BF16, marks=LONG)], ids=str)
 def test_recompute_in_chunks_of_time(dtype: torch.dtype, monkeypatch) -> None:
     """Backward gets and gives dh in float32 from chunk to chunk, and one direction at a time."""
-    monkeypatch.setattr(autograd, "steps_at_once", lambda T, B: 2)
+    monkeypatch.setattr(layers, "steps_at_once", lambda T, B: 2)
     drawn = Drawn(Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=21, bidirectional=True, recompute=True), dtype))
     with exchanging(monkeypatch, drawn.call.plan):
         drawn.assert_right(drawn.of_ours(0))
@@ -269,7 +271,7 @@ def _no_report_left():
     """A time-out of a test that failed is no other test's error."""
     yield
     with contextlib.suppress(RuntimeError):
-        sequence.check_all()
+        status_words.check_all()
 
 
 @contextlib.contextmanager
@@ -304,7 +306,7 @@ def test_a_wait_in_forward_that_runs_out(mistake: tuple[str, str], name: str, tm
         true, _ = forward_alone(drawn)
         with broken(mistake, tmp_path, monkeypatch):
             output, h_n = forward_alone(drawn, **SHORT)
-        assert exchange.status(output.device).word.item() == 1  # which the others look at
+        assert status_words.status(output.device).word.item() == 1  # which the others look at
         assert torch.equal(output[0][:, there], true[0][:, there])
         lost = [0] if mistake is not NEVER_RUNS else [0, 1, 2]
         assert output[1:, lost][..., there].isnan().all() and h_n[:, lost][..., there].isnan().all()
@@ -312,7 +314,7 @@ def test_a_wait_in_forward_that_runs_out(mistake: tuple[str, str], name: str, tm
             assert torch.equal(output[:, 1:], true[:, 1:])
         with pytest.raises(RuntimeError, match=r"ran out on cpu.*TRITONGRU_WAIT_SECONDS"):
             forward_alone(drawn)
-        assert exchange.status(output.device).word.item() == 0
+        assert status_words.status(output.device).word.item() == 0
         assert torch.equal(forward_alone(drawn)[0], true)
 
 
@@ -328,8 +330,8 @@ def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> N
         if not drawn.call.case.lengths:
             assert found["x"][:-1, 0].isnan().all() and found["x"][:, 1:].isfinite().all()
         with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
-            sequence.check_all()
-        sequence.check_all()
+            status_words.check_all()
+        status_words.check_all()
         drawn.assert_right(drawn.of_ours(0))
 
 
@@ -360,7 +362,7 @@ def test_how_a_user_hears_of_it(tmp_path, monkeypatch) -> None:
 def test_a_wait_ends_where_another_has_given_up(tmp_path, monkeypatch) -> None:
     """In a launch that was on its way when a wait of an earlier one ran out: at the first look at the status word."""
     drawn = Drawn(Call(ShrunkenPlan(), Case(T=2, B=1, I=3, H=24), FP32))
-    exchange.status(drawn.x.device).word.fill_(1)
+    status_words.status(drawn.x.device).word.fill_(1)
     with (
         exchanging(monkeypatch, drawn.call.plan),
         broken(NEVER_PUBLISHES["forward"], tmp_path, monkeypatch),
@@ -369,15 +371,15 @@ def test_a_wait_ends_where_another_has_given_up(tmp_path, monkeypatch) -> None:
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "1000")
         _, h_n = drawn.ours(drawn.x, drawn.h_0)
     assert scheduler.steps < 2000 and h_n[0, 0].isnan().all()
-    exchange.status(drawn.x.device).word.zero_()
-    sequence.check_all()  # whose wait ran out has said so
+    status_words.status(drawn.x.device).word.zero_()
+    status_words.check_all()  # whose wait ran out has said so
 
 
 @pytest.mark.parametrize("mode", ["default device", "inference mode"])
 def test_status_words_are_host_memory_that_can_be_reset(mode: str) -> None:
     """Whatever the first call of a process is made under."""
     with torch.device("meta") if mode == "default device" else torch.inference_mode():
-        status = exchange.Status(torch.device("cpu"))
+        status = status_words.Status(torch.device("cpu"))
     assert status.report.device.type == "cpu" and not status.report.is_inference()
     status.report.fill_(1)
     with pytest.raises(RuntimeError, match="ran out"):
@@ -389,8 +391,8 @@ def test_a_capture_before_the_first_call_is_refused_in_words(monkeypatch) -> Non
     """Status words made inside a capture would lie in the graph's memory and be zeroed at each replay."""
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     with pytest.raises(RuntimeError, match="call a layer once before the capture"):
-        exchange.Status(torch.device("cuda"))
-    exchange.Status(torch.device("cpu"))
+        status_words.Status(torch.device("cuda"))
+    status_words.Status(torch.device("cpu"))
 
 
 @pytest.mark.parametrize("given", ["", "0", "-1", "nan", "inf", "2000", "ten"])
@@ -401,13 +403,13 @@ def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
         forward_alone(drawn)
 
 
-@pytest.mark.parametrize(("given", "seconds"), [(None, exchange.WAIT_SECONDS), ("0.5", 0.5), ("1999", 1999.0)])
+@pytest.mark.parametrize(("given", "seconds"), [(None, status_words.WAIT_SECONDS), ("0.5", 0.5), ("1999", 1999.0)])
 def test_a_bound(given: str | None, seconds: float, monkeypatch) -> None:
     if given is None:
         monkeypatch.delenv("TRITONGRU_WAIT_SECONDS", raising=False)
     else:
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
-    assert exchange.wait_seconds() == seconds
+    assert status_words.wait_seconds() == seconds
 
 
 # ---- where it runs, and where not ------------------------------------------------------------------------------------
@@ -432,8 +434,8 @@ def refusing(monkeypatch, message: str, which: str, number: int) -> None:
     launch, seen = runtime.Launch.__call__, []
 
     def fail(self, grid, scalars):
-        if self.name.startswith(which):
-            seen.append(self.name)
+        if self.kernel.name.startswith(which):
+            seen.append(self.kernel.name)
             if len(seen) > number:
                 raise RuntimeError(message)
         launch(self, grid, scalars)

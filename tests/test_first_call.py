@@ -60,7 +60,7 @@ def test_what_is_compiled_is_what_is_launched(
     call = LayerCall(Visits.of(x, sizes), 1, H, dtype, "tf32", H200, save_gates=True)
     first_call._seen.clear()
     with hostcost.without_gpu(*kernels_of(module, H)):
-        first_call.prepare(module, call, x, flat, recompute=False)
+        first_call.prepare(module, call, I, flat, recompute=False)
         foreseen = set(asked)
         asked.clear()
         weights = LayerWeights.of(flat, 1)
@@ -68,7 +68,7 @@ def test_what_is_compiled_is_what_is_launched(
         module.backward(call, torch.zeros_like(y), torch.zeros_like(h_n), y, h_0, gates, weights, own)
         assert set(asked) == foreseen and len(foreseen) == (3 if module is step and T > 1 else 2)
         asked.clear()
-        first_call.prepare(module, call, x, flat, recompute=False)
+        first_call.prepare(module, call, I, flat, recompute=False)
         assert not asked  # known by now
 
 
@@ -134,5 +134,5 @@ def test_who_waits_more_than_a_second_is_told_once(
 
 
 def test_other_tiles_have_specimens_of_their_own() -> None:
-    specimens = registry.find("sequence:num_warps=4").load().specimens(Problem(4, 9, 8, 512, dtype="bf16"), H200)
+    specimens = registry.find("sequence:num_warps=4").specimens(Problem(4, 9, 8, 512, dtype="bf16"), H200)
     assert [s.num_warps for s in specimens] == [4, 4] and all(s.cooperative for s in specimens)

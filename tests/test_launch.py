@@ -164,15 +164,13 @@ def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch
 
     calls = []
 
-    class Recorded(runtime.Launch):
-        def __init__(self, kernel, scalars, arguments, *options, **more):
-            super().__init__(kernel, scalars, arguments, *options, **more)
-            calls.append((kernel, {**dict.fromkeys(scalars, 0), **arguments}))
+    class Recorded(runtime.Kernel):
+        def launch(self, arguments, pdl=False):
+            calls.append((self.kernel, {**dict.fromkeys(self.scalars, 0), **self.constants, **arguments}))
+            return super().launch(arguments, pdl)
 
-        def each(self, steps, same):
-            pass
-
-    monkeypatch.setattr(step, "Launch", Recorded)
+    monkeypatch.setattr(step, "Kernel", Recorded)
+    monkeypatch.setattr(runtime.Launch, "each", lambda self, steps, same: None)
     monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
     monkeypatch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
     layer = tritongru.GRU(20, hidden, backend="step", batch_first=batch_first)
@@ -246,9 +244,12 @@ def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
     own = torch.zeros(64)
     names = kernels.step_forward.arg_names[len(kernels.FORWARD_SCALARS) :]
     given: dict[str, Any] = {name: own if name.endswith("_ptr") else 8 for name in names}
+    compiled_in = [p.name for p in kernels.step_forward.params if p.is_constexpr]
 
     def kernels_after(first_scalar: int = 0, **changed: Any) -> int:
-        launch = runtime.Launch(kernels.step_forward, kernels.FORWARD_SCALARS, {**given, **changed}, 4, 1)
+        own = {**given, **changed}
+        constants = {name: own.pop(name) for name in compiled_in}
+        launch = runtime.Kernel(kernels.step_forward, kernels.FORWARD_SCALARS, constants, 4).launch(own)
         launch((1, 1, 1), (first_scalar,) + (0,) * (len(kernels.FORWARD_SCALARS) - 1))
         return len(runtime._compiled)
 

@@ -13,8 +13,10 @@ from tests.kit.drawn import SHORT, SHORT_SECONDS, Call, Drawn, put
 from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_finite_where_nn_gru_is
+from tritongru import status as status_words
 from tritongru.kernels.exchange import Wait
-from tritongru.launch import exchange, runtime, sequence
+from tritongru.launch import exchange, runtime
+from tritongru.planning.sequence import SequenceTiles
 from tritongru.tools.emulator import TWINS, EmulatorError, twins
 
 pytestmark = [
@@ -334,7 +336,7 @@ def short_waits(monkeypatch) -> Iterator[None]:
     monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", SHORT_SECONDS)
     yield
     with contextlib.suppress(RuntimeError):
-        sequence.check_all()
+        status_words.check_all()
 
 
 @pytest.fixture
@@ -395,7 +397,7 @@ def test_a_state_that_is_rounded_is_killed(backend: str, old: str, new: str, bro
     truth = torch.nn.GRU(3, 16, dtype=torch.float64)
     truth.load_state_dict(layer.state_dict())
     true = truth(x.double())[0].detach()
-    monkeypatch.setattr(sequence, "_visits_per_launch", lambda *_: 1)
+    monkeypatch.setattr(SequenceTiles, "visits_per_launch", lambda *_: 1)
     plan = ShrunkenPlan() if backend == "sequence" else None
 
     def error() -> torch.Tensor:
@@ -424,7 +426,7 @@ def test_no_fill_is_killed(monkeypatch) -> None:
 def test_blocks_that_nobody_owns_and_nobody_zeroes_are_killed(monkeypatch) -> None:
     buffer = exchange.Buffer.__init__
     monkeypatch.setattr(
-        exchange.Buffer, "__init__", lambda self, shape, slots, owned, *rest: buffer(self, shape, slots, 1 << 20, *rest)
+        exchange.Buffer, "__init__", lambda self, shape, *rest: buffer(self, shape._replace(owned=1 << 20), *rest)
     )
     assert outcome("three programs", monkeypatch) == "time-out"
 
@@ -444,11 +446,11 @@ def test_a_missing_program_is_killed(a_program_is_missing, monkeypatch) -> None:
 def test_a_status_word_that_is_reset_is_killed(a_program_is_missing, monkeypatch) -> None:
     """Whoever clears the words without telling of them; the kernel's own stores are tests/test_wait.py's."""
 
-    def clear(self: exchange.Status) -> None:
+    def clear(self: status_words.Status) -> None:
         self.word.zero_()
         self.report.zero_()
 
-    monkeypatch.setattr(exchange.Status, "check", clear)
+    monkeypatch.setattr(status_words.Status, "check", clear)
     assert outcome("three programs", monkeypatch) == "wrong"  # not the "time-out" that it is
 
 
@@ -461,4 +463,4 @@ def test_a_sentinel_that_is_published_is_killed(broken, monkeypatch) -> None:
     with exchanging(monkeypatch, drawn.call.plan):
         drawn.of_ours(0, **SHORT)
     with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
-        sequence.check_all()
+        status_words.check_all()

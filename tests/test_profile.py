@@ -43,12 +43,13 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
     """The launches of the block. The status words, which waiting programs look at, are left out."""
     import triton.runtime.interpreter as interpreter
 
-    from tritongru.launch import exchange, runtime
+    from tritongru import status as status_words
+    from tritongru.launch import runtime
     from tritongru.tools.emulator.memory import Memory
 
     launches: list[Watched] = []
     builder = interpreter.interpreter_builder
-    status = exchange.status(torch.device("cpu"))
+    status = status_words.status(torch.device("cpu"))
     words = [status.word.data_ptr(), status.report.data_ptr()]
 
     def noting(what, method, mask_at):

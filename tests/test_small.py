@@ -23,7 +23,7 @@ from tests.kit.counting import counted
 from tests.kit.drawn import DTYPES
 from tests.kit.fences import call_between_fences, poisoned, with_gaps
 from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
-from tritongru import autograd
+from tritongru import layer as layers
 from tritongru.kernels import small as kernels
 from tritongru.launch import runtime
 from tritongru.planning import describe
@@ -97,10 +97,10 @@ def test_float32_is_not_rounded_to_tf32_where_the_switch_allows_it(h200_tiles: N
     layer = tritongru.GRU(5, 20, backend="sequence")
     seen: list[Any] = []
     with pytest.MonkeyPatch.context() as patch:
-        forward = autograd.forward_pass
-        patch.setattr(autograd, "forward_pass", lambda layer, *rest: seen.append(layer) or forward(layer, *rest))
+        forward = layers.forward_pass
+        patch.setattr(layers, "forward_pass", lambda layer, *rest: seen.append(layer) or forward(layer, *rest))
         layer(torch.randn(2, 3, 5))
-    assert (seen[0].call.precision, seen[0].precision) == ("tf32", "ieee")
+    assert (seen[0].call.precision, seen[0].products) == ("tf32", "ieee")
     assert_right(Case(T=5, B=3, I=7, H=20), "sequence")
 
 

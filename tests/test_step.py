@@ -148,7 +148,7 @@ def test_same_call_same_bits() -> None:
 def test_tf32_factors_are_rounded_to_nearest(monkeypatch) -> None:
     """The interpreter multiplies in float32, so that what it computes from rounded factors is TF32's own product."""
     import tritongru
-    from tritongru import functional
+    from tritongru import products
 
     def rounded(t: torch.Tensor) -> torch.Tensor:  # 10 bits of fraction, ties away from zero
         return ((t.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
@@ -158,7 +158,7 @@ def test_tf32_factors_are_rounded_to_nearest(monkeypatch) -> None:
     x, h_0 = torch.randn(1, 4, 9), torch.randn(1, 4, 20)
     with torch.no_grad():
         plain = layer(x, h_0)[0]
-        monkeypatch.setattr(functional, "rnn_precision", lambda nvidia: "tf32")
+        monkeypatch.setattr(products, "rnn_precision", lambda nvidia: "tf32")
         found = layer(x, h_0)[0]
         a_i = rounded(x[0]) @ rounded(layer.weight_ih_l0).T
         a_h = rounded(h_0[0]) @ rounded(layer.weight_hh_l0).T

@@ -10,14 +10,15 @@ from __future__ import annotations
 import threading
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, cycle, islice, repeat
-from typing import Any
 
 import torch
 from torch import Tensor
+
+from .status import LENGTHS_OUTSIDE, status
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class Visits:
 
     def only_running(self, rows: Tensor) -> Tensor:
         """Time-major rows [T, B, ...] with zeros where none runs: what lies there may be NaN."""
-        runs = self.runs()
-        return rows if runs is None else rows.masked_fill(~runs[..., None], 0)
+        if self.lengths is None or (runs := self.runs()) is None:
+            return rows
+        return rows.masked_fill(~runs[..., None], 0)
 
     @property
     def stride_row(self) -> int:
@@ -99,15 +101,18 @@ class Visits:
         return self.batch_sizes[visit if direction == 0 else self.time - 1 - visit]
 
     def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """int32 on the device: rows of each time step, and the first of them; of a dense batch nothing is read."""
-        sizes, starts, _ = kept.tables(self.batch_sizes or (0,), device)
+        """Of a packed batch, int32 on the device: rows of each time step, and the first of them."""
+        assert self.batch_sizes is not None
+        sizes, starts, _ = kept.tables(self.batch_sizes, device)
         return sizes, starts
 
-    def lengths_and_starts(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """int32 on the device: how many time steps each row runs, and the first row of each time step of a packed
-        batch; what a batch does not have is not read."""
-        _, starts, lengths = kept.tables(self.batch_sizes or (0,), device)
-        return lengths if self.lengths is None else self.lengths, starts
+    def pointers(self, unread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """On the device of `unread`, which stands for what a batch does not have and nobody reads: how many time steps
+        each row runs (int32), the first row of each time step of a packed batch (int32), and resets (int8)."""
+        lengths, starts = unread if self.lengths is None else self.lengths, unread
+        if self.batch_sizes is not None:
+            _, starts, lengths = kept.tables(self.batch_sizes, unread.device)
+        return lengths, starts, (unread if self.resets is None else self.resets).view(torch.int8)
 
     def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a
@@ -160,7 +165,7 @@ class Visits:
         if self.batch_sizes is None:
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
-            return [(rows, h) for rows, h in (later if direction == 0 else earlier) if len(h)]
+            return [(rows, h) for rows, h in (later if direction == 0 else earlier) if h.shape[0]]
         carried, begun = self._rows_before(direction, y.device)
         return [(slice(0, N), y.index_select(0, carried).index_copy_(0, begun, h_0))]
 
@@ -197,23 +202,11 @@ def checked_lengths(lengths: Tensor, T: int) -> Tensor:
     """`lengths` as int32, brought into 1 .. T; one outside of it is a RuntimeError: at once on the CPU, on CUDA, for
     which nobody waits, at the next call that has lengths or runs `sequence`, or at `tritongru.synchronize()`."""
     inside = lengths.clamp(1, T)
-    if lengths.is_cuda and (reports := _reports()):
-        reports(lengths.device).note_lengths((lengths != inside).any())
+    if lengths.is_cuda:
+        status(lengths.device).note_lengths((lengths != inside).any())
     elif (wrong := lengths[lengths != inside]).numel():
         raise RuntimeError(f"{LENGTHS_OUTSIDE}: got {int(wrong[0])} where input has {T} steps")
     return inside.to(torch.int32)
-
-
-LENGTHS_OUTSIDE = "Expected sequence length to be larger than 0 in RNN, and no element of lengths above that of input"
-
-
-def _reports() -> Callable[[torch.device], Any] | None:
-    """Where a device leaves word for the host; None without Triton."""
-    try:
-        from .launch.exchange import status
-    except ImportError:
-        return None
-    return status
 
 
 @dataclass(frozen=True)

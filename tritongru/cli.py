@@ -146,9 +146,7 @@ def _plan(arguments: argparse.Namespace) -> int:
         from .registry import find
         from .tools.compile_report import compile_report, table
 
-        reports = [
-            compile_report(specimen, device) for specimen in find(plan.backend).load().specimens(problem, device)
-        ]
+        reports = [compile_report(specimen, device) for specimen in find(plan.backend).specimens(problem, device)]
     if arguments.json:
         print(json.dumps({**plan.as_dict(), "compiled": [report.as_dict() for report in reports]}, indent=2))
         return 0

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
-from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.nn import Parameter
 
-from . import one_step, ops, registry
-from .autograd import GRULayer, Layer
+from . import call, registry
 from .batch import Segments, Visits, checked_lengths
 from .beside import eager_beside_graphs
-from .launch.protocol import LayerCall
-from .ops import check_padding
-from .planning.choose import fastest_backend, off_chip
-from .products import rnn_precision
+from .call import Call, InGraph, into_a_graph, settle, stands_in, tracing, uses_aten
+from .checks import EMPTY, add_up, check_padding, unfit, unfit_call
 from .reference import gru_layer
-from .registry import DTYPES, Backend, constant_in_graphs
 
 _DENSE = (
     "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first",
@@ -31,10 +22,6 @@ _DENSE = (
 _PACKED = (
     "data", "batch_sizes", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
 )  # fmt: skip
-
-
-_TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
-EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
 @eager_beside_graphs
@@ -97,21 +84,10 @@ def gru(
         raise RuntimeError(f"{name} must be None with packed input, whose batch_sizes tell its lengths, got a tensor")
     given = dict(zip(names, args, strict=False)) | kwargs
     return _gru(
-        given["data" if packed else "input"],
-        given.get("batch_sizes"),
-        given["hx"],
-        given["params"],
-        given["has_biases"],
-        given["num_layers"],
-        given["dropout"],
-        given["train"],
-        given["bidirectional"],
-        given.get("batch_first", False),
-        backend,
-        recompute,
-        lengths,
-        resets,
-    )
+        given["data" if packed else "input"], given.get("batch_sizes"), given["hx"], given["params"],
+        given["has_biases"], given["num_layers"], given["dropout"], given["train"], given["bidirectional"],
+        given.get("batch_first", False), backend, recompute, lengths, resets,
+    )  # fmt: skip
 
 
 @eager_beside_graphs
@@ -145,24 +121,24 @@ def gru_cell(
         >>> tritongru.gru_cell(torch.randn(2, 3), torch.zeros(2, 4), w_ih, w_hh).shape
         torch.Size([2, 4])
     """
-    with_aten = (input, hx, w_ih, w_hh, b_ih, b_hh)
-    key, known = one_step.cell(backend, *with_aten)
-    if known is not None:
-        return known
-    if uses_aten(backend, input) or (into_a_graph() and _stands_in(backend, input)):  # a cell is traced as it stands
-        return torch.gru_cell(*with_aten)
     params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
-    reason: str | None = "the arguments do not fit a GRU cell"
-    if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
-        reason = _unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1)
-    chosen = reason or _settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
-    if isinstance(chosen, str):
-        result = torch.gru_cell(*with_aten)  # raises its own error where the input is at fault
-        return _or_refuse(backend, chosen, input, result)
-    x, h_0, params = _autocast(chosen, input, hx, params)
-    h = _layer(chosen, x[None], h_0[None], params, None, 1, cell=True)[1]
-    one_step.remember(key, chosen, x[None], h_0[None], params, layers=1)
-    return h
+    key = None
+    if call.may_know(input):
+        key = call.key_of(backend, input, hx, params, False, "cell", b_ih is None, b_hh is None)
+    found = call.known(key)
+    if found is None:
+        if uses_aten(backend, input) or (into_a_graph() and stands_in(backend, input)):
+            return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # traced as it stands
+        reason: str | None = "the arguments do not fit a GRU cell"
+        if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
+            reason = unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1, into_a_graph())
+        chosen = reason or settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
+        if isinstance(chosen, str):
+            result = torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # raises its own error if the input is at fault
+            return _or_refuse(backend, chosen, input, result)
+        visits = Visits(1, len(input))
+        found = call.keep(key, call.resolved(chosen, input[None], hx[None], params, visits, 1, 1, 0.0, cell=True))
+    return found(input[None], hx[None], params)[1]
 
 
 def _gru(
@@ -181,83 +157,91 @@ def _gru(
     lengths: Tensor | None,
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    padded, key = lengths is not None or resets is not None, None
-    one = not padded and _is_one_step(input, batch_sizes, batch_first)
-    if one and type(params) is list and not (bidirectional or dropout):
-        key = one_step.key_of(backend, (input, hx, *params), has_biases, num_layers, batch_first)
-        if (known := one_step.gru(key, input, hx, params)) is not None:
-            return known
+    padded, D = lengths is not None or resets is not None, 2 if bidirectional else 1
+    of_batch = (lengths is None, resets is None) if batch_sizes is None else (len(batch_sizes),)
+    flags = has_biases, num_layers, dropout, train, bidirectional, batch_first, recompute, *of_batch
+    key = call.key_of(backend, input, hx, params, batch_sizes is not None, *flags) if call.may_know(input) else None
+    found = call.known(key)
+    if found is None or not (batch_sizes is None or add_up(batch_sizes, input, hx.shape[1])):
 
-    def plain() -> tuple[Tensor, Tensor]:
-        if batch_sizes is None:
-            return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        return torch.gru(input, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
+        def plain() -> tuple[Tensor, Tensor]:
+            if batch_sizes is None:
+                return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
+            return torch.gru(input, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
 
-    by_aten = uses_aten(backend, input)
-    if by_aten and not padded:
-        return plain()
-    D = 2 if bidirectional else 1
-    reason = _unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first)
-    if padded:
-        if reason is not None:
-            result = plain()  # raises its own error where an argument is at fault
-            if hx.shape[1] == 0:
-                return result
-        lengths, resets = _time_major(input, lengths, resets, batch_first)
-
-    def layers(run: Callable[..., tuple[Tensor, Tensor]], x: Tensor, hx: Tensor, params: list[Tensor]) -> Any:
-        each = len(params) // num_layers
-        h_ns = []
-        for layer in range(num_layers):
-            h_0 = hx if num_layers == 1 else hx[layer * D : (layer + 1) * D]
-            x, h_n = run(x, h_0, params[layer * each : (layer + 1) * each])
-            h_ns.append(h_n)
-            if train and dropout != 0 and layer < num_layers - 1:
-                x = torch.dropout(x, dropout, True)
-        return x, h_ns[0] if num_layers == 1 else torch.cat(h_ns)
-
-    def aten() -> tuple[Tensor, Tensor]:
-        if not padded:
+        by_aten = uses_aten(backend, input)
+        if by_aten and not padded:
             return plain()
-        x = input.transpose(0, 1) if batch_first else input
-        if torch.compiler.is_compiling() or into_a_graph() or tracing():  # of what segments there are only values tell
-            within = None if lengths is None else lengths.clamp(1, len(x))
-            visits = Visits.of(x, None, within, resets)
-            y, h_n = layers(lambda x, h_0, weights: gru_layer(x, h_0, weights, has_biases, visits, D), x, hx, params)
-        else:
-            visits = Visits.of(x, None, None if lengths is None else checked_lengths(lengths, len(x)), resets)
-            y, h_n = _by_segments(x, visits, hx, D, params, has_biases, num_layers, dropout, train, bidirectional)
-        return y.transpose(0, 1) if batch_first else y, h_n
+        traced = into_a_graph()
+        reason = unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first, traced)
+        if padded:
+            if reason is not None:
+                result = plain()  # raises its own error where an argument is at fault
+                if hx.shape[1] == 0:
+                    return result
+            lengths, resets = _time_major(input, lengths, resets, batch_first)
 
-    chosen: Backend | InGraph | str
-    if by_aten:
-        return aten()
-    if reason is not None:
-        chosen = reason
-    else:
-        T = input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)
-        chosen = _settle(
-            backend, input, T, hx.shape[1], hx.shape[2], D, (hx, *params), recompute=recompute, padded=padded
-        )
-    if isinstance(chosen, str):  # aten raises its own error where the input is at fault
-        return _or_refuse(backend, chosen, input, aten())
-    if isinstance(chosen, Backend) and chosen.module is None:
-        hx = hx.contiguous()  # cuDNN takes no other, and has no backward of what did not train: the kernels do
-        if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
-            dropout, train = 0.0, True
-        return aten()
-    x, hx, params = _autocast(chosen, input, hx, params)
-    sizes = batch_sizes if batch_sizes is None or isinstance(chosen, InGraph) else tuple(batch_sizes.tolist())
-    if padded and not isinstance(chosen, InGraph):  # copies: who changes his own tensors changes no gradient
-        lengths = None if lengths is None else checked_lengths(lengths, T)
-        resets = None if resets is None else resets.clone(memory_format=torch.contiguous_format)
-    run = partial(
-        _layer, chosen, sizes=sizes, lengths=lengths, resets=resets, D=D, batch_first=batch_first, recompute=recompute
-    )
-    found = layers(run, x, hx, params)
-    if key is not None:
-        one_step.remember(key, chosen, input.transpose(0, 1) if batch_first else input, hx, params, num_layers)
-    return found
+        def aten() -> tuple[Tensor, Tensor]:
+            if not padded:
+                return plain()
+            how = has_biases, num_layers, dropout, train, bidirectional
+            x = input.transpose(0, 1) if batch_first else input
+            y, h_n = _padded_by_aten(x, lengths, resets, hx, params, *how)
+            return y.transpose(0, 1) if batch_first else y, h_n
+
+        if by_aten:
+            return aten()
+        if reason is not None:  # aten raises its own error where the input is at fault
+            return _or_refuse(backend, reason, input, aten())
+        T, B = (input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)), hx.shape[1]
+        chosen = settle(backend, input, T, B, hx.shape[2], D, (hx, *params), recompute=recompute, padded=padded)
+        if isinstance(chosen, str):
+            return _or_refuse(backend, chosen, input, aten())
+        if chosen is registry.ATEN:
+            if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
+                dropout, train = 0.0, True  # cuDNN has no backward of what did not train: the kernels do
+            flags = has_biases, num_layers, dropout, train, bidirectional
+            if batch_sizes is None:
+                return call.keep(key, Call(aten=(*flags, batch_first)))(input, hx, params)
+            return torch.gru(input, batch_sizes, hx.contiguous(), params, *flags)
+        how = num_layers, D, dropout if train else 0.0, batch_first and batch_sizes is None, recompute
+        if isinstance(chosen, InGraph):
+            operands = batch_sizes, lengths, resets
+            return call.resolved(chosen, input, hx, params, None, *how, in_graph=operands)(input, hx, params)
+        found = call.keep(key, call.resolved(chosen, input, hx, params, Visits(T, B), *how))
+    elif padded:
+        lengths, resets = _time_major(input, lengths, resets, batch_first)
+    return found(input, hx, params, _visits(input, batch_sizes, lengths, resets, batch_first))
+
+
+def _visits(
+    input: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
+) -> Visits | None:
+    """Of a packed or padded batch, with copies: who changes his own tensors changes no gradient. None: of a dense."""
+    if batch_sizes is not None:
+        return Visits.of(input, batch_sizes.tolist())
+    if lengths is None and resets is None:
+        return None
+    x = input.transpose(0, 1) if batch_first else input
+    lengths = None if lengths is None else checked_lengths(lengths, len(x))
+    return Visits.of(x, None, lengths, None if resets is None else resets.clone(memory_format=torch.contiguous_format))
+
+
+def _padded_by_aten(
+    x: Tensor, lengths: Tensor | None, resets: Tensor | None, hx: Tensor, params: list[Tensor], has_biases: bool,
+    num_layers: int, dropout: float, train: bool, bidirectional: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Of a time-major batch. In a graph by the equations: of what segments there are only values tell."""
+    D = 2 if bidirectional else 1
+    if torch.compiler.is_compiling() or into_a_graph() or tracing():
+        visits = Visits.of(x, None, None if lengths is None else lengths.clamp(1, len(x)), resets)
+
+        def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            return gru_layer(x, h_0, weights, has_biases, visits, D)
+
+        return Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
+    visits = Visits.of(x, None, None if lengths is None else checked_lengths(lengths, len(x)), resets)
+    return _by_segments(x, visits, hx, D, params, has_biases, num_layers, dropout, train, bidirectional)
 
 
 def _time_major(
@@ -294,140 +278,6 @@ def _by_segments(
     return y.new_zeros(visits.time, visits.batch, y.shape[-1]).index_put((t, b), y), h_n[states, ends]
 
 
-def _is_one_step(input: Tensor, batch_sizes: Tensor | None, batch_first: bool) -> bool:
-    """Whether T is 1, of a dense batch. Not asked in a graph, where T may be what only data tells."""
-    if batch_sizes is not None or torch.compiler.is_compiling() or not isinstance(input, Tensor):
-        return False
-    return input.dim() == 3 and type(input) is Tensor and input.shape[1 if batch_first else 0] == 1
-
-
-def uses_aten(backend: str | None, input: Tensor) -> bool:
-    """Whether PyTorch's own path is meant, before any look at shapes: asked for, on the CPU by default, or exported.
-
-    Raises:
-        ValueError: unknown backend.
-    """
-    if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
-        return True
-    if torch.compiler.is_compiling():  # before anything that Dynamo cannot trace
-        return _traced_backend(backend, input) == "aten"
-    found = registry.asked_for(backend)
-    if tracing():
-        registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
-        return True
-    if into_a_graph():
-        return _traced_backend(backend, input) == "aten"
-    if found is None and not input.is_cuda:
-        registry.log_once(logging.INFO, f"{registry.ON_THE_CPU} (aten)")
-        return True
-    return found is not None and found.name == "aten"
-
-
-def tracing() -> bool:
-    """Under jit tracing (ONNX's too), torch.func's derivatives or forward-mode differentiation: PyTorch's own path."""
-    return (
-        torch.jit.is_tracing()
-        or torch.autograd.forward_ad._current_level >= 0
-        or (torch._C._functorch.peek_interpreter_stack() is not None and not _mapping())
-    )
-
-
-def into_a_graph() -> bool:
-    """Under torch.compile, AOTAutograd, make_fx, fake tensors or vmap: a layer is an operator, see ops.py."""
-    if torch.compiler.is_compiling():
-        return True
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return _mapping()
-    if torch._C._len_torch_dispatch_stack() == 0:  # as in every eager call: it costs a tenth of a microsecond to know
-        return False
-    mode = torch._C._TorchDispatchModeKey
-    return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
-
-
-def _mapping() -> bool:
-    """Under torch.vmap, and under no other of torch.func's transforms."""
-    stack = torch._C._functorch.get_interpreter_stack()
-    return stack is not None and all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
-
-
-def _traced_backend(backend: str | None, input: Tensor) -> str:
-    return backend_of_graph(backend, input.device, registry.computing_dtype(input))
-
-
-def _stands_in(backend: str | None, input: Tensor) -> bool:
-    """Whether `reference` runs in a graph in place of aten."""
-    return input.device.type == "cpu" and backend_asked_for(backend) is None
-
-
-@constant_in_graphs
-def backend_asked_for(backend: str | None) -> str | None:
-    """Its name, or None where nobody asks for one; read when the graph is made."""
-    found = registry.asked_for(backend)
-    return None if found is None else found.name
-
-
-@constant_in_graphs
-def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """What a graph that is being made calls: "aten", a backend's name, or "" where the plan decides at each run.
-
-    On the CPU `reference` stands in for aten, which would be traced as T times a dozen operations.
-
-    Raises:
-        ValueError: unknown backend. RuntimeError: a backend that cannot run.
-    """
-    # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
-    if torch.compiler.is_exporting() or tracing():
-        return "aten"
-    found = registry.asked_for(backend)
-    if found is None:
-        stand_in = registry.BACKENDS["reference" if device.type == "cpu" else "step"]
-        if stand_in.why_not(device, dtype) is not None:
-            return "aten"
-        return stand_in.name if device.type == "cpu" else ""
-    if found.module is not None and (why_not := found.why_not(device, dtype)) is not None:
-        raise registry.refuse(found, why_not, device, dtype)
-    return found.name
-
-
-@dataclass(frozen=True)
-class InGraph:
-    """The operator of ops.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
-
-    name: str
-    autocast: bool  # not where it stands in for aten on the CPU, which autocast leaves alone
-
-
-def _settle(
-    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
-    *, recompute: bool = False, cell: bool = False, padded: bool = False,
-) -> Backend | InGraph | str:  # fmt: skip
-    """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
-    if into_a_graph():
-        name = _traced_backend(backend, input)
-        stands_in = _stands_in(backend, input)
-        if stands_in and any(t.dtype != input.dtype for t in others):
-            return "the arguments have several dtypes"
-        return InGraph(name, autocast=not stands_in)
-    dtype, device = registry.computing_dtype(input), registry.device_of(input.device)
-    found = registry.asked_for(backend)
-    why_not = (found or registry.BACKENDS["step"]).why_not(input.device, dtype)
-    if why_not is not None:
-        return why_not
-    reason = "asked for"
-    if found is None or found.keeps_weights_on_chip:
-        training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
-        shape = (H, D, DTYPES[dtype], rnn_precision(device.vendor == "nvidia"), training, device)
-        if found is None:
-            # PyTorch's path keeps more than the output, its cell was not timed, and to cut a padded batch waits.
-            aten = not (cell or padded or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
-            choice = fastest_backend(B, T, *shape, aten)
-            found, reason = registry.BACKENDS[choice.backend], choice.reason
-        elif (why_not := off_chip(B, *shape, found.overrides)) is not None:
-            return why_not
-    registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
-    return InGraph(found.name, autocast=True) if ops.seen_by_a_mode() else found
-
-
 def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
     if into_a_graph():
@@ -441,110 +291,3 @@ def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> 
         raise registry.refuse(found, reason, input.device, registry.computing_dtype(input))
     registry.log_once(logging.WARNING, f"PyTorch's own path (aten) runs on {input.device}: {reason}")
     return result
-
-
-def _autocast(
-    chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: list[Tensor]
-) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """All of them in autocast's dtype, if it is on for their device; cuDNN's GRU takes float16 whichever that is."""
-    if isinstance(chosen, InGraph) and not chosen.autocast:
-        return x, hx, params
-    dtype = registry.computing_dtype(x)
-    return x.to(dtype), hx.to(dtype), [p.to(dtype) for p in params]
-
-
-def _unfit_call(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    D: int,
-    batch_first: bool,
-) -> str | None:
-    """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words."""
-    tensors = [input, hx, *params] if batch_sizes is None else [input, hx, batch_sizes, *params]
-    if not all(isinstance(t, Tensor) for t in tensors):
-        return "an argument is not a tensor"
-    if batch_sizes is None:
-        if input.dim() != 3:
-            return "input is not 3-D"
-        T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
-    else:
-        if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
-            return "data is not 2-D or batch_sizes not 1-D on the CPU"
-        if into_a_graph():  # their values are there when the graph runs: the operator looks at them
-            B = hx.shape[1] if hx.dim() == 3 else 0
-            return _unfit(input, len(batch_sizes), B, hx, params, has_biases, num_layers, D)
-        sizes = batch_sizes.tolist()
-        if not sizes or sum(sizes) != len(input) or sizes != sorted(sizes, reverse=True) or sizes[-1] < 1:
-            return "batch_sizes do not add up to data, or rise"
-        T, B = len(sizes), sizes[0]
-    return _unfit(input, T, B, hx, params, has_biases, num_layers, D)
-
-
-def _unfit(
-    input: Tensor, T: int, B: int, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int, D: int
-) -> str | None:
-    # In a graph T and B may be what only data tells: the operator looks when it runs.
-    if 0 in (input.shape[-1], hx.shape[-1]) or (not into_a_graph() and min(T, B) == 0):
-        return EMPTY
-    every = [input, hx, *params]
-    if any(type(t) not in (Tensor, Parameter, *_TRACED) for t in every):
-        return "an argument is a tensor subclass"
-    if any(t.device != input.device for t in every):
-        return "the arguments lie on several devices"
-    autocast = registry.autocasting(input.device)
-    dtypes = {t.dtype for t in every}
-    if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
-        return "the arguments have several dtypes"
-    if input.layout != torch.strided or hx.dim() != 3 or hx.shape[:2] != (num_layers * D, B):
-        return "hx does not fit"
-    H = hx.shape[-1]
-    each = 4 if has_biases else 2
-    if len(params) != num_layers * D * each:
-        return "the number of parameters does not fit"
-    I = input.shape[-1]
-    for layer in range(num_layers):
-        inner = I if layer == 0 else D * H
-        expected = [(3 * H, inner), (3 * H, H), (3 * H,), (3 * H,)][:each] * D
-        if any(tuple(p.shape) != e for p, e in zip(params[layer * each * D :], expected, strict=False)):
-            return "a parameter's shape does not fit"
-    return None
-
-
-def _layer(
-    backend: Backend | InGraph,
-    x: Tensor,
-    h_0: Tensor,
-    weights: Sequence[Tensor],
-    sizes: Any,
-    D: int,
-    *,
-    lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-    batch_first: bool = False,
-    recompute: bool = False,
-    cell: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """One layer; `sizes` of a packed batch are a tensor for the operator, else a tuple of integers."""
-    batch_first = batch_first and sizes is None
-    training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
-    if isinstance(backend, InGraph):
-        y, h_n, _, _ = ops.layer_forward(
-            x, h_0, list(weights), sizes, backend.name, batch_first, training, training and recompute, lengths, resets
-        )
-        return y, h_n[0] if cell else h_n
-    device = registry.device_of(x.device)
-    call = LayerCall(
-        visits=Visits.of(x.transpose(0, 1) if batch_first else x, sizes, lengths, resets),
-        directions=D,
-        hidden_size=h_0.shape[-1],
-        dtype=DTYPES[x.dtype],
-        precision=rnn_precision(device.vendor == "nvidia"),
-        device=device,
-        save_gates=training,
-    )
-    y, h_n = GRULayer.apply(Layer(backend, call, batch_first, cell, recompute), x, h_0, *weights)
-    return y, h_n

@@ -1,23 +1,21 @@
 """The gradients of one layer: gates again where they were not kept, a backend's backward, the library products.
 
 `whole` takes all T at once. With recompute and many rows `in_chunks` takes one chunk of time after the other, so that
-gates and gate gradients are there for a chunk alone, however long the sequence. `second_gradients` differentiates them.
+gates and gate gradients are there for a chunk alone, however long the sequence.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import products
+from . import parts, products
 from .batch import Visits
-from .launch.protocol import LayerCall, LayerWeights, SavedGates
+from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
 from .parts import part
-from .reference import gru_layer
 
 ROWS_AT_ONCE = 1 << 14  # with recompute: rows whose gates, and then gate gradients, are there at once
 
@@ -36,14 +34,14 @@ class Wanted:
 
     x: bool
     h_0: torch.dtype | None  # in which dtype
-    weights: tuple[tuple[bool, ...], ...]  # (w_ih, w_hh[, b_ih, b_hh]) of each direction
+    weights: Sequence[Sequence[bool]]  # (w_ih, w_hh[, b_ih, b_hh]) of each direction
 
 
 @dataclass(frozen=True)
 class BackwardPass:
     """What a layer's backward starts from; x, y, dy are time-major or packed."""
 
-    backend: Any  # the module with forward and backward
+    launcher: Launcher
     call: LayerCall
     weights: LayerWeights
     x: Tensor  # [T, B, I] or [N, I]
@@ -59,15 +57,17 @@ class BackwardPass:
 def whole(p: BackwardPass) -> Gradients:
     """All T at once."""
     gates = p.gates.pop() if p.gates else recompute_gates(p)
-    dgates, dh_0 = p.backend.backward(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
+    run = p.launcher.backward if not parts.blocks else part("recurrence")(p.launcher.backward)
+    dgates, dh_0 = run(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
     del gates  # unless the graph is retained they are gone before anything else comes
     dx = products.input_gradient(dgates, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
-    need_x = any(want[0] for want in p.wanted.weights)
-    # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
-    rows = p.call.visits.only_running(p.x).reshape(p.call.visits.size_rows, -1) if need_x else p.x
+    rows: Tensor | None = None
     d_weights: list[Tensor | None] = []
-    for direction, (dgate, want) in enumerate(zip(dgates, p.wanted.weights, strict=True)):
-        d_weights.append(products.input_weight_gradient(dgate, rows) if want[0] else None)
+    for direction, (dgate, want) in enumerate(zip(dgates.unbind(0), p.wanted.weights, strict=True)):
+        if want[0] and rows is None:
+            # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
+            rows = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1])
+        d_weights.append(products.input_weight_gradient(dgate, rows) if want[0] and rows is not None else None)
         d_weights.append(products.hidden_weight_gradient(dgate, _h_prev(p, direction)) if want[1] else None)
         if len(want) == 4:
             db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
@@ -78,7 +78,7 @@ def whole(p: BackwardPass) -> Gradients:
 def _h_prev(p: BackwardPass, direction: int) -> list[tuple[slice, Tensor]]:
     """h_{t-1} of every row of a direction, as `Visits.h_prev` gives it."""
     visits = p.call.visits
-    y = p.y.reshape(visits.size_rows, p.call.directions, p.call.hidden_size)
+    y = p.y.reshape(-1, p.call.directions, p.call.hidden_size)
     return visits.h_prev(y[:, direction], p.h_0[direction], direction)
 
 
@@ -98,9 +98,9 @@ def in_chunks(p: BackwardPass, steps: int) -> Gradients:
         for stop in range(p.call.visits.time, 0, -steps):
             start = max(stop - steps, 0)
             assert dh is not None
-            dh, parts = _chunk(p, direction, start, stop, dh, p.wanted.h_0 if start == 0 else wide, dx)
-            sums = [_plus(total, part, wide) for total, part in zip(sums, parts, strict=True)]
-            del parts
+            dh, of_chunk = _chunk(p, direction, start, stop, dh, p.wanted.h_0 if start == 0 else wide, dx)
+            sums = [_plus(total, part, wide) for total, part in zip(sums, of_chunk, strict=True)]
+            del of_chunk
         d_weights += [None if total is None else total.to(p.y.dtype) for total in sums]
         if dh is not None:
             dh_0s.append(dh)
@@ -131,9 +131,11 @@ def _chunk(
         time, before = slice(T - stop, T - start), T - start
         x, y, dy = (t[time].flip(0) for t in tensors)
     h_0 = p.h_0[direction] if start == 0 else p.y[before, :, half]
+    settled = p.call.settled.setdefault(("chunk", stop - start), {})
     dx_chunk, dh_0, d_weights = whole(
         BackwardPass(
-            p.backend, replace(p.call, visits=Visits(stop - start, B), directions=1), p.weights.only(direction),
+            p.launcher, replace(p.call, visits=Visits(stop - start, B), directions=1, settled=settled),
+            p.weights.only(direction),
             x, h_0[None], y.contiguous(), [], dy, dh_n,
             Wanted(p.wanted.x, dh_0_dtype, p.wanted.weights[direction : direction + 1]),
         )
@@ -176,60 +178,3 @@ def _into_gates(p: BackwardPass, direction: int, x_proj: Tensor, q: Tensor) -> N
             out_q.copy_(a_h[:, 2 * H :])
             n.addcmul_(r_z[:, :H], out_q).tanh_()
             del a_h  # before there is another
-
-
-def second_gradients(
-    tensors: Sequence[Any],
-    visits: Visits,
-    batch_first: bool,
-    wanted: Sequence[bool],
-    cotangents: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """Double backward: the derivative of a layer's gradients, by autograd through the reference equations.
-
-    These are computed again, in float32 at least, for y and the gates are functions of x, h_0 and the weights and so
-    have no gradient of their own. Under create_graph the result is differentiable in turn, to any order.
-
-    Args:
-        tensors: dy, dh_n (None: zero), x, h_0 and the weights, as the layer got them.
-        visits: of the layer's call.
-        wanted: which of the gradients of x, h_0 and the weights the first backward gave.
-        cotangents: of each of those that it gave; None: zero.
-        needed: of which of `tensors` a gradient is wanted now.
-
-    Returns:
-        The gradients of `tensors`, None where not needed.
-    """
-    further = torch.is_grad_enabled()
-    # Inputs of a graph of this call's own. For a further derivative it hangs on the tensors given.
-    own: list[Any] = [
-        None if t is None else t.view_as(t) if further and t.requires_grad else t.detach().requires_grad_()
-        for t in tensors
-    ]
-    with torch.enable_grad(), products.products(tensors[2], "ieee"):
-        wide: list[Any] = [None if t is None else t.to(products.at_least_float32(t.dtype)) for t in own]
-        dy, dh_n, x, h_0, *weights = wide
-        D = len(h_0)
-        x = x.transpose(0, 1) if batch_first else x
-        y, h_n = gru_layer(x, h_0, weights, len(weights) == 4 * D, visits, D)
-        results = y.transpose(0, 1) if batch_first else y, h_n
-        of = [t for t, want in zip(own[2:], wanted, strict=True) if want]
-        first = _pulled_back(results, (dy, dh_n), of, create_graph=True)
-        asked = [t for t, need in zip(own, needed, strict=True) if need and t is not None]
-        second = iter(_pulled_back(first, cotangents, asked, create_graph=further))
-    return [next(second) if need and t is not None else None for t, need in zip(own, needed, strict=True)]
-
-
-def _pulled_back(
-    outputs: Sequence[Tensor | None], cotangents: Sequence[Tensor | None], inputs: Sequence[Any], create_graph: bool
-) -> Sequence[Tensor | None]:
-    """torch.autograd.grad, without those of the outputs that have no cotangent; None for what depends on nothing."""
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None]
-    if not pairs or not inputs:
-        return [None] * len(inputs)
-    given, by = zip(*pairs, strict=True)
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        given, inputs, by, create_graph=create_graph, allow_unused=True
-    )
-    return found

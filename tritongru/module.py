@@ -6,15 +6,16 @@ Construction, parameters, state_dict, errors and every path that the kernels do 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import one_step, registry
+from . import call, registry
 from .beside import compile_call, eager_beside_graphs
-from .functional import gru, gru_cell, into_a_graph, uses_aten
+from .call import into_a_graph, uses_aten
+from .functional import gru, gru_cell
 
 
 class GRU(nn.GRU):
@@ -85,8 +86,15 @@ class GRU(nn.GRU):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
     ) -> Any:
-        if any(t is not None for t in defaults):
+        if defaults and any(t is not None for t in defaults):
             raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
+        if lengths is None and resets is None and call.may_know(input) and input.dim() == 3:
+            weights, how = self._weights(), (self.bias, self.num_layers, self.dropout, self.training)
+            flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
+            hx = self._zeros(input, input.size(0 if self.batch_first else 1)) if hx is None else hx
+            found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
+            if found is not None:
+                return found(input, hx, weights)
         packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
         if packed and padded:
             name = "resets" if lengths is None else "lengths"
@@ -95,6 +103,15 @@ class GRU(nn.GRU):
             return super().forward(input, hx)
         self._update_flat_weights()
         return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx, lengths, resets)
+
+    def _weights(self) -> list[Tensor]:
+        """As nn.GRU's `_flat_weights` after a look at each."""
+        own = cast(dict[str, Tensor], self._parameters)
+        try:
+            return [own[name] for name in self._flat_weights_names]
+        except KeyError:  # one is made of others: a parametrization
+            self._update_flat_weights()
+            return cast(list[Tensor], self._flat_weights)
 
     def _forward_dense(
         self, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
@@ -194,11 +211,12 @@ class GRUCell(nn.GRUCell):
 
     @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if hx is not None and one_step.may_know(input):
-            weights = self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
-            _, known = one_step.cell(self.backend, input, hx, *weights)
-            if known is not None:
-                return known
+        if hx is not None and call.may_know(input):
+            weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
+            flags = "cell", self.bias_ih is None, self.bias_hh is None
+            found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
+            if found is not None:
+                return found(input[None], hx[None], weights)[1]
         if uses_aten(self.backend, input):
             return super().forward(input, hx)
         if input.dim() not in (1, 2):

@@ -17,23 +17,18 @@ PREFIX = "tritongru: "  # of the ranges' names
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_profiling = 0  # how many blocks are open: a count of the process, since backward runs on autograd's own threads
+blocks = 0  # of `profiling` that are open: a count of the process, since backward runs on autograd's own threads
 
 
 @contextmanager
 def profiling() -> Iterator[None]:
     """Inside, in every thread: marked functions are ranges `tritongru: <part>`, in any profiler of PyTorch."""
-    global _profiling
-    _profiling += 1
+    global blocks
+    blocks += 1
     try:
         yield
     finally:
-        _profiling -= 1
-
-
-def profiled() -> bool:
-    """Whether a block of `profiling` is open."""
-    return _profiling > 0
+        blocks -= 1
 
 
 def part(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -42,7 +37,7 @@ def part(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def marked(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def inside(*args: P.args, **kwargs: P.kwargs) -> R:
-            if not _profiling:
+            if not blocks:
                 return function(*args, **kwargs)
             with record_function(PREFIX + name):
                 return function(*args, **kwargs)

@@ -50,12 +50,25 @@ def products(x: Tensor, precision: str) -> Iterator[None]:
             yield
 
 
+def as_they_are(x: Tensor, precision: str) -> bool:
+    """Whether `products` would change nothing."""
+    kind = x.device.type
+    if (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
+        return False
+    return kind != "cuda" or x.dtype != torch.float32 or _runs_by(precision)
+
+
+def _runs_by(precision: str) -> bool:
+    """Whether library products in float32 run so as it is."""
+    return torch.backends.cuda.matmul.fp32_precision in (precision, "none" if precision == "ieee" else precision)
+
+
 @contextmanager
 def _matmul_precision(precision: str) -> Iterator[None]:
     global _turned, _before
     matmul = torch.backends.cuda.matmul
     with _turning:
-        turn = _turned > 0 or matmul.fp32_precision not in (precision, "none" if precision == "ieee" else precision)
+        turn = _turned > 0 or not _runs_by(precision)
         if turn and _turned == 0:
             _before = matmul.fp32_precision
             matmul.fp32_precision = precision
@@ -85,7 +98,7 @@ def input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
     """dx [N, I] from dgates [D, N, 4H]: the sum over the directions of [dn dr dz] W_i."""
     H = dgates.shape[-1] // 4
     dx: Tensor | None = None
-    for dgate, weight in zip(dgates, w_ih, strict=True):
+    for dgate, weight in zip(dgates.unbind(0), w_ih, strict=True):
         weight = weight.roll(H, 0)  # rows n, r, z
         dx = dgate[:, : 3 * H] @ weight if dx is None else dx.addmm_(dgate[:, : 3 * H], weight)
     assert dx is not None
@@ -116,7 +129,7 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
     """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider."""
-    dn, dr, dz, dq = column_sums(dgate).to(dgate.dtype).view(4, -1)
+    dn, dr, dz, dq = column_sums(dgate).to(dgate.dtype).view(4, -1).unbind(0)
     return torch.cat([dr, dz, dn]), torch.cat([dr, dz, dq])
 
 
@@ -127,10 +140,10 @@ def column_sums(rows: Tensor) -> Tensor:
     column: 132 MiB for [16384, 2048] on an H200, where every tensor of the call together has 160. Fewer rows have none.
     """
     wide, few = at_least_float32(rows.dtype), ROWS_OF_A_SUM
-    while len(rows) > few:
-        sums = -(-len(rows) // few)
+    while rows.shape[0] > few:
+        sums = -(-rows.shape[0] // few)
         partial = rows.new_empty(sums, rows.shape[1], dtype=wide)
-        at_once = len(rows) // few
+        at_once = rows.shape[0] // few
         torch.sum(rows[: at_once * few].unflatten(0, (at_once, few)), 1, dtype=wide, out=partial[:at_once])
         if sums > at_once:
             torch.sum(rows[at_once * few :], 0, dtype=wide, out=partial[at_once])

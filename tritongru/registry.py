@@ -6,7 +6,6 @@ import importlib
 import importlib.util
 import logging
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,11 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ambient
+from . import ambient, status
+from .launch.protocol import Launcher, Overrides
 from .planning import Device, Plan, Problem, choose, describe
-from .planning.choose import unserved, with_overrides
+from .planning.choose import fastest_backend, off_chip, unserved, with_overrides
 from .planning.devices import of_cuda
-from .planning.sequence import Overrides
 from .products import rnn_precision
 
 logger = logging.getLogger("tritongru")
@@ -30,26 +29,32 @@ ON_THE_CPU = "tensors on the CPU take PyTorch's own path"
 DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.float64: "fp64"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Backend:
-    """One way to run a GRU. `module` has forward and backward of one layer; None is PyTorch's own whole-call path."""
+    """One way to run a GRU. `module`, a `launch.protocol.Launcher`, runs a layer; None is PyTorch's own whole-call
+    path."""
 
     name: str
     about: str
     module: str | None
     triton: bool = False
+    on_chip: bool = False  # it serves only what the chip holds: planning/choose.py off_chip
     overrides: Overrides = ()  # fields of its tiles, set for a measurement
 
-    @property
-    def keeps_weights_on_chip(self) -> bool:
-        """Whether it is `sequence`, which serves what the chip holds."""
-        return self.module == "tritongru.launch.sequence"
-
-    def load(self) -> Any:
-        """The module with `forward` and `backward`, or the two of them alone."""
+    def load(self) -> Launcher:
         assert self.module is not None
-        module = _load(self.module)
-        return module.overridden(self.overrides) if self.overrides else module
+        return _load(self.module)
+
+    def specimens(self, problem: Problem, device: Device) -> list[Any]:
+        """What a call of a Triton backend launches, by its types: a `launch.runtime.Specimen` each."""
+        return self.load().specimens(problem, device, overrides=self.overrides)
+
+    def too_large(self, x: Tensor, B: int, H: int, D: int, training: bool) -> str | None:
+        """Why it cannot run a layer on x for its size; None if it can."""
+        if not self.on_chip:
+            return None
+        device, dtype = device_of(x.device), DTYPES[computing_dtype(x)]
+        return off_chip(B, H, D, dtype, rnn_precision(device.vendor == "nvidia"), training, device, self.overrides)
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on tensors of this device and dtype; None if it can."""
@@ -73,10 +78,19 @@ BACKENDS = {
         Backend("reference", "the equations in PyTorch, backward written out", "tritongru.launch.reference"),
         Backend("step", "one fused Triton launch per timestep, each way", "tritongru.launch.step", triton=True),
         Backend(
-            "sequence", "one Triton launch per sequence, W_h kept on chip", "tritongru.launch.sequence", triton=True
+            "sequence",
+            "one Triton launch per sequence, W_h kept on chip",
+            "tritongru.launch.sequence",
+            triton=True,
+            on_chip=True,
         ),
     )
 }
+
+
+ATEN = BACKENDS["aten"]
+IN_GRAPHS_ON_THE_CPU = BACKENDS["reference"]  # in place of ATEN, which would be traced as T times a dozen operations
+ANY_SIZE = BACKENDS["step"]  # kernels that serve whatever kernels can
 
 
 @dataclass(frozen=True)
@@ -90,8 +104,8 @@ class BackendStatus:
 
 
 @cache
-def _load(module: str) -> Any:
-    return importlib.import_module(module)
+def _load(module: str) -> Launcher:
+    return cast(Launcher, importlib.import_module(module))
 
 
 @cache
@@ -143,6 +157,13 @@ def aten_as_measured(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether PyTorch's own path may be chosen where a kernel could run: if it is cuDNN, which was timed, and answers
     in the dtype that was asked for (under autocast to bfloat16 cuDNN's GRU answers in float16)."""
     return torch.backends.cudnn.enabled and not (dtype == torch.bfloat16 and autocasting(device))
+
+
+def fastest(x: Tensor, T: int, B: int, H: int, D: int, training: bool, aten: bool) -> tuple[Backend, str]:
+    """What the plan takes for a layer on x that kernels serve, and why; aten: whether PyTorch's own path may be it."""
+    device, dtype = device_of(x.device), DTYPES[computing_dtype(x)]
+    choice = fastest_backend(B, T, H, D, dtype, rnn_precision(device.vendor == "nvidia"), training, device, aten)
+    return BACKENDS[choice.backend], choice.reason
 
 
 def backends() -> tuple[BackendStatus, ...]:
@@ -243,9 +264,7 @@ def synchronize(device: Any = None) -> None:
     """
     if torch.cuda.is_available():
         torch.cuda.synchronize(device)
-    launcher = sys.modules.get("tritongru.launch.exchange")  # not imported: nothing of it has run
-    if launcher is not None:
-        launcher.check_all()
+    status.check_all()
 
 
 def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:

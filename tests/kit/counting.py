@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from torch.utils._python_dispatch import _disable_current_modes
 
-from tritongru import autograd, ops
+from tritongru import call, layer
 from tritongru.launch import runtime
 from tritongru.tools.counted import Watch
 
@@ -17,16 +17,16 @@ from tritongru.tools.counted import Watch
 def looked_into(monkeypatch) -> Iterator[None]:
     """Dispatch modes of the block see what a layer runs where there are none, instead of its operators; but not what
     Triton's interpreter does inside a launch."""
-    call = runtime.Launch.__call__
+    launch = runtime.Launch.__call__
 
     def quietly(self, grid, scalars):
         with _disable_current_modes():
-            call(self, grid, scalars)
+            launch(self, grid, scalars)
 
     with monkeypatch.context() as patch:
         patch.setattr(runtime.Launch, "__call__", quietly)
-        patch.setattr(ops, "seen_by_a_mode", lambda: False)
-        patch.setattr(autograd, "_by_operator", lambda dy, dh_n: False)
+        patch.setattr(call, "seen_by_a_mode", lambda: False)
+        patch.setattr(layer, "_by_operator", lambda dy, dh_n: False)
         yield
 
 

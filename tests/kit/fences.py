@@ -55,7 +55,7 @@ class Fences:
 @contextmanager
 def fences(monkeypatch) -> Iterator[Fences]:
     """Inside: the launchers allocate fenced memory, x_proj too, in its own strides. Leaving checks the fences."""
-    from tritongru.launch import exchange, sequence, small, step
+    from tritongru.launch import exchange, sequence, step
 
     found, project = Fences(), step.project
 
@@ -70,7 +70,7 @@ def fences(monkeypatch) -> Iterator[Fences]:
         return tensor.as_strided(x_proj.shape, x_proj.stride()).copy_(x_proj)
 
     with monkeypatch.context() as patch:
-        for launcher in (step, sequence, small):
+        for launcher in (step, sequence):
             patch.setattr(launcher, "empty", empty)
             patch.setattr(launcher, "project", fenced_project)
         patch.setattr(exchange, "empty", empty)

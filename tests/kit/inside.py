@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from tritongru import ambient, batch, functional, ops, registry
+from tritongru import ambient, batch, functional, layer, registry, status
+from tritongru.planning.sequence import SequenceTiles
 
-layer_forward, layer_backward = ops.layer_forward, ops.layer_backward  # torch.ops.tritongru's, with their schemas
+layer_forward, layer_backward = layer.layer_forward, layer.layer_backward  # torch.ops.tritongru's, with their schemas
 
 
 def forget_logs() -> None:
@@ -33,9 +33,7 @@ def fall_back(reason: str, x: torch.Tensor) -> Any:
 
 def fastest_on_the_cpu(B: int, T: int, H: int, D: int) -> str:
     """Of the backends that the operator chooses among in a call that trains."""
-    return functional.fastest_backend(
-        B, T, H, D, "fp32", "ieee", True, registry.device_of(torch.device("cpu")), aten=False
-    ).backend
+    return registry.fastest(torch.empty(0), T, B, H, D, training=True, aten=False)[0].name
 
 
 def checkpoints_remembered() -> int:
@@ -74,16 +72,12 @@ def default_device_elsewhere() -> Iterator[None]:
 
 def reports_to_the_host() -> list[torch.Tensor]:
     """Host memory of waits that ran out and of wrong lengths."""
-    launcher = sys.modules.get("tritongru.launch.exchange")
-    statuses = launcher._statuses.values() if launcher else ()
-    return [report for status in statuses for report in (status.report, status.lengths_report)]
+    return [report for of in status._statuses.values() for report in (of.report, of.lengths_report)]
 
 
 def several_launches_over_time(patch: pytest.MonkeyPatch, visits: int) -> None:
     """Each of `sequence` takes so many time steps."""
-    from tritongru.launch import sequence
-
-    patch.setattr(sequence, "_visits_per_launch", lambda *_: visits)
+    patch.setattr(SequenceTiles, "visits_per_launch", lambda *_: visits)
 
 
 def fewer_programs(patch: pytest.MonkeyPatch) -> None:

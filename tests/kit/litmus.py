@@ -10,8 +10,9 @@ from triton.experimental.gluon import language as gl
 from tritongru.kernels import exchange
 from tritongru.kernels.exchange import Texts, Words, first_vector, place, publish, received
 from tritongru.kernels.sequence import indices, products
-from tritongru.launch.exchange import SENTINEL, Buffer, Status, wait_seconds
-from tritongru.launch.runtime import Launch, interpreted
+from tritongru.launch.exchange import SENTINEL, Buffer, Shape
+from tritongru.launch.runtime import Kernel, interpreted
+from tritongru.status import Status, wait_seconds
 
 ROWS = 16
 
@@ -76,20 +77,19 @@ def wrong_elements(
         from tritongru.tools.emulator import twins
 
         twins.register(wait)
-    buffer = Buffer((1, 1, K // units, ROWS * units), rounds, programs, dtype, device).filled(rounds)
+    shape = Shape((1, 1, K // units, ROWS * units), programs)
+    buffer = Buffer(shape, rounds, dtype, device).filled(rounds)
     if fill != SENTINEL:
         buffer.fill_(fill)
     wrong = torch.full((programs,), -1, dtype=torch.int32, device=device)
     status = Status(device)
-    launch = Launch(
-        all_to_all, ("rounds", "bound"),
-        dict(
-            e_ptr=buffer, like_ptr=torch.empty(1, dtype=dtype, device=device), wrong_ptr=wrong, status_ptr=status.word,
-            report_ptr=status.report, UNITS=units, K=K, WARPS=warps, WAIT=wait.text, CONSTRAINTS=wait.constraints,
-            PACK=wait.pack,
-        ),
-        num_warps=warps, num_stages=1, cooperative=True, max_registers=65536 // (32 * warps) - 1,
-    )  # fmt: skip
+    constants = dict(UNITS=units, K=K, WARPS=warps, WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack)
+    registers = 65536 // (32 * warps) - 1
+    kernel = Kernel(all_to_all, ("rounds", "bound"), constants, warps, cooperative=True, max_registers=registers)
+    like = torch.empty(1, dtype=dtype, device=device)
+    launch = kernel.launch(
+        dict(e_ptr=buffer, like_ptr=like, wrong_ptr=wrong, status_ptr=status.word, report_ptr=status.report)
+    )
     launch((programs, 1, 1), (rounds, exchange.bound_of(wait_seconds())))
     found = int(wrong.sum())  # waits for the device
     status.check()

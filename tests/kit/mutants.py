@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from tritongru.launch import sequence
+from tritongru import status as status_words
 from tritongru.tools.check import Case
 from tritongru.tools.emulator import EmulatorError, emulating
 
@@ -116,7 +116,7 @@ def outcome(name: str, monkeypatch) -> str:
             assert "TRITONGRU_WAIT_SECONDS" in str(error)
             found = "time-out"
         try:
-            sequence.check_all()
+            status_words.check_all()
         except RuntimeError:
             found = "time-out"
         if found != "survived":

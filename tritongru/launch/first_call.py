@@ -21,7 +21,7 @@ from triton.runtime.jit import MockTensor
 
 from ..planning.problem import Problem
 from .protocol import LayerCall
-from .runtime import Specimen, launch_options
+from .runtime import Specimen
 
 logger = logging.getLogger("tritongru")
 
@@ -42,12 +42,12 @@ class _Unaligned(MockTensor):
         return 2
 
 
-def prepare(module: Any, call: LayerCall, x: Tensor, weights: Sequence[Tensor], recompute: bool) -> None:
-    """Compile what a call of `module`, a backend's launchers, will launch, unless one like it was here before."""
+def prepare(launcher: Any, call: LayerCall, input_size: int, weights: Sequence[Tensor], recompute: bool) -> None:
+    """Compile what a layer's call will launch, unless one like it was here before."""
     visits, training = call.visits, call.save_gates
     key = (
-        module.__name__, x.device, visits.batch, visits.time == 1, x.shape[-1], call.hidden_size, call.directions,
-        call.dtype, call.precision, training, len(weights), recompute,
+        launcher.__name__, call.overrides, weights[0].device, visits.batch, visits.time == 1, input_size,
+        call.hidden_size, call.directions, call.dtype, call.precision, training, len(weights), recompute,
     )  # fmt: skip
     if key in _seen:
         return
@@ -55,13 +55,13 @@ def prepare(module: Any, call: LayerCall, x: Tensor, weights: Sequence[Tensor], 
         _seen.clear()
     _seen.add(key)
     problem = Problem(
-        batch=visits.batch, time=visits.time, input_size=x.shape[-1], hidden_size=call.hidden_size,
+        batch=visits.batch, time=visits.time, input_size=input_size, hidden_size=call.hidden_size,
         directions=call.directions, dtype=call.dtype, training=training, packed=visits.batch_sizes is not None,
         bias=len(weights) > 2 * call.directions, recompute=recompute, precision=call.precision,
     )  # fmt: skip
     aligned = all(w.data_ptr() % 16 == 0 for w in weights)
     with suppress(ValueError):  # not to be had: the launch says why
-        compile_side_by_side(module.specimens(problem, call.device, aligned=aligned))
+        compile_side_by_side(launcher.specimens(problem, call.device, aligned=aligned, overrides=call.overrides))
 
 
 def compile_side_by_side(specimens: Sequence[Specimen]) -> None:
@@ -69,13 +69,10 @@ def compile_side_by_side(specimens: Sequence[Specimen]) -> None:
     start = time.perf_counter()
     with ThreadPoolExecutor(len(specimens)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for specimen in specimens:
-            options = launch_options(
-                specimen.kernel, specimen.num_warps, specimen.num_stages, specimen.cooperative, specimen.max_registers
-            )
             with suppress(Exception):
                 given = {name: _like(kind) for name, kind in specimen.arguments.items()} | dict(specimen.constants)
                 arguments = [given[name] for name in specimen.kernel.arg_names]
-                specimen.kernel.warmup(*arguments, grid=(1, 1, 1), **options)
+                specimen.kernel.warmup(*arguments, grid=(1, 1, 1), **specimen.options)
     if (took := time.perf_counter() - start) > SECONDS:
         _tell_once(took)
 

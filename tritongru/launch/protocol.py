@@ -1,54 +1,39 @@
-"""What a backend is handed: one layer's call, its weights by direction, and what its forward kept for its backward."""
+"""What a backend is: two functions of one layer, and what they are handed and hand back."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from ..batch import Visits
 from ..planning.devices import Device
 
-
-class DirectionWeights(NamedTuple):
-    """Weights of one direction; where the layer has no bias, the biases are some tensor that is not read."""
-
-    w_ih: Tensor  # [3H, I]
-    w_hh: Tensor  # [3H, H]
-    b_ih: Tensor  # [3H]
-    b_hh: Tensor  # [3H]
+Overrides = tuple[tuple[str, int], ...]
 
 
-@dataclass(frozen=True)
-class LayerWeights:
+class LayerWeights(NamedTuple):
     """Weights of one layer, a tuple per kind with an entry per direction; biases are empty where it has none."""
 
-    w_ih: tuple[Tensor, ...]
-    w_hh: tuple[Tensor, ...]
-    b_ih: tuple[Tensor, ...]
-    b_hh: tuple[Tensor, ...]
+    w_ih: tuple[Tensor, ...]  # [3H, I] each
+    w_hh: tuple[Tensor, ...]  # [3H, H]
+    b_ih: tuple[Tensor, ...] = ()  # [3H]
+    b_hh: tuple[Tensor, ...] = ()  # [3H]
 
     @classmethod
-    def of(cls, flat: tuple[Tensor, ...], directions: int) -> LayerWeights:
-        """From PyTorch's order (w_ih, w_hh[, b_ih, b_hh]), forward then reverse; copied where not contiguous."""
+    def of(cls, flat: tuple[Tensor, ...], directions: int, as_they_lie: bool = False) -> LayerWeights:
+        """From PyTorch's order (w_ih, w_hh[, b_ih, b_hh]), forward then reverse; copied where a kernel could not read
+        them as they lie in memory, unless it is known that it can."""
         each = len(flat) // directions
-        by_kind = [tuple(w.resolve_neg().contiguous() for w in flat[kind::each]) for kind in range(each)]
-        return cls(*by_kind, *((),) * (4 - each))
+        if not as_they_lie:
+            flat = tuple([w if w.is_contiguous() and not w.is_neg() else w.resolve_neg().contiguous() for w in flat])
+        return cls(flat[0::each], flat[1::each], *((flat[2::each], flat[3::each]) if each == 4 else ()))
 
     def only(self, direction: int) -> LayerWeights:
         """Those of one direction, as of a layer that has no other."""
-        here = slice(direction, direction + 1)
-        return LayerWeights(self.w_ih[here], self.w_hh[here], self.b_ih[here], self.b_hh[here])
-
-    def direction(self, index: int) -> DirectionWeights:
-        none = self.w_hh[index]
-        return DirectionWeights(
-            self.w_ih[index],
-            self.w_hh[index],
-            self.b_ih[index] if self.b_ih else none,
-            self.b_hh[index] if self.b_hh else none,
-        )
+        return LayerWeights(*[of_kind[direction : direction + 1] for of_kind in self])
 
 
 class SavedGates(NamedTuple):
@@ -61,7 +46,8 @@ class SavedGates(NamedTuple):
         """As said above, by a copy where a hook on saved tensors handed back other strides."""
         *strides, stride_d, stride_gates = self.rzn.stride()
         D, size = self.rzn.shape[-2:]
-        dense = stride_gates == 1 and stride_d == size and all(stride % (D * size) == 0 for stride in strides)
+        row = D * size
+        dense = stride_gates == 1 and stride_d == size and not any([stride % row for stride in strides])
         return SavedGates(self.rzn if dense else self.rzn.contiguous(), self.q.contiguous())
 
 
@@ -71,7 +57,7 @@ def rzn_strides(rzn: Tensor) -> tuple[int, int]:
     return rzn.stride(0) // row, rzn.stride(-3) // row
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LayerCall:
     """What a backend knows of one layer's call besides the tensors."""
 
@@ -82,3 +68,47 @@ class LayerCall:
     precision: str  # of float32 products: "tf32" or "ieee"
     device: Device
     save_gates: bool
+    overrides: Overrides = ()  # fields of the backend's tiles, set for a measurement
+    # What a launcher has worked out once, for all calls that differ in values alone; by pass.
+    settled: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+
+class Launcher(Protocol):
+    """A backend's module in launch/. Both functions run inside the device of their tensors, autocast off."""
+
+    def forward(
+        self, call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights
+    ) -> tuple[Tensor, Tensor, SavedGates | None]:
+        """One layer forward.
+
+        Args:
+            x: input, time-major [T, B, I] or packed [N, I]; any strides.
+            h_0: [D, B, H], any strides.
+            weights: of each direction, contiguous.
+
+        Returns:
+            y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.
+        """
+
+    def backward(
+        self, call: LayerCall, dy: Tensor, dh_n: Tensor, y: Tensor, h_0: Tensor, gates: SavedGates,
+        weights: LayerWeights, dh_0_dtype: torch.dtype | None,
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        """One layer backward, but for the library products of tritongru/products.py.
+
+        Args:
+            dy: gradient of y, time-major, any strides.
+            dh_n: gradient of h_n, [D, B, H], in y's dtype or float32.
+            y, h_0, gates: what forward took and made.
+            dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
+
+        Returns:
+            dgates [D, rows, 4H] (dn, dr, dz, dq) and, if wanted, dh_0 [D, B, H].
+        """
+
+    def product_precision(self, call: LayerCall) -> str:
+        """Of the library products around the recurrence in float32: "tf32" or "ieee"."""
+
+    def specimens(self, problem: Any, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Any]:
+        """What a call launches, by its types: a `runtime.Specimen` each, for compiling without a GPU. `aligned=False`
+        takes the caller's tensors at their elements' own alignment. Only a Triton backend has it."""

@@ -5,15 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..parts import part
 from ..products import project
 from ..reference import Step, direction_backward, direction_forward, rows_of
 from .protocol import LayerCall, LayerWeights, SavedGates
 
 
-@part("recurrence")
 def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
-    """As launch/step.py's forward."""
+    """As protocol.py's Launcher has it."""
     x_proj = project(x, weights.w_ih, weights.b_ih).chunk(call.directions, -1)
     ys, h_ns, rzn, q = [], [], [], []
     join = torch.stack if call.visits.batch_sizes is None else torch.cat
@@ -31,7 +29,6 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
     return torch.cat(ys, -1), torch.stack(h_ns), gates
 
 
-@part("recurrence")
 def backward(
     call: LayerCall,
     dy: Tensor,
@@ -42,7 +39,7 @@ def backward(
     weights: LayerWeights,
     dh_0_dtype: torch.dtype | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """As launch/step.py's backward."""
+    """As protocol.py's Launcher has it."""
     visits, H = call.visits, call.hidden_size
     all_dgates, dh_0 = [], []
     for direction in range(call.directions):
@@ -61,3 +58,8 @@ def backward(
         all_dgates.append(dgates.reshape(visits.size_rows, 4 * H))
         dh_0.append(dh)
     return torch.stack(all_dgates), torch.stack(dh_0).to(dh_0_dtype) if dh_0_dtype else None
+
+
+def product_precision(call: LayerCall) -> str:
+    """As protocol.py's Launcher has it."""
+    return call.precision

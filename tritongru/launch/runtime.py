@@ -11,13 +11,11 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
-from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from ..kernels import FUSED
@@ -36,14 +34,14 @@ _recorded = _Recorded()
 @contextmanager
 def observe(observer: Callable[[str, Grid], None]) -> Iterator[None]:
     """Call `observer(kernel name, grid)` at every kernel launch inside the block."""
-    with _observing(lambda launch, grid, scalars: observer(launch.name, grid)):
+    with _observing(lambda launch, grid, scalars: observer(launch.kernel.name, grid)):
         yield
 
 
 @contextmanager
 def observe_counts(observer: Callable[[str, Mapping[str, Any]], None]) -> Iterator[None]:
     """Call `observer(kernel name, {"flops": .., "bytes": ..})` at every kernel launch; see kernels/metadata.py."""
-    with _observing(lambda launch, grid, scalars: observer(launch.name, launch.counts(grid, scalars))):
+    with _observing(lambda launch, grid, scalars: observer(launch.kernel.name, launch.counts(grid, scalars))):
         yield
 
 
@@ -66,9 +64,7 @@ def _observing(observer: Callable[[Launch, Grid, Sequence[int]], None]) -> Itera
         _observers.remove(observer)
 
 
-def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A fresh, contiguous, uninitialised tensor."""
-    return torch.empty(shape, dtype=dtype, device=device)
+empty = torch.empty  # of all memory that launchers ask for
 
 
 def interpreted(kernel: Any) -> bool:
@@ -102,55 +98,96 @@ class Specimen:
     def name(self) -> str:
         return self.kernel.fn.__name__
 
-
-def launch_options(
-    kernel: Any, num_warps: int, num_stages: int, cooperative: bool, max_registers: int | None
-) -> dict[str, Any]:
-    """What a launch is asked for with besides arguments; Triton tells kernels apart by it, its order included."""
-    options: dict[str, Any] = {"num_warps": num_warps, "num_stages": num_stages}
-    if interpreted(kernel):
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a launch is asked for with besides arguments; Triton tells kernels apart by it, its order included."""
+        options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        if interpreted(self.kernel):
+            return options
+        options |= FUSED
+        if self.cooperative:
+            options["launch_cooperative_grid"] = True
+        if self.max_registers:
+            options["maxnreg"] = self.max_registers
         return options
-    options |= FUSED
-    if cooperative:
-        options["launch_cooperative_grid"] = True
-    if max_registers:
-        options["maxnreg"] = max_registers
-    return options
 
 
-class Launch:
-    """A kernel with its arguments bound, to be launched once per step with new scalars.
+INT32 = (1 << 31) - 1
 
-    The kernel's first parameters are the scalars of the step; they are not specialised on, so what the JIT compiled for
-    one launch serves all others of the process whose arguments are alike. These go straight to the compiled kernel,
-    with addresses in place of tensors, about each of which Triton would ask the driver, and no hooks where none is set.
 
-    With `pdl` each launch but the first may begin while the one before it runs, see kernels/step.py.
+class Kernel:
+    """A kernel with all bound that is the same in every launch of a kind: constants, warps, registers.
+
+    Args:
+        kernel: a function under triton.jit or gluon.jit. scalars: the names of its first parameters, which differ from
+            launch to launch and are not specialised on. constants: of other parameters, by name.
+        num_warps, num_stages: as Triton has them.
+        cooperative: all programs are on the device at once, or the launch fails.
+        max_registers: of a thread, on NVIDIA; None: the assembler's choice.
     """
 
     def __init__(
         self,
         kernel: Any,
-        scalars: Sequence[str],
-        arguments: Mapping[str, Any],
+        scalars: tuple[str, ...],
+        constants: Mapping[str, Any],
         num_warps: int,
-        num_stages: int,
-        cooperative: bool = False,  # all programs are on the device at once, or the launch fails
-        max_registers: int | None = None,  # of a thread, on NVIDIA; None: the assembler's choice
-        pdl: bool = False,
+        num_stages: int = 1,
+        cooperative: bool = False,
+        max_registers: int | None = None,
     ):
-        names = kernel.arg_names[len(scalars) :]
-        if tuple(kernel.arg_names[: len(scalars)]) != tuple(scalars):
-            raise TypeError(f"{kernel.__name__} must begin with the scalars {tuple(scalars)}")
-        self.kernel = kernel
+        names = tuple(kernel.arg_names)
+        if names[: len(scalars)] != scalars:
+            raise TypeError(f"{kernel.__name__} must begin with the scalars {scalars}")
+        self.kernel, self.scalars, self.constants = kernel, scalars, constants
+        self.cooperative, self.interpreted = cooperative, interpreted(kernel)
         self.name: str = kernel.fn.__name__
-        self.rest = [arguments[name] for name in names]  # keeps the tensors alive
-        self.options = launch_options(kernel, num_warps, num_stages, cooperative, max_registers)
-        self.pdl = pdl
+        self.names = names[len(scalars) :]
+        self.pointers = [i for i, name in enumerate(self.names) if name.endswith("_ptr")]
+        self.like = Specimen(kernel, {}, constants, num_warps, num_stages, max_registers, cooperative)
+        self.options = self.like.options
+        wide: list[int] = []  # numbers of which nothing is compiled in but how wide they are
+        if not self.interpreted:
+            rest = kernel.params[len(scalars) :]
+            wide = [i for i, p in enumerate(rest) if p.do_not_specialize and not p.is_constexpr]
+        pointers = set(self.pointers)
+        self.alignment = {i: 1 if i in wide else 16 for i in self.pointers}  # in bytes, that is compiled in
+        self.unspecialised = [i for i in wide if i not in pointers]
+        others = pointers.union(wide)
+        self.specialised = [i for i, name in enumerate(self.names) if i not in others and name not in constants]
+        self.identity = (kernel.fn, scalars, *self.options.values(), *constants.items())
+
+    def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> Launch:
+        """Bound to these arguments as well."""
+        given = {**self.constants, **arguments}
+        return Launch(self, [given[name] for name in self.names], pdl)
+
+    def values(self, scalars: Mapping[str, int]) -> list[int]:
+        """The scalars in the kernel's order."""
+        return [scalars[name] for name in self.scalars]
+
+    def specimen(self, types: Mapping[str, str], own: str) -> Specimen:
+        """A launch by its types: those of the parameters named, "i32" for scalars, `own` for all other pointers."""
+        types = dict.fromkeys(self.scalars, "i32") | dict(types)
+        given = {n: types.get(n, own) for n in self.kernel.arg_names if n in types or n.endswith("_ptr")}
+        return replace(self.like, arguments=given)
+
+
+class Launch:
+    """A kernel with its arguments bound, to be launched once per step with new scalars.
+
+    What the JIT compiled for one launch serves all others of the process whose arguments are alike. These go straight
+    to the compiled kernel, with addresses in place of tensors, about each of which Triton would ask the driver, and no
+    hooks where none is set. With `pdl` each launch but the first may begin while the one before it runs, see
+    kernels/step.py.
+    """
+
+    def __init__(self, kernel: Kernel, rest: list[Any], pdl: bool = False):
+        self.kernel, self.rest, self.pdl = kernel, rest, pdl  # which keeps the tensors alive
         self.again: Callable[[Grid, Sequence[int]], None] | None = None
         self.observers: Sequence[Callable[[Launch, Grid, Sequence[int]], None]] = _observers
         if (kernels := _recorded.kernels) is not None:
-            name = (self.name,)  # not this launch, which would live on in a cycle with its tensors
+            name = (kernel.name,)  # not this launch, which would live on in a cycle with its tensors
             self.again, self.observers = lambda grid, scalars: kernels.update(name), ()
 
     def __call__(self, grid: Grid, scalars: Sequence[int]) -> None:
@@ -158,27 +195,10 @@ class Launch:
             observer(self, grid, scalars)
         if self.again is not None:
             self.again(grid, scalars)
-            return
-        if interpreted(self.kernel):
-            from ..tools.interpreter import launching
-
-            with launching:
-                if in_gluon(self.kernel):
-                    self._emulate(grid, scalars)
-                else:
-                    self.kernel[grid](*scalars, *self.rest, **self.options)
-            return
-        key = self._alike(self._addresses(), any(map(_wide, scalars)))
-        compiled = _compiled.get(key)
-        if compiled is not None:
-            self._bound(compiled, compiled.run)(grid, scalars)
+        elif self.kernel.interpreted:
+            self._interpret(grid, scalars)
         else:
-            compiled = self.kernel[grid](*scalars, *self.rest, **self.options)
-            if compiled is None:  # a hook of Triton kept it from compiling
-                return
-            if not _watched():
-                _compiled[key] = compiled
-        self.again = self._bound(compiled, _dependent(compiled.run) if self.pdl else compiled.run)
+            self._launch(grid, scalars)
 
     def each(self, steps: Iterable[tuple[Grid, Sequence[int]]], same: Hashable) -> None:
         """Launch once per step, of a grid and scalars.
@@ -187,19 +207,20 @@ class Launch:
 
         same: tells these steps from others of the same kernel.
         """
-        if self.observers or self.again is not None or interpreted(self.kernel) or _watched():
+        if self.observers or self.again is not None or self.kernel.interpreted or _watched():
             for grid, scalars in steps:
                 self(grid, scalars)
             return
-        stream, addresses = _stream(), self._addresses()
-        key = (self.kernel, same, stream, addresses, self._dtypes(), *self.options.values())
+        device, stream = _here()
+        addresses, kinds = self._addresses()
+        key = (same, stream, *kinds, *addresses)
         known = _kept.get(key)
         if known is not None:
             launch = known.launch
             for given in known.given:
                 launch(*given)
             return
-        compiled = _compiled.get(self._alike(addresses))
+        compiled = _compiled.get((device, False, *kinds))
         if compiled is not None and _repeatable(compiled.run):
             _kept.keep(key, self._noted(compiled, stream, addresses, steps))
         else:
@@ -208,59 +229,72 @@ class Launch:
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
-        kernel = self.kernel
-        told = kernel.kwargs["launch_metadata"] if isinstance(kernel, InterpretedFunction) else kernel.launch_metadata
-        found: dict[str, Any] = told(grid, None, dict(zip(kernel.arg_names, (*scalars, *self.rest), strict=True)))
+        jit = self.kernel.kernel
+        told = jit.kwargs["launch_metadata"] if isinstance(jit, InterpretedFunction) else jit.launch_metadata
+        found: dict[str, Any] = told(grid, None, dict(zip(jit.arg_names, (*scalars, *self.rest), strict=True)))
         return found
 
-    def _emulate(self, grid: Grid, scalars: Sequence[int]) -> None:
-        from ..tools.emulator import emulate  # imports what no other launch needs
+    def _interpret(self, grid: Grid, scalars: Sequence[int]) -> None:
+        from ..tools.interpreter import launching
 
-        given = dict(zip(self.kernel.arg_names, (*scalars, *self.rest), strict=True))
-        constants = {p.name: given.pop(p.name) for p in self.kernel.params if p.is_constexpr}
-        emulate(self.kernel, grid, given, constants, self.options["num_warps"])
+        jit, given = self.kernel.kernel, (*scalars, *self.rest)
+        with launching:
+            if not in_gluon(jit):
+                jit[grid](*given, **self.kernel.options)
+                return
+            from ..tools.emulator import emulate
 
-    def _addresses(self) -> tuple[Any, ...]:
-        """The arguments, with addresses in place of tensors."""
-        found = self.rest.copy()
-        for i in _pointers(self.kernel, len(found)):
-            found[i] = found[i].data_ptr()
-        return tuple(found)
+            arguments = dict(zip(jit.arg_names, given, strict=True))
+            constants = {p.name: arguments.pop(p.name) for p in jit.params if p.is_constexpr}
+            emulate(jit, grid, arguments, constants, self.kernel.options["num_warps"])
 
-    def _dtypes(self) -> tuple[torch.dtype, ...]:
-        return tuple([self.rest[i].dtype for i in _pointers(self.kernel, len(self.rest))])
+    def _launch(self, grid: Grid, scalars: Sequence[int]) -> None:
+        """By what is compiled for such arguments, or by the JIT; the launches after this one know."""
+        device, stream = _here()
+        addresses, kinds = self._addresses()
+        key = (device, bool(scalars) and max(scalars) > INT32, *kinds)
+        compiled, run, watched = _compiled.get(key), self.again, _watched()
+        if compiled is None:
+            compiled = self.kernel.kernel[grid](*scalars, *self.rest, **self.kernel.options)
+            if compiled is None:  # a hook of Triton kept it from compiling
+                return
+            if not watched:
+                _compiled[key] = compiled
+        else:
+            run = self._bound(compiled, compiled.run, stream, addresses, watched)
+            run(grid, scalars)
+        if run is None or self.pdl:
+            by = _dependent(compiled.run) if self.pdl else compiled.run
+            run = self._bound(compiled, by, stream, addresses, watched)
+        self.again = run
 
-    def _alike(self, addresses: tuple[Any, ...], wide: bool = False) -> Hashable:
-        """What the JIT would tell apart by, or more. wide: whether a scalar of the step takes 64 bits."""
-        kinds = list(addresses)
-        for i in _pointers(self.kernel, len(kinds)):
-            kinds[i] %= 16
-        for i in _unspecialised(self.kernel, len(kinds)):
-            kinds[i] = _wide(kinds[i])
-        device = triton.runtime.driver.active.get_current_device()
-        return (self.kernel, device, wide, self._dtypes(), *self.options.values(), *kinds)
+    def _bound(
+        self, compiled: Any, run: Any, stream: int, addresses: list[Any], watched: bool
+    ) -> Callable[[Grid, Sequence[int]], None]:
+        function, packed, hooks, rest = compiled.function, compiled.packed_metadata, triton.knobs.runtime, self.rest
 
-    def _bound(self, compiled: Any, run: Any) -> Callable[[Grid, Sequence[int]], None]:
-        hooks, stream = triton.knobs.runtime, _stream()
-        function, packed = compiled.function, compiled.packed_metadata
-        if _watched():
-            rest = tuple(self.rest)
-
-            def watched(grid: Grid, scalars: Sequence[int]) -> None:
-                metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
-                enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
-                run(*grid, stream, function, packed, metadata, enter, leave, *scalars, *rest)
-
-            return watched
-        addresses = self._addresses()
+        def told(grid: Grid, scalars: Sequence[int]) -> None:
+            metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
+            enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
+            run(*grid, stream, function, packed, metadata, enter, leave, *scalars, *rest)
 
         def bare(grid: Grid, scalars: Sequence[int]) -> None:
             run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
 
-        return bare
+        return told if watched else bare
+
+    def _addresses(self) -> tuple[list[Any], tuple[Any, ...]]:
+        """The arguments, with addresses in place of tensors; and what the JIT would tell apart by, or more."""
+        kernel, found = self.kernel, self.rest.copy()
+        for i in kernel.pointers:
+            found[i] = found[i].data_ptr()
+        aligned = [(self.rest[i].dtype, found[i] % kernel.alignment[i]) for i in kernel.pointers]
+        numbers = [found[i] for i in kernel.specialised]
+        wide = [found[i] > INT32 for i in kernel.unspecialised]
+        return found, (kernel.identity, *aligned, *numbers, *wide)
 
     def _noted(
-        self, compiled: Any, stream: int, addresses: tuple[Any, ...], steps: Iterable[tuple[Grid, Sequence[int]]]
+        self, compiled: Any, stream: int, addresses: list[Any], steps: Iterable[tuple[Grid, Sequence[int]]]
     ) -> Pass:
         """Launch, and note what Triton's launcher, which is Python, hands over to C."""
         found = Pass(compiled, compiled.run.launch, [])
@@ -309,45 +343,6 @@ class Kept(dict[Hashable, Pass]):
             self._launches = 0
 
 
-@dataclass(frozen=True)
-class OneStep:
-    """A launch with all bound but the addresses of its tensors, which are aligned to 16 bytes."""
-
-    compiled: Any
-    grid: Grid
-    scalars: tuple[int, ...]
-    order: tuple[int, ...]  # of each tensor that the kernel takes, which of the given ones it is
-    rest: tuple[Any, ...]  # what it takes besides
-
-    @classmethod
-    def of(cls, launch: Launch, step: tuple[Grid, Sequence[int]], given: Sequence[Tensor]) -> OneStep | None:
-        """None where the launch is not compiled yet, its tensors are not the given ones, each another, or not aligned;
-        its kernel takes them first."""
-        if interpreted(launch.kernel):
-            return None
-        compiled = _compiled.get(launch._alike(launch._addresses()))
-        places = {id(tensor): i for i, tensor in enumerate(given)}
-        pointers = _pointers(launch.kernel, len(launch.rest))
-        order = tuple(places.get(id(launch.rest[i]), -1) for i in pointers)
-        told_apart = len(places) == len(given) and min(order) >= 0 and pointers == tuple(range(len(pointers)))
-        if compiled is None or not told_apart or any(tensor.data_ptr() % 16 for tensor in given):
-            return None
-        return cls(compiled, step[0], tuple(step[1]), order, tuple(launch.rest[len(pointers) :]))
-
-    def __call__(self, *given: Tensor) -> bool:
-        """Launch it with these in place of those that `of` was given; False, and nothing launched, where one of them is
-        not aligned, or somebody is told of launches."""
-        addresses = [tensor.data_ptr() for tensor in given]
-        if _observers or _watched() or any(address & 15 for address in addresses):
-            return False
-        compiled = self.compiled
-        compiled.run(
-            *self.grid, _stream(), compiled.function, compiled.packed_metadata, None, None, None,
-            *self.scalars, *[addresses[i] for i in self.order], *self.rest,
-        )  # fmt: skip
-        return True
-
-
 _compiled: dict[Hashable, Any] = {}  # Triton's CompiledKernel by what `Launch._alike` says
 _kept = Kept(1 << 14)
 
@@ -363,34 +358,21 @@ def forget_passes() -> None:
     _kept.clear()
 
 
-@cache
-def _pointers(kernel: Any, rest: int) -> tuple[int, ...]:
-    """Where the tensors are among the last so many arguments of a kernel."""
-    return tuple(i for i, name in enumerate(kernel.arg_names[-rest:]) if name.endswith("_ptr"))
-
-
-@cache
-def _unspecialised(kernel: Any, rest: int) -> tuple[int, ...]:
-    """Where the numbers are of which nothing is compiled in but how wide they are."""
-    plain = [not p.is_constexpr and p.do_not_specialize for p in kernel.params[-rest:]]
-    return tuple(i for i, p in enumerate(plain) if p)
-
-
-def _wide(number: Any) -> bool:
-    return isinstance(number, int) and number.bit_length() > 31
-
-
 def _watched() -> bool:
     """Whether somebody has asked Triton to tell of launches, or to put something of its own into kernels."""
     runtime, compilation = triton.knobs.runtime, triton.knobs.compilation
-    hooks = runtime.launch_enter_hook, runtime.launch_exit_hook
-    return any(getattr(hook, "calls", True) for hook in hooks) or bool(getattr(compilation, "instrumentation_mode", ""))
+    return bool(
+        getattr(runtime.launch_enter_hook, "calls", True)
+        or getattr(runtime.launch_exit_hook, "calls", True)
+        or getattr(compilation, "instrumentation_mode", "")
+    )
 
 
-def _stream() -> int:
+def _here() -> tuple[int, int]:
+    """The current device and its current stream."""
     driver = triton.runtime.driver.active
-    stream: int = driver.get_current_stream(driver.get_current_device())
-    return stream
+    device: int = driver.get_current_device()
+    return device, driver.get_current_stream(device)
 
 
 def _dependent(run: Any) -> Any:

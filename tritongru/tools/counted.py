@@ -19,9 +19,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from ..autograd import Layer, backward_pass, forward_pass
 from ..batch import Visits
 from ..launch.protocol import LayerCall, SavedGates
+from ..layer import Layer, backward_pass, forward_pass
 from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan
 from ..planning.devices import Device
 from ..planning.problem import Problem
@@ -115,8 +115,9 @@ def _counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, 
 
     rows = (p.time * p.batch,) if p.packed else (p.time, p.batch)
     visits = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None)
-    call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training)
-    layer = Layer(find(backend), call, recompute=p.recompute)
+    found = find(backend)
+    call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training, found.overrides)
+    layer = Layer.of(found, call, recompute=p.recompute)
     weights = [
         [empty(*s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[:each] * D]
         for I in (p.input_size, *[D * H] * (p.layers - 1))
@@ -127,7 +128,7 @@ def _counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, 
         h_ns = []
         for number, flat in enumerate(weights):
             state = h_0[number * D : (number + 1) * D]
-            y, h_n, kept = forward_pass(layer, x, state, flat)
+            y, h_n, kept = forward_pass(layer, x, state, tuple(flat))
             h_ns.append(h_n)
             if p.training:
                 saved.append((x, state, y, [] if kept is None else [kept], flat))
@@ -148,7 +149,7 @@ def _counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, 
             x, state, y, gates, flat = saved.pop()
             wanted = (number > 0, False, *[True] * len(flat))
             dh = dh_n[number * D : (number + 1) * D]
-            dy, _, *of_weights = backward_pass(layer, x, state, y, gates, flat, dy, dh, wanted)
+            dy, _, *of_weights = backward_pass(layer, x, state, y, gates, tuple(flat), dy, dh, wanted)
             gradients += of_weights
             del x, y, state
         backward = kernels + watch.launches - forward

@@ -1,29 +1,175 @@
-"""The two passes of a layer as operators of PyTorch, `tritongru::layer_forward` and `tritongru::layer_backward`.
+"""One layer of a GRU: its two passes, as a `torch.autograd.Function` and as operators of PyTorch.
 
-What torch.compile, AOTAutograd and make_fx put into their graphs in place of T unrolled steps: opaque, with a fake that
-tells shapes, so that neither T nor B is compiled in; what vmap maps over; and all that a dispatch mode sees of a layer.
-Eager calls run the same passes by autograd.py, without a dispatch, but for backward with create_graph=True:
-layer_backward has a derivative of its own.
+Eager calls run `GRULayer`. The operators `tritongru::layer_forward` and `tritongru::layer_backward` are what
+torch.compile, AOTAutograd and make_fx put into their graphs in place of T unrolled steps: opaque, with a fake that
+tells shapes, so that neither T nor B is compiled in; what vmap maps over; all that a dispatch mode sees of a layer;
+and, as layer_backward has a derivative of its own, backward with create_graph=True.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import flops, registry
-from .autograd import Layer, backward_pass, forward_pass
+from . import flops, parts, products, registry
 from .batch import Visits, checked_lengths
-from .gradients import second_gradients
-from .launch.protocol import LayerCall, SavedGates
-from .planning.choose import fastest_backend
-from .products import rnn_precision
-from .registry import DTYPES
+from .beside import eager_beside_graphs
+from .checks import check_gradients, check_operands, read_sizes
+from .double_backward import second_gradients
+from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
+from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
+from .registry import DTYPES, Backend
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """What a layer's passes are told besides tensors."""
+
+    backend: Backend
+    launcher: Launcher
+    products: str  # precision of the library products in float32
+    call: LayerCall
+    batch_first: bool = False  # x and y are [B, T, ...]
+    cell: bool = False  # T = 1, and h_n is wanted as [B, H]
+    recompute: bool = False
+    weights_as_they_lie: bool = False  # a kernel can read them: contiguous, and not lazily negated
+
+    @classmethod
+    def of(cls, backend: Backend, call: LayerCall, **flags: bool) -> Layer:
+        launcher = backend.load()
+        return cls(backend, launcher, launcher.product_precision(call), call, **flags)
+
+    def over(self, visits: Visits) -> Layer:
+        """The same with another batch of the same sizes."""
+        return replace(self, call=replace(self.call, visits=visits))
+
+
+def call_of(
+    backend: Backend, visits: Visits, where: torch.device, dtype: torch.dtype, D: int, H: int, training: bool
+) -> LayerCall:
+    """Of a layer of D directions and hidden size H."""
+    device = registry.device_of(where)
+    precision = products.rnn_precision(device.vendor == "nvidia")
+    return LayerCall(visits, D, H, DTYPES[dtype], precision, device, training, backend.overrides)
+
+
+def prepare(layer: Layer, input_size: int, weights: Sequence[Tensor]) -> None:
+    """Have what a layer will launch on a GPU compiled side by side."""
+    if layer.backend.triton and weights[0].is_cuda:
+        from .launch import first_call  # imports Triton
+
+        first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute)
+
+
+@contextmanager
+def surroundings(x: Tensor, precision: str) -> Iterator[None]:
+    """Inside: what kernels and library products need, x's device as the current one, and see `products.products`."""
+    with torch.cuda.device(x.device) if x.is_cuda else nullcontext(), products.products(x, precision):
+        yield
+
+
+def as_they_are(x: Tensor, precision: str) -> bool:
+    """Whether `surroundings` would change nothing."""
+    here = not x.is_cuda or torch.cuda.current_device() == x.device.index
+    return here and products.as_they_are(x, precision)
+
+
+class GRULayer(torch.autograd.Function):
+    """y, h_n = GRULayer.apply(layer, x, h_0, *weights)
+
+    x: [T, B, I] ([B, T, I] with batch_first) or packed [N, I]; h_0: [D, B, H]; weights: (w_ih, w_hh[, b_ih, b_hh]) of
+    each direction. y: x's shape with D * H features, h_n: [D, B, H]; both fresh, neither a view.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, layer: Layer, x: Tensor, h_0: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
+        y, h_n, gates = forward_pass(layer, x, h_0, flat)
+        if layer.call.save_gates:
+            ctx.layer = layer
+            ctx.save_for_backward(x, h_0, y, *(gates or (None, None)), *flat)
+            ctx.set_materialize_grads(False)
+        return y, h_n
+
+    @staticmethod
+    @eager_beside_graphs
+    def backward(ctx: Any, dy: Tensor | None, dh_n: Tensor | None) -> Any:
+        layer: Layer = ctx.layer
+        x, h_0, y, rzn, q, *flat = ctx.saved_tensors
+        gates = [] if rzn is None else [SavedGates(rzn, q)]
+        del rzn, q
+        dh_n = None if dh_n is None else dh_n.view(h_0.shape)  # a cell's has one dimension less
+        given = layer, x, h_0, y, gates, tuple(flat), dy, dh_n, ctx.needs_input_grad[1:]
+        if _by_operator(dy, dh_n):
+            return None, *_backward_by_operator(*given)
+        ctx.maybe_clear_saved_tensors()  # unless the graph is retained; then nothing but the list holds the gates
+        return None, *backward_pass(*given)
+
+
+def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
+    """Whether backward has to be one operator: somebody would record what it launches, look into it or map over it."""
+    functorch = torch._C._functorch
+    return (
+        torch.compiler.is_compiling()  # compiled autograd, by Dynamo, which cannot trace the other questions
+        or torch.is_grad_enabled()  # create_graph=True: the gradients may be differentiated again
+        or torch._C._len_torch_dispatch_stack() > 0
+        or functorch.peek_interpreter_stack() is not None  # torch.vmap
+        or (dy is not None and functorch.is_legacy_batchedtensor(dy))  # is_grads_batched=True
+        or (dh_n is not None and functorch.is_legacy_batchedtensor(dh_n))
+    )
+
+
+def forward_pass(
+    layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], inside: bool = False
+) -> tuple[Tensor, Tensor, SavedGates | None]:
+    """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute.
+
+    inside: of the surroundings that it needs.
+    """
+    if not inside and not as_they_are(x, layer.products):
+        with surroundings(x, layer.products):
+            return forward_pass(layer, x, h_0, flat, inside=True)
+    call = replace(layer.call, save_gates=False) if layer.recompute else layer.call
+    run = layer.launcher.forward if not parts.blocks else parts.part("recurrence")(layer.launcher.forward)
+    x = x.transpose(0, 1) if layer.batch_first else x
+    y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie))
+    if layer.batch_first:
+        y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
+    if layer.cell:
+        h_n = h_n.squeeze_(0)
+    return y, h_n, gates
+
+
+def backward_pass(
+    layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: list[SavedGates], flat: tuple[Tensor, ...],
+    dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool], inside: bool = False,
+) -> list[Tensor | None]:  # fmt: skip
+    """Gradients of (x, h_0, *flat), None where not wanted; `gates` as in `BackwardPass`, `inside` as above."""
+    call = layer.call
+    if not inside and (torch.is_grad_enabled() or not as_they_are(x, layer.products)):
+        with torch.no_grad(), surroundings(x, layer.products):
+            return backward_pass(layer, x, h_0, y, gates, flat, dy, dh_n, wanted, inside=True)
+    if layer.batch_first:
+        x, y = x.transpose(0, 1), y.transpose(0, 1)
+        dy = dy.transpose(0, 1) if dy is not None else None
+    if dy is None:
+        dy = y.new_zeros(()).expand_as(y)
+    dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n
+    want_x, want_h_0, *want = wanted
+    each, weights = len(flat) // call.directions, LayerWeights.of(flat, call.directions)
+    given = BackwardPass(
+        layer.launcher, call, weights, x, h_0, y, gates, dy, dh_n,
+        Wanted(want_x, h_0.dtype if want_h_0 else None, [want[at : at + each] for at in range(0, len(flat), each)]),
+    )  # fmt: skip
+    steps = steps_at_once(call.visits.time, call.visits.batch) if layer.recompute and call.visits.plain else 0
+    dx, dh_0, d_weights = in_chunks(given, steps) if 0 < steps < call.visits.time else whole(given)
+    return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]
+
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
 
@@ -57,11 +203,11 @@ def layer_forward(
         differentiation. ValueError: an unknown backend.
     """
     _refuse_tangents()
-    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
+    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     if not h_0.shape[1]:
         return _outputs(x, h_0, batch_first, training and not recompute)
-    layer = _layer(backend, x, h_0, (batch_sizes, lengths, resets), batch_first, training, recompute)
-    y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, weights)
+    layer = _of_operator(backend, x, h_0, weights, (batch_sizes, lengths, resets), batch_first, training, recompute)
+    y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, tuple(weights))
     if gates is None:
         return y, h_n, x.new_empty(0), x.new_empty(0)
     if (runs := layer.call.visits.runs()) is not None:  # rows that do not run save nothing
@@ -77,7 +223,7 @@ def _(
 ) -> Outputs:  # fmt: skip
     flops.count()  # a graph calls the operator where no Python of ours could tell a counter
     _refuse_tangents()
-    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
+    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     return _outputs(x, h_0, batch_first, training and not recompute)
 
 
@@ -113,14 +259,14 @@ def layer_backward(
     Raises:
         As layer_forward.
     """
-    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
-    _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
+    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
+    check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
     if not h_0.shape[1]:
         return _zero_gradients(x, h_0, weights, batch_first, wanted)
     batch = batch_sizes, lengths, resets
-    layer = _layer(backend, x, h_0, batch, batch_first, training=True, recompute=not rzn.numel())
+    layer = _of_operator(backend, x, h_0, weights, batch, batch_first, training=True, recompute=not rzn.numel())
     gates = [] if layer.recompute else [SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)]
-    found = backward_pass(layer, x, h_0, y, gates, weights, dy, dh_n, wanted)
+    found = backward_pass(layer, x, h_0, y, gates, tuple(weights), dy, dh_n, wanted)
     return [gradient for gradient in found if gradient is not None]
 
 
@@ -130,8 +276,8 @@ def _(
     weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
     lengths: Tensor | None, resets: Tensor | None,
 ) -> list[Tensor]:  # fmt: skip
-    _check(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
-    _check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
+    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
+    check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
     return _zero_gradients(x, h_0, weights, batch_first, wanted)
 
 
@@ -156,26 +302,25 @@ def seen_by_a_mode() -> bool:
 Batch = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, resets
 
 
-def _layer(
-    name: str, x: Tensor, h_0: Tensor, batch: Batch, batch_first: bool, training: bool, recompute: bool
-) -> Layer:
-    """What the passes are told; of an empty name `step` or `sequence`: PyTorch's own path runs no layer here."""
-    visits = _visits(x, h_0, batch, batch_first)
-    (D, B, H), device, dtype = h_0.shape, registry.device_of(x.device), DTYPES[x.dtype]
-    precision = rnn_precision(device.vendor == "nvidia")
-    if not name:
-        name = fastest_backend(B, visits.time, H, D, dtype, precision, training, device, aten=False).backend
-    backend = registry.find(name)
+def _of_operator(
+    name: str, x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch: Batch, batch_first: bool, training: bool,
+    recompute: bool,
+) -> Layer:  # fmt: skip
+    """What the passes are told; of an empty name what is fastest besides PyTorch's own path, which runs no layer."""
+    batch_sizes, lengths, resets = batch
+    by_time = x.transpose(0, 1) if batch_first else x
+    lengths = None if lengths is None else checked_lengths(lengths, len(by_time))
+    resets = None if resets is None else resets.contiguous()
+    visits, (D, _, H) = Visits.of(by_time, read_sizes(batch_sizes, x, h_0), lengths, resets), h_0.shape
+    backend = (
+        registry.find(name) if name else registry.fastest(x, visits.time, visits.batch, H, D, training, aten=False)[0]
+    )
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
-    return Layer(backend, LayerCall(visits, D, H, dtype, precision, device, training), batch_first, recompute=recompute)
-
-
-def _visits(x: Tensor, h_0: Tensor, batch: Batch, batch_first: bool) -> Visits:
-    batch_sizes, lengths, resets = batch
-    x = x.transpose(0, 1) if batch_first else x
-    lengths = None if lengths is None else checked_lengths(lengths, len(x))
-    return Visits.of(x, _read(batch_sizes, x, h_0), lengths, None if resets is None else resets.contiguous())
+    call = call_of(backend, visits, x.device, x.dtype, D, H, training)
+    layer = Layer.of(backend, call, batch_first=batch_first, recompute=recompute)
+    prepare(layer, x.shape[-1], weights)
+    return layer
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
@@ -205,37 +350,23 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 
-def backward_by_operator(
-    layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: list[SavedGates], flat: Sequence[Tensor],
+def _backward_by_operator(
+    layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: list[SavedGates], flat: tuple[Tensor, ...],
     dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """`autograd.backward_pass` as one operator, whose results can be differentiated once more."""
+    """`backward_pass` as one operator, whose results can be differentiated once more."""
     visits = layer.call.visits
     batch_sizes = None if visits.batch_sizes is None else torch.tensor(visits.batch_sizes, device="cpu")
     rzn, q = gates[0] if gates else (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
-    y = (
-        y.detach()
-    )  # a second derivative goes by what y is made of; compiled autograd cannot add the None that y would get
+    y = y.detach()  # a second derivative goes by what y is made of; compiled autograd cannot add the None y would get
     found = iter(
         layer_backward(
-            dy,
-            dh_n,
-            x,
-            h_0,
-            y,
-            rzn,
-            q,
-            list(flat),
-            batch_sizes,
-            layer.backend.name,
-            layer.batch_first,
-            list(wanted),
-            visits.lengths,
-            visits.resets,
+            dy, dh_n, x, h_0, y, rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first, list(wanted),
+            visits.lengths, visits.resets,
         )
-    )
+    )  # fmt: skip
     return [next(found) if want else None for want in wanted]
 
 
@@ -250,7 +381,7 @@ def _second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[An
     _, _, x, h_0, *_weights = tensors
     x = x.transpose(0, 1) if ctx.batch_first else x
     lengths = None if lengths is None else lengths.clamp(1, len(x))  # looked at before, and now maybe traced
-    visits = Visits.of(x, _read(batch_sizes, x, h_0), lengths, resets)
+    visits = Visits.of(x, read_sizes(batch_sizes, x, h_0), lengths, resets)
     need_dy, need_dh_n, need_x, need_h_0, _, _, _, need_weights, *_others = ctx.needs_input_grad
     found = second_gradients(
         tensors, visits, ctx.batch_first, ctx.wanted, cotangents,
@@ -369,121 +500,3 @@ def _refuse_tangents() -> None:
             "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
             "differentiation is on (PyTorch's own path is then in it), not before"
         )
-
-
-def _check(
-    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
-    lengths: Tensor | None, resets: Tensor | None,
-) -> None:  # fmt: skip
-    """Raise for what does not fit. Reads shapes, dtypes and devices alone: fake tensors fail as real ones do, but for
-    sizes that only data tells, which are looked at when the graph runs."""
-    if backend and registry.find(backend).module is None:
-        layers = ", ".join(repr(b.name) for b in registry.BACKENDS.values() if b.module)
-        raise ValueError(f"backend must run a layer ({layers}, or '' for the plan's), got {backend!r}")
-    if x.dtype not in DTYPES:
-        raise RuntimeError(f"x must be of dtype {', '.join(map(str, DTYPES))}, got {x.dtype}")
-    if batch_sizes is None:
-        if x.dim() != 3:
-            raise RuntimeError(f"x must have 3 dimensions without batch_sizes, got {_shape(x)}")
-    else:
-        if x.dim() != 2:
-            raise RuntimeError(f"x must have 2 dimensions with batch_sizes, got {_shape(x)}")
-        if batch_first:
-            raise RuntimeError("batch_first must be False with batch_sizes, got True")
-        if batch_sizes.dim() != 1 or batch_sizes.dtype != torch.int64 or batch_sizes.device.type != "cpu":
-            raise RuntimeError(
-                f"batch_sizes must be [T], int64, on the CPU, got {_shape(batch_sizes)}, {batch_sizes.dtype}, on "
-                f"{batch_sizes.device}"
-            )
-    if h_0.dim() != 3 or h_0.shape[0] not in (1, 2):
-        raise RuntimeError(f"h_0 must be [D, B, H] with 1 or 2 directions, got {_shape(h_0)}")
-    D, B, H = h_0.shape
-    batch = 0 if batch_first else 1  # x's dimension of it
-    for dim, size in enumerate(x.shape):
-        if batch_sizes is not None or dim != batch:  # a batch may be empty, as nn.GRU's
-            _require(size != 0, lambda: f"x must have elements, got {_shape(x)}")
-    _require(H != 0, lambda: f"h_0 must have a hidden size above 0, got {_shape(h_0)}")
-    if batch_sizes is None:
-        _require(x.shape[batch] == B, lambda: f"h_0 must have x's batch size, {x.shape[batch]}, got {_shape(h_0)}")
-    if len(weights) not in (2 * D, 4 * D):
-        raise RuntimeError(f"weights must be {2 * D} or {4 * D} tensors for {D} direction(s), got {len(weights)}")
-    each = len(weights) // D
-    shapes = ((3 * H, x.shape[-1]), (3 * H, H), (3 * H,), (3 * H,))[:each]
-    for index, weight in enumerate(weights):
-        name = ("w_ih", "w_hh", "b_ih", "b_hh")[index % each]
-        _check_like(f"{name} of direction {index // each}", weight, shapes[index % each], x)
-    _check_like("h_0", h_0, h_0.shape, x)
-    if batch_sizes is None:
-        check_padding(lengths, resets, (x.shape[1 - batch], B), False, x.device)
-    elif lengths is not None or resets is not None:
-        raise RuntimeError("lengths and resets must be None with batch_sizes")
-
-
-def check_padding(lengths: Any, resets: Any, sizes: Sequence[int], batch_first: bool, device: torch.device) -> None:
-    """Raise for lengths and resets that do not fit input of these sizes, T and B; values are not looked at."""
-    integers = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
-    B = sizes[0 if batch_first else 1]
-    for name, given, shape, dtypes, kind in (
-        ("lengths", lengths, (B,), integers, "integers"),
-        ("resets", resets, tuple(sizes), (torch.bool,), "bool"),
-    ):
-        if given is None:
-            continue
-        where = f"{device} or the CPU" if name == "lengths" and device.type != "cpu" else device
-        expected = f"{name} must be a tensor {list(shape)} of {kind} on {where}"
-        if not isinstance(given, Tensor):
-            raise TypeError(f"{expected}, got {type(given).__name__}")
-        got = f"{expected}, got {_shape(given)} of {given.dtype} on {given.device}"
-        elsewhere = given.device != device and not (name == "lengths" and given.device.type == "cpu")
-        if given.dtype not in dtypes or elsewhere:
-            raise RuntimeError(got)
-        for same in (given.dim() == len(shape), *(n == size for n, size in zip(given.shape, shape, strict=False))):
-            _require(same, partial(str, got))
-
-
-def _check_gradients(
-    dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, weights: Sequence[Tensor],
-    wanted: Sequence[bool],
-) -> None:  # fmt: skip
-    rows = (*x.shape[:-1], h_0.shape[0] * h_0.shape[2])
-    for name, tensor, shape in (("y", y, rows), ("dy", dy, rows), ("dh_n", dh_n, h_0.shape)):
-        if tensor is not None:
-            _check_like(name, tensor, shape, x)
-    if len(wanted) != 2 + len(weights):
-        raise RuntimeError(f"wanted must have {2 + len(weights)} entries, got {len(wanted)}")
-
-
-def _check_like(name: str, tensor: Tensor, shape: Sequence[int], x: Tensor) -> None:
-    sizes = zip(tensor.shape, shape, strict=False)
-    for same in (tensor.dim() == len(shape), *(size == expected for size, expected in sizes)):
-        _require(same, lambda: f"{name} must be {list(shape)}, got {_shape(tensor)}")
-    if tensor.dtype != x.dtype or tensor.device != x.device:
-        raise RuntimeError(f"{name} must be {x.dtype} on {x.device}, as x is, got {tensor.dtype} on {tensor.device}")
-
-
-def _require(condition: bool | torch.SymBool, message: Callable[[], str]) -> None:
-    """RuntimeError, unless it holds, or may hold for sizes that only data tells."""
-    if not isinstance(condition, bool):
-        from torch.fx.experimental.symbolic_shapes import guard_or_true  # here: it loads sympy
-
-        condition = guard_or_true(condition)
-    if not condition:
-        raise RuntimeError(message())
-
-
-def _shape(tensor: Tensor) -> list[int]:
-    return list(tensor.shape)
-
-
-def _read(batch_sizes: Tensor | None, x: Tensor, h_0: Tensor) -> tuple[int, ...] | None:
-    """The values of batch_sizes, which a fake tensor does not have."""
-    if batch_sizes is None:
-        return None
-    sizes: list[int] = batch_sizes.tolist()
-    N, B = len(x), h_0.shape[1]
-    if not sizes or sizes[0] != B or sum(sizes) != N or sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
-        raise RuntimeError(
-            f"batch_sizes must begin with h_0's batch size, {B}, never rise, stay above 0 and add up to the {N} rows "
-            f"of x, got {sizes}"
-        )
-    return tuple(sizes)

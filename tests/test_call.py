@@ -1,0 +1,261 @@
+"""A call resolved once: what it costs the host, and that one known by its key is what it would be without."""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+
+import tritongru
+from tritongru import call, registry
+
+T, B, I, H = 5, 3, 4, 6
+PACKAGE = Path(tritongru.__file__).parent
+
+
+@pytest.fixture
+def known(monkeypatch: pytest.MonkeyPatch) -> dict[call.Key, call.Call]:
+    """What is kept, where calls on the CPU are kept as those on CUDA are."""
+    monkeypatch.setattr(call, "DEVICES", ("cpu",))
+    monkeypatch.setattr(call, "_known", {})
+    return call._known
+
+
+@pytest.fixture
+def launched(known: object, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
+    """Tensors of the CPU go an H200's way up to the launch, which is left out; the callers of each."""
+    from tritongru.launch import runtime
+    from tritongru.planning import describe
+
+    found: list[list[Any]] = []
+
+    def launch(self: object, grid: object, scalars: object) -> None:
+        frame, callers = sys._getframe(), []
+        while frame is not None:
+            callers.append(frame.f_code)
+            frame = frame.f_back  # type: ignore[assignment]
+        found.append(callers)
+
+    monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
+    monkeypatch.setattr(registry.Backend, "why_not", lambda *given: None)
+    monkeypatch.setattr(runtime.Launch, "__call__", launch)
+    return found
+
+
+@pytest.mark.compiled
+def test_six_frames_in_five_files_lie_between_a_layer_and_its_launch(launched: list[list[Any]]) -> None:
+    layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
+    x = torch.randn(T, B, I, dtype=torch.bfloat16)
+    for _ in range(2):
+        layer(x)
+    callers = launched[-1]
+    ours = [code for code in callers if PACKAGE in Path(code.co_filename).parents]
+    assert ours[-1].co_qualname == "GRU.forward" if hasattr(ours[-1], "co_qualname") else ours[-1].co_name == "forward"
+    assert 1 + len(ours) <= 6 and len({"launch/runtime.py", *(code.co_filename for code in ours)}) <= 5
+
+
+@pytest.mark.compiled
+def test_the_host_makes_few_calls(launched: list[list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As cProfile counts them, PyTorch's own and the built-in ones among them: 477 and 906 before calls were kept."""
+    from tritongru.launch import runtime
+
+    monkeypatch.setattr(runtime.Launch, "__call__", lambda self, grid, scalars: None)
+    layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
+    x = torch.randn(T, B, I, dtype=torch.bfloat16)
+    parameters, dy = list(layer.parameters()), torch.ones(T, B, 512, dtype=torch.bfloat16)
+
+    def count(function: Callable[[], Any]) -> tuple[Any, int]:
+        with cProfile.Profile() as profile:
+            result = function()
+        return result, pstats.Stats(profile).total_calls - 2  # the function and the profiler's end
+
+    for _ in range(3):
+        (y, _), forward = count(lambda: layer(x))
+        _, backward = count(lambda y=y: torch.autograd.grad(y, parameters, dy))
+    with torch.no_grad():
+        for _ in range(2):
+            _, inference = count(lambda: layer(x))
+    assert (forward <= 150, forward + backward <= 350, inference <= 125) == (True, True, True), (forward, backward)
+
+
+def dense(**options: Any) -> tuple[Any, ...]:
+    return tritongru.GRU(I, H, **options), torch.randn(T, B, I).transpose(0, int(options.get("batch_first", False))), {}
+
+
+def padded(**options: Any) -> tuple[Any, ...]:
+    layer, x, _ = dense(**options)
+    resets = torch.zeros(T, B, dtype=torch.bool)
+    resets[2, 1] = True
+    resets = resets.T if layer.batch_first else resets
+    return layer, x, {"lengths": torch.tensor([5, 2, 4]), "resets": resets}
+
+
+def packed(**options: Any) -> tuple[Any, ...]:
+    return tritongru.GRU(I, H, **options), pack_sequence([torch.randn(n, I) for n in (4, 2, 2)]), {}
+
+
+def cell(**options: Any) -> tuple[Any, ...]:
+    return tritongru.GRUCell(I, H, **options), torch.randn(B, I), {}
+
+
+CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "dense": dense,
+    "batch_first": lambda: dense(batch_first=True),
+    "layers": lambda: dense(num_layers=3, bidirectional=True, bias=False),
+    "recompute": lambda: dense(recompute=True),
+    "dropout": lambda: dense(num_layers=2, dropout=0.5),
+    "one-step": lambda: (tritongru.GRU(I, H, 2), torch.randn(1, B, I), {}),
+    "unbatched": lambda: (tritongru.GRU(I, H), torch.randn(T, I), {}),
+    "padded": padded,
+    "padded-batch_first": lambda: padded(batch_first=True, bidirectional=True),
+    "packed": packed,
+    "packed-layers": lambda: packed(num_layers=2, bidirectional=True),
+    "cell": cell,
+}
+
+
+def other_values(x: Any) -> Any:
+    if isinstance(x, PackedSequence):
+        return x._replace(data=torch.randn_like(x.data))
+    return torch.randn_like(x)  # with x's strides
+
+
+def data_of(x: Any) -> Tensor:
+    return x.data if isinstance(x, PackedSequence) else x
+
+
+def results(module: Any, x: Any, how: dict[str, Any]) -> list[Tensor]:
+    """Output, h_n and the gradients of x and the parameters."""
+    module.zero_grad()
+    torch.manual_seed(1)
+    leaf = data_of(x).detach().requires_grad_()
+    found = module(x._replace(data=leaf) if isinstance(x, PackedSequence) else leaf, **how)
+    outputs = [found] if isinstance(found, Tensor) else [data_of(found[0]), found[1]]
+    torch.autograd.backward(outputs, [torch.randn_like(t) for t in outputs])
+    return [t.detach().clone() for t in (*outputs, leaf.grad, *(p.grad for p in module.parameters()))]
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize(
+    ("backend", "name"),
+    [("reference", name) for name in CALLS]
+    + [
+        (backend, name)
+        for backend in ("step", "sequence")
+        for name in ("batch_first", "layers", "recompute", "one-step", "padded", "packed-layers", "cell")
+    ],
+)
+def test_a_known_call_is_the_call_it_would_be(backend: str, name: str, known: dict[Any, Any], monkeypatch) -> None:
+    """Bit for bit, with other values in x and in the parameters, gradients too."""
+    module, x, how = CALLS[name]()
+    module.backend = backend
+    results(module, x, how)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.mul_(-0.5)
+    x, kept = other_values(x), len(known)
+    found = results(module, x, how)
+    assert kept == len(known) == 1
+    monkeypatch.setattr(call, "DEVICES", ())
+    for ours, expected in zip(found, results(module, x, how), strict=True):
+        assert torch.equal(ours, expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda layer, x: layer(torch.cat([x, x])), id="T"),
+        pytest.param(lambda layer, x: layer(torch.cat([x, x], 1)), id="B"),
+        pytest.param(lambda layer, x: layer(x.transpose(0, 1).contiguous().transpose(0, 1)), id="strides"),
+        pytest.param(lambda layer, x: layer(x.clone().requires_grad_()), id="a gradient of x"),
+        pytest.param(lambda layer, x: layer(x, torch.randn(1, B, H, requires_grad=True)), id="a gradient of h_0"),
+        pytest.param(lambda layer, x: layer(torch._neg_view(x)), id="a negated view"),
+        pytest.param(lambda layer, x: layer.double()(x.double()), id="dtype"),
+        pytest.param(lambda layer, x: layer.eval()(x), id="eval"),
+        pytest.param(lambda layer, x: setattr(layer, "recompute", True) or layer(x), id="recompute"),
+        pytest.param(lambda layer, x: layer.weight_hh_l0.requires_grad_(False) is None or layer(x), id="frozen"),
+        pytest.param(lambda layer, x: tritongru.GRU(I, H, bias=False, backend="reference")(x), id="bias"),
+        pytest.param(lambda layer, x: tritongru.GRU(I, H, bidirectional=True, backend="reference")(x), id="directions"),
+        pytest.param(lambda layer, x: layer(x, lengths=torch.full((B,), T)), id="lengths"),
+        pytest.param(lambda layer, x: torch.no_grad()(layer)(x), id="no_grad"),
+        pytest.param(lambda layer, x: torch.autocast("cpu", torch.bfloat16)(layer)(x), id="autocast"),
+    ],
+)
+def test_another_call_is_resolved_anew(change: Callable[..., Any], known: dict[Any, Any]) -> None:
+    layer, x = tritongru.GRU(I, H, backend="reference"), torch.randn(T, B, I)
+    for _ in range(2):
+        layer(x)
+    assert len(known) == 1
+    change(layer, x)
+    assert len(known) == 2
+
+
+def test_another_backend_is_resolved_anew(known: dict[Any, Any], ran: list[str], monkeypatch) -> None:
+    layer, x = tritongru.GRU(I, H), torch.randn(T, B, I)
+    for around in (tritongru.use_backend("reference"), nullcontext(), tritongru.use_backend("reference")):
+        with around:
+            layer(x)
+    monkeypatch.setenv("TRITONGRU_BACKEND", "reference")
+    layer(x)
+    assert ran == ["reference"] * 3
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        pytest.param(lambda call, x: torch.vmap(call)(x[None]), id="vmap"),
+        pytest.param(lambda call, x: torch.func.jvp(call, (x,), (x,)), id="jvp"),
+        pytest.param(lambda call, x: torch.jit.trace(call, x, check_trace=False), id="jit"),
+        pytest.param(lambda call, x: torch.fx.experimental.proxy_tensor.make_fx(call)(x), id="make_fx"),
+        pytest.param(lambda call, x: call(x.as_subclass(type("Own", (Tensor,), {}))), id="a subclass"),
+    ],
+)
+def test_nothing_is_kept_of_what_is_traced(around: Callable[..., Any], known: dict[Any, Any]) -> None:
+    layer = tritongru.GRU(I, H).requires_grad_(False)
+    around(lambda x: layer(x)[0], torch.randn(T, B, I))
+    assert not known
+
+
+def test_the_weights_of_a_known_call_are_those_of_now(known: dict[Any, Any]) -> None:
+    layer, x = tritongru.GRU(I, H, backend="reference"), torch.randn(T, B, I)
+    first, _ = layer(x)
+    others = {name: torch.nn.Parameter(-p.detach()) for name, p in layer.named_parameters()}
+    swapped, _ = torch.func.functional_call(layer, others, (x,))
+    layer.weight_ih_l0 = others["weight_ih_l0"]
+    replaced, _ = layer(x)
+    again, _ = layer(x)
+    assert len(known) == 1 and not torch.equal(first, swapped)
+    assert torch.equal(replaced, again) and not torch.equal(replaced, first) and not torch.equal(replaced, swapped)
+
+
+def test_what_is_kept_is_bounded(known: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call, "LIMIT", 3)
+    layer = tritongru.GRU(I, H, backend="reference")
+    for rows in range(1, 8):
+        layer(torch.randn(T, rows, I))
+        assert len(known) == min(rows, 3)
+
+
+def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
+    """But for those of a device's status: a kept call holds no memory of a batch or of a module."""
+    import gc
+    import weakref
+
+    for make in CALLS.values():
+        module, x, how = make()
+        module.backend = "reference"
+        module(x, **how)
+        gone = [weakref.ref(t) for t in (data_of(x), *how.values(), *module.parameters())]
+        del module, x, how
+        gc.collect()
+        assert [ref() for ref in gone] == [None] * len(gone)
+    assert known

@@ -1,0 +1,287 @@
+"""A call of a GRU, every question about it answered once: which backend runs, told what.
+
+What `settle` and `resolved` find out is kept by all that decides it (`key_of`: sizes, strides, dtypes and devices of
+the tensors, flags, autocast, what asks for a backend), so that the next call like it goes straight to its layers.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from . import registry
+from .batch import Visits
+from .layer import GRULayer, Layer, call_of, forward_pass, layer_forward, prepare, seen_by_a_mode
+from .products import rnn_precision
+from .registry import Backend, constant_in_graphs
+
+PLAIN = {Tensor, Parameter}
+DEVICES = ("cuda",)  # on which calls are kept
+LIMIT = 1024  # kinds of calls that are kept, the latest
+ATEN = registry.ATEN.name
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What runs: one layer of ours after another, or PyTorch's own path."""
+
+    layers: Sequence[Layer | Callable[..., tuple[Tensor, Tensor]]] = ()  # a function takes x, h_0 and the weights
+    directions: int = 1
+    dropout: float = 0.0  # between layers
+    dtype: torch.dtype | None = None  # of autocast, in which all of them are computed
+    aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags
+
+    def __call__(
+        self, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Output and h_n. visits: of a packed or padded batch."""
+        if self.aten is not None:
+            return torch.gru(x, hx.contiguous(), list(params), *self.aten)  # cuDNN takes no other h_0; the kernels do
+        if self.dtype is not None:
+            x, hx, params = x.to(self.dtype), hx.to(self.dtype), [p.to(self.dtype) for p in params]
+        D, count, h_ns = self.directions, len(self.layers), []
+        each = len(params) // count
+        for i, layer in enumerate(self.layers):
+            h_0 = hx if count == 1 else hx[i * D : (i + 1) * D]
+            weights = params[i * each : (i + 1) * each]
+            if not isinstance(layer, Layer):
+                x, h_n = layer(x, h_0, weights)
+            elif layer.call.save_gates:
+                x, h_n = GRULayer.apply(layer if visits is None else layer.over(visits), x, h_0, *weights)
+            else:
+                x, h_n, _ = forward_pass(layer if visits is None else layer.over(visits), x, h_0, tuple(weights))
+            if count == 1:
+                return x, h_n
+            h_ns.append(h_n)
+            if self.dropout and i < count - 1:
+                x = torch.dropout(x, self.dropout, True)
+        return x, torch.cat(h_ns)
+
+
+Key = tuple[Any, ...]
+_known: dict[Key, Call] = {}
+_keeping = threading.Lock()
+
+
+def may_know(x: Any) -> bool:
+    """Whether anything is kept of calls on this."""
+    return not torch.compiler.is_compiling() and type(x) in PLAIN and x.device.type in DEVICES
+
+
+def key_of(
+    backend: str | None, x: Tensor, hx: Tensor, params: Sequence[Tensor], packed: bool, *flags: Any
+) -> Key | None:
+    """What tells kinds of calls apart; None: nothing is kept of such a call. Of packed rows the number is left out.
+
+    x: of which `may_know` holds.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    tensors = (x, hx, *params)
+    if (
+        not {type(t) for t in tensors} <= PLAIN
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    ):
+        return None
+    kind, asked_for = x.device.type, registry.asked_for(backend)
+    return (
+        asked_for,
+        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+        rnn_precision(nvidia=True) if x.dtype is torch.float32 else None,
+        torch.backends.cudnn.enabled if asked_for is None else None,
+        torch.is_grad_enabled(),
+        len(tensors),
+        *flags,
+        *[(t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors],
+        x.shape[1:] if packed else x.shape,
+        *[t.shape for t in tensors[1:]],
+    )
+
+
+def known(key: Key | None) -> Call | None:
+    """What an earlier call of this kind was resolved to."""
+    return _known.get(key) if key else None
+
+
+def keep(key: Key | None, call: Call) -> Call:
+    """`call`, known from now on."""
+    if key is not None:
+        with _keeping:
+            if len(_known) >= LIMIT:
+                del _known[next(iter(_known))]
+            _known[key] = call
+    return call
+
+
+def forget() -> None:
+    """Ask anew about whatever is called next."""
+    _known.clear()
+
+
+def uses_aten(backend: str | None, input: Tensor) -> bool:
+    """Whether PyTorch's own path is meant, before any look at shapes: asked for, on the CPU by default, or exported.
+
+    Raises:
+        ValueError: unknown backend.
+    """
+    if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
+        return True
+    if torch.compiler.is_compiling():  # before anything that Dynamo cannot trace
+        return traced_backend(backend, input) == ATEN
+    found = registry.asked_for(backend)
+    if tracing():
+        registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
+        return True
+    if into_a_graph():
+        return traced_backend(backend, input) == ATEN
+    if found is None and not input.is_cuda:
+        registry.log_once(logging.INFO, f"{registry.ON_THE_CPU} (aten)")
+        return True
+    return found is registry.ATEN
+
+
+def tracing() -> bool:
+    """Under jit tracing (ONNX's too), torch.func's derivatives or forward-mode differentiation: PyTorch's own path."""
+    return (
+        torch.jit.is_tracing()
+        or torch.autograd.forward_ad._current_level >= 0
+        or (torch._C._functorch.peek_interpreter_stack() is not None and not _mapping())
+    )
+
+
+def into_a_graph() -> bool:
+    """Under torch.compile, AOTAutograd, make_fx, fake tensors or vmap: a layer is an operator, see layer.py."""
+    if torch.compiler.is_compiling():
+        return True
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return _mapping()
+    if torch._C._len_torch_dispatch_stack() == 0:  # as in every eager call: it costs a tenth of a microsecond to know
+        return False
+    mode = torch._C._TorchDispatchModeKey
+    return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
+
+
+def _mapping() -> bool:
+    """Under torch.vmap, and under no other of torch.func's transforms."""
+    stack = torch._C._functorch.get_interpreter_stack()
+    return stack is not None and all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
+
+
+def traced_backend(backend: str | None, input: Tensor) -> str:
+    return backend_of_graph(backend, input.device, registry.computing_dtype(input))
+
+
+def stands_in(backend: str | None, input: Tensor) -> bool:
+    """Whether `reference` runs in a graph in place of aten."""
+    return input.device.type == "cpu" and backend_asked_for(backend) is None
+
+
+@constant_in_graphs
+def backend_asked_for(backend: str | None) -> str | None:
+    """Its name, or None where nobody asks for one; read when the graph is made."""
+    found = registry.asked_for(backend)
+    return None if found is None else found.name
+
+
+@constant_in_graphs
+def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
+    """What a graph that is being made calls: "aten", a backend's name, or "" where the plan decides at each run.
+
+    On the CPU `reference` stands in for aten, which would be traced as T times a dozen operations.
+
+    Raises:
+        ValueError: unknown backend. RuntimeError: a backend that cannot run.
+    """
+    # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
+    if torch.compiler.is_exporting() or tracing():
+        return ATEN
+    found = registry.asked_for(backend)
+    if found is None:
+        on_the_cpu = device.type == "cpu"
+        stand_in = registry.IN_GRAPHS_ON_THE_CPU if on_the_cpu else registry.ANY_SIZE
+        if stand_in.why_not(device, dtype) is not None:
+            return ATEN
+        return stand_in.name if on_the_cpu else ""
+    if found.module is not None and (why_not := found.why_not(device, dtype)) is not None:
+        raise registry.refuse(found, why_not, device, dtype)
+    return found.name
+
+
+@dataclass(frozen=True)
+class InGraph:
+    """The operator of layer.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
+
+    name: str
+    autocast: bool  # not where it stands in for aten on the CPU, which autocast leaves alone
+
+
+def settle(
+    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
+    *, recompute: bool = False, cell: bool = False, padded: bool = False,
+) -> Backend | InGraph | str:  # fmt: skip
+    """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
+    if into_a_graph():
+        name = traced_backend(backend, input)
+        on_the_cpu = stands_in(backend, input)
+        if on_the_cpu and any(t.dtype != input.dtype for t in others):
+            return "the arguments have several dtypes"
+        return InGraph(name, autocast=not on_the_cpu)
+    dtype, found, reason = registry.computing_dtype(input), registry.asked_for(backend), "asked for"
+    if (why_not := (found or registry.ANY_SIZE).why_not(input.device, dtype)) is not None:
+        return why_not
+    training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
+    if found is None:
+        # PyTorch's path keeps more than the output, its cell was not timed, and to cut a padded batch waits.
+        aten = not (cell or padded or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
+        found, reason = registry.fastest(input, T, B, H, D, training, aten)
+    elif (why_not := found.too_large(input, B, H, D, training)) is not None:
+        return why_not
+    registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
+    return InGraph(found.name, autocast=True) if seen_by_a_mode() else found
+
+
+def resolved(
+    chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits | None, num_layers: int,
+    D: int, dropout: float, batch_first: bool = False, recompute: bool = False, cell: bool = False,
+    in_graph: Sequence[Tensor | None] = (None, None, None),
+) -> Call:  # fmt: skip
+    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell.
+
+    in_graph: what an operator takes in place of visits: batch_sizes, lengths, resets.
+    """
+    dtype = registry.computing_dtype(x)
+    cast = dtype if any([t.dtype != dtype for t in (x, hx, *params)]) else None
+    grad, each, layers = torch.is_grad_enabled(), len(params) // num_layers, []
+    if isinstance(chosen, InGraph):
+
+        def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
+            how = chosen.name, batch_first, training, training and recompute
+            batch_sizes, *padding = in_graph
+            y, h_n, _, _ = layer_forward(x, h_0, list(weights), batch_sizes, *how, *padding)
+            return y, h_n[0] if cell else h_n
+
+        return Call([operator] * num_layers, D, dropout, cast if chosen.autocast else None)
+    assert visits is not None
+    trains, H = x.requires_grad, hx.shape[-1]
+    for i in range(num_layers):
+        weights = params[i * each : (i + 1) * each]
+        trains = grad and (trains or hx.requires_grad or any([w.requires_grad for w in weights]))
+        call = call_of(chosen, visits, x.device, dtype, D, H, trains)
+        as_they_lie = all([w.is_contiguous() and not w.is_neg() for w in weights])
+        flags = dict(batch_first=batch_first, recompute=recompute, cell=cell, weights_as_they_lie=as_they_lie)
+        layers.append(Layer.of(chosen, call, **flags))
+        prepare(layers[-1], x.shape[-1] if i == 0 else D * H, weights)
+    return Call(layers, D, dropout, cast)

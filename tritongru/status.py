@@ -1,0 +1,95 @@
+"""What a device tells the host without being waited for: that a wait inside a kernel ran out (kernels/exchange.py), and
+that `lengths` were out of bounds."""
+
+from __future__ import annotations
+
+import os
+import threading
+
+import torch
+from torch import Tensor
+
+LENGTHS_OUTSIDE = "Expected sequence length to be larger than 0 in RNN, and no element of lengths above that of input"
+WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WAIT_SECONDS says otherwise
+
+
+class Status:
+    """Whether a wait ran out on a device: a word there, which waiting programs look at, and one that the host reads.
+    And whether `lengths` were out of bounds: two words likewise."""
+
+    def __init__(self, device: torch.device):
+        cuda = device.type == "cuda"
+        if cuda and torch.cuda.is_current_stream_capturing():  # these words outlive the graph, and its memory pool
+            raise RuntimeError(
+                f"neither backend 'sequence' nor lengths have been used on {device} yet: call a layer once before the "
+                "capture of a CUDA graph"
+            )
+        with torch.inference_mode(False):  # whatever mode the first call is in, these are written again
+            self.word = torch.zeros(1, dtype=torch.int32, device=device)
+            self.report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=cuda)
+            self.wrong_lengths = torch.zeros((), dtype=torch.bool, device=device)
+            self.lengths_report = torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=cuda)
+        if cuda:
+            torch.cuda.current_stream(device).synchronize()  # once: another stream may be the first to read the word
+        self.seconds = WAIT_SECONDS  # the bound of the last launch
+
+    def check(self) -> None:
+        """Raise if a wait ran out since the last look. Reads host memory: no wait for the device, but for the error."""
+        if self.report.item():
+            if self.word.is_cuda:
+                torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
+            self.report.zero_()
+            self.word.zero_()
+            raise RuntimeError(
+                f"a wait between the programs of a tritongru sequence kernel ran out on {self.word.device} after "
+                f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
+                "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
+            )
+        if self.lengths_report.item():
+            if self.word.is_cuda:
+                torch.cuda.synchronize(self.word.device)
+            self.wrong_lengths.zero_()
+            self.lengths_report.zero_()
+            raise RuntimeError(
+                f"{LENGTHS_OUTSIDE}: got one that is, in an earlier call on {self.word.device}, which took the nearest "
+                "that is allowed"
+            )
+
+    def note_lengths(self, wrong: Tensor) -> None:
+        """Keep in mind whether lengths are `wrong`, a bool on the device; raise if earlier ones were."""
+        self.check()
+        self.wrong_lengths.logical_or_(wrong)
+        self.lengths_report.copy_(self.wrong_lengths, non_blocking=True)
+
+
+_creating = threading.Lock()
+_statuses: dict[torch.device, Status] = {}
+
+
+def status(device: torch.device) -> Status:
+    """The status words of a device, made at its first use."""
+    if device not in _statuses:
+        with _creating:
+            if device not in _statuses:
+                _statuses[device] = Status(device)
+    return _statuses[device]
+
+
+def check_all() -> None:
+    """Raise the error of any device whose kernels gave up a wait."""
+    for found in tuple(_statuses.values()):
+        found.check()
+
+
+def wait_seconds() -> float:
+    """The bound of a wait. Raises ValueError for a TRITONGRU_WAIT_SECONDS that is no positive number below 2000."""
+    given = os.environ.get("TRITONGRU_WAIT_SECONDS")
+    if given is None:
+        return WAIT_SECONDS
+    try:
+        seconds = float(given)
+    except ValueError:
+        seconds = -1.0
+    if not 0 < seconds < 2000:
+        raise ValueError(f"TRITONGRU_WAIT_SECONDS must be a number above 0 and below 2000, got {given!r}")
+    return seconds
