@@ -243,32 +243,25 @@ def sequence_tiles(
     return _exchanging(kind, batch, hidden_size, directions, dtype, device, given)
 
 
-def _class(kind: str, hidden_size: int, dtype: str, device: Device) -> tuple[tuple[int, int], tuple[Form, ...]] | None:
-    """The class of K and its forms; for the interpreter, small ones."""
-    if device.vendor == "interpreter":
-        return (max(32, 1 << (hidden_size - 1).bit_length()), 1), (Form(16, 2),)
-    for parts, forms in FORMS[kind, BYTES[dtype]].items():
-        if hidden_size <= parts[0] * parts[1]:
-            return parts, forms
-    return None
-
-
 def _exchanging(
     kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device, given: Mapping[str, int]
 ) -> SequenceTiles | str:
-    found = _class(kind, hidden_size, dtype, device)
-    if found is None:
-        largest = max(part * parts for part, parts in FORMS[kind, BYTES[dtype]])
+    classes = FORMS[kind, BYTES[dtype]]
+    if device.vendor == "interpreter":  # takes small ones
+        classes = {(max(32, 1 << (hidden_size - 1).bit_length()), 1): (Form(16, 2),)}
+    parts = next((parts for parts in classes if hidden_size <= parts[0] * parts[1]), None)
+    if parts is None:
+        largest = max(part * parts for part, parts in classes)
         return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
-    (block_k, num_k), forms = found
-    if not given and (won := winner("sequence", kind, dtype, batch, block_k * num_k, block_k * num_k, device)):
+    units = parts[0] * parts[1]
+    if not given and (won := winner("sequence", kind, dtype, batch, units, units, device)):
         with contextlib.suppress(ValueError):  # of another layer: both directions, fewer units
             tuned = _exchanging(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(won)))
             if isinstance(tuned, SequenceTiles):
                 return tuned
     needed = []
-    for form in forms:
-        tiles = _dealt_out(kind, form, block_k, num_k, batch, hidden_size, directions, dtype, device, given)
+    for form in classes[parts]:
+        tiles = _dealt_out(kind, form, parts, batch, hidden_size, directions, dtype, device, given)
         if isinstance(tiles, SequenceTiles):
             return tiles
         needed.append(tiles)
@@ -276,7 +269,7 @@ def _exchanging(
 
 
 def _dealt_out(
-    kind: str, form: Form, block_k: int, num_k: int, batch: int, hidden_size: int, directions: int, dtype: str,
+    kind: str, form: Form, parts: tuple[int, int], batch: int, hidden_size: int, directions: int, dtype: str,
     device: Device, given: Mapping[str, int],
 ) -> SequenceTiles | str:  # fmt: skip
     """A form's tiles, its groups and rows dealt out to the device's SMs; or what it would need more of."""
@@ -284,8 +277,8 @@ def _dealt_out(
     per_sm = given.get("programs_per_sm", 1)
     if block_h not in (8, 16, 32) or per_sm < 1:
         raise ValueError(f"block_h must be 8, 16 or 32 and programs_per_sm 1 or more, got {block_h} and {per_sm}")
-    rows = given.get("block_b", BLOCK_B)
-    units = max(block_h, _units_of_block(dtype, rows))  # a block of the exchange buffer belongs to whole programs
+    # a block of the exchange buffer belongs to whole programs
+    units = max(block_h, _units_of_block(dtype, given.get("block_b", BLOCK_B)))
     programs = -(-hidden_size // units) * units // block_h
     places = max(device.sms * per_sm, programs if device.vendor == "interpreter" else 0)
     if programs > places:
@@ -299,15 +292,13 @@ def _dealt_out(
         row_tiles = -(-batch // block_b)
         if row_tiles <= most * in_turn:
             break
-    tiles = SequenceTiles(
-        block_b=block_b, block_h=block_h, block_k=given.get("block_k", block_k),
-        num_k=given.get("num_k", num_k), num_warps=given.get("num_warps", form.num_warps),
-        shared_gates=given.get("shared_gates", form.shared_gates),
-        waits=given.get("waits", turns.waits or form.waits) if kind == "backward" else 1,
-        delay=given.get("delay", DELAY if in_turn == 1 and device.vendor != "interpreter" else 0),
-        early=given.get("early", 0), programs_per_sm=per_sm, tiles=in_turn, programs=programs,
-        groups=given.get("groups", min(most, -(-row_tiles // in_turn))), directions=together,
+    planned = dict(
+        block_b=block_b, block_h=block_h, block_k=parts[0], num_k=parts[1], num_warps=form.num_warps,
+        shared_gates=form.shared_gates, waits=turns.waits or form.waits,
+        delay=DELAY if in_turn == 1 and device.vendor != "interpreter" else 0, early=0, programs_per_sm=per_sm,
+        tiles=in_turn, programs=programs, groups=min(most, -(-row_tiles // in_turn)), directions=together,
     )  # fmt: skip
+    tiles = SequenceTiles(**{**planned, **given, **({} if kind == "backward" else {"waits": 1})})
     _check(tiles, hidden_size, directions, places)
     shared = tiles.shared_bytes(kind, dtype)
     if shared > device.shared_per_program or (shared + 1024) * per_sm > device.shared_per_sm:

@@ -93,23 +93,18 @@ def small_tiles(
     possible = (ODD,) if odd else (1,) if tight else ROWS.get((size, units), (ODD if size == 2 else 1,))
     alone = (rows for rows in possible if -(-batch // rows) * directions * num_warps <= WARPS * device.sms)
     rows = given.get("rows", next(alone, possible[-1]))
-    lanes = given.get("lanes", 0 if size == 2 else 4 if tight and capability // 10 == 10 else LANES[kind])
-    tiles = SmallTiles(
-        rows=rows,
-        units=units,
-        num_warps=num_warps,
-        lanes=lanes,
-        vector=1 if size == 4 or odd else 2,
-        ahead=given.get("ahead", 1 if rows == 16 else 2),
-        programs=-(-batch // rows),
+    planned = dict(
+        rows=rows, units=units, num_warps=num_warps, vector=1 if size == 4 or odd else 2, ahead=1 if rows == 16 else 2,
+        lanes=0 if size == 2 else 4 if tight and capability // 10 == 10 else LANES[kind], programs=-(-batch // rows),
         directions=directions,
-    )
+    )  # fmt: skip
+    tiles = SmallTiles(**{**planned, **given})
     possible_rows: tuple[int, ...] = (4, 8, 16)
     possible_lanes: tuple[int, ...] = (0,)
     possible_warps: tuple[int, ...] = (units // 16,)
     if size == 4:
         possible_rows, possible_lanes = (1, 2), tuple(n for n in (2, 4, 8) if 4 * n <= units)
-        possible_warps = tuple(n for n in (1, 2, 4, 8) if 32 * n <= units * max(lanes, 1))
+        possible_warps = tuple(n for n in (1, 2, 4, 8) if 32 * n <= units * max(tiles.lanes, 1))
     for name, can_be in {
         "units": tuple(n for n in (16, 32, 64, 128) if n >= hidden_size),
         "rows": possible_rows,
