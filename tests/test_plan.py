@@ -18,7 +18,7 @@ from benchmarks.traffic import step_traffic
 from tritongru import cli
 from tritongru.planning import Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip
-from tritongru.planning.devices import DEVICES, GPUS, KIB, MIB, of_cuda
+from tritongru.planning.devices import DEVICES, GPUS, KIB, MIB, described_as, of_cuda
 from tritongru.planning.step import step_tiles
 from tritongru.tools.counted import with_counts
 
@@ -43,7 +43,7 @@ def test_targets_and_limits(name: str, target: tuple[Any, ...], sms: int, shared
     assert (device.target, device.sms, device.shared_per_program) == (target, sms, shared_kib * KIB)
     assert device.arch == ("gfx942" if name == "mi300x" else f"sm_{target[1]}")
     assert device.shared_per_program <= device.shared_per_sm
-    assert min(device.registers_per_sm, device.l2_bytes, device.memory_bytes) > 0
+    assert min(device.registers_per_sm, device.memory_bytes) > 0
     assert (device.capability is not None) == (device.vendor == "nvidia")
 
 
@@ -62,43 +62,35 @@ NVIDIA = dict(major=9, minor=0, multi_processor_count=132)
 REPORTED: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what torch says of a GPU, and what it is taken for
     "a MIG slice has few SMs, and what torch does not report from the product": (
         NVIDIA | dict(name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", multi_processor_count=16),
-        dict(sms=16, target=("cuda", 90, 32), shared_per_program=227 * KIB, l2_bytes=50 * MIB),
+        dict(sms=16, target=("cuda", 90, 32), shared_per_program=227 * KIB),
     ),
     "what is reported wins": (
         dict(
-            name="NVIDIA A100-SXM4-80GB", major=8, minor=0, multi_processor_count=108, L2_cache_size=39 * MIB,
+            name="NVIDIA A100-SXM4-80GB", major=8, minor=0, multi_processor_count=108,
             shared_memory_per_block_optin=160 * KIB, shared_memory_per_multiprocessor=161 * KIB,
             regs_per_multiprocessor=1000, total_memory=79 * KIB * MIB,
         ),
         dict(
             shared_per_program=160 * KIB, shared_per_sm=161 * KIB, memory_bytes=79 * KIB * MIB, registers_per_sm=1000,
-            l2_bytes=39 * MIB,
         ),
     ),
     **{
         f"{product}, which is not described, has the limits of its capability": (
-            dict(name=product, major=major, minor=minor, multi_processor_count=77, L2_cache_size=5),
-            dict(target=("cuda", 10 * major + minor, 32), shared_per_program=shared * KIB, sms=77, l2_bytes=5),
+            dict(name=product, major=major, minor=minor, multi_processor_count=77),
+            dict(target=("cuda", 10 * major + minor, 32), shared_per_program=shared * KIB, sms=77),
         )
         for product, major, minor, shared in (
             ("NVIDIA L40S", 8, 9, 99), ("NVIDIA A10", 8, 6, 99), ("NVIDIA T400", 7, 5, 64), ("NVIDIA X1", 14, 0, 48)
         )
     },
-    **{
-        product: (NVIDIA | dict(name=product), dict(l2_bytes=describe(key).l2_bytes))
-        for product, key in {
-            "NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA GeForce RTX 5090": "rtx5090", "NVIDIA L4": "l4",
-            "NVIDIA A100 80GB PCIe": "a100", "Tesla T4": "t4", "NVIDIA B200": "b200",
-        }.items()
-    },
-    "ROCm reports the L2 of one die, the description knows all eight": (
+    "ROCm reports no registers of AMD's vectors, the description knows them": (
         dict(
             hip=True, name="AMD Instinct MI300X", major=9, minor=4, gcnArchName="gfx942:sramecc+:xnack-",
-            multi_processor_count=304, shared_memory_per_block=64 * KIB, L2_cache_size=4 * MIB,
+            multi_processor_count=304, shared_memory_per_block=64 * KIB,
         ),
         dict(
             vendor="amd", target=("hip", "gfx942", 64), capability=None, shared_per_program=64 * KIB,
-            l2_bytes=32 * MIB,
+            registers_per_sm=512 * KIB // 4,
         ),
     ),
     "another of AMD's has its own wave size": (
@@ -119,6 +111,17 @@ def test_a_present_gpu(properties: dict[str, Any], expected: dict[str, Any], mon
     monkeypatch.setattr(torch.cuda, "get_device_properties", None)
     assert of_cuda(0) is device  # read once
     of_cuda.cache_clear()
+
+
+def test_names_of_products() -> None:
+    """A part of one (MIG), or another one, is not it."""
+    for product, key in {
+        "NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA GeForce RTX 5090": "rtx5090", "NVIDIA A100 80GB PCIe": "a100",
+        "NVIDIA L4": "l4", "Tesla T4": "t4", "NVIDIA B200": "b200", "AMD Instinct MI300X": "mi300x",
+    }.items():  # fmt: skip
+        device = replace(describe(key), name=product)
+        assert described_as(device) == key and described_as(replace(device, sms=16)) is None
+        assert described_as(replace(device, name="NVIDIA L40S")) is None
 
 
 def test_planning_imports_neither_torch_nor_triton() -> None:

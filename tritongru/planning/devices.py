@@ -6,7 +6,7 @@ the machine by `of_cuda`. Importing this module imports neither torch nor Triton
 Sources of the numbers
     [guide]   CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and the Ampere, Ada, Hopper
               and Blackwell tuning guides (docs.nvidia.com/cuda): shared memory, registers
-    [paper]   the vendor's architecture white paper or product page: number of SMs, size of L2
+    [paper]   the vendor's architecture white paper or product page: number of SMs
     [driver]  what the driver reports on that product (cudaDeviceProp), as printed by torch.cuda.get_device_properties
     [rocm]    AMD GPU specifications (rocm.docs.amd.com, reference/gpu-specs)
 """
@@ -38,7 +38,6 @@ class Device:
     shared_per_program: int  # bytes of shared memory one program may have, opt-in included
     shared_per_sm: int  # bytes of shared memory all programs on one SM have together
     registers_per_sm: int  # 32-bit registers
-    l2_bytes: int
     memory_bytes: int = 0  # 0: unknown
 
     @property
@@ -62,7 +61,7 @@ _SHARED_KIB = {
 _REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
 
-def _nvidia(name: str, capability: int, sms: int, l2_mib: float, gib: int) -> Device:
+def _nvidia(name: str, capability: int, sms: int, gib: int) -> Device:
     per_program, per_sm = _SHARED_KIB[capability]
     return Device(
         name=name,
@@ -73,21 +72,20 @@ def _nvidia(name: str, capability: int, sms: int, l2_mib: float, gib: int) -> De
         shared_per_program=per_program * KIB,
         shared_per_sm=per_sm * KIB,
         registers_per_sm=_REGISTERS,
-        l2_bytes=int(l2_mib * MIB),
         memory_bytes=gib * GIB,
     )
 
 
 # Memory [paper], of the largest form, the vendor's GB taken for GiB: no less than there is.
 DEVICES = {
-    "a100": _nvidia("A100", 80, sms=108, l2_mib=40, gib=80),  # SMs, L2 [paper: A100]
-    "h100": _nvidia("H100", 90, sms=132, l2_mib=50, gib=80),  # the SXM5 form; SMs, L2 [paper: H100], [driver]
-    "h200": _nvidia("H200", 90, sms=132, l2_mib=60, gib=141),  # SMs, L2 [driver]
-    "b200": _nvidia("B200", 100, sms=148, l2_mib=126.5, gib=192),  # SMs, L2 [driver]; the tuning guide says 126 MB
-    "rtx4090": _nvidia("RTX 4090", 89, sms=128, l2_mib=72, gib=24),  # SMs, L2 [paper: Ada]
-    "l4": _nvidia("L4", 89, sms=58, l2_mib=48, gib=24),  # SMs: 7424 cores, 128 each; L2 [paper: AD104]
-    "rtx5090": _nvidia("RTX 5090", 120, sms=170, l2_mib=96, gib=32),  # SMs, L2 [paper: RTX Blackwell]
-    "t4": _nvidia("T4", 75, sms=40, l2_mib=4, gib=16),  # SMs, L2 [paper: Turing, T4]
+    "a100": _nvidia("A100", 80, sms=108, gib=80),  # SMs [paper: A100]
+    "h100": _nvidia("H100", 90, sms=132, gib=80),  # the SXM5 form; SMs [paper: H100], [driver]
+    "h200": _nvidia("H200", 90, sms=132, gib=141),  # SMs [driver]
+    "b200": _nvidia("B200", 100, sms=148, gib=192),  # SMs [driver]
+    "rtx4090": _nvidia("RTX 4090", 89, sms=128, gib=24),  # SMs [paper: Ada]
+    "l4": _nvidia("L4", 89, sms=58, gib=24),  # SMs: 7424 cores, 128 each [paper: AD104]
+    "rtx5090": _nvidia("RTX 5090", 120, sms=170, gib=32),  # SMs [paper: RTX Blackwell]
+    "t4": _nvidia("T4", 75, sms=40, gib=16),  # SMs [paper: Turing, T4]
     "mi300x": Device(
         name="MI300X",
         vendor="amd",
@@ -97,7 +95,6 @@ DEVICES = {
         shared_per_program=64 * KIB,  # LDS [rocm]
         shared_per_sm=64 * KIB,
         registers_per_sm=512 * KIB // 4,  # vector registers, accumulation registers included [rocm]
-        l2_bytes=8 * 4 * MIB,  # 4 MiB on each of 8 dies [rocm], not coherent with each other; a driver may report one
         memory_bytes=192 * GIB,  # [paper: CDNA 3]
     ),
     # Programs run in host memory, where no limit of a GPU binds; those that wait for each other take turns in the
@@ -111,7 +108,6 @@ DEVICES = {
         shared_per_program=1 << 30,
         shared_per_sm=1 << 30,
         registers_per_sm=1 << 30,
-        l2_bytes=1 << 30,
     ),
 }
 GPUS = tuple(key for key, device in DEVICES.items() if device.vendor != "interpreter")
@@ -130,8 +126,8 @@ def of_cuda(index: int) -> Device:
     """The GPU that torch calls `cuda:index`, NVIDIA's or (in a ROCm build of torch) AMD's.
 
     SMs, shared memory and architecture are the measured ones, so a MIG slice or another form of a described product is
-    taken for what it is. What this torch does not report comes from the compute capability, or from the described
-    product of the same name; an L2 size that nobody knows is 0.
+    taken for what it is. What this torch does not report comes from the compute capability, or for AMD from the
+    described product of the same name.
     """
     import torch
 
@@ -143,20 +139,18 @@ def of_cuda(index: int) -> Device:
         return int(getattr(properties, attribute, 0)) or otherwise
 
     capability: int | None = None
-    registers, l2_bytes = reported("regs_per_multiprocessor", _REGISTERS), reported("L2_cache_size", 0)
+    registers = reported("regs_per_multiprocessor", _REGISTERS)
     if torch.version.hip:
         vendor, arch = "amd", properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
         per_program = reported("shared_memory_per_block", 64 * KIB)
         per_sm = per_program
-        if known is not None:  # ROCm reports the L2 of a single die (github.com/ROCm/legacy-rocm-build/issues/4203)
-            registers, l2_bytes = known.registers_per_sm, known.l2_bytes
+        registers = known.registers_per_sm if known else registers
     else:
         capability = properties.major * 10 + properties.minor
         vendor, arch = "nvidia", f"sm_{capability}"
         without_opt_in = (48, 48)  # KiB that a program has on every capability
         of_program, of_sm = _SHARED_KIB.get(capability, without_opt_in)
         per_program, per_sm = reported("shared_memory_per_block_optin", of_program * KIB), of_sm * KIB
-        l2_bytes = l2_bytes or (known.l2_bytes if known else 0)
     return Device(
         name=properties.name,
         vendor=vendor,
@@ -166,7 +160,6 @@ def of_cuda(index: int) -> Device:
         shared_per_program=per_program,
         shared_per_sm=reported("shared_memory_per_multiprocessor", per_sm),
         registers_per_sm=registers,
-        l2_bytes=l2_bytes,
         memory_bytes=reported("total_memory", 0),
     )
 

@@ -149,10 +149,6 @@ class SequenceTiles:
         each += f", K {self.num_k} x {self.block_k}{shared}"
         return f"{each}; {groups} of {self.programs} programs, {self.tiles} row tile(s) each"
 
-    def row_launches(self, batch: int) -> int:
-        """Launches that take all rows, one after another."""
-        return -(-batch // self.rows)
-
     def shared_bytes(self, kind: str, dtype: str) -> int:
         """An upper bound of a program's shared memory: the weights that are there, the parts of the sums, and what the
         longest row of a tile is found with."""

@@ -105,12 +105,6 @@ def compile_report(specimen: Specimen, device: Device) -> CompileReport:
     )
 
 
-def loop_opcodes(report: CompileReport) -> list[Counter[str]]:
-    """How often each whole opcode ("LDG.E.128.STRONG.SYS") occurs in each of the report's loops, in their order."""
-    opcodes, _, bodies = control_flow(report)
-    return [Counter(opcodes[i] for i in body) for body in bodies]
-
-
 def control_flow(report: CompileReport) -> tuple[list[str], list[list[int]], list[set[int]]]:
     """Of a kernel for NVIDIA: each instruction's whole opcode, the instructions that it may follow, and the loops as
     sets of instructions, largest first."""
