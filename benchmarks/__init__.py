@@ -3,8 +3,9 @@
     run       (default on a GPU) a suite: every provider beside nn.GRU; a CSV row for each
                   --suite workloads  the GRUs that people train, each held against float64 before it is timed
                   --suite grid       T 128 over H, B and dtype: what the layer chooses by
-                  --suite tune       candidates of tiles; right: every backend held against float64; first: first
-                                     calls; study: the forms of kernels/README.md
+                  --suite tune       candidates of tiles
+                  --suite right      every backend held against float64; memcheck: small calls, for compute-sanitizer
+                  --suite first      first calls, with their compilation; study: the forms of kernels/README.md
     cpu       (default elsewhere) what can be timed without a GPU: the layer's own cost, and that of a GPU's host
     day       all that a GPU is wanted for, into one folder, in nine minutes; --dry-run goes through it without one
     summary   what the rows say: losses first, then workloads, then medians
