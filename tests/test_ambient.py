@@ -22,6 +22,7 @@ from tests.kit.modules import (
     assert_all_close,
     assert_same,
     cell_pair,
+    ours_by_form,
     ours_only,
     pair,
     randn,
@@ -37,8 +38,7 @@ aten, own = torch.ops.aten, torch.ops.tritongru
 interpreted = pytest.mark.interpreted
 
 
-@table("form", {name: form for name, form in FORMS.items() if not form.cell})
-@ours_only
+@ours_by_form({name: form for name, form in FORMS.items() if not form.cell})
 def test_activation_checkpointing(backend, form):
     _, ours = form.pair(backend)
     again = form.results(lambda *given, **how: checkpoint(ours, *given, use_reentrant=False, **how), of=ours)

@@ -21,7 +21,7 @@ from tests.kit.modules import (
     default_too,
     loss_of,
     ours_and_default,
-    ours_only,
+    ours_by_form,
     packed,
     pair,
     randn,
@@ -207,9 +207,8 @@ def compiled_backward(loss, compiler):
         torch.compile(lambda: loss.backward(), backend=compiler)()
 
 
+@ours_by_form({name: form for name, form in FORMS.items() if name not in ("unbatched", "one-step")})
 @pytest.mark.filterwarnings("ignore")  # Dynamo's own, of what it does not trace
-@table("form", {name: form for name, form in FORMS.items() if name not in ("unbatched", "one-step")})
-@ours_only
 def test_backward_under_compiled_autograd(backend, form, dynamo):
     _, layer = form.pair(backend)
 

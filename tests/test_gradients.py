@@ -14,12 +14,12 @@ from torch.autograd.functional import hessian, jacobian
 import tritongru
 from tests.kit.inside import default_device_elsewhere, layer_backward, layer_forward
 from tests.kit.modules import (
-    FORMS,
     OURS,
     PLAIN,
     assert_all_close,
     both,
     loss_of,
+    ours_by_form,
     ours_only,
     pair,
     randn,
@@ -221,8 +221,7 @@ def second(form, module):
     return first, torch.autograd.grad(penalty, [*leaves, *upstream])
 
 
-@table("form", FORMS)
-@ours_only
+@ours_by_form()
 def test_double_backward(backend, form, few_rows_at_once):
     """And first derivatives with create_graph have the bits of those without; wherever new tensors go by default."""
     few_rows_at_once(4)  # recompute in chunks of time
@@ -359,8 +358,7 @@ def one_by_one(outputs, leaves, batched):
     return [None if parts[0] is None else torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
-@ours_only
-@table("form", FORMS)
+@ours_by_form()
 def test_is_grads_batched(backend, form):
     outputs, leaves = leaves_of(form, form.pair(backend)[1])
     batched = cotangents_of(outputs, 3)

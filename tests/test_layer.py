@@ -27,6 +27,7 @@ from tests.kit.modules import (
     both,
     cell_pair,
     loss_of,
+    ours_by_form,
     ours_only,
     pair,
     randn,
@@ -211,8 +212,7 @@ def test_fake_tensors(backend, ran):
 # vmap.
 
 
-@table("form", {name: form for name, form in FORMS.items() if name not in ("unbatched", "cell")})
-@ours_only
+@ours_by_form({name: form for name, form in FORMS.items() if name not in ("unbatched", "cell")})
 def test_vmap_over_the_batch(backend, form, ran):
     """What is mapped over joins the batch: one layer runs, and values and gradients are those of a loop."""
     _, ours = form.pair(backend)
@@ -285,8 +285,7 @@ def test_vmap_of_a_cell_and_of_its_derivative(backend, ran):
 # What a torch_dispatch mode sees: one operator each way.
 
 
-@ours_only
-@table("form", FORMS)
+@ours_by_form()
 def test_a_mode_sees_one_operator_each_way_and_nothing_inside_it(backend, form):
     """Of both passes, or of the one that it is on in; values and gradients are those without it."""
     _, layer = form.pair(backend)

@@ -60,22 +60,6 @@ def test_written_backward_is_autograd(batch_sizes, direction: int) -> None:
     torch.testing.assert_close(dh_0, d_h_0)
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-def test_gradcheck_of_the_backend_on_packed_input(recompute: bool) -> None:
-    """The autograd Function with its library products, around the written-out backward; dense: test_gradients.py."""
-    layer = tritongru.GRU(2, 3, 2, bidirectional=True, backend="reference", recompute=recompute, dtype=torch.float64)
-    given = torch.randn(3, 3, 2, dtype=torch.float64)
-    x = pack_padded_sequence(given, torch.tensor([2, 3, 1]), enforce_sorted=False)
-
-    def call(data, h_0, *params):
-        named = dict(zip([name for name, _ in layer.named_parameters()], params, strict=True))
-        output, h_n = torch.func.functional_call(layer, named, (x._replace(data=data), h_0))
-        return output.data, h_n
-
-    h_0 = torch.randn(4, 3, 3, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(call, [x.data.clone().requires_grad_(), h_0, *layer.parameters()])
-
-
 @pytest.mark.parametrize("module", [torch.nn.GRU, tritongru.GRU])
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 def test_gates_follow_the_equations(module, packed: bool) -> None:

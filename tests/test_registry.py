@@ -23,12 +23,12 @@ from tests.kit.modules import (
     PLAIN,
     as_function,
     assert_same,
+    ours_by_form,
     ours_only,
     pair,
     randn,
     results,
     same_bits,
-    table,
     trained,
 )  # fmt: skip
 
@@ -235,8 +235,7 @@ def test_under_autocast_aten_is_nn_gru():
         assert same_bits(found, expected) and [a.dtype for a in found] == [e.dtype for e in expected]
 
 
-@ours_only
-@table("form", FORMS)
+@ours_by_form()
 def test_autocast_computes_in_bfloat16_and_trains_float32_parameters(backend, form):
     theirs, ours = form.pair(backend)
 
@@ -324,8 +323,7 @@ class ReadByTheHost(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@ours_only
-@table("form", {name: form for name, form in FORMS.items() if not form.resets})
+@ours_by_form({name: form for name, form in FORMS.items() if not form.resets})
 def test_the_host_reads_no_tensor_of_a_call(backend, form, few_rows_at_once, monkeypatch):
     """Forward and backward, after a first call: nothing but the reports of waits that ran out and of wrong lengths,
     which lie in the host's own memory, as batch_sizes of packed input does. (It sees item() and bool(), not tolist()

@@ -208,7 +208,7 @@ FORMS = {
     "recompute-batch-first-bidirectional": Form({"batch_first": True, "bidirectional": True}, recompute=True),
     "one-step": Form(sizes=(1, 2)),
     "unbatched": Form({"bidirectional": True}, sizes=(3,)),
-    "packed": Form({"bidirectional": True}, lengths=(2, 3, 1)),
+    "packed": Form({"bidirectional": True}, lengths=(2, 1, 3)),  # an order that is not its own inverse
     "packed-two-layers-recompute": Form({"num_layers": 2, "bias": False}, lengths=(2, 1), recompute=True),
     "padded": Form({"bidirectional": True}, sizes=(4, 3), resets=True),
     "padded-batch-first-recompute": Form({"batch_first": True}, sizes=(4, 2), resets=True, recompute=True),
@@ -218,6 +218,20 @@ FORMS = {
 
 def some_forms(*names: str) -> dict[str, Form]:
     return {name: FORMS[name] for name in names}
+
+
+FEW = ("recompute-batch-first-bidirectional", "packed", "padded", "cell")
+
+
+def ours_by_form(forms: Mapping[str, Form] = FORMS) -> pytest.MarkDecorator:
+    """Our backends and forms; of the kernels, which are interpreted, all but few in `make long`."""
+    found = []
+    for backend in OURS:
+        name, *marks = [backend] if isinstance(backend, str) else [*backend.values, *backend.marks]
+        for of, form in forms.items():
+            slow = [pytest.mark.long] * (name != "reference" and of not in FEW)
+            found.append(pytest.param(name, form, marks=[*marks, *slow], id=f"{of}-{name}"))
+    return pytest.mark.parametrize(("backend", "form"), found)
 
 
 def as_function(module: Any, gru: Any, **how: Any) -> Callable[..., Any]:
