@@ -193,20 +193,24 @@ def test_derivatives_of_a_module(backend, form, ran):
     """By input and by weights, in eager; and what ran in a level of forward mode is left behind with it."""
     theirs, ours = form.pair(backend)
     (x, h_0), how = form.given(), form.how()
+    direction = randn(*x.shape, seed=8)
 
     def found(module, **more):
         def loss(weights):
             return loss_of(*torch.func.functional_call(module, weights, (x, h_0), more))
 
         module.requires_grad_(False)
-        of_input = some_of_each(lambda t: module(t, h_0, **more)[0], x, randn(*x.shape, seed=8))
+        of_input = some_of_each(lambda t: module(t, h_0, **more)[0], x, direction)
         return [*of_input, *torch.func.grad(loss)(dict(module.named_parameters())).values()]
 
     if how:  # against autograd
         leaf = x.clone().requires_grad_()
-        expected = torch.autograd.grad(squares(lambda t: ours(t, h_0, **how)[0])(leaf), leaf)
+        output = ours(leaf, h_0, **how)[0]
+        (expected,) = torch.autograd.grad(output.square().sum(), leaf)
         ran.clear()
-        assert_close(found(ours, **how)[2], *expected)
+        jvp, of_dual, gradient, *_ = found(ours, **how)
+        assert_all_close([gradient, of_dual], [expected, jvp])
+        assert_close((2 * output.detach() * jvp).sum(), (expected * direction).sum(), what="jvp")
         each = torch.func.grad(lambda t, lengths: ours(t, h_0, lengths=lengths)[0].square().sum())
         several = torch.stack([how["lengths"], how["lengths"].flip(0)])
         assert_all_close(list(torch.vmap(each, in_dims=(None, 0))(x, several)), [each(x, n) for n in several])

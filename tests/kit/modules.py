@@ -154,7 +154,7 @@ class Form:
     """One way to call a layer of I 3 and H 5, and the layer's options."""
 
     options: Mapping[str, Any] = field(default_factory=dict)
-    sizes: tuple[int, ...] = (3, 2)  # T, B; T of an unbatched call; B of a cell
+    sizes: tuple[int, ...] = (3, 2)  # T, B; T of an unbatched call; B of a cell, or nothing
     lengths: tuple[int, ...] = ()  # of a packed batch
     recompute: bool = False
     cell: bool = False
@@ -168,16 +168,16 @@ class Form:
 
     def given(self, seed: int = 2) -> tuple[Any, Tensor | None]:
         """Input and h_0."""
+        if self.cell:
+            return randn(*self.sizes, 3, seed=seed), randn(*self.sizes, 5, seed=seed + 1) if self.h_0 else None
         if self.lengths:
             sequences = [randn(n, 3, seed=seed + n) for n in self.lengths]
-            x, B = pack_sequence(sequences, enforce_sorted=False), len(self.lengths)
+            x, of_batch = pack_sequence(sequences, enforce_sorted=False), (len(self.lengths),)
         else:
             sizes = self.sizes[::-1] if self.options.get("batch_first") else self.sizes
-            x, B = randn(*sizes, 3, seed=seed), self.sizes[-1]
+            x, of_batch = randn(*sizes, 3, seed=seed), self.sizes[1:]
         layers = self.options.get("num_layers", 1) * (1 + self.options.get("bidirectional", False))
-        of_batch = () if len(self.sizes) == 1 and not self.cell and not self.lengths else (B,)
-        h_0 = randn(*(() if self.cell else (layers,)), *of_batch, 5, seed=seed + 1)
-        return x, h_0 if self.h_0 else None
+        return x, randn(layers, *of_batch, 5, seed=seed + 1) if self.h_0 else None
 
     def how(self) -> dict[str, Tensor]:
         """Further arguments of our layer."""
@@ -207,12 +207,13 @@ FORMS = {
     "two-layers-bidirectional": Form({"num_layers": 2, "bidirectional": True}),
     "recompute-batch-first-bidirectional": Form({"batch_first": True, "bidirectional": True}, recompute=True),
     "one-step": Form(sizes=(1, 2)),
-    "unbatched": Form({"bidirectional": True}, sizes=(3,)),
+    "unbatched": Form({"bidirectional": True, "batch_first": True}, sizes=(3,)),
     "packed": Form({"bidirectional": True}, lengths=(2, 1, 3)),  # an order that is not its own inverse
     "packed-two-layers-recompute": Form({"num_layers": 2, "bias": False}, lengths=(2, 1), recompute=True),
     "padded": Form({"bidirectional": True}, sizes=(4, 3), resets=True),
     "padded-batch-first-recompute": Form({"batch_first": True}, sizes=(4, 2), resets=True, recompute=True),
     "cell": Form(sizes=(2,), cell=True),
+    "cell-unbatched-no-bias": Form({"bias": False}, sizes=(), cell=True),
 }
 
 
