@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -54,16 +54,13 @@ class Run:
     dry: bool = False
 
 
-Command = Callable[[Run], Sequence[str]]  # empty: its tool is missing
-
-
 @dataclass(frozen=True)
 class Part:
-    """Commands that run side by side for so many minutes at the most, of a day of MINUTES."""
+    """Commands, as `words` takes them, that run side by side for so many minutes at the most, of a day of MINUTES."""
 
     name: str
     minutes: float
-    commands: tuple[Command, ...]
+    commands: tuple[str, ...]
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -74,55 +71,43 @@ def sanitizer() -> str | None:
     return shutil.which("compute-sanitizer") or next((path for path in found if path), None)
 
 
-def _suite(name: str) -> Command:
-    def command(run: Run) -> Sequence[str]:
-        here = (PYTHON, "-m", "benchmarks", "--suite", name, "--out", str(run.out))
-        if run.dry:
-            return (*here, "--dry-run")
-        budget = max(0.0, run.seconds - GRACE_SECONDS) / 60
-        return (*here, "--since", run.began, "--budget-minutes", f"{budget:.2f}")
-
-    return command
-
-
-def _memcheck(run: Run) -> Sequence[str]:
-    suite, tool = _suite("memcheck")(run), sanitizer()
-    if run.dry:
-        return suite
-    return (tool, "--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no", *suite) if tool else ()
-
-
-def _compile(run: Run) -> Sequence[str]:
-    return (PYTHON, "-m", "benchmarks.warm", *(["--dry-run"] if run.dry else []))
-
-
-def _tests(shard: int) -> Command:
-    def command(run: Run) -> Sequence[str]:
+def words(command: str, run: Run) -> Sequence[str]:
+    """The process of a command; empty: its tool is missing."""
+    name, _, of = command.partition(" ")
+    here = (PYTHON, "-m", "benchmarks")
+    if name == "warm":
+        return (PYTHON, "-m", "benchmarks.warm", *["--dry-run"] * run.dry)
+    if name == "tests":
         # Only files with a GPU test: to collect the others would take each process seconds.
         paths = sorted((ROOT / "tests").glob("test_*.py"))
         files = [str(path) for path in paths if "mark.gpu" in path.read_text(encoding="utf-8")]
-        options = ("-v", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={shard}/{PROCESSES}")
-        return (PYTHON, "-m", "pytest", *options, *files, *(["--collect-only"] if run.dry else []))
-
-    return command
-
-
-def _benchmarks(command: str) -> Command:
-    return lambda run: (PYTHON, "-m", "benchmarks", command, "--out", str(run.out))
+        options = ("-v", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={of}/{PROCESSES}")
+        return (PYTHON, "-m", "pytest", *options, *files, *["--collect-only"] * run.dry)
+    if name in ("summary", "table"):
+        return (*here, name, "--out", str(run.out))
+    suite = (*here, "--suite", of, "--out", str(run.out))
+    if run.dry:
+        return (*suite, "--dry-run")
+    budget = max(0.0, run.seconds - GRACE_SECONDS) / 60
+    suite = (*suite, "--since", run.began, "--budget-minutes", f"{budget:.2f}")
+    if name == "suite":
+        return suite
+    tool = sanitizer()
+    return (tool, "--tool", "memcheck", "--error-exitcode", "86", "--report-api-errors", "no", *suite) if tool else ()
 
 
 # A step beyond a tensor is seen where each is an allocation of its own; a checker slows those that others wait for.
 CHECKED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITONGRU_WAIT_SECONDS": "600"}
 PARTS = (
-    Part("compile", 1.9, (_compile, _suite("first")), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
-    Part("right", 0.5, (_suite("right"),)),
-    Part("tune", 1.5, (_suite("tune"),)),
-    Part("grid", 2.4, (_suite("grid"),)),
-    Part("workloads", 0.8, (_suite("workloads"),)),
-    Part("study", 0.1, (_suite("study"),)),
-    Part("tests", 1.2, tuple(map(_tests, range(PROCESSES)))),
-    Part("memcheck", 0.4, (_memcheck,), CHECKED),
-    Part("summary", 0.2, (_benchmarks("summary"), _benchmarks("table"))),
+    Part("compile", 1.9, ("warm", "suite first"), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
+    Part("right", 0.5, ("suite right",)),
+    Part("tune", 1.5, ("suite tune",)),
+    Part("grid", 2.4, ("suite grid",)),
+    Part("workloads", 0.8, ("suite workloads",)),
+    Part("study", 0.1, ("suite study",)),
+    Part("tests", 1.2, tuple(f"tests {shard}" for shard in range(PROCESSES))),
+    Part("memcheck", 0.4, ("checked memcheck",), CHECKED),
+    Part("summary", 0.2, ("summary", "table")),
 )
 
 
@@ -209,7 +194,7 @@ def _run_part(part: Part, out: Path, ends: float, began: str, dry: bool) -> tupl
         seconds = ends - time.monotonic()
         if seconds <= 0:
             return "FAILED: not run, the budget was spent", True
-        commands = {number: part.commands[number](Run(out, seconds, began, dry)) for number in again}
+        commands = {number: words(part.commands[number], Run(out, seconds, began, dry)) for number in again}
         if not all(commands.values()):
             return "not run: its tool was not found", False
         print(f"{part.name}: up to {seconds:.0f} s", flush=True)

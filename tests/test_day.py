@@ -21,22 +21,27 @@ HERE = Environment("2026-01-01", "NVIDIA H200", "1.2", "2.11", "3.6", "9", "0.1"
 H200 = describe("h200")
 
 
-def part(name, *codes, minutes=1.0, **options):
-    """Of commands that run Python code."""
-    commands = tuple((lambda run, code=code: (sys.executable, "-c", code.format(out=run.out))) for code in codes)
-    return day.Part(name, minutes, commands, **options)
+@pytest.fixture
+def part(monkeypatch):
+    """A function that makes a part of commands that run Python code; none: their tool is missing."""
+
+    def words(code, run):
+        return (sys.executable, "-c", code.format(out=run.out)) if code else ()
+
+    monkeypatch.setattr(day, "words", words)
+    return lambda name, *codes, minutes=1.0, **options: day.Part(name, minutes, codes, **options)
 
 
 def told(folder):
     return (folder / "day.txt").read_text().splitlines()
 
 
-def test_every_part_of_the_day_runs_and_is_accounted_for(tmp_path, capsys):
+def test_every_part_of_the_day_runs_and_is_accounted_for(part, tmp_path, capsys):
     parts = [
         part("good", "print('fine')", "print('beside')"),
         part("bad", "print('broken'); raise SystemExit(5)"),
         part("killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
-        day.Part("memcheck", 1.0, (lambda run: (),)),
+        part("memcheck", ""),
         part("last", "import os; print(os.environ['GIVEN'])", environment={"GIVEN": "here"}),
     ]
     assert day.run(parts, tmp_path, 1.0, HERE) == 1
@@ -49,7 +54,7 @@ def test_every_part_of_the_day_runs_and_is_accounted_for(tmp_path, capsys):
     assert day.run(parts[:1] + parts[3:], tmp_path, 1.0, HERE) == 0  # a missing tool is no failure
 
 
-def test_a_part_that_hangs_is_stopped_and_what_it_left_is_the_later_ones(tmp_path):
+def test_a_part_that_hangs_is_stopped_and_what_it_left_is_the_later_ones(part, tmp_path):
     """By when it should have ended, with all that it has started, deaf ones too."""
     hanging = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     hanging += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
@@ -66,14 +71,14 @@ BEGIN = "import pathlib; path = pathlib.Path('{out}/NAME'); text = path.read_tex
 BEGIN += "path.write_text(text + 'x'); "
 
 
-def test_a_suite_goes_on_after_the_device_was_lost(tmp_path):
+def test_a_suite_goes_on_after_the_device_was_lost(part, tmp_path):
     code = BEGIN.replace("NAME", "seen") + "raise SystemExit(3 if len(text) < 2 else 0)"
     assert day.run([part("suite", code, "print('beside')")], tmp_path, 1.0, HERE) == 1
     assert (tmp_path / "seen").read_text() == "xxx" and (tmp_path / "suite-1.log").read_text() == "beside\n"
     assert "FAILED: the device was lost 2 time(s)" in told(tmp_path)[1]
 
 
-def test_a_day_that_is_resumed_leaves_out_what_passed_and_goes_on_with_what_was_cut_short(tmp_path):
+def test_a_day_that_is_resumed_leaves_out_what_passed_and_goes_on_with_what_was_cut_short(part, tmp_path):
     parts = [
         part("once", BEGIN.replace("NAME", "ran")),
         part("grid", BEGIN.replace("NAME", "short") + "raise SystemExit(0 if text else 4)"),
@@ -86,7 +91,7 @@ def test_a_day_that_is_resumed_leaves_out_what_passed_and_goes_on_with_what_was_
     assert day.run(parts, tmp_path, 1.0, later) == 0 and (tmp_path / "ran").read_text() == "xx"
 
 
-def test_a_day_on_a_full_disk_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_day_on_a_full_disk_goes_on(part, tmp_path, monkeypatch, capsys):
     def full(self, *args, **options):
         raise OSError(28, "No space left on device")
 
@@ -104,7 +109,7 @@ def test_the_commands_of_the_day_exist(monkeypatch, capsys, tmp_path):
     suites_of_it = set()
     for dry in (False, True):
         given = day.Run(tmp_path, 128.0, HERE.date, dry)
-        for words in [command(given) for found in day.PARTS for command in found.commands]:
+        for words in [day.words(command, given) for found in day.PARTS for command in found.commands]:
             if "--suite" in words:
                 suites_of_it.add(words[words.index("--suite") + 1])
                 assert ("--dry-run" in words) == dry and ("--since" in words) != dry
