@@ -305,9 +305,13 @@ def test_a_cell_stays_with_its_launch() -> None:
 @pytest.mark.parametrize("H", [64, 2048])
 def test_the_operator_of_a_graph_chooses_among_the_layers_backends(H: int) -> None:
     x, h_0 = torch.empty(4, 128, 8, device="meta"), torch.empty(1, 128, H, device="meta")
+    weights = [torch.empty(3 * H, n, device="meta") for n in (8, H)]
     assert chosen(H, 128, "fp32", True, T=4).backend == "aten"
     for training in (False, True):
-        assert operators._of_operator("", x, h_0, (None, None, None), False, training, False).backend.module is not None
+        assert (
+            operators._of_operator("", x, h_0, weights, (None, None, None), False, training, False).backend.module
+            is not None
+        )
 
 
 @pytest.mark.usefixtures("as_on_an_h200")
