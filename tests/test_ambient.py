@@ -30,7 +30,7 @@ from tests.kit.modules import (
     same_bits,
     some_forms,
     table,
-)  # fmt: skip
+)
 from tritongru import cli, demo
 from tritongru.tools import check
 

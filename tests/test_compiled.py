@@ -29,7 +29,7 @@ from tests.kit.modules import (
     some_forms,
     table,
     tensors,
-)  # fmt: skip
+)
 from tests.kit.operators import BACKWARD, FORWARD, Graphs, Seen, arguments, assert_second, compiled, runs
 
 long = pytest.mark.long

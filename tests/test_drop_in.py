@@ -37,7 +37,7 @@ from tests.kit.modules import (
     some_forms,
     table,
     tensors,
-)  # fmt: skip
+)
 from tests.kit.operators import Seen
 
 

@@ -25,7 +25,7 @@ from tests.kit.modules import (
     some_forms,
     states,
     table,
-)  # fmt: skip
+)
 
 NAMES = ("hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first")
 

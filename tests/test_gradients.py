@@ -28,7 +28,7 @@ from tests.kit.modules import (
     states,
     table,
     tensors,
-)  # fmt: skip
+)
 from tests.kit.operators import SHAPES, arguments, assert_second, backward_arguments
 from tritongru.tools.check import by_segments
 

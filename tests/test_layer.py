@@ -35,7 +35,7 @@ from tests.kit.modules import (
     some_forms,
     table,
     tensors,
-)  # fmt: skip
+)
 from tests.kit.operators import BACKWARD, FORWARD, SHAPES, Seen, arguments, backward_arguments
 
 interpreted = pytest.mark.interpreted

@@ -31,7 +31,7 @@ from tests.kit.modules import (
     table,
     tensors,
     trained,
-)  # fmt: skip
+)
 
 LAYERS = {name: FORMS[name].options for name in ("plain", "no-bias-batch-first", "two-layers-bidirectional")}
 THEIR_OWN = ((nn.GRU, tritongru.GRU), (nn.GRUCell, tritongru.GRUCell))
@@ -81,40 +81,30 @@ def test_the_same_seed_gives_the_same_parameters_and_leaves_the_same_random_stat
         assert all(same_bits(a, e) for a, e in zip(*found, strict=True))
 
 
-WRONG_OF_BOTH = {
-    "input_size-float": {"input_size": 3.0},
-    "hidden_size-negative": {"hidden_size": -1},
-    "dtype-integer": {"dtype": torch.int64},
-    "dtype-string": {"dtype": "float32"},
-    "device-unknown": {"device": "abacus"},
+WRONG = {
+    "input_size": (3.0, 0, -3),
+    "hidden_size": (4.0, 0, -1),
+    "num_layers": (0, 1.5),
+    "bias": (1, None),
+    "batch_first": (1,),
+    "dropout": (1.5, -0.1, True, "much", float("nan")),
+    "proj_size": (2, 0),
+    "dtype": (torch.int64, "float32"),
+    "device": ("abacus",),
 }
-WRONG = WRONG_OF_BOTH | {
-    "bias-int": {"bias": 1},
-    "bias-none": {"bias": None},
-    "batch_first-int": {"batch_first": 1},
-    "input_size-zero": {"input_size": 0},
-    "input_size-negative": {"input_size": -3},
-    "hidden_size-float": {"hidden_size": 4.0},
-    "hidden_size-zero": {"hidden_size": 0},
-    "num_layers-zero": {"num_layers": 0},
-    "num_layers-float": {"num_layers": 1.5},
-    "dropout-above-1": {"dropout": 1.5, "num_layers": 2},
-    "dropout-negative": {"dropout": -0.1},
-    "dropout-bool": {"dropout": True},
-    "dropout-string": {"dropout": "much"},
-    "dropout-nan": {"dropout": float("nan")},
-    "proj_size": {"proj_size": 2},
-    "proj_size-zero": {"proj_size": 0},
-}
+WRONG_OF_CELL = {"input_size": (3.0,), "hidden_size": (-1,), "dtype": WRONG["dtype"], "device": WRONG["device"]}
+EVERY_WRONG = [
+    (kinds, name, value)
+    for kinds, wrong in zip(THEIR_OWN, (WRONG, WRONG_OF_CELL), strict=True)
+    for name, values in wrong.items()
+    for value in values
+]
 
 
-@pytest.mark.parametrize(
-    ("kinds", "name"), [(k, n) for k, of in zip(THEIR_OWN, (WRONG, WRONG_OF_BOTH), strict=True) for n in of],
-    ids=lambda value: value if isinstance(value, str) else value[0].__name__,
-)  # fmt: skip
-def test_construction_errors_are_torch_s(kinds, name):
-    given = {"input_size": 3, "hidden_size": 4} | WRONG[name]
-    expected, found = (outcome(lambda k=kind: k(**given)) for kind in kinds)
+@pytest.mark.parametrize(("kinds", "name", "value"), EVERY_WRONG, ids=str)
+def test_construction_errors_are_torch_s(kinds, name, value):
+    given = {"input_size": 3, "hidden_size": 4} | {name: value}
+    expected, found = (outcome(lambda kind=kind: kind(**given)) for kind in kinds)
     assert isinstance(expected, tuple), "torch takes it"
     assert found == expected
 
@@ -391,19 +381,6 @@ def test_hooks_run(backend):
     ours.register_full_backward_hook(lambda module, grad_input, grad_output: seen.append("backward"))
     ours(randn(2, 2, 3).requires_grad_())[0].sum().backward()
     assert seen == ["before", "after", "backward"]
-
-
-def test_initialisers_that_look_for_nn_gru_find_ours():
-    model = nn.Sequential(tritongru.GRU(3, 4), nn.Linear(4, 2))
-
-    def initialise(module):
-        if isinstance(module, nn.GRU):
-            for name, parameter in module.named_parameters():
-                nn.init.orthogonal_(parameter) if "weight" in name else nn.init.zeros_(parameter)
-
-    model.apply(initialise)
-    assert not model[0].bias_hh_l0.any()
-    assert torch.equal(copy.deepcopy(model)[0].weight_hh_l0, model[0].weight_hh_l0)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -19,7 +19,7 @@ from tritongru.products import (
     input_weight_gradient,
     products,
     rnn_precision,
-)  # fmt: skip
+)
 
 N, I, H = 11, 5, 6
 

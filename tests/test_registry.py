@@ -30,7 +30,7 @@ from tests.kit.modules import (
     results,
     same_bits,
     trained,
-)  # fmt: skip
+)
 
 aten = torch.ops.aten
 

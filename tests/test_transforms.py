@@ -28,7 +28,7 @@ from tests.kit.modules import (
     some_forms,
     table,
     tensors,
-)  # fmt: skip
+)
 from tests.kit.operators import BACKWARD, FORWARD, Graphs, calls, compiled, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
