@@ -12,7 +12,7 @@ PY := $(VENV)/bin/python
 PYTEST := $(PY) -m pytest -n 2 --dist worksteal -q
 NOT_LONG := and not long
 
-.PHONY: demo test long compile-all lint bench study plots gpu clean
+.PHONY: demo test long lint bench study plots gpu clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,9 +37,6 @@ TRITONS := 3.6.0 3.9.0
 
 long: NOT_LONG :=
 long: $(TRITONS:%=.venv-triton-%/installed) test  ## the tests and the long exploration: what CI runs
-
-compile-all: $(VENV)/installed  ## every sequence kernel a plan may ask for, for every described GPU: a table of each
-	$(PY) -m tests.kit.compile_all
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .

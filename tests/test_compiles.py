@@ -1,8 +1,8 @@
 """Every kernel that a plan may ask for compiles within its device's limits, without spills, with the instructions that
 its tiles promise, and an exchange as strong as its source. `sequence` also under the other Tritons. No GPU is needed.
 
-What this cannot see: whether the machine code computes the right thing, and how fast. `make compile-all` shows the
-figures of all forms of `sequence` in a table. Kernels broken on purpose show that the lint of tests/kit/lint.py sees.
+What this cannot see: whether the machine code computes the right thing, and how fast. Kernels broken on purpose show
+that the lint of tests/kit/lint.py sees.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from tests.kit.compile_all import DEVICES, Form, examine, forms, plans
 from tests.kit.compile_elsewhere import examined, python_of
+from tests.kit.forms import DEVICES, Form, examine, forms, plans
 from tests.kit.lint import dependence_faults, exchange_faults, small_faults, time_loop
 from tests.kit.mutants import mutant
 from tests.kit.versions import TRITON

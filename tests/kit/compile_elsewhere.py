@@ -24,7 +24,7 @@ def python_of(version: str) -> Path:
 
 
 def examined(version: str, forms: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """For each form of compile_all.py the version of Triton that compiled it, and what is wrong with it."""
+    """For each form of forms.py the version of Triton that compiled it, and what is wrong with it."""
     from tritongru.launch.sequence import specimen
 
     jobs = []
@@ -49,7 +49,7 @@ def main() -> None:
     import triton
 
     from tests.kit import disassembly
-    from tests.kit.compile_all import faults
+    from tests.kit.forms import faults
     from tritongru.planning.devices import describe
     from tritongru.tools.compile_report import compile_report
 

@@ -1,21 +1,10 @@
-"""Every form of backend `sequence`'s kernels that a plan may ask for, compiled and examined. No GPU is needed.
-
-    python -m tests.kit.compile_all [device ...]
-
-compiles all of them, one process per core, and prints a table per target. It exits with 1 if anything is wrong. Triton
-keeps what it compiled (~/.triton/cache), so a second run takes a fraction.
-"""
+"""Every form of backend `sequence`'s kernels that a plan may ask for, and what is wrong with one that is compiled."""
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing import get_context
 
 from tritongru.planning.devices import Device, describe
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
@@ -35,7 +24,6 @@ SPILLS = {
     ("forward", "fp16", "tf32", 512, 64, 0): (16, 0), ("forward", "bf16", "tf32", 512, 64, 0): (16, 0),
     ("forward", "fp32", "tf32", 128, 1, 0): (24, 0),  # one program that holds W_h, by Triton 3.9 alone
 }  # fmt: skip
-IN_LOOP = ("HMMA", "FFMA", "MUFU", "LDSM", "LDS", "STS", "LDG", "STG", "BAR")  # what the table shows of the time loop
 
 
 @dataclass(frozen=True)
@@ -112,58 +100,3 @@ def faults(form: Form, report: CompileReport, device: Device) -> list[str]:
     if registers > device.registers_per_sm:
         found.append(f"{registers} registers, above the {device.registers_per_sm} of an SM")
     return found
-
-
-def figures(report: CompileReport | None) -> tuple[object, ...]:
-    """A row of the table: of a program, then of one warp in the time loop."""
-    if report is None:
-        return ("does not compile",)
-    program = (report.num_warps, report.registers, report.spill_bytes, report.shared_bytes)
-    loop = report.loops[0]
-    return *program, loop.instructions, *(loop.counts.get(name, 0) for name in IN_LOOP)
-
-
-def main(arguments: list[str] | None = None) -> int:
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.table import Table
-
-    parser = argparse.ArgumentParser(prog="python -m tests.kit.compile_all", description=__doc__.split("\n")[0])
-    parser.add_argument("devices", nargs="*", default=DEVICES, metavar="device", help=f"some of {', '.join(DEVICES)}")
-    devices = parser.parse_args(arguments).devices
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    results: dict[Form, tuple[CompileReport | None, list[str]]] = {}
-    # a fresh process for each core: Triton and the progress bar's thread do not survive a fork
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool, Progress(console=console) as bar:
-        pending = {pool.submit(examine, form): form for form in forms(*devices)}
-        task = bar.add_task("compiling", total=len(pending))
-        for done in as_completed(pending):
-            form = pending[done]
-            try:
-                results[form] = done.result()
-            except Exception as error:  # the compiler's: the other forms are still of interest
-                results[form] = None, [f"does not compile: {error!r:.300}"]
-            for fault in results[form][1]:
-                bar.console.print(f"[red]{form}[/]: {fault}")
-            bar.advance(task)
-
-    by_target: dict[str, list[Form]] = {}
-    for form in forms(*devices):
-        by_target.setdefault(describe(form.device).arch, []).append(form)
-    for target, compiled in by_target.items():
-        table = Table("kernel", title=f"{target}: {len(compiled)} kernels", title_justify="left")
-        for name in ("warps", "registers", "spilled", "shared", "loop", *IN_LOOP):
-            table.add_column(name, justify="right")
-        for form in compiled:
-            table.add_row(str(form), *map(str, figures(results[form][0])))
-        console.print(table)
-    wrong = sum(bool(found) for _, found in results.values())
-    for target, compiled in by_target.items():
-        spilled = sum(bool(report and report.spill_bytes) for report, _ in (results[form] for form in compiled))
-        console.print(f"{target}: {len(compiled)} kernels, {spilled} spilled")
-    console.print(f"{len(results)} kernels compiled, something is wrong with {wrong}")
-    return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
