@@ -110,7 +110,8 @@ def test_a_choice_of_step_compiles(target: str, dtype: str, choice: Choice) -> N
     device = describe(target)
     precision = "ieee" if "ieee" in (choice.precision, native(target)) else "tf32"
     sizes = choice.batch, choice.time, 48, choice.hidden, 1, choice.directions
-    for found in specimens(Problem(*sizes, dtype, precision=precision), device, choice.aligned, padded=choice.padded):
+    problem = Problem(*sizes, dtype, precision=precision)
+    for found in specimens(problem, device, aligned=choice.aligned, padded=choice.padded):
         if "FIRST" in found.constants:
             kind = "backward_first" if found.constants["FIRST"] else "backward"
         else:
