@@ -339,6 +339,8 @@ def mistakes(a_ptr, SIZE: gl.constexpr, WHICH: gl.constexpr):
         a_ptr + a_ptr
     if WHICH == "branch" and i > 3:
         pass
+    if WHICH == "mask":
+        gl.load(a_ptr + i, mask=i)
     if WHICH == "layout":
         gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[4, 1])
     if WHICH == "assembly":
@@ -353,7 +355,7 @@ MISTAKES = {
     "histogram": "does not know .*histogram", "arrange": "no 'arrange'", "size": r"powers of 2, got \[63\]",
     "assertion": "three are needed", "ranks": "their ranks differ", "pointers": "pointer", "layout": "instr_shape",
     "branch": "decides no branch", "assembly": "no twin .*'brk;'", "index": r"index 2 of shared memory of shape \[2, ",
-    "shape": r"is int32\[128\], the value int32\[64\]",
+    "mask": "a mask must be boolean", "shape": r"is int32\[128\], the value int32\[64\]",
 }  # fmt: skip
 
 

@@ -48,6 +48,12 @@ def spread(v: Any, addresses: Any) -> Any:
     return v if v.shape == addresses.shape else np.broadcast_to(v, addresses.shape)
 
 
+def lanes(mask: Any, addresses: Any) -> Any:
+    if tensor(mask).dtype != tl.int1:
+        raise ValueError(f"a mask must be boolean, got {mask!r}")
+    return spread(tensor(mask).v, addresses)
+
+
 class Launch(Programs):
     """One launch: its programs, and the memory they share."""
 
@@ -94,11 +100,11 @@ class Launch(Programs):
     def load(self, pointer: Tensor, mask: Any, other: Any) -> Tensor:
         """As the language's load."""
         dtype, addresses = pointee(pointer), pointer.v
-        active = None if mask is None else spread(tensor(mask).v, addresses)
+        active = None if mask is None else lanes(mask, addresses)
         if active is None or active.all():
             return Tensor(unraw(self._loaded(addresses, RAW[dtype]), dtype)[()], dtype)
-        out = np.empty(addresses.shape, STORAGE[dtype])
-        out[...] = poison(dtype) if other is None else converted(tensor(other).v, tensor(other).dtype, dtype)
+        fill = poison(dtype) if other is None else converted(tensor(other).v, tensor(other).dtype, dtype)
+        out = np.full(addresses.shape, fill, STORAGE[dtype])
         if active.any():
             out[active] = unraw(self._loaded(addresses[active], RAW[dtype]), dtype)
         return Tensor(out[()], dtype)
@@ -115,7 +121,7 @@ class Launch(Programs):
         dtype, addresses, value = pointee(pointer), pointer.v, tensor(value)
         values = spread(raw(converted(value.v, value.dtype, dtype), dtype), addresses)
         if mask is not None:
-            active = spread(tensor(mask).v, addresses)
+            active = lanes(mask, addresses)
             if not active.all():
                 addresses, values = addresses[active], values[active]
         self.put(addresses, np.asarray(values))
@@ -138,9 +144,7 @@ class Turn:
     """What a twin of inline PTX does besides computing: memory, waiting, the clock."""
 
     def __init__(self, launch: Launch):
-        self._launch = launch
-        self.wait = launch.wait
-        self.clock = launch.clock
+        self._launch, self.wait, self.clock = launch, launch.wait, launch.clock
 
     def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
         """Elements as they are now, each for itself: others may store between them. addresses: int64, any shape."""

@@ -124,13 +124,11 @@ class Programs:
         self._error: BaseException | None = None
         self._ended = threading.Lock()
 
-    # ---- the baton ---------------------------------------------------------------------------------------------------
-
     def run(self) -> None:
         """Run the programs to their ends."""
         if not self._live:
             return
-        ended = not self._ended.acquire()
+        ended = not self._ended.acquire()  # until the last program releases it
         while not ended:
             try:
                 if not self.threads:
