@@ -5,7 +5,7 @@ from __future__ import annotations
 import cProfile
 import pstats
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -259,3 +259,86 @@ def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
         gc.collect()
         assert [ref() for ref in gone] == [None] * len(gone)
     assert known
+
+
+class Handed:
+    """Where launches stop; by name what the kernel was handed at each."""
+
+    def __init__(self, stand_in: Any, names: list[str]):
+        stand_in.run.launch = self._launch
+        self.names, self.launches = names, []
+
+    def _launch(self, *given: Any) -> None:
+        arguments = given[-1] if isinstance(given[-1], tuple) else given[-len(self.names) :]
+        self.launches.append(dict(zip(self.names, arguments, strict=True)))
+
+
+@pytest.fixture
+def handed(monkeypatch: pytest.MonkeyPatch) -> Iterator[Handed]:
+    """A GPU's host without a GPU: tensors of the CPU go the way of a GPU's, down to the driver."""
+    from benchmarks.hostcost import as_on_a_gpu
+    from tritongru.kernels import step as kernels
+    from tritongru.launch import runtime
+
+    with monkeypatch.context() as patch, as_on_a_gpu() as stand_in:
+        patch.setattr(runtime, "_observers", [])  # who is told of launches goes the long way
+        yield Handed(stand_in, kernels.step_forward.arg_names)
+
+
+def of_a_step(module: Any, x: Tensor, h_0: Tensor, y: Tensor, h_n: Tensor, layer: str) -> dict[str, int]:
+    """Addresses that a launch of one step in inference takes."""
+    w_ih, w_hh = (getattr(module, f"weight_{kind}{layer}") for kind in ("ih", "hh"))
+    b_ih, b_hh = (getattr(module, f"bias_{kind}{layer}") if module.bias else w_hh for kind in ("ih", "hh"))
+    found = {"x": x, "h": h_0, "state": h_0, "y": y, "h_n": h_n, "rzn": y, "q": y, "w_ih": w_ih, "w_hh": w_hh}
+    found |= {"b_ih": b_ih, "b_hh": b_hh, "w_ih_reverse": w_ih, "w_hh_reverse": w_hh}
+    found |= {"b_ih_reverse": b_ih, "b_hh_reverse": b_hh, "lengths": h_0, "resets": h_0}
+    return {f"{name}_ptr": tensor.data_ptr() for name, tensor in found.items()}
+
+
+@pytest.mark.compiled
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_known_step_hands_over_what_the_long_way_does(bias: bool, dtype: torch.dtype, handed: Handed) -> None:
+    """Of a streaming layer: the addresses of now, all else as the JIT was given it."""
+    module = tritongru.GRU(8, 16, 2, bias=bias, dtype=dtype, backend="step").eval()
+    with torch.no_grad():
+        for _ in range(2):
+            x, h_0 = torch.randn(1, B, 8, dtype=dtype), torch.randn(2, B, 16, dtype=dtype)
+            y, h_n = module(x, h_0)
+    assert len(handed.launches) == 4
+    between = handed.launches[2]["y_ptr"]
+    for layer, launch in enumerate(handed.launches[2:]):
+        expected = of_a_step(module, x if layer == 0 else y, h_0[layer], y, h_n[layer], f"_l{layer}")
+        if layer == 0:
+            expected |= dict.fromkeys(("y_ptr", "rzn_ptr", "q_ptr"), between)
+        else:
+            expected["x_ptr"] = between
+        assert {name: launch[name] for name in expected} == expected
+        others = [name for name in handed.names if not name.endswith("_ptr")]
+        assert [launch[name] for name in others] == [handed.launches[layer][name] for name in others]
+    assert not y.requires_grad and y.shape == (1, B, 16) and h_n.shape == (2, B, 16)
+
+
+@pytest.mark.compiled
+def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: Handed) -> None:
+    from tritongru.launch.runtime import observe
+
+    module, names = tritongru.GRUCell(8, 16, backend="step"), []
+    shifted = torch.randn(B * 8 + 1)[1:].view(B, 8)
+    with torch.no_grad():
+        for x in (torch.randn(B, 8), torch.randn(B, 8), shifted):
+            module(x, torch.randn(B, 16))
+        assert handed.launches[-1]["x_ptr"].data_ptr() == shifted.data_ptr()  # by the JIT, of another alignment
+        with observe(lambda name, grid: names.append(name)):
+            module(torch.randn(B, 8), torch.randn(B, 16))
+    assert names == ["step_forward"] and len(handed.launches) == 4
+
+
+@pytest.mark.compiled
+def test_a_state_that_is_its_own_input_is_told_from_one_that_is_not(handed: Handed) -> None:
+    """By one tensor in two places nobody could tell which of them a later call's is."""
+    module, same = tritongru.GRUCell(16, 16, backend="step"), torch.randn(B, 16)
+    with torch.no_grad():
+        for h_0 in (same, same, torch.randn(B, 16)):
+            module(same, h_0)
+    assert handed.launches[-1]["h_ptr"] == h_0.data_ptr() != handed.launches[-1]["x_ptr"]

@@ -36,6 +36,7 @@ class Call:
     layers: Sequence[Layer | Callable[..., tuple[Tensor, Tensor]]] = ()  # a function takes x, h_0 and the weights
     directions: int = 1
     dropout: float = 0.0  # between layers
+    together: bool = False  # no layer trains: each puts its h_n where that of all of them lies
     dtype: torch.dtype | None = None  # of autocast, in which all of them are computed
     aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags
 
@@ -47,7 +48,8 @@ class Call:
             return torch.gru(x, hx.contiguous(), list(params), *self.aten)  # cuDNN takes no other h_0; the kernels do
         if self.dtype is not None:
             x, hx, params = x.to(self.dtype), hx.to(self.dtype), [p.to(self.dtype) for p in params]
-        D, count, h_ns = self.directions, len(self.layers), []
+        D, count, h_ns, h_n = self.directions, len(self.layers), [], None
+        h_n_of_all = torch.empty_like(hx, memory_format=torch.contiguous_format) if self.together else None
         each = len(params) // count
         for i, layer in enumerate(self.layers):
             h_0 = hx if count == 1 else hx[i * D : (i + 1) * D]
@@ -57,13 +59,14 @@ class Call:
             elif layer.call.save_gates:
                 x, h_n = GRULayer.apply(layer if visits is None else layer.over(visits), x, h_0, *weights)
             else:
-                x, h_n, _ = forward_pass(layer if visits is None else layer.over(visits), x, h_0, tuple(weights))
+                h_n = None if h_n_of_all is None else h_n_of_all[i * D : (i + 1) * D]
+                x, h_n, _ = forward_pass(layer if visits is None else layer.over(visits), x, h_0, tuple(weights), h_n)
             if count == 1:
                 return x, h_n
             h_ns.append(h_n)
             if self.dropout and i < count - 1:
                 x = torch.dropout(x, self.dropout, True)
-        return x, torch.cat(h_ns)
+        return x, torch.cat(h_ns) if h_n_of_all is None else h_n_of_all
 
 
 Key = tuple[Any, ...]
@@ -86,27 +89,29 @@ def key_of(
     Raises:
         ValueError: unknown backend.
     """
-    tensors = (x, hx, *params)
     if (
-        not {type(t) for t in tensors} <= PLAIN
-        or torch._C._len_torch_dispatch_stack() > 0
+        torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
     ):
         return None
     kind, asked_for = x.device.type, registry.asked_for(backend)
+    try:
+        told = [
+            (type(t), t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in (x, hx, *params)
+        ]
+    except (AttributeError, RuntimeError):  # no tensors, or none with strides
+        return None
     return (
         asked_for,
         torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
         rnn_precision(nvidia=True) if x.dtype is torch.float32 else None,
         torch.backends.cudnn.enabled if asked_for is None else None,
         torch.is_grad_enabled(),
-        len(tensors),
         *flags,
-        *[(t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors],
-        x.shape[1:] if packed else x.shape,
-        *[t.shape for t in tensors[1:]],
+        (x.shape[1:], *told[0][2:]) if packed else told[0],
+        *told[1:],
     )
 
 
@@ -273,7 +278,7 @@ def resolved(
             y, h_n, _, _ = layer_forward(x, h_0, list(weights), batch_sizes, *how, *padding)
             return y, h_n[0] if cell else h_n
 
-        return Call([operator] * num_layers, D, dropout, cast if chosen.autocast else None)
+        return Call([operator] * num_layers, D, dropout, dtype=cast if chosen.autocast else None)
     assert visits is not None
     trains, H = x.requires_grad, hx.shape[-1]
     for i in range(num_layers):
@@ -284,4 +289,4 @@ def resolved(
         flags = dict(batch_first=batch_first, recompute=recompute, cell=cell, weights_as_they_lie=as_they_lie)
         layers.append(Layer.of(chosen, call, **flags))
         prepare(layers[-1], x.shape[-1] if i == 0 else D * H, weights)
-    return Call(layers, D, dropout, cast)
+    return Call(layers, D, dropout, num_layers > 1 and not trains, cast)

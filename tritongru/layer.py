@@ -125,19 +125,19 @@ def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
 
 
 def forward_pass(
-    layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], inside: bool = False
+    layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], h_n: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor, SavedGates | None]:
     """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute.
 
-    inside: of the surroundings that it needs.
+    h_n: where it is to be put. inside: of the surroundings that it needs.
     """
     if not inside and not as_they_are(x, layer.products):
         with surroundings(x, layer.products):
-            return forward_pass(layer, x, h_0, flat, inside=True)
+            return forward_pass(layer, x, h_0, flat, h_n, inside=True)
     call = replace(layer.call, save_gates=False) if layer.recompute else layer.call
     run = layer.launcher.forward if not parts.blocks else parts.part("recurrence")(layer.launcher.forward)
     x = x.transpose(0, 1) if layer.batch_first else x
-    y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie))
+    y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie), h_n)
     if layer.batch_first:
         y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
     if layer.cell:

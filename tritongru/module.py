@@ -212,8 +212,10 @@ class GRUCell(nn.GRUCell):
     @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         if hx is not None and call.may_know(input):
-            weights = [w for w in (self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh) if w is not None]
-            flags = "cell", self.bias_ih is None, self.bias_hh is None
+            own = self._parameters
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            given = [own[name] if name in own else getattr(self, name) for name in names]
+            weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
             found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
             if found is not None:
                 return found(input[None], hx[None], weights)[1]

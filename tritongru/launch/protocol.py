@@ -77,7 +77,7 @@ class Launcher(Protocol):
     """A backend's module in launch/. Both functions run inside the device of their tensors, autocast off."""
 
     def forward(
-        self, call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights
+        self, call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights, h_n: Tensor | None = None
     ) -> tuple[Tensor, Tensor, SavedGates | None]:
         """One layer forward.
 
@@ -85,6 +85,7 @@ class Launcher(Protocol):
             x: input, time-major [T, B, I] or packed [N, I]; any strides.
             h_0: [D, B, H], any strides.
             weights: of each direction, contiguous.
+            h_n: contiguous [D, B, H], where h_n is to be put; None: in fresh memory.
 
         Returns:
             y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.

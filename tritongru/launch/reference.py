@@ -10,23 +10,25 @@ from ..reference import Step, direction_backward, direction_forward, rows_of
 from .protocol import LayerCall, LayerWeights, SavedGates
 
 
-def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
+def forward(
+    call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights, h_n: Tensor | None = None
+) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As protocol.py's Launcher has it."""
     x_proj = project(x, weights.w_ih, weights.b_ih).chunk(call.directions, -1)
     ys, h_ns, rzn, q = [], [], [], []
     join = torch.stack if call.visits.batch_sizes is None else torch.cat
     for direction in range(call.directions):
         b_hh = weights.b_hh[direction] if weights.b_hh else None
-        y, h_n, steps = direction_forward(
+        y, last, steps = direction_forward(
             x_proj[direction], h_0[direction], weights.w_hh[direction], b_hh, call.visits, direction
         )
         ys.append(y)
-        h_ns.append(h_n)
+        h_ns.append(last)
         in_time = steps if direction == 0 else steps[::-1]
         rzn.append(join([torch.cat([s.r, s.z, s.n], -1) for s in in_time]))
         q.append(join([s.q for s in in_time]))
     gates = SavedGates(torch.stack(rzn, -2), torch.stack(q, -2)) if call.save_gates else None
-    return torch.cat(ys, -1), torch.stack(h_ns), gates
+    return torch.cat(ys, -1), torch.stack(h_ns, out=h_n), gates
 
 
 def backward(

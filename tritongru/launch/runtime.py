@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from ..kernels import FUSED
@@ -310,6 +311,42 @@ class Launch:
             run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
             run.launch_pdl = self.pdl
         return found
+
+
+@dataclass(frozen=True)
+class Direct:
+    """A launch with all bound but the addresses of its tensors, which are aligned to 16 bytes."""
+
+    compiled: Any  # Triton's CompiledKernel
+    grid: Grid
+    scalars: Sequence[int]
+    order: list[int]  # of each tensor that the kernel takes, which of the given ones it is
+    rest: list[Any]  # what it takes besides
+
+    @classmethod
+    def of(cls, launch: Launch, grid: Grid, scalars: Sequence[int], given: Sequence[Tensor]) -> Direct | None:
+        """None where the launch is not compiled yet, or its tensors, which its kernel takes first, are not the given
+        ones, each another and aligned."""
+        kernel, places = launch.kernel, {id(tensor): i for i, tensor in enumerate(given)}
+        if kernel.interpreted or launch.observers or kernel.pointers != list(range(len(kernel.pointers))):
+            return None
+        order = [places.get(id(launch.rest[i]), -1) for i in kernel.pointers]
+        compiled = _compiled.get((_here()[0], False, *launch._addresses()[1]))
+        if compiled is None or -1 in order or len(places) < len(given) or any([t.data_ptr() % 16 for t in given]):
+            return None
+        return cls(compiled, grid, scalars, order, launch.rest[len(order) :])
+
+    def __call__(self, given: Sequence[Tensor]) -> bool:
+        """Launch it with these in place of those that `of` was given; False, and nothing launched, where one of them is
+        not aligned, or somebody is told of launches."""
+        addresses, compiled = [tensor.data_ptr() for tensor in given], self.compiled
+        if _observers or _watched() or _recorded.kernels is not None or any([address & 15 for address in addresses]):
+            return False
+        compiled.run(
+            *self.grid, _here()[1], compiled.function, compiled.packed_metadata, None, None, None,
+            *self.scalars, *[addresses[i] for i in self.order], *self.rest,
+        )  # fmt: skip
+        return True
 
 
 @dataclass(frozen=True)

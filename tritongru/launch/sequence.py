@@ -45,18 +45,20 @@ logger = logging.getLogger("tritongru")
 LARGEST = 1 << 31  # of what the kernels count in 32 bits: elements of a time step
 
 
-def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> tuple[Tensor, Tensor, SavedGates | None]:
+def forward(
+    call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights, h_n: Tensor | None = None
+) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As protocol.py's Launcher has it."""
     once = settled("forward", call)
     if once is None:
-        return step.forward(call, x, h_0, weights)
+        return step.forward(call, x, h_0, weights, h_n)
     x, h_0 = x.resolve_neg(), h_0.resolve_neg().contiguous()  # a kernel reads memory, not what is lazily negated
     D, H, visits, by_row = call.directions, call.hidden_size, call.visits, x.shape[:-1]
     device, dtype = x.device, x.dtype
     rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
     q = empty(*by_row, D, H, dtype=dtype, device=device) if call.save_gates else None
     y = visits.padded(empty(*by_row, D * H, dtype=dtype, device=device))
-    h_n = empty(D, visits.batch, H, dtype=dtype, device=device)
+    h_n = empty(D, visits.batch, H, dtype=dtype, device=device) if h_n is None else h_n
     b_hh = weights.b_hh or weights.w_hh  # not read where there are none
     arguments = dict(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, b_ptr=b_hh[0],
@@ -72,7 +74,7 @@ def forward(call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights) -> t
             launch(grid, values)
     except RuntimeError as refusal:
         _note_refusal(refusal, call, once)
-        return step.forward(call, x, h_0, weights)
+        return step.forward(call, x, h_0, weights, h_n)
     return y, h_n, None if q is None else SavedGates(rzn, q)
 
 
