@@ -19,7 +19,7 @@ README = (ROOT / "README.md").read_text()
 PAGES = ("reference", "differences", "padded", "how-it-works", "measuring", "extending", "streaming")
 
 
-@pytest.mark.parametrize("module", ["functional", "module", "registry", "tools.gates"])
+@pytest.mark.parametrize("module", ["functional", "module", "registry", "tools.gates", "tools.plan"])
 def test_docstring_examples(module: str) -> None:
     found = doctest.testmod(importlib.import_module(f"tritongru.{module}"))
     assert found.failed == 0

@@ -1,12 +1,15 @@
-"""The package's rooms: dependencies run one way."""
+"""The package's rooms: dependencies run one way, and a Triton backend's name is compared nowhere."""
 
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from tritongru.planning.choose import TRITON_BACKENDS
 
 PACKAGE = Path(__file__).parents[1] / "tritongru"
 ROOMS = (  # each may import those before it, and itself
@@ -28,8 +31,8 @@ ROOMS = (  # each may import those before it, and itself
     ("__main__",),
 )
 RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
-# A launch that is interpreted, and a plan, which counts what it would launch: imported when they are asked for.
-WHEN_ASKED_FOR = {("launch", "tools"), ("registry", "tools")}
+# Of a launch that is interpreted.
+WHEN_ASKED_FOR = {("launch", "tools")}
 
 
 def files() -> Iterator[tuple[str, Path]]:
@@ -63,3 +66,17 @@ def test_dependencies_run_one_way(room: str, path: Path) -> None:
         if name != room and RANK[name] >= RANK[room] and (at_the_top or (room, name) not in WHEN_ASKED_FOR)
     ]
     assert not against
+
+
+def test_no_line_compares_a_backend_s_name() -> None:
+    """What tells backends apart is in their rows of registry.py, and in what their launchers and planners say."""
+    name = rf"[\"']({'|'.join(TRITON_BACKENDS)})[\"']"
+    compared = re.compile(rf"(==|!=|\bin) \(?{name}|{name} (==|!=|in)\b|BACKENDS\[[\"']")
+    found = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for _, path in files()
+        if path.name != "registry.py"
+        for line in path.read_text().splitlines()
+        if compared.search(line)
+    ]
+    assert not found

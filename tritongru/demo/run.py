@@ -13,6 +13,7 @@ import torch
 
 import tritongru
 
+from .. import registry
 from ..tools.files import write_rows
 from . import autocomplete, claims, compare, networks
 from .autocomplete import Autocomplete
@@ -75,10 +76,10 @@ def run_all(args: argparse.Namespace, sizes: Sizes, story_sizes: networks.Sizes,
     Autocomplete(pair.models[0], corpus.vocabulary).demonstrate()
     where = "on the GPU" if device.type == "cuda" else "in Triton's interpreter on the CPU (right numbers, no speed)"
     print(f"\n3. The trained model through the step kernels, {where}")
-    if why_not := next(backend.why_not for backend in tritongru.backends() if backend.name == "step"):
+    if why_not := registry.ANY_SIZE.why_not(device, torch.float32):
         print(f"Skipped: {why_not}.")
     else:
-        good &= compare.compare_kernels(pair.models[0], corpus, sizes, device, "step")
+        good &= compare.compare_kernels(pair.models[0], corpus, sizes, device, registry.ANY_SIZE.name)
     _story(story_sizes, args.seed, args.out)
     return good
 
@@ -162,8 +163,7 @@ def _draw(name: str, rows: list[Row], out: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print(f"{name} was not drawn: matplotlib is not installed (pip install 'tritongru[plots]').")
         return
-    from ..tools import style
-    from . import figures
+    from . import figures, style
 
     with style.settings():
         if (drawn := figures.STORY[name](rows)) is not None:

@@ -7,8 +7,10 @@ each kernel. `step_tiles` is the part of it that a launcher asks for at every ca
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 from . import sequence, step
 from .devices import Device
@@ -19,8 +21,6 @@ from .small import LARGEST, SmallTiles
 from .step import StepTiles, step_tiles
 
 KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
-TRITON_BACKENDS = ("step", "sequence")
-BACKENDS = ("aten", "reference", *TRITON_BACKENDS)
 MINIMUM_CAPABILITY = 80  # bfloat16 and TF32 matrix instructions, cp.async
 # float32 up to these H cuDNN computes with FMA, though TF32 is allowed: in forward, and in backward too (seen on H200).
 FMA_FORWARD, FMA = 192, 128
@@ -103,26 +103,41 @@ def unserved(dtype: str, device: Device) -> str | None:
     return None
 
 
+class Planner(NamedTuple):
+    """How the recurrent launches of a backend are planned."""
+
+    tiles: Callable[..., Any]  # of a kind: its tiles, or in words why the device cannot hold them
+    kinds: Callable[[int, bool], tuple[str, ...]]  # of launches, by T and whether the call trains
+    fields: tuple[str, ...]  # of tiles, that may be set for a measurement
+
+
+PLANNERS = {
+    "step": Planner(step_tiles, step.kinds, step.OVERRIDABLE),
+    "sequence": Planner(sequence_tiles, sequence.kinds, sequence.OVERRIDABLE),
+}
+TRITON_BACKENDS = tuple(PLANNERS)
+BACKENDS = ("aten", "reference", *TRITON_BACKENDS)
+
+
 @lru_cache(maxsize=4096)
 def off_chip(
     batch: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool, device: Device,
-    overrides: Overrides = (),
+    overrides: Overrides = (), backend: str = "sequence",
 ) -> str | None:  # fmt: skip
-    """Why `sequence` cannot keep W_h on chip; None if it can, in every pass that is needed."""
-    for kind in ("forward", "backward") if training else ("forward",):
-        tiles = sequence_tiles(kind, batch, hidden_size, directions, dtype, precision, device, overrides)
+    """Why the device cannot hold what a backend keeps on chip; None if it can, in every pass that is needed."""
+    for kind in PLANNERS[backend].kinds(2, training):
+        tiles = PLANNERS[backend].tiles(kind, batch, hidden_size, directions, dtype, precision, device, overrides)
         if isinstance(tiles, str):
             return tiles
     return None
 
 
-OVERRIDABLE = {"sequence": sequence.OVERRIDABLE, "step": step.OVERRIDABLE}
-
-
 def with_overrides(backend: str) -> tuple[str, Overrides]:
     """A backend's name without the fields of tiles set behind a colon, and these."""
     name, colon, fields = backend.partition(":")
-    return (name, parse_overrides(fields, name, OVERRIDABLE[name])) if colon and name in OVERRIDABLE else (backend, ())
+    if not colon or name not in PLANNERS:
+        return backend, ()
+    return name, parse_overrides(fields, name, PLANNERS[name].fields)
 
 
 @lru_cache(maxsize=4096)
@@ -174,10 +189,8 @@ def too_large(problem: Problem, device: Device) -> str | None:
 def unserved_by(backend: str, problem: Problem, device: Device) -> str | None:
     """Why a Triton backend cannot serve a problem; None if it can."""
     p, (name, overrides) = problem, with_overrides(backend)
-    why_not = unserved(p.dtype, device)
-    if why_not or name != "sequence":
-        return why_not
-    return off_chip(p.batch, p.hidden_size, p.directions, p.dtype, p.precision, p.training, device, overrides)
+    shape = p.batch, p.hidden_size, p.directions, p.dtype, p.precision, p.training
+    return unserved(p.dtype, device) or off_chip(*shape, device, overrides, name)
 
 
 @lru_cache(maxsize=1024)
@@ -209,16 +222,8 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
     else:
         raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
     overrides = with_overrides(backend)[1] if backend else ()
-    kinds: tuple[str, ...] = ()
-    if found.backend == "sequence":
-        kinds = ("forward", "backward") if p.training else ("forward",)
-    elif found.backend == "step":
-        kinds = ("cell",) if p.time == 1 else ("forward",)
-        kinds += (("backward_first",) if p.time == 1 else ("backward_first", "backward")) if p.training else ()
-    tiles = []
-    for kind in kinds:
-        plan_tiles = sequence_tiles if found.backend == "sequence" else step_tiles
-        of_kind = plan_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides)
-        assert not isinstance(of_kind, str)  # else `unserved_by` had a reason
-        tiles.append((kind, of_kind))
+    planner, tiles = PLANNERS.get(found.backend), []
+    if planner is not None:
+        sizes = p.batch, p.hidden_size, p.directions, p.dtype, p.precision
+        tiles = [(kind, planner.tiles(kind, *sizes, device, overrides)) for kind in planner.kinds(p.time, p.training)]
     return Plan(p, device.name, found.backend, found.reason, tuple(tiles), found.candidates)

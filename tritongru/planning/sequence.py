@@ -206,6 +206,11 @@ def exchanges(hidden_size: int, device: Device, overrides: Overrides = ()) -> bo
     return hidden_size > LARGEST or device.vendor == "interpreter"
 
 
+def kinds(T: int, training: bool) -> tuple[str, ...]:
+    """Of the launches of a call."""
+    return ("forward", "backward")[: 1 + training]
+
+
 @lru_cache(maxsize=4096)
 def sequence_tiles(
     kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device,

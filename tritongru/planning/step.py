@@ -50,6 +50,13 @@ class StepTiles:
 OVERRIDABLE = tuple(field.name for field in dataclasses.fields(StepTiles))
 
 
+def kinds(T: int, training: bool) -> tuple[str, ...]:
+    """Of the launches of a call."""
+    if T == 1:
+        return ("cell", "backward_first")[: 1 + training]
+    return ("forward", "backward_first", "backward")[: 1 + 2 * training]
+
+
 @lru_cache(maxsize=4096)
 def step_tiles(
     kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device,

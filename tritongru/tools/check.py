@@ -29,9 +29,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import registry
+from ..batch import Visits
+from ..layer import call_of
 from ..module import GRU
-from ..planning.choose import with_overrides
-from ..planning.sequence import exchanges
 from ..products import rnn_precision
 
 
@@ -95,7 +95,6 @@ CASES = (
     Case(T=3, B=9, I=16, H=128),
 )
 RESULTS = ("output", "h_n")  # the other tensors are gradients
-FORMS = {"sequence, exchanging": "sequence:exchange=1", "sequence, one program": "sequence:exchange=0"}
 
 UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
 
@@ -200,10 +199,10 @@ def measure(
 
 def _precision(case: Case, backend: str, device: torch.device) -> str:
     """Of float32 products: one program that holds a small layer computes them by FMA, as cuDNN does there."""
-    found, (name, overrides) = registry.device_of(device), with_overrides(backend)
-    if name == "sequence" and not exchanges(case.H, found, overrides):
-        return "ieee"
-    return rnn_precision(found.vendor == "nvidia")
+    found, (T, B, D) = registry.find(backend), case.sizes
+    if found.module is None:
+        return rnn_precision(registry.device_of(device).vendor == "nvidia")
+    return found.load().product_precision(call_of(found, Visits(T, B), device, torch.float32, D, case.H, True))
 
 
 def _relative(error: float, truth: float) -> float:
@@ -266,7 +265,8 @@ def rows(device: torch.device) -> Iterator[tuple[str, str, Case, dict[str, Figur
             if why_not:
                 yield backend.name, dtype_name, CASES[0], why_not
                 continue
-            for name, form in (FORMS if backend.name == "sequence" else {backend.name: backend.name}).items():
+            forms = [(f"{backend.name}, {what}", f"{backend.name}:{fields}") for fields, what in backend.forms]
+            for name, form in forms or [(backend.name, backend.name)]:
                 for case in CASES:
                     yield name, dtype_name, case, measure(case, form, dtype, device)
 

@@ -26,6 +26,7 @@ from .. import registry
 from ..module import GRU, GRUCell
 from ..parts import profiling
 from .files import replacing
+from .plan import plan
 from .trace import ATEN, ELSEWHERE, PASS, PASSES, Counted, Part, Row, Split, read
 
 WARM_UP, CALLS = 3, 5
@@ -244,8 +245,8 @@ def _backend(module: nn.Module, inputs: Sequence[Any]) -> tuple[str, str]:
         return "aten", "as tensors on the CPU do unless a backend is asked for"
     if isinstance(module, GRUCell):
         return (asked_for.name, "asked for") if asked_for else ("step", "one launch for the whole cell")
-    plan = registry.plan(module, inputs[0])
-    return plan.backend, plan.reason
+    found = plan(module, inputs[0])
+    return found.backend, found.reason
 
 
 def not_run(backends: Iterable[str], counted: Mapping[str, Sequence[Counted]], split: Split) -> Iterator[str]:
@@ -253,10 +254,14 @@ def not_run(backends: Iterable[str], counted: Mapping[str, Sequence[Counted]], s
     launched = [name for p in PASSES for name, _ in counted.get(p, ())]
     ran = any(part.name == "recurrence" for part in split.parts)
     for backend in dict.fromkeys(backends):
-        if backend == "aten" or (ran if backend == "reference" else any(name.startswith(backend) for name in launched)):
+        found = registry.find(backend)
+        of_ours = any(name.startswith(found.kernels) for name in launched) if found.triton else ran
+        if found.module is None or of_ours:
             continue
-        if launched and backend == "sequence":
-            yield "nothing of backend 'sequence' ran: 'step' did, as where a driver refuses a cooperative launch"
+        kernels = [(b.name, b.kernels) for b in registry.BACKENDS.values() if b.triton]
+        if other := [name for name, begins in kernels if launched and launched[0].startswith(begins)]:
+            why = f"{other[0]!r} did, as where a driver refuses a cooperative launch"
+            yield f"nothing of backend {backend!r} ran: {why}"
         else:
             yield f"nothing of backend {backend!r} ran: PyTorch's own path did, as under torch.func's derivatives"
 

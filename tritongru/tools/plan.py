@@ -1,0 +1,91 @@
+"""`tritongru.plan`: what would run for a module on an input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from ..planning import Device, Plan, Problem, choose, describe
+from ..products import rnn_precision
+from ..registry import DTYPES, ON_THE_CPU, asked_for, aten_as_measured, computing_dtype, device_of
+
+
+def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
+    """What would run for a module on an input, or for a `Problem`, and why. Runs nothing, needs no GPU.
+
+    Args:
+        module_or_problem: a tritongru.GRU (or torch.nn.GRU, taken as one), or a `tritongru.planning.Problem`.
+        input: for a module, the tensor or PackedSequence it would be called with; only its shape is read.
+        device: a described device's name ("h200"), a `Device`, or a torch.device; None: where the module is.
+
+    Raises:
+        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, one whose
+        memory cannot hold the problem, or a backend forced on the module that cannot serve it there. And what the
+        module itself raises on the input.
+
+    Returns:
+        A `Plan`: backend and reason, candidates with what they took where they were measured, tiles, launches of each
+        way, saved and peak bytes; print it.
+
+    Example:
+        >>> import torch, tritongru
+        >>> layer = tritongru.GRU(64, 512, dtype=torch.bfloat16)
+        >>> found = tritongru.plan(layer, torch.randn(100, 32, 64, dtype=torch.bfloat16), "h200")
+        >>> found.backend
+        'sequence'
+    """
+    from .counted import with_counts  # here: it builds on all of the package
+
+    if isinstance(module_or_problem, Problem):
+        if device is None:
+            raise TypeError("plan of a Problem needs a device, got None")
+        where = _described(device)
+        return with_counts(choose(module_or_problem, where), where)
+    module = module_or_problem
+    if not isinstance(module, torch.nn.GRU):
+        raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
+    if input is None:
+        raise TypeError("plan of a module needs the input it would be called with, got None")
+    T, B = _sizes(module, input)
+    weight = cast(Tensor, module.weight_hh_l0)
+    dtype = computing_dtype(weight)
+    where = _described(weight.device if device is None else device)
+    problem = Problem(
+        batch=B, time=T, input_size=module.input_size, hidden_size=module.hidden_size, layers=module.num_layers,
+        directions=2 if module.bidirectional else 1, dtype=DTYPES.get(dtype, str(dtype)),
+        training=torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()),
+        packed=isinstance(input, PackedSequence), bias=module.bias, recompute=getattr(module, "recompute", False),
+        precision=rnn_precision(where.vendor == "nvidia"),
+    )  # fmt: skip
+    forced = asked_for(getattr(module, "backend", None))
+    if forced is None and where.vendor == "interpreter":
+        return replace(choose(problem, where, "aten"), device="the CPU", reason=ON_THE_CPU)
+    name = forced.name if forced else None
+    return with_counts(choose(problem, where, name, aten_as_measured(weight.device, dtype)), where, name)
+
+
+def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
+    """T and B of an input, after the errors that the module itself raises, in its words."""
+    if isinstance(input, PackedSequence):
+        module.check_input(input.data, input.batch_sizes)
+        return len(input.batch_sizes), int(input.batch_sizes[0])
+    if input.dim() not in (2, 3):
+        raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+    module.check_input(x, None)
+    T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    if T == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return T, B
+
+
+def _described(device: Any) -> Device:
+    if isinstance(device, Device):
+        return device
+    if isinstance(device, str) and not device.startswith(("cuda", "cpu")):
+        return describe(device)
+    return device_of(torch.device(device))
