@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from tritongru import call
 from tritongru.planning import tuned
 from tritongru.planning.devices import DEVICES, _described
 
@@ -66,6 +67,7 @@ def write(out: Path) -> str:
         writer.writeheader()
         writer.writerows(found)
     tuned.forget()
+    call.forget()  # calls that are known have their tiles
     return f"{len(found)} tiles that win over the planned ones are in {path.parent.name}/{path.name}"
 
 
@@ -80,3 +82,4 @@ def forget(product: str) -> None:
     if path := file_of(product):
         path.unlink(missing_ok=True)
     tuned.forget()
+    call.forget()  # calls that are known have their tiles

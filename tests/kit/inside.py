@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritongru import ambient, batch, functional, layer, registry, status
+from tritongru import ambient, batch, call, functional, layer, registry, status
 from tritongru.planning.sequence import SequenceTiles
 
 layer_forward, layer_backward = layer.layer_forward, layer.layer_backward  # torch.ops.tritongru's, with their schemas
@@ -84,8 +84,8 @@ def fewer_programs(patch: pytest.MonkeyPatch) -> None:
     """Every launch is one program short."""
     from tritongru.launch import runtime
 
-    call = runtime.Launch.__call__
-    patch.setattr(runtime.Launch, "__call__", lambda self, grid, s: call(self, (grid[0] - 1, *grid[1:]), s))
+    launch = runtime.Launch.__call__
+    patch.setattr(runtime.Launch, "__call__", lambda self, grid, s: launch(self, (grid[0] - 1, *grid[1:]), s))
 
 
 @contextmanager
@@ -96,4 +96,6 @@ def launches_without_pdl(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     tiles = step.step_tiles
     with monkeypatch.context() as patch:
         patch.setattr(step, "step_tiles", lambda *problem: dataclasses.replace(tiles(*problem), pdl=False))
+        call.forget()  # calls that are known have their tiles
         yield
+    call.forget()
