@@ -165,12 +165,8 @@ def wait_text(
 @gluon.jit
 def place(row, unit, ROWS: gl.constexpr, WIDTH: gl.constexpr):
     """Which element of its block a row and a unit of it are: lane, register, half. ROWS: of a tile."""
-    if ROWS == 8:
-        lane = row * 4 + unit % (128 // WIDTH) // (32 // WIDTH)
-        register = unit // (128 // WIDTH)
-    else:
-        lane = (row % 8) * 4 + unit % (128 // WIDTH) // (32 // WIDTH)
-        register = unit // (128 // WIDTH) * 2 + row // 8
+    lane = (row % 8) * 4 + unit % (128 // WIDTH) // (32 // WIDTH)
+    register = unit // (128 // WIDTH) if ROWS == 8 else unit // (128 // WIDTH) * 2 + row // 8
     return (lane * 4 + register) * (32 // WIDTH) + unit % (32 // WIDTH)
 
 

@@ -67,3 +67,31 @@ def gru_gate_gradients(dh, r, z, n, q, h_prev):
     dq = dn * r
     dr = dn * q * r * (1.0 - r)
     return dn, dr, dz, dq
+
+
+@triton.jit
+def load_rzn(ptrs, mask, H):
+    """What lies there of gates r, z and n, which are H elements apart, in the storage dtype."""
+    r = tl.load(ptrs, mask=mask, other=0.0)
+    z = tl.load(ptrs + H, mask=mask, other=0.0)
+    n = tl.load(ptrs + 2 * H, mask=mask, other=0.0)
+    return r, z, n
+
+
+@triton.jit
+def store_rzn(ptrs, r, z, n, mask, H):
+    """Store r, z, n, H elements apart, cast to the dtype of the memory."""
+    dtype = ptrs.dtype.element_ty
+    tl.store(ptrs, r.to(dtype), mask=mask)
+    tl.store(ptrs + H, z.to(dtype), mask=mask)
+    tl.store(ptrs + 2 * H, n.to(dtype), mask=mask)
+
+
+@triton.jit
+def store_gradients(ptrs, dn, dr, dz, dq, mask, H):
+    """Store dn, dr, dz, dq, H elements apart, cast to the dtype of the memory."""
+    dtype = ptrs.dtype.element_ty
+    tl.store(ptrs, dn.to(dtype), mask=mask)
+    tl.store(ptrs + H, dr.to(dtype), mask=mask)
+    tl.store(ptrs + 2 * H, dz.to(dtype), mask=mask)
+    tl.store(ptrs + 3 * H, dq.to(dtype), mask=mask)

@@ -47,8 +47,8 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import metadata, visits
 from .exchange import Texts, Words, as_factor, first_look, first_vector, place_in_tile, publish, received
-from .gates import gru_gate_gradients, gru_gates
-from .visits import Tile, cleared, load_saved, load_x_proj, place_of, save, save_gradients
+from .gates import gru_gate_gradients, gru_gates, load_rzn, store_gradients
+from .visits import Tile, cleared, load_saved, place_of, save, timestep
 
 FORWARD_SCALARS = (
     "T", "B", "H", "D", "first_direction", "first_row", "first_visit", "stop_visit", "stride_row", "packed",
@@ -136,8 +136,8 @@ def buffer_of_sums(FORM: gl.constexpr):
 
 
 @gluon.jit
-def load_gate(w_ptr, GATE: gl.constexpr, FORM: gl.constexpr):
-    """This program's slice of one gate of w [3, U, K] as a factor, in registers or in shared memory: a tuple of PARTS
+def load_weights(w_ptr, FORM: gl.constexpr):
+    """This program's slices of w [3, U, K] as factors, in registers or in shared memory: of each gate a tuple of PARTS
     tensors [warps, K of a warp, units], of 8 rows a tile [warps, units, K of a warp]."""
     K: gl.constexpr = FORM.PARTS * FORM.PART
     K_OF_WARP: gl.constexpr = FORM.PART // FORM.WARPS
@@ -145,23 +145,17 @@ def load_gate(w_ptr, GATE: gl.constexpr, FORM: gl.constexpr):
     layout: gl.constexpr = factor(0 if FORM.ROWS == 8 else 1, FORM)
     shared: gl.constexpr = gl.SwizzledSharedLayout(128 // FORM.WIDTH, 1, 8, [OF_K, 3 - OF_K, 0])
     warp, k, unit = indices(FORM.WARPS, K_OF_WARP, FORM.UNITS, OF_K, layout)
-    first_unit = GATE * gl.num_programs(0) * FORM.UNITS + gl.program_id(0) * FORM.UNITS
-    rows = w_ptr + first_unit.to(gl.int64) * K
-    found = ()
-    for part in gl.static_range(FORM.PARTS):
-        offs = unit * K + warp * K_OF_WARP + k
-        w = as_factor(gl.load(rows + (part * FORM.PART + offs)), FORM.PRECISION)
-        found += (gl.allocate_shared_memory(w.dtype, w.shape, shared, w) if FORM.SHARED > 2 - GATE else w,)
-    return found
-
-
-@gluon.jit
-def load_weights(w_ptr, FORM: gl.constexpr):
-    """This program's slices of r, z and n."""
-    w_n = load_gate(w_ptr, 2, FORM)
-    w_z = load_gate(w_ptr, 1, FORM)
-    w_r = load_gate(w_ptr, 0, FORM)
-    return w_r, w_z, w_n
+    weights = ()
+    for gate in gl.static_range(3):
+        first_unit = (gate * gl.num_programs(0) + gl.program_id(0)) * FORM.UNITS
+        rows = w_ptr + first_unit.to(gl.int64) * K
+        found = ()
+        for part in gl.static_range(FORM.PARTS):
+            offs = unit * K + warp * K_OF_WARP + k
+            w = as_factor(gl.load(rows + (part * FORM.PART + offs)), FORM.PRECISION)
+            found += (gl.allocate_shared_memory(w.dtype, w.shape, shared, w) if 2 - gate < FORM.SHARED else w,)
+        weights += (found,)
+    return weights
 
 
 @gluon.jit
@@ -277,14 +271,6 @@ def product_of_gradients(
     return sum_over_warps(sums, FORM), asked
 
 
-@gluon.jit
-def state_before(tile, anew, first_visit, h_0_ptr, state_ptr):
-    """The state that a launch begins with, in float32: h_0, or what the launch before has handed on."""
-    h_0 = gl.load(h_0_ptr + tile.of_state, mask=tile.inside & (first_visit == 0) & ~anew, other=0.0).to(gl.float32)
-    bits = gl.load(state_ptr + tile.of_state, mask=tile.inside & (first_visit > 0), other=0)
-    return gl.where(first_visit == 0, h_0, bits.to(gl.float32, bitcast=True))
-
-
 @gluon.jit(
     do_not_specialize=FORWARD_SCALARS,
     do_not_specialize_on_alignment=ANY_ALIGNMENT,
@@ -379,9 +365,11 @@ def sequence_forward(
     for i in gl.static_range(TILES):
         begin = Tile(*tiles[i])
         anew = cleared(t, begin, direction, batch, RESETS)
-        h += (state_before(begin, anew, first_visit, h_0_ptr, state_ptr),)
+        h_0 = gl.load(h_0_ptr + begin.of_state, mask=begin.inside & (first_visit == 0) & ~anew, other=0.0)
+        bits = gl.load(state_ptr + begin.of_state, mask=begin.inside & (first_visit > 0), other=0)
+        h += (gl.where(first_visit == 0, h_0.to(gl.float32), bits.to(gl.float32, bitcast=True)),)
         publish(here + i * SIZE + group.own, as_factor(h[i].to(dtype), PRECISION))
-        x += (load_x_proj(memory, at[0], begin, (t < begin.length) & (first_visit < stop)),)
+        x += (load_rzn(timestep(memory.rzn, at[0]) + begin.of_x, (t < begin.length) & (first_visit < stop), H),)
     asked = first_look(here.to(gl.int64) + group.vector, TEXTS, PARTS, dtype)
 
     for visit in range(first_visit, stop):
@@ -395,7 +383,7 @@ def sequence_forward(
 
             # load: what the next visit needs besides h is asked for before this one waits
             runs_next = (t_next < tile.length) & (visit + 1 < stop)
-            x_next += (load_x_proj(memory, at[1], tile, runs_next),)
+            x_next += (load_rzn(timestep(memory.rzn, at[1]) + tile.of_x, runs_next, H),)
             clear = cleared(t_next, tile, direction, batch, RESETS)
 
             # wait
@@ -437,7 +425,7 @@ def load_own(memory, dy, h_0_ptr, at, at_before, t, t_before, tile, exists):
     runs = (t < tile.length) & exists
     dy, r, z, n, q = load_saved(memory, dy, at, tile, runs)
     begins = (t_before < 0) | (t_before >= tile.length)  # at its first visit a row comes from h_0
-    before = gl.where(begins, h_0_ptr + tile.of_state, visits.timestep(memory.y, at_before) + tile.of_y)
+    before = gl.where(begins, h_0_ptr + tile.of_state, timestep(memory.y, at_before) + tile.of_y)
     return dy, r, z, n, q, gl.load(before, mask=runs, other=0.0)
 
 
@@ -579,7 +567,7 @@ def sequence_backward(
             publish(own + 2 * GATE, as_factor(gl.where(runs & ~clear, dq, nothing), PRECISION))
 
             # save
-            save_gradients(dgates, at[0], tile, dn.to(dtype), dr, dz, dq, runs, H)
+            store_gradients(timestep(dgates, at[0]) + tile.of_dgates, dn, dr, dz, dq, runs, H)
         carry, given = carry_next, given_next
         t, at, here = t_next, at[1:] + (at_last,), here + group.slot
 

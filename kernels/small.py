@@ -25,8 +25,8 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import metadata, visits
-from .gates import gru_gate_gradients, gru_gates
-from .visits import cleared, load_saved, load_x_proj, place_of, save, save_gradients
+from .gates import gru_gate_gradients, gru_gates, load_rzn, store_gradients
+from .visits import cleared, load_saved, place_of, save, timestep
 
 FORWARD_SCALARS = (
     "T", "B", "H", "D", "stride_row", "packed", "has_lengths", "stride_rzn_t", "stride_rzn_b", "save_gates", "has_bias",
@@ -179,37 +179,25 @@ def in_four(x, WITHOUT: gl.constexpr, FORM: gl.constexpr):
 
 
 @gluon.jit
-def load_gate(w_ptr, GATE: gl.constexpr, H, TRANSPOSED: gl.constexpr, FORM: gl.constexpr):
-    """One gate of w [3H, H] as [units, K], or its transpose, zeros past H; in float32 a tuple of [1, units, lanes]."""
+def load_weights(w_ptr, H, TRANSPOSED: gl.constexpr, FORM: gl.constexpr):
+    """The gates of w [3H, H], zeros past H: each [units, K] or transposed; in float32 a tuple of [1, units, lanes]."""
     layout: gl.constexpr = weights_layout(FORM, TRANSPOSED)
     WIDTH: gl.constexpr = FORM.UNITS if FORM.LANES == 0 else 4 * FORM.LANES
     unit = unit_at(gl.expand_dims(gl.arange(0, FORM.UNITS, layout=gl.SliceLayout(1, layout)), 1), FORM.LANES)
-    found = ()
-    for piece in gl.static_range(FORM.UNITS // WIDTH):
-        k = gl.expand_dims(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout)), 0) + piece * WIDTH
-        k = unit_at(k, FORM.LANES)
-        offs = k * H + unit if TRANSPOSED else unit * H + k
-        w = gl.load(w_ptr + GATE * H * H + offs, mask=(unit < H) & (k < H), other=0.0)
-        if FORM.LANES == 0:
-            found = gl.convert_layout(w, gl.DotOperandLayout(0, matrix_layout(FORM.WARPS), 2))
-        else:
-            found += in_four(w, 0, FORM)
-    return found
-
-
-@gluon.jit
-def load_weights(w_ptr, H, TRANSPOSED: gl.constexpr, FORM: gl.constexpr):
-    """All of r, z and n."""
-    w_r = load_gate(w_ptr, 0, H, TRANSPOSED, FORM)
-    w_z = load_gate(w_ptr, 1, H, TRANSPOSED, FORM)
-    w_n = load_gate(w_ptr, 2, H, TRANSPOSED, FORM)
-    return w_r, w_z, w_n
-
-
-@gluon.jit
-def buffer_of_factor(dtype: gl.constexpr, FORM: gl.constexpr):
-    """Shared memory through which all warps read what the weights are multiplied with."""
-    return gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
+    weights = ()
+    for gate in gl.static_range(3):
+        found = ()
+        for piece in gl.static_range(FORM.UNITS // WIDTH):
+            k = gl.expand_dims(gl.arange(0, WIDTH, layout=gl.SliceLayout(0, layout)), 0) + piece * WIDTH
+            k = unit_at(k, FORM.LANES)
+            offs = k * H + unit if TRANSPOSED else unit * H + k
+            w = gl.load(w_ptr + gate * H * H + offs, mask=(unit < H) & (k < H), other=0.0)
+            if FORM.LANES == 0:
+                found = gl.convert_layout(w, gl.DotOperandLayout(0, matrix_layout(FORM.WARPS), 2))
+            else:
+                found += in_four(w, 0, FORM)
+        weights += (found,)
+    return weights
 
 
 @gluon.jit
@@ -335,7 +323,7 @@ def small_forward(
 
     # this program's weights, biases and tile
     w_r, w_z, w_n = load_weights(gl.where(direction == 0, w_ptr, w_reverse_ptr), H, False, FORM)
-    h_shared = buffer_of_factor(dtype, FORM)
+    h_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
     tile, unit, longest = own_tile(direction, batch, visits.Strides(H, D, stride_rzn_b, 0, 0, 0), FORM)
     is_unit = unit < H
     b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)
@@ -349,14 +337,15 @@ def small_forward(
     h = gl.load(h_0_ptr + tile.of_state, mask=tile.inside & ~anew, other=0.0).to(gl.float32)
     x = ()
     for i in gl.static_range(AHEAD):
-        x += (load_x_proj(memory, at[i], tile, (t + i * step_t < tile.length) & (i < longest) & is_unit, VECTOR),)
+        runs_first = (t + i * step_t < tile.length) & (i < longest) & is_unit
+        x += (load_rzn(timestep(memory.rzn, at[i], VECTOR) + tile.of_x, runs_first, H),)
 
     for visit in range(longest):
         # load: what a later visit needs besides h
         t_ahead = t + AHEAD * step_t
         at_last = place_of(t_ahead + step_t, batch)
         runs_ahead = (t_ahead < tile.length) & (visit + AHEAD < longest) & is_unit
-        x_ahead = load_x_proj(memory, at[AHEAD], tile, runs_ahead, VECTOR)
+        x_ahead = load_rzn(timestep(memory.rzn, at[AHEAD], VECTOR) + tile.of_x, runs_ahead, H)
         clear = cleared(t + step_t, tile, direction, batch, RESETS)
 
         # hand h over, product
@@ -390,7 +379,7 @@ def load_own(memory, dy, at, at_before, t, t_before, tile, exists, VECTOR: gl.co
     runs = (t < tile.length) & exists
     goes_on = runs & (t_before >= 0) & (t_before < tile.length)  # at its first visit a row comes from h_0
     dy, r, z, n, q = load_saved(memory, dy, at, tile, runs, VECTOR)
-    h_prev = gl.load(visits.timestep(memory.y, at_before, VECTOR) + tile.of_y, mask=goes_on, other=0.0)
+    h_prev = gl.load(timestep(memory.y, at_before, VECTOR) + tile.of_y, mask=goes_on, other=0.0)
     return dy, r, z, n, q, h_prev
 
 
@@ -453,9 +442,9 @@ def small_backward(
 
     # this program's weights and tile
     w_r, w_z, w_n = load_weights(gl.where(direction == 0, w_ptr, w_reverse_ptr), H, True, FORM)
-    dr_shared = buffer_of_factor(dtype, FORM)
-    dz_shared = buffer_of_factor(dtype, FORM)
-    dq_shared = buffer_of_factor(dtype, FORM)
+    dr_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
+    dz_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
+    dq_shared = gl.allocate_shared_memory(dtype, size_of_factor(FORM), shared_layout(FORM))
     stride_dy_b = stride_dy_b // VECTOR * VECTOR
     strides = visits.Strides(H, D, stride_rzn_b, stride_dy_b, stride_dy_h if VECTOR == 1 else 1, 0)
     tile, unit, longest = own_tile(direction, batch, strides, FORM)
@@ -500,7 +489,7 @@ def small_backward(
         hand_over(dq_shared, dq, FORM)
 
         # save
-        save_gradients(dgates, at[0], tile, dn.to(dtype), dr, dz, dq, runs, H, VECTOR)
+        store_gradients(timestep(dgates, at[0], VECTOR) + tile.of_dgates, dn, dr, dz, dq, runs, H)
 
         # product
         parts = product(w_r, received(dr_shared, FORM), FORM)

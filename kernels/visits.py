@@ -11,6 +11,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .exchange import MULTIPLY
+from .gates import load_rzn, store_rzn
 
 
 class Batch(NamedTuple):
@@ -141,32 +142,17 @@ def timestep(series, at, VECTOR: gl.constexpr = 1):
 
 
 @gluon.jit
-def load_three(ptrs, mask, H):
-    """The elements of each gate that lie H apart, in the storage dtype."""
-    r = gl.load(ptrs, mask=mask, other=0.0)
-    z = gl.load(ptrs + H, mask=mask, other=0.0)
-    n = gl.load(ptrs + 2 * H, mask=mask, other=0.0)
-    return r, z, n
-
-
-@gluon.jit
 def load_biases(b_ptr, unit, mask, H):
     """b_hr, b_hz, b_hn of own units, in float32."""
-    r, z, n = load_three(b_ptr + unit, mask, H)
+    r, z, n = load_rzn(b_ptr + unit, mask, H)
     return r.to(gl.float32), z.to(gl.float32), n.to(gl.float32)
-
-
-@gluon.jit
-def load_x_proj(memory, at, tile, runs, VECTOR: gl.constexpr = 1):
-    """x_proj of the three gates, in the storage dtype."""
-    return load_three(timestep(memory.rzn, at, VECTOR) + tile.of_x, runs, memory.H)
 
 
 @gluon.jit
 def load_saved(memory, dy, at, tile, runs, VECTOR: gl.constexpr = 1):
     """dy, r, z, n, q: all that makes gate gradients but dh of the visit after and h_prev. In the storage dtype."""
     dy = gl.load(timestep(dy, at, VECTOR) + tile.of_dy, mask=runs, other=0.0)
-    r, z, n = load_three(timestep(memory.rzn, at, VECTOR) + tile.of_x, runs, memory.H)
+    r, z, n = load_rzn(timestep(memory.rzn, at, VECTOR) + tile.of_x, runs, memory.H)
     q = gl.load(timestep(memory.q, at, VECTOR) + tile.of_y, mask=runs, other=0.0)
     return dy, r, z, n, q
 
@@ -177,18 +163,5 @@ def save(memory, at, tile, h, r, z, n, q, runs, save_gates, VECTOR: gl.constexpr
     dtype: gl.constexpr = memory.y.ptr.dtype.element_ty
     gl.store(timestep(memory.y, at, VECTOR) + tile.of_y, h.to(dtype), mask=runs)
     saves = runs & (save_gates != 0)
-    rzn = timestep(memory.rzn, at, VECTOR) + tile.of_x
-    gl.store(rzn, r.to(dtype), mask=saves)
-    gl.store(rzn + memory.H, z.to(dtype), mask=saves)
-    gl.store(rzn + 2 * memory.H, n.to(dtype), mask=saves)
+    store_rzn(timestep(memory.rzn, at, VECTOR) + tile.of_x, r, z, n, saves, memory.H)
     gl.store(timestep(memory.q, at, VECTOR) + tile.of_y, q.to(dtype), mask=saves)
-
-
-@gluon.jit
-def save_gradients(dgates, at, tile, dn, dr, dz, dq, runs, H, VECTOR: gl.constexpr = 1):
-    """Store the gate gradients, side by side in dgates."""
-    ptrs = timestep(dgates, at, VECTOR) + tile.of_dgates
-    gl.store(ptrs, dn, mask=runs)
-    gl.store(ptrs + H, dr, mask=runs)
-    gl.store(ptrs + 2 * H, dz, mask=runs)
-    gl.store(ptrs + 3 * H, dq, mask=runs)

@@ -184,7 +184,7 @@ WAIT = "    if PDL:\n        tl.extra.cuda.gdc_wait()\n"
 LOADS, LOADS_OF_BACKWARD = "    # load: what no step makes; it", "    # load: what no step makes; not"
 MUTANTS = {  # pass, what is replaced, by what, before what it is put; what the lint says
     "h before the wait": ("forward", WAIT, "", "    h_prev = h_prev.to(tl.float32)\n", "bytes loaded"),
-    "dgates before the wait": ("backward", WAIT, "", "    dh_prev = sum_of_parts(dh_prev", "bytes loaded"),
+    "dgates before the wait": ("backward", WAIT, "", "    # + dh * z of src", "bytes loaded"),
     "weights after the wait": ("forward", WAIT, "", LOADS, "bytes loaded"),
     "weights after the wait, backward": ("backward", WAIT, "", LOADS_OF_BACKWARD, "bytes loaded"),
     "no wait": ("forward", "gdc_wait()", "gdc_launch_dependents()", "", "0 ACQBULK"),
@@ -384,7 +384,7 @@ KERNELS = {
         "sequence.py", "sums[1].store(add_product(zeros, h, weights, 1, 0, FORM))", "sums[1].store(zeros)",
         "matrix instructions",
     ),
-    "a gate not saved": ("visits.py", "gl.store(rzn + memory.H, z.to(dtype), mask=saves)", "pass", "weak stores"),
+    "a gate not saved": ("gates.py", "tl.store(ptrs + H, z.to(dtype), mask=mask)", "pass", "bytes of weak stores"),
 }  # fmt: skip
 
 
@@ -434,7 +434,7 @@ def test_lint_finds_what_a_compiler_could_make(kind: str, mistake: str) -> None:
 SMALL = {
     "weights loaded in the time loop": (
         "small.py", "        a_r = product(w_r, h_all,",
-        "        w_r = load_gate(w_ptr, 0, H, False, FORM)\n        a_r = product(w_r, h_all,", "bytes loaded",
+        "        w_r, _, _ = load_weights(w_ptr, H, False, FORM)\n        a_r = product(w_r, h_all,", "bytes loaded",
     ),
     "a product dropped": (
         "small.py", "a_z = product(w_z, h_all,", "a_z = 0.0 * product(w_r, h_all,",
@@ -444,7 +444,7 @@ SMALL = {
         "small.py", "        h_all = received(h_shared,", "        h_all = received(h_shared, FORM)\n"
         "        hand_over(h_shared, h.to(dtype), FORM)\n        h_all = received(h_shared,", "barriers",
     ),
-    "a gate not saved": ("visits.py", "    gl.store(rzn + memory.H, z.to(dtype), mask=saves)\n", "", "bytes stored"),
+    "a gate not saved": ("gates.py", "    tl.store(ptrs + H, z.to(dtype), mask=mask)\n", "", "bytes stored"),
     "units read one by one": ("small.py", "H = H // VECTOR * VECTOR", "H = H + 0", "loads"),
 }  # fmt: skip
 
