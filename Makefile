@@ -35,8 +35,13 @@ TRITONS := 3.6.0 3.9.0
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check numpy triton==$*
 	touch $@
 
-long: NOT_LONG :=
-long: $(TRITONS:%=.venv-triton-%/installed) test  ## the tests and the long exploration: what CI runs
+ifdef LONG
+NOT_LONG :=
+test: $(TRITONS:%=.venv-triton-%/installed)
+endif
+
+long:  ## make test with the long exploration: what CI runs
+	$(MAKE) test LONG=1
 
 lint: $(VENV)/installed
 	$(PY) -m ruff check .
