@@ -342,3 +342,73 @@ def test_a_state_that_is_its_own_input_is_told_from_one_that_is_not(handed: Hand
         for h_0 in (same, same, torch.randn(B, 16)):
             module(same, h_0)
     assert handed.launches[-1]["h_ptr"] == h_0.data_ptr() != handed.launches[-1]["x_ptr"]
+
+
+@pytest.mark.compiled
+def test_launches_of_a_packed_batch_follow_from_its_rows(launched: list[list[Any]]) -> None:
+    """Not from those of a batch before, whose exchange buffer may be as large as that batch needs."""
+
+    def launches_of(lengths: list[int], layer: Any) -> int:
+        launched.clear()
+        with torch.no_grad():
+            layer(pack_sequence([torch.randn(n, 4, dtype=torch.bfloat16) for n in lengths]))
+        return len(launched)
+
+    full, short = [300] * 64, [300, *[1] * 63]
+    layer, other = (tritongru.GRU(4, 512, dtype=torch.bfloat16, backend="sequence") for _ in range(2))
+    expected = [launches_of(lengths, layer) for lengths in (full, short)]
+    assert [launches_of(lengths, other) for lengths in (short, full)] == expected[::-1] and expected[0] != expected[1]
+
+
+@pytest.mark.parametrize("backend", ["aten", "reference"])
+def test_a_parametrization_is_evaluated_as_often_as_nn_gru_does(backend: str, known: dict[Any, Any]) -> None:
+    class Counted(torch.nn.Module):
+        count = 0
+
+        def forward(self, weight: Tensor) -> Tensor:
+            Counted.count += 1
+            return 2 * weight
+
+    counts = []
+    for layer in (torch.nn.GRU(I, H), tritongru.GRU(I, H, backend=backend)):
+        torch.nn.utils.parametrize.register_parametrization(layer, "weight_hh_l0", Counted())
+        Counted.count = 0
+        for _ in range(3):
+            layer(torch.randn(T, B, I))
+        counts.append(Counted.count)
+    assert counts[0] == counts[1]
+
+
+def test_weights_and_checks_are_nn_gru_s(known: dict[Any, Any]) -> None:
+    """Somebody's own `_flat_weights`, and a subclass's check, count in every call."""
+    checked = []
+
+    class Checking(tritongru.GRU):
+        def check_forward_args(self, input: Tensor, hidden: Tensor, batch_sizes: Tensor | None) -> None:
+            checked.append(input)
+
+    layer, x = Checking(I, H, backend="reference"), torch.randn(T, B, I)
+    for _ in range(3):
+        layer(x)
+    assert len(checked) == 3
+    layer = tritongru.GRU(I, H, backend="reference")
+    layer._flat_weights = [torch.nn.Parameter(torch.zeros_like(w)) for w in layer._flat_weights]
+    for _ in range(3):
+        assert not layer(x)[0].any()
+
+
+@pytest.mark.parametrize("wrong", ["batch_sizes", "params", "hx"])
+def test_what_is_no_call_raises_what_torch_gru_raises(wrong: str, known: dict[Any, Any]) -> None:
+    module = torch.nn.GRU(I, H)
+    packed = pack_sequence([torch.randn(2, I), torch.randn(1, I)])
+    given: list[Any] = [packed.data, packed.batch_sizes, torch.zeros(1, 2, H), list(module.parameters())]
+    others = {"batch_sizes": torch.tensor(2), "hx": torch.zeros(2, H), "params": [1, 2, 3, 4]}
+    given[["data", *others].index(wrong)] = others[wrong]
+    given += [True, 1, 0.0, False, False]
+    found = []
+    for function in (torch.gru, lambda *args: tritongru.gru(*args, backend="reference")):
+        try:
+            found.append(function(*given)[0].shape)
+        except Exception as error:
+            found.append((type(error), str(error)))
+    assert found[0] == found[1] and not known

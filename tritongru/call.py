@@ -24,6 +24,7 @@ from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
 
 PLAIN = {Tensor, Parameter}
+TOLD = {*PLAIN, bool, int, float, str}  # types of what a key is made of
 DEVICES = ("cuda",)  # on which calls are kept
 LIMIT = 1024  # kinds of calls that are kept, the latest
 ATEN = registry.ATEN.name
@@ -71,7 +72,7 @@ class Call:
 
 Key = tuple[Any, ...]
 _known: dict[Key, Call] = {}
-_keeping = threading.Lock()
+_keeping = threading.RLock()
 
 
 def may_know(x: Any) -> bool:
@@ -98,19 +99,20 @@ def key_of(
         return None
     kind, asked_for = x.device.type, registry.asked_for(backend)
     try:
-        told = [
-            (type(t), t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in (x, hx, *params)
-        ]
-    except (AttributeError, RuntimeError):  # no tensors, or none with strides
+        if not {type(t) for t in (x, hx, *params, *flags)} <= TOLD:
+            return None
+        told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in (x, hx, *params)]
+    except (AttributeError, TypeError):  # no tensors where there should be some
         return None
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return (
         asked_for,
-        torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
-        rnn_precision(nvidia=True) if x.dtype is torch.float32 else None,
+        dtype,
+        rnn_precision(nvidia=True) if (dtype or x.dtype) is torch.float32 else None,
         torch.backends.cudnn.enabled if asked_for is None else None,
         torch.is_grad_enabled(),
         *flags,
-        (x.shape[1:], *told[0][2:]) if packed else told[0],
+        (x.shape[1:], *told[0][1:]) if packed else told[0],
         *told[1:],
     )
 
@@ -132,7 +134,8 @@ def keep(key: Key | None, call: Call) -> Call:
 
 def forget() -> None:
     """Ask anew about whatever is called next."""
-    _known.clear()
+    with _keeping:
+        _known.clear()
 
 
 def uses_aten(backend: str | None, input: Tensor) -> bool:
@@ -288,5 +291,5 @@ def resolved(
         as_they_lie = all([w.is_contiguous() and not w.is_neg() for w in weights])
         flags = dict(batch_first=batch_first, recompute=recompute, cell=cell, weights_as_they_lie=as_they_lie)
         layers.append(Layer.of(chosen, call, **flags))
-        prepare(layers[-1], x.shape[-1] if i == 0 else D * H, weights)
+        prepare(layers[-1], x.shape[-1] if i == 0 else D * H, weights, copied=cast is not None)
     return Call(layers, D, dropout, num_layers > 1 and not trains, cast)

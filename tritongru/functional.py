@@ -158,9 +158,12 @@ def _gru(
     resets: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     padded, D = lengths is not None or resets is not None, 2 if bidirectional else 1
-    of_batch = (lengths is None, resets is None) if batch_sizes is None else (len(batch_sizes),)
-    flags = has_biases, num_layers, dropout, train, bidirectional, batch_first, recompute, *of_batch
-    key = call.key_of(backend, input, hx, params, batch_sizes is not None, *flags) if call.may_know(input) else None
+    on_the_host = batch_sizes is None or (batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu")
+    key = None
+    if on_the_host and call.may_know(input):
+        of_batch = (lengths is None, resets is None) if batch_sizes is None else (len(batch_sizes),)
+        flags = has_biases, num_layers, dropout, train, bidirectional, batch_first, recompute, *of_batch
+        key = call.key_of(backend, input, hx, params, batch_sizes is not None, *flags)
     found = call.known(key)
     if found is None or not (batch_sizes is None or add_up(batch_sizes, input, hx.shape[1])):
 
@@ -200,10 +203,10 @@ def _gru(
         if chosen is registry.ATEN:
             if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
                 dropout, train = 0.0, True  # cuDNN has no backward of what did not train: the kernels do
-            flags = has_biases, num_layers, dropout, train, bidirectional
+            of_aten = has_biases, num_layers, dropout, train, bidirectional
             if batch_sizes is None:
-                return call.keep(key, Call(aten=(*flags, batch_first)))(input, hx, params)
-            return torch.gru(input, batch_sizes, hx.contiguous(), params, *flags)
+                return call.keep(key, Call(aten=(*of_aten, batch_first)))(input, hx, params)
+            return torch.gru(input, batch_sizes, hx.contiguous(), params, *of_aten)
         how = num_layers, D, dropout if train else 0.0, batch_first and batch_sizes is None, recompute
         if isinstance(chosen, InGraph):
             operands = batch_sizes, lengths, resets

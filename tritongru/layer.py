@@ -59,12 +59,13 @@ def call_of(
     return LayerCall(visits, D, H, DTYPES[dtype], precision, device, training, backend.overrides)
 
 
-def prepare(layer: Layer, input_size: int, weights: Sequence[Tensor]) -> None:
-    """Have what a layer will launch on a GPU compiled side by side."""
+def prepare(layer: Layer, input_size: int, weights: Sequence[Tensor], copied: bool = False) -> None:
+    """Have what a layer will launch on a GPU compiled side by side. copied: whether copies of the weights go there."""
     if layer.backend.triton and weights[0].is_cuda:
         from .launch import first_call  # imports Triton
 
-        first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute)
+        with torch.cuda.device(weights[0].device):
+            first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute, copied)
 
 
 @contextmanager

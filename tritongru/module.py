@@ -88,8 +88,9 @@ class GRU(nn.GRU):
     ) -> Any:
         if defaults and any(t is not None for t in defaults):
             raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
-        if lengths is None and resets is None and call.may_know(input) and input.dim() == 3:
-            weights, how = self._weights(), (self.bias, self.num_layers, self.dropout, self.training)
+        plain = call.may_know(input) and lengths is None and resets is None and input.dim() == 3
+        if plain and type(self).check_forward_args is CHECK and (weights := self._weights()) is not None:
+            how = self.bias, self.num_layers, self.dropout, self.training
             flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
             hx = self._zeros(input, input.size(0 if self.batch_first else 1)) if hx is None else hx
             found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
@@ -104,14 +105,18 @@ class GRU(nn.GRU):
         self._update_flat_weights()
         return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx, lengths, resets)
 
-    def _weights(self) -> list[Tensor]:
-        """As nn.GRU's `_flat_weights` after a look at each."""
-        own = cast(dict[str, Tensor], self._parameters)
+    def _weights(self) -> list[Tensor] | None:
+        """nn.GRU's `_flat_weights`, where a look at each would find nothing new; None: it has to look."""
+        own, flat = self._parameters, self._flat_weights
         try:
-            return [own[name] for name in self._flat_weights_names]
-        except KeyError:  # one is made of others: a parametrization
-            self._update_flat_weights()
-            return cast(list[Tensor], self._flat_weights)
+            changed = [
+                name
+                for name, weight, ref in zip(self._flat_weights_names, flat, self._flat_weight_refs, strict=True)
+                if own[name] is not weight or ref is None or ref() is not weight
+            ]
+        except (KeyError, ValueError):  # one is made of others, by a parametrization, or somebody's own
+            return None
+        return None if changed else cast(list[Tensor], flat)
 
     def _forward_dense(
         self, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
@@ -168,6 +173,10 @@ class GRU(nn.GRU):
         return super().extra_repr() + _ours(self.backend, self.recompute)
 
 
+CHECK = nn.GRU.check_forward_args
+CELL = dict.fromkeys(("weight_ih", "weight_hh", "bias_ih", "bias_hh")).keys()  # in the order of torch.gru_cell
+
+
 class GRUCell(nn.GRUCell):
     """torch.nn.GRUCell; on a Triton backend the whole cell is one launch, input product included.
 
@@ -211,10 +220,9 @@ class GRUCell(nn.GRUCell):
 
     @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        if hx is not None and call.may_know(input):
-            own = self._parameters
-            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-            given = [own[name] if name in own else getattr(self, name) for name in names]
+        own = self._parameters
+        if hx is not None and call.may_know(input) and own.keys() >= CELL:  # none is made of others
+            given = [own[name] for name in CELL]
             weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
             found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
             if found is not None:

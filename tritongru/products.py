@@ -55,7 +55,8 @@ def as_they_are(x: Tensor, precision: str) -> bool:
     kind = x.device.type
     if (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
         return False
-    return kind != "cuda" or x.dtype != torch.float32 or _runs_by(precision)
+    # Where another thread has turned the switch it will turn it back: whoever needs it has to be counted.
+    return kind != "cuda" or x.dtype != torch.float32 or (_runs_by(precision) and not _turned)
 
 
 def _runs_by(precision: str) -> bool:

@@ -42,8 +42,13 @@ class _Unaligned(MockTensor):
         return 2
 
 
-def prepare(launcher: Any, call: LayerCall, input_size: int, weights: Sequence[Tensor], recompute: bool) -> None:
-    """Compile what a layer's call will launch, unless one like it was here before."""
+def prepare(
+    launcher: Any, call: LayerCall, input_size: int, weights: Sequence[Tensor], recompute: bool, copied: bool = False
+) -> None:  # fmt: skip
+    """Compile for the current device what a layer's call will launch, unless one like it was here before.
+
+    copied: whether aligned copies of the weights are launched.
+    """
     visits, training = call.visits, call.save_gates
     key = (
         launcher.__name__, call.overrides, weights[0].device, visits.batch, visits.time == 1, input_size,
@@ -59,7 +64,7 @@ def prepare(launcher: Any, call: LayerCall, input_size: int, weights: Sequence[T
         directions=call.directions, dtype=call.dtype, training=training, packed=visits.batch_sizes is not None,
         bias=len(weights) > 2 * call.directions, recompute=recompute, precision=call.precision,
     )  # fmt: skip
-    aligned = all(w.data_ptr() % 16 == 0 for w in weights)
+    aligned = copied or all(w.data_ptr() % 16 == 0 for w in weights)
     with suppress(ValueError):  # not to be had: the launch says why
         compile_side_by_side(launcher.specimens(problem, call.device, aligned=aligned, overrides=call.overrides))
 

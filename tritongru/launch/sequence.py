@@ -69,12 +69,12 @@ def forward(
         stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, save_gates=int(call.save_gates),
         has_bias=int(bool(weights.b_hh)),
     )  # fmt: skip
-    try:
-        for launch, grid, values in _launches(once, call, weights, arguments, scalars):
+    for launch, grid, values in _launches(once, call, weights, arguments, scalars):
+        try:
             launch(grid, values)
-    except RuntimeError as refusal:
-        _note_refusal(refusal, call, once)
-        return step.forward(call, x, h_0, weights, h_n)
+        except RuntimeError as refusal:
+            _note_refusal(refusal, call, once)
+            return step.forward(call, x, h_0, weights, h_n)
     return y, h_n, None if q is None else SavedGates(rzn, q)
 
 
@@ -102,12 +102,12 @@ def backward(
         stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, size_rows=N, stride_dy_t=dy.stride(0),
         stride_dy_b=dy.stride(-2), stride_dy_h=dy.stride(-1), want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
-    try:
-        for launch, grid, values in _launches(once, call, weights, arguments, scalars):
+    for launch, grid, values in _launches(once, call, weights, arguments, scalars):
+        try:
             launch(grid, values)
-    except RuntimeError as refusal:
-        _note_refusal(refusal, call, once)
-        return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
+        except RuntimeError as refusal:
+            _note_refusal(refusal, call, once)
+            return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
@@ -123,7 +123,7 @@ class Settled:
     tiles: SequenceTiles | SmallTiles
     kernel: Kernel
     scalars: Mapping[str, int]
-    visits_per_launch: int
+    visits_per_launch: int  # 0 of a packed batch, where they follow from its rows
     grid: Grid
     rows: int  # of a launch
     buffer: Shape | None = None
@@ -152,7 +152,7 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
             has_lengths=int(packed or v.lengths is not None),
         )  # fmt: skip
         if isinstance(tiles, SequenceTiles):
-            visits_per_launch = tiles.visits_per_launch(kind, call.dtype, v.time, v.size_rows, H, D)
+            visits_per_launch = 0 if packed else tiles.visits_per_launch(kind, call.dtype, v.time, v.size_rows, H, D)
             rows, buffer = tiles.rows, _buffer(tiles, _wait(kind, tiles, call.dtype), 1 if kind == "forward" else 3)
         kernel = kernel_of(kind, tiles, call.dtype, call.precision, v.resets is not None)
         once = call.settled[kind] = Settled(tiles, kernel, scalars, visits_per_launch, tiles.grid, rows, buffer)
@@ -192,6 +192,9 @@ def _launches(
         return
     found.seconds = wait_seconds()
     T, D, steps = visits.time, call.directions, once.visits_per_launch
+    if not steps:
+        sizes = T, visits.size_rows, call.hidden_size, D
+        steps = tiles.visits_per_launch("backward" if backward else "forward", call.dtype, *sizes)
     w, w_reverse = _padded(weights.w_hh, tiles, transpose=backward)
     arguments |= dict(w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=found.word, report_ptr=found.report)
     if not backward:

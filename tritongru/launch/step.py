@@ -93,7 +93,7 @@ def forward(
             call.settled["direct"] = Direct.of(launch, grid, scalars, given)
     else:
         grids = (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visits.forward(D))
-        launch.each(grids, visits)
+        launch.each(grids, (T, B, visits.batch_sizes))
     return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
@@ -124,7 +124,7 @@ def backward(
         columns, block_b = -(-H // tiles.block_h), tiles.block_b
         visited = islice(visits.backward(D, want_dh_0), steps.start, steps.stop)
         grids = (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited)
-        kernel.launch(arguments, tiles.pdl).each(grids, (visits, want_dh_0))
+        kernel.launch(arguments, tiles.pdl).each(grids, (visits.time, B, visits.batch_sizes, want_dh_0))
     return dgates, dh_0 if dh_0_dtype else None
 
 
