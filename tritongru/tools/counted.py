@@ -125,16 +125,18 @@ def _counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, 
     x, h_0 = empty(*rows, p.input_size), empty(p.layers * D, p.batch, H)
     with recording() as kernels, Watch() as watch:
         saved: list[tuple[Tensor, Tensor, Tensor, list[SavedGates], list[Tensor]]] = []
-        h_ns = []
+        h_ns: list[Tensor] = []
+        together = empty(*h_0.shape) if p.layers > 1 and not p.training else None  # as `Call` has it
         for number, flat in enumerate(weights):
             state = h_0[number * D : (number + 1) * D]
-            y, h_n, kept = forward_pass(layer, x, state, tuple(flat))
+            own = None if together is None else together[number * D : (number + 1) * D]
+            y, h_n, kept = forward_pass(layer, x, state, tuple(flat), own)
             h_ns.append(h_n)
             if p.training:
                 saved.append((x, state, y, [] if kept is None else [kept], flat))
             x = y
             del y, kept
-        output, h_n = x, h_ns[0] if p.layers == 1 else torch.cat(h_ns)
+        output, h_n = x, h_ns[0] if p.layers == 1 else torch.cat(h_ns) if together is None else together
         del x, h_ns
         results = [output, h_n]
         forward = kernels + watch.launches
