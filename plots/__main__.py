@@ -17,7 +17,7 @@ from benchmarks import results, speed
 from benchmarks import story as telling
 from benchmarks import study as studying
 from tritongru.demo import figures
-from tritongru.demo.style import save, settings
+from tritongru.tools.style import save, settings
 
 from . import __doc__ as about
 from . import compiled, counted, measured, study

@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.compiled import HIDDEN
-from tritongru.demo.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
+from tritongru.tools.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
 from .rows import Row, patches
 

@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.traffic import step_traffic
-from tritongru.demo.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 from tritongru.gradients import steps_at_once
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved
@@ -18,6 +17,7 @@ from tritongru.planning.devices import DEVICES
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.tools.counted import with_counts
+from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
 
 from .rows import patches
 

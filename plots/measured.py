@@ -20,10 +20,10 @@ from benchmarks.speed import BACKENDS, Shape, T, of_a_grid
 from benchmarks.summary import OURS, compared
 from benchmarks.traffic import step_traffic
 from benchmarks.work import RULE
-from tritongru.demo.style import BLACK, GREY, PALE, Look, figure, log_x, log_y, sizes_axis
 from tritongru.planning import Problem, choose
 from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
 from tritongru.planning.devices import _described
+from tritongru.tools.style import BLACK, GREY, PALE, Look, figure, log_x, log_y, sizes_axis
 
 from .rows import (
     DTYPES,

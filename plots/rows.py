@@ -10,7 +10,7 @@ from matplotlib.patches import Patch
 
 from benchmarks.cases import BASELINE
 from benchmarks.summary import OURS
-from tritongru.demo.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Look
+from tritongru.tools.style import BLACK, BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILION, Look
 
 Row = dict[str, str]
 PASSES = ("inference", "forward", "forward+backward")

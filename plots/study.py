@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from benchmarks.study import of_a_step
-from tritongru.demo.style import BLUE, GREY, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
+from tritongru.tools.style import BLUE, GREY, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
 from .compiled import LEGEND, shares
 from .counted import KIND

@@ -19,11 +19,11 @@ from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import counted, measured
 from plots.rows import LINES
-from tritongru.demo import style
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import DEVICES
 from tritongru.registry import has_triton
+from tritongru.tools import style
 
 HERE = {
     "schema": results.SCHEMA, "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",

@@ -291,15 +291,6 @@ def _zero_gradients(
     return [gradient for gradient, want in zip(every, wanted, strict=True) if want]
 
 
-def seen_by_a_mode() -> bool:
-    """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
-    write r, z, n without raising its version. To look costs a tenth of a microsecond."""
-    seen: bool = torch._C._len_torch_dispatch_stack() > 0
-    if seen:
-        flops.count()
-    return seen
-
-
 Batch = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, resets
 
 

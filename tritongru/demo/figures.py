@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from ..tools.style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILION, Look, figure
 from .claims import LONGEST, Rows, Spread, accuracy, gaps_of, size_of, spread
 from .networks import GRU, GRU_SHORT, LSTM, LSTM_EQUAL, NO_RESET, NO_UPDATE, RNN, RNN_EQUAL, RNN_SHORT, SHORT, TRIGRAM
 from .story import DISHES, EXPECTED, QUESTION
-from .style import BLACK, BLUE, GREEN, GREY, ORANGE, PALE, PURPLE, SKY, VERMILION, Look, figure
 
 _GRU: Look = {"color": GREEN, "marker": "X", "ms": 9, "lw": 3}  # drawn first, and seen below what coincides with it
 _LSTM: Look = {"color": VERMILION, "marker": "D"}

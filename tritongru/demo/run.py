@@ -163,7 +163,8 @@ def _draw(name: str, rows: list[Row], out: Path) -> None:
     if importlib.util.find_spec("matplotlib") is None:
         print(f"{name} was not drawn: matplotlib is not installed (pip install 'tritongru[plots]').")
         return
-    from . import figures, style
+    from ..tools import style
+    from . import figures
 
     with style.settings():
         if (drawn := figures.STORY[name](rows)) is not None:

@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from ..tools.files import replacing
+from .files import replacing
 
 # Okabe and Ito's palette: apart for every common kind of colour blindness. A marker, a hatch or a dash goes with each
 # colour, so that none is the only cue.
