@@ -44,7 +44,6 @@ CLOCK_SHIFT = 20  # the clock is looked at in units of 2^20 ns, about a millisec
 MULTIPLY = gl.constexpr("mul.wide.s32 $0, $1, $2;")
 ROUND_TO_TF32 = gl.constexpr("cvt.rna.tf32.f32 $0, $1;")
 BLOCK_BYTES = 512
-VECTOR_BYTES = 16
 
 
 def bound_of(seconds: float) -> int:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -39,10 +40,11 @@ def launched(known: object, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
     found: list[list[Any]] = []
 
     def launch(self: object, grid: object, scalars: object) -> None:
-        frame, callers = sys._getframe(), []
+        frame: FrameType | None = sys._getframe()
+        callers: list[Any] = []
         while frame is not None:
             callers.append(frame.f_code)
-            frame = frame.f_back  # type: ignore[assignment]
+            frame = frame.f_back
         found.append(callers)
 
     monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))

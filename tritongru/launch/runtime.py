@@ -390,11 +390,6 @@ def forget() -> None:
     _kept.clear()
 
 
-def forget_passes() -> None:
-    """Hand over anew whatever is launched next: as where memory lies elsewhere at every call."""
-    _kept.clear()
-
-
 def _watched() -> bool:
     """Whether somebody has asked Triton to tell of launches, or to put something of its own into kernels."""
     runtime, compilation = triton.knobs.runtime, triton.knobs.compilation
