@@ -1,4 +1,4 @@
-"""`python -m tritongru profile`: what the launches tell of themselves, and the command. test_trace.py reads traces.
+"""`python -m tritongru profile`: what the launches tell of themselves, what is read from a trace, and the command.
 
 The bytes of kernels/metadata.py are held against the addresses that the kernels load and store in the interpreter.
 """
@@ -10,6 +10,7 @@ import timeit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import product
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import parts
 from tritongru.cli import main
+from tritongru.tools import profile, trace
 from tritongru.tools.trace import ATEN, ELSEWHERE
 
 # ---- what a launch tells
@@ -229,65 +231,171 @@ def test_outside_of_profiling_a_part_is_no_range_and_costs_next_to_nothing(monke
     assert cost < 1e-6, f"{cost * 1e9:.0f} ns for a part that nobody looks at"
 
 
+# ---- a trace
+
+
+def event(cat: str, name: str, ts: float, dur: float, tid: int = 1, **args) -> dict:
+    return {"ph": "X", "cat": cat, "name": name, "pid": 7, "tid": tid, "ts": ts, "dur": dur, "args": args}
+
+
+def a_range(name: str, ts: float, dur: float, tid: int = 1) -> dict:
+    return event("user_annotation", f"tritongru{name}", ts, dur, tid)
+
+
+def launched(name: str, at: float, runs: float, dur: float, number: int, tid: int = 1) -> list:
+    """A launch on the host, Triton's by the driver, and what runs on the device later."""
+    api = ("cuda_driver", "cuLaunchKernelEx") if "step" in name else ("cuda_runtime", "cudaLaunchKernel")
+    cat = "gpu_memset" if name.startswith("Memset") else "kernel"
+    return [event(*api, at, 2, tid, correlation=number), event(cat, name, runs, dur, tid=99, correlation=number)]
+
+
+def op(name: str, ts: float, dur: float, number: int | None = None, backward: bool = False, tid: int = 1) -> dict:
+    args = {} if number is None else {"Sequence number": number, "Fwd thread id": int(backward)}
+    return event("cpu_op", name, ts, dur, tid, **args)
+
+
+GPU = [
+    a_range(" profile: forward", 0, 1000),
+    a_range(": recurrence", 100, 500),
+    a_range(": projection", 150, 100),
+    *launched("gemm", 160, 180, 30, 1),
+    *launched("step_forward", 300, 650, 11, 2),  # no op around it, and it runs after the range has ended
+    *launched("step_forward", 310, 670, 13, 3),
+    *launched("softmax", 700, 720, 5, 4),  # outside all ranges
+    event("kernel", "orphan", 800, 7, tid=99),  # no correlation
+    event("kernel", "stranger", 810, 9, tid=99, correlation=555),  # of which there is no launch
+    a_range(" profile: backward", 2000, 1000),  # on the main thread, which waits
+    a_range(": gradient products", 2100, 800, tid=2),
+    a_range(": recurrence", 2200, 200, tid=2),
+    a_range(": fill", 2210, 20, tid=2),
+    *launched("Memset (Device)", 2215, 2230, 2, 5, tid=2),
+    *launched("step_backward", 2300, 2400, 17, 6, tid=2),
+    *launched("gemm", 2500, 2600, 19, 7, tid=2),
+    *launched("gemm", 2950, 2960, 23, 8, tid=2),
+    *launched("gemm", 3500, 3600, 1000, 9),  # between the passes
+]
+NODE = "autograd::engine::evaluate_function: "
+ATEN_CALL = [
+    a_range(" profile: forward", 0, 1000),
+    op("aten::zeros", 10, 5, 4),  # makes no node: the number is the next op's
+    op("aten::gru", 100, 300, 4),
+    op("aten::_cudnn_rnn", 120, 200, 4),
+    *launched("cudnn", 130, 140, 40, 1),
+    op("aten::linear", 500, 50, 5),
+    *launched("gemm", 510, 560, 3, 2),
+    a_range(" profile: backward", 2000, 1000),
+    op(NODE + "AddmmBackward0", 2100, 50, 5, backward=True, tid=2),
+    *launched("gemm", 2110, 2120, 5, 3, tid=2),
+    op(NODE + "CudnnRnnBackward0", 2200, 300, 4, backward=True, tid=2),
+    *launched("cudnn", 2210, 2300, 90, 4, tid=2),
+]
+ON_THE_CPU = [
+    a_range(" profile: forward", 0, 1000),
+    a_range(": recurrence", 100, 500),
+    a_range(": projection", 150, 100),
+    op("aten::addmm", 160, 60),
+    op("aten::copy_", 170, 10),
+    op("aten::copy_", 180, 40),  # it follows the one before, and ends with addmm
+]
+FORWARD, BACKWARD = "forward", "backward"
+TRACES = {  # events, on a GPU, what each part takes and how many launches or ops
+    "a kernel belongs to the innermost part that launched it": (GPU, True, {
+        (FORWARD, "projection"): (30, 1), (FORWARD, "recurrence"): (24, 2), (FORWARD, ELSEWHERE): (5 + 7 + 9, 3),
+        (BACKWARD, "fill"): (2, 1), (BACKWARD, "recurrence"): (17, 1), (BACKWARD, "gradient products"): (19, 1),
+        (BACKWARD, ELSEWHERE): (23, 1),
+    }),
+    "PyTorch's own GRU is a part each way": (ATEN_CALL, True, {
+        (FORWARD, ATEN): (40, 1), (FORWARD, ELSEWHERE): (3, 1), (BACKWARD, ATEN): (90, 1), (BACKWARD, ELSEWHERE): (5, 1)
+    }),
+    "on the CPU a part has the time outside the parts inside it": (ON_THE_CPU, False, {
+        (FORWARD, "recurrence"): (400, 1), (FORWARD, "projection"): (100, 4), (FORWARD, ELSEWHERE): (500, 1)
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("events", "on_gpu", "parts"), TRACES.values(), ids=TRACES)
+def test_a_trace(events, on_gpu, parts):
+    split = trace.read({"traceEvents": events}, 1, on_gpu)
+    assert split.parts == parts and set(split.wall_us.values()) == {1000}
+    longest = {id(GPU): ("gemm", (72, 3)), id(ATEN_CALL): ("cudnn", (130, 2)), id(ON_THE_CPU): ("aten::copy_", (50, 2))}
+    name, figures = longest[id(events)]
+    assert split.rows[name] == figures and list(split.rows.values()) == sorted(split.rows.values(), reverse=True)
+
+
+def test_several_calls_give_the_mean():
+    events = []
+    for call, dur in enumerate((10, 20, 30)):
+        at = 5000 * call
+        events += [a_range(" profile: forward", at, 2000), a_range(": recurrence", at + 1, 500)]
+        events += launched("step_forward", at + 2, at + 600, dur, call)
+    split = trace.read({"traceEvents": events}, 3, True)
+    assert split == ({("forward", "recurrence"): (20, 1)}, {"step_forward": (20, 1)}, {"forward": 2000})
+
+
+def test_launches_that_were_all_counted_have_rates():
+    found = profile.Found("cuda", trace.read({"traceEvents": GPU}, 1, True))
+    found.counted |= {"step_forward": {"count": 2, "bytes": 3000, "flops": 300}, "step_backward": {"count": 2}}
+    rows = {name: cells for name, *cells in profile._rows(found)}
+    assert rows["step_forward"] == ["2", "24.0", "0.003", "0.000", "0.125", "1.25e-05"]
+    assert rows["step_backward"] == ["1", "17.0"] and rows["gemm"] == ["3", "72.0"]
+
+
 # ---- the command
-
-
-def profile(*arguments: str) -> int:
-    return main(["profile", *arguments])
 
 
 SHAPE = ("--batch", "2", "--hidden", "6", "--time", "3")
 
 
-def told(capsys, tmp_path, *arguments: str) -> dict:
-    assert profile(*arguments, "--device", "cpu", "--out", str(tmp_path), "--json") == 0
-    found = json.loads(capsys.readouterr().out)
-    trace = json.loads((tmp_path / "trace.json").read_text())
-    assert trace["traceEvents"] and [path.name for path in tmp_path.glob("trace*")] == ["trace.json"]
-    found["by part"] = {(part["pass_"], part["name"]): part for part in found["parts"]}
-    for pass_, wall in found["wall_us"].items():
-        shares = [part["us"] for part in found["parts"] if part["pass_"] == pass_]
-        assert len(found["parts"]) > 1 and 0 < sum(shares) < 2 * wall and min(shares) >= 0
-    return found
+@pytest.fixture
+def told(tmp_path, monkeypatch, capsys):
+    """What the command finds on the CPU; what it prints has a line of each part."""
+    found = []
+    measure = profile.profile
+    monkeypatch.setattr(profile, "profile", lambda *of: found.append(measure(*of)) or found[-1])
+
+    def run(*arguments: str) -> profile.Found:
+        assert main(["profile", *arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
+        printed = capsys.readouterr().out
+        split, said = found[-1].split, found[-1].said
+        assert all(f"{us:.1f}" in printed for us, _ in split.parts.values()) and all(line in printed for line in said)
+        assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"] and "trace.json" in printed
+        for pass_, wall in split.wall_us.items():
+            of_parts = [us for (in_pass, _), (us, _) in split.parts.items() if in_pass == pass_]
+            assert sum(of_parts) == pytest.approx(wall, rel=1e-3) and min(of_parts) > 0
+        return found[-1]
+
+    return run
 
 
-@pytest.mark.parametrize("backend", [None, "reference"])
-def test_the_cpus_own_numbers(backend, tmp_path, capsys):
-    found = told(capsys, tmp_path, *SHAPE, *(("--backend", backend) if backend else ()))
-    forward = ["recurrence", "projection"] if backend else [ATEN]
-    backward = ["gradient products", "recurrence"] if backend else [ATEN]
-    expected = {("forward", name) for name in forward} | {("backward", name) for name in backward}
-    assert set(found["by part"]) == expected | {("forward", ELSEWHERE), ("backward", ELSEWHERE)}
-    assert any(row["name"] == "aten::addmm" and row["us"] > 0 for row in found["rows"])
-    assert (backend or "aten") in found["backends"][0]
-
-
-def test_recompute_is_a_part_of_its_own(tmp_path, capsys):
-    (tmp_path / "m.py").write_text(
-        "import tritongru\ndef make():\n    return tritongru.GRU(3, 4, backend='reference', recompute=True)\n"
-    )
-    found = told(capsys, tmp_path, "--module", f"{tmp_path / 'm.py'}:make", "--batch", "2", "--time", "3")
-    assert {("backward", "recompute"), ("backward", "projection")} <= set(found["by part"])
+@pytest.mark.parametrize(
+    ("backend", "more", "said"),
+    [("aten", (), ""), ("reference", (), "'reference': asked for"), ("reference", ("--inference",), "'reference'")],
+)
+def test_the_cpus_own_numbers(backend, more, said, told):
+    found = told(*SHAPE, "--backend", backend, *more)
+    parts = {("forward", ATEN), ("backward", ATEN)}
+    if backend == "reference":
+        parts = {*product(["forward"], ["recurrence", "projection"]), *product(["backward"], ["recurrence", PRODUCTS])}
+    parts |= {("forward", ELSEWHERE), ("backward", ELSEWHERE)}
+    assert set(found.split.parts) == {part for part in parts if not more or part[0] == "forward"}
+    assert found.split.rows["aten::addmm"].us > 0 and said in "".join(found.said) and found.kind == "cpu"
 
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_interpreted_launches_are_listed_without_times(backend, tmp_path, capsys):
-    found = told(capsys, tmp_path, *SHAPE, "--backend", backend)
-    launches = 3 if backend == "step" else 1
-    assert found["by part"]["forward", "recurrence"]["launches"] == launches
-    rows = {row["name"]: row for row in found["rows"]}
-    assert set(rows) == {f"{backend}_forward", f"{backend}_backward"}
-    row = rows[f"{backend}_forward"]
-    assert row["count"] == launches and row["bytes"] > 0 and row["flops"] == 2 * 6 * 3 * 6 * 6 and row["us"] is None
-    assert "interpreter" in found["times"]
+def test_interpreted_launches_are_listed_without_times(backend, told):
+    found = told(*SHAPE, "--backend", backend)
+    assert found.kind == "interpreter" and set(found.counted) == {f"{backend}_forward", f"{backend}_backward"}
+    forward = found.counted[f"{backend}_forward"]
+    assert forward["count"] == (3 if backend == "step" else 1)
+    assert forward["bytes"] > 0 and forward["flops"] == 2 * 6 * 3 * 6 * 6
 
 
 @pytest.mark.interpreted
 def test_what_is_printed_of_the_interpreter_has_no_rate(tmp_path, capsys):
-    assert profile(*SHAPE, "--backend", "step", "--inference", "--device", "cpu", "--out", str(tmp_path)) == 0
+    assert main(["profile", *SHAPE, "--backend", "step", "--device", "cpu", "--out", str(tmp_path)]) == 0
     said = capsys.readouterr().out
-    assert "step_forward" in said and "mean nothing" in said and "GB/s" not in said and "backward" not in said
+    assert "step_forward" in said and "mean nothing" in said and "GB/s" not in said
 
 
 MODEL = """
@@ -298,7 +406,7 @@ class Model(nn.Module):
     def __init__(self):
         super().__init__()
         self.embedding = nn.Embedding(10, 4)
-        self.ours = tritongru.GRU(4, 6, batch_first=True, backend="reference")
+        self.ours = tritongru.GRU(4, 6, batch_first=True, backend="reference", recompute=True)
         self.theirs = nn.GRU(6, 5, batch_first=True)
         self.cell = tritongru.GRUCell(5, 5)
         self.head = nn.Linear(5, 10)
@@ -307,6 +415,13 @@ class Model(nn.Module):
         h = self.theirs(self.ours(self.embedding(ids))[0])[0]
         return {"logits": self.head(self.cell(h[:, -1])) * scale, "ids": ids}
 
+class Transformed(nn.Sequential):
+    def forward(self, x):
+        return torch.func.vjp(lambda x: self[0](x)[0], x)[0]
+
+def gru(x=None):
+    return tritongru.GRU(3, 4), torch.randn(2, 1, 3) if x is None else x
+
 def model():
     return Model(), (torch.randint(0, 10, (2, 4)), 2.0)
 
@@ -314,36 +429,29 @@ def one_input():
     return Model(), torch.randint(0, 10, (2, 4))
 
 def compiled():
-    return torch.compile(nn.Sequential(gru()), backend="eager"), torch.randn(2, 1, 3)
-
-class Transformed(nn.Sequential):
-    def forward(self, x):
-        return torch.func.vjp(lambda x: self[0](x)[0], x)[0]
+    return torch.compile(nn.Sequential(gru()[0]), backend="eager"), torch.randn(2, 1, 3)
 
 def transformed():
-    return Transformed(gru()), torch.randn(2, 1, 3)
+    return Transformed(gru()[0]), torch.randn(2, 1, 3)
 
 def packed():
-    return tritongru.GRU(3, 4), nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)])
-
-def raises():
-    raise ValueError("no weights\\nhere")
+    return gru(nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)]))
 
 def five():
     return 5
 
-def gru():
-    return tritongru.GRU(3, 4)
-
-def linear():
-    return nn.Linear(2, 2)
-
 def frozen():
-    return gru().requires_grad_(False), torch.randn(2, 1, 3)
-
-def wrong_input():
-    return gru(), torch.randn(2, 1, 7)
+    return gru()[0].requires_grad_(False), torch.randn(2, 1, 3)
 """
+PRODUCTS = "gradient products"
+MODELS = {  # by function: parts besides the rest, and what is said of backends
+    "model": ({"projection", "recurrence", "recompute", PRODUCTS, ATEN}, "'reference': asked for"),
+    "one_input": ({"projection", "recurrence", "recompute", PRODUCTS, ATEN}, "on the CPU take PyTorch's own path"),
+    "packed": ({"projection", "recurrence", PRODUCTS}, "'reference'"),
+    "compiled": ({"projection", "recurrence", PRODUCTS}, ""),  # in an operator as in an eager call
+    "transformed": ({ATEN}, "functional transform: aten"),
+    "frozen": ({"projection", "recurrence"}, "'reference'"),
+}
 
 
 @pytest.fixture
@@ -353,62 +461,28 @@ def model_py(tmp_path):
     return path
 
 
-@pytest.mark.parametrize("function", ["model", "one_input"])
-def test_a_model_of_several_layers(function, model_py, tmp_path, capsys):
-    found = told(capsys, tmp_path, "--module", f"{model_py}:{function}")
-    assert {name for _, name in found["by part"]} == {"projection", "recurrence", "gradient products", ATEN, ELSEWHERE}
-    assert [line.split(" ")[0] for line in found["backends"]] == ["ours", "theirs", "cell"]
-
-
-def test_packed_inputs_and_inference(model_py, tmp_path, capsys):
-    found = told(capsys, tmp_path, "--module", f"{model_py}:packed", "--inference", "--backend", "reference")
-    assert set(found["wall_us"]) == {"forward"} and ("forward", "recurrence") in found["by part"]
-
-
-def test_a_backend_of_which_nothing_ran_is_said(model_py, tmp_path, capsys):
-    found = told(capsys, tmp_path, "--module", f"{model_py}:transformed", "--backend", "reference")
-    assert "reference" in found["backends"][0] and "nothing of backend 'reference' ran" in found["notes"][0]
-    assert found["by part"]["forward", ATEN]["us"] > 0
-
-
-def test_a_compiled_model_s_parts_are_told_apart(model_py, tmp_path, capsys):
-    """In an operator as in an eager call."""
-    found = told(capsys, tmp_path, "--module", f"{model_py}:compiled", "--backend", "reference")
-    assert found["notes"] == []
-    assert found["by part"]["forward", "recurrence"]["us"] > 0 and found["by part"]["backward", "recurrence"]["us"] > 0
+@pytest.mark.parametrize("function", MODELS)
+def test_a_model(function, model_py, told):
+    parts, said = MODELS[function]
+    backend = () if function in ("model", "one_input") else ("--backend", "reference")
+    found = told("--module", f"{model_py}:{function}", *backend)
+    assert {name for _, name in found.split.parts} == {*parts, ELSEWHERE}
+    assert set(found.split.wall_us) == ({"forward"} if function == "frozen" else {"forward", "backward"})
+    assert said in "".join(found.said)
 
 
 @pytest.mark.parametrize(
-    ("of_module", "more", "said"),
+    ("arguments", "said"),
     [
-        ("{file}", (), "file.py:function"),
-        ("{file}:", (), "file.py:function"),
-        ("nowhere.py:make", (), "no file 'nowhere.py'"),
-        ("{file}:nothing", (), "no function 'nothing'"),
-        ("{file}:raises", (), "raised ValueError: no weights"),
-        ("{file}:five", (), "got int"),
-        ("{file}:linear", (), "without inputs"),
-        ("{file}:gru", (), "--batch and --time"),
-        ("{file}:frozen", (), "--inference"),
-        ("{file}:wrong_input", (), "calling the model raised RuntimeError"),
-        ("{file}:packed", ("--device", "cuda"), "no CUDA device"),
+        ("--module {file}", "file.py:function"), ("--module nowhere.py:make", "no Python file 'nowhere.py'"),
+        ("--module {file}:nothing", "no function 'nothing'"), ("--module {file}:five", "(module, inputs), got int"),
+        ("--module {file}:packed --device cuda", "no CUDA device"), ("--module {file}:gru --layers 3", "module alone"),
+        ("--batch 3", "--batch, --hidden and --time"), ("--batch 0 --hidden 1 --time 1", "of at least 1, got '0'"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "-".join(value),
-)
-def test_bad_input_is_one_line(of_module, more, said, model_py, tmp_path, capsys, monkeypatch):
+)  # fmt: skip
+def test_bad_input_is_one_line(arguments, said, model_py, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert profile("--module", of_module.format(file=model_py), "--out", str(tmp_path / "out"), *more) == 2
-    error = capsys.readouterr().err
-    assert said in error and error.count("\n") == 1
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [("--batch", "3"), ("--module", "a.py:b", "--hidden", "3"), ("--batch", "0", "--hidden", "1", "--time", "1")],
-    ids=" ".join,
-)
-def test_bad_options_are_a_usage_error(arguments, capsys):
     with pytest.raises(SystemExit) as stopped:
-        profile(*arguments)
-    assert stopped.value.code == 2 and "error:" in capsys.readouterr().err
+        main(["profile", *arguments.format(file=model_py).split(), "--out", str(tmp_path / "out")])
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2 and said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()

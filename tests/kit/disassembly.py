@@ -17,7 +17,7 @@ disassemble = compile_report._disassemble
 def kept(cubin: bytes) -> str:
     """In place of compile_report.py's `_disassemble`."""
     try:
-        tool = f"{knobs.nvidia.nvdisasm.version} {compile_report._NVDISASM}"
+        tool = f"{knobs.nvidia.nvdisasm.version} -c -ndf"
     except RuntimeError:  # there is none: said there
         return disassemble(cubin)
     cache = get_cache_manager(hashlib.sha256(tool.encode() + cubin).hexdigest())

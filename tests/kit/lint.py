@@ -20,7 +20,7 @@ from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
 from tritongru.planning.small import SmallTiles
 from tritongru.planning.step import StepTiles
-from tritongru.tools.compile_report import _SASS_LINE, CompileReport, bytes_moved, control_flow
+from tritongru.tools.compile_report import SASS_LINE, CompileReport, bytes_moved, control_flow
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
 ASYNCHRONOUS = ("LDGSTS", "LDGDEPBAR", "UTMALDG", "UBLKCP")
@@ -34,7 +34,7 @@ class Binary:
     """The machine code of a kernel, what its time loop holds, and what is found wrong with it."""
 
     def __init__(self, report: CompileReport):
-        self.opcodes, self.before, bodies = control_flow(report)
+        self.opcodes, self.before, bodies = control_flow(report.sass)
         self.body, *self.inner = bodies or [set()]  # the time loop is by far the largest
         self.after: list[list[int]] = [[] for _ in self.opcodes]
         for i, previous in enumerate(self.before):
@@ -242,7 +242,7 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
 
 def time_loop(report: CompileReport) -> int:
     """Instructions of the time loop, without those that run only once a wait looks at the clock."""
-    b, lines = Binary(report), [line for line in report.sass.splitlines() if _SASS_LINE.match(line)]
+    b, lines = Binary(report), [line for line in report.sass.splitlines() if SASS_LINE.match(line)]
     clocks = {i for i, line in enumerate(lines) if CLOCK in line}
     after = [[j for j in following if j in b.body - clocks] for following in b.after]
     head = next(i for i in b.body if any(previous not in b.body for previous in b.before[i]))

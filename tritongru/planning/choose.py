@@ -6,7 +6,6 @@ each kernel. `step_tiles` is the part of it that a launcher asks for at every ca
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -56,10 +55,6 @@ class Plan:
     candidates: tuple[Timed, ...]  # what each took in the nearest measured cell, the fastest first; none: no row says
     launches: Launches = Launches()
     cost: Cost = Cost()
-
-    def as_dict(self) -> dict[str, object]:
-        """The plan as plain values, for JSON."""
-        return dataclasses.asdict(self)
 
     def __str__(self) -> str:
         p = self.problem

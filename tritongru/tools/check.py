@@ -19,12 +19,13 @@ The truth is torch.nn.GRU in float64 on the CPU, from the same rounded inputs an
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import torch
+from rich.progress import track
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -33,6 +34,7 @@ from ..batch import Visits
 from ..layer import call_of
 from ..module import GRU
 from ..products import rnn_precision
+from .table import show
 
 
 @dataclass(frozen=True)
@@ -252,77 +254,44 @@ def _draw(
     return tuple(found)
 
 
-def rows(device: torch.device) -> Iterator[tuple[str, str, Case, dict[str, Figures] | str]]:
-    """(backend, dtype, case, figures) of all that can run here; a backend that cannot run gives its reason instead.
-
-    `sequence` runs in both of its forms: as programs that exchange, and in one program.
-    """
-    for backend in registry.BACKENDS.values():
-        for dtype, dtype_name in registry.DTYPES.items():
-            why_not = backend.why_not(device, dtype)
-            if dtype == torch.float64 and (backend.triton or device.type == "cuda"):
-                continue  # no kernel's, or the truth itself
-            if why_not:
-                yield backend.name, dtype_name, CASES[0], why_not
-                continue
-            forms = [(f"{backend.name}, {what}", f"{backend.name}:{fields}") for fields, what in backend.forms]
-            for name, form in forms or [(backend.name, backend.name)]:
-                for case in CASES:
-                    yield name, dtype_name, case, measure(case, form, dtype, device)
-
-
 def main() -> int:
     """Print the table; 0 if the rule holds everywhere and a Triton kernel was reached."""
-    from rich.console import Console
-    from rich.progress import Progress
-    from rich.table import Table
-
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    console = Console()
-    console.width = max(console.width, 120)  # the table in one line a row, in a pipe too
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, kernels in Triton's interpreter"
-    console.print(f"tritongru check on {where}; torch {torch.__version__}, {len(CASES)} cases")
-    found: dict[tuple[str, str], list[tuple[Case, str, Figures]]] = {}
-    notes: dict[str, str] = {}
+    print(f"tritongru check on {where}; torch {torch.__version__}, {len(CASES)} cases")
+    todo = []
+    for backend, (dtype, dtype_name) in product(registry.BACKENDS.values(), registry.DTYPES.items()):
+        if dtype == torch.float64 and (backend.triton or device.type == "cuda"):
+            continue  # no kernel's, or the truth itself
+        if why_not := backend.why_not(device, dtype):
+            print(f"{backend.name} does not run in {dtype_name}: {why_not}")
+            continue
+        forms = {f"{backend.name}, {what}": f"{backend.name}:{fields}" for fields, what in backend.forms}
+        todo += [(name, form, dtype, dtype_name) for name, form in (forms or {backend.name: backend.name}).items()]
     launches: list[str] = []
-    with Progress(console=console, transient=True) as progress, ExitStack() as stack:
+    lines, broken = [], []
+    with ExitStack() as stack:
         if registry.has_triton():
             from ..launch.runtime import observe
 
             stack.enter_context(observe(lambda name, grid: launches.append(name)))
-        task = progress.add_task("checking", total=len(CASES) * (4 + 4 + 3 + 3 + 3))
-        for backend, dtype, case, figures in rows(device):
-            progress.update(task, advance=1, description=f"{backend} {dtype} {case.name}")
-            if isinstance(figures, str):
-                notes[backend] = figures
-            else:
-                found.setdefault((backend, dtype), []).extend((case, name, f) for name, f in figures.items())
-
-    table = Table(
-        title="RMS error against float64 (nn.GRU's own in brackets) and largest plain difference, worst case",
-        title_justify="left",
-    )
-    for column in ("backend", "dtype", "output", "gradients", "worst of", "|difference| to nn.GRU", "rule"):
-        left = column in ("backend", "dtype", "worst of")
-        table.add_column(column, justify="left" if left else "right", no_wrap=column == "backend")
-    broken = []
-    for (backend, dtype), tensors in found.items():
-        wrong = [(backend, dtype, case, name, f) for case, name, f in tensors if not f.holds]
-        broken += wrong
-        output = max((f for _, name, f in tensors if name in RESULTS), key=lambda f: f.error)
-        worst, gradient = max(
-            ((name, f) for _, name, f in tensors if name not in RESULTS), key=lambda pair: pair[1].error
-        )
-        errors = (f"{f.error:.1e} ({f.error_of_nn_gru:.1e})" for f in (output, gradient))
-        difference = max(f.difference for _, _, f in tensors)
-        table.add_row(backend, dtype, *errors, worst, f"{difference:.1e}", "BROKEN" if wrong else "holds")
-    console.print(table)
-    for backend, reason in notes.items():
-        console.print(f"{backend} did not run: {reason}")
-    for backend, dtype, case, name, f in broken:
-        console.print(
-            f"BROKEN {backend} {dtype} {case.name} {name}: "
-            f"{f.error:.2e} > max(1.5 x {f.error_of_nn_gru:.2e}, {f.floor:.2e})"
-        )
-    console.print(f"{len(launches)} Triton kernel launches" if launches else "no Triton kernel was reached")
+        for name, form, dtype, dtype_name in track(todo, "checking", transient=True):
+            found = [(f, case, of) for case in CASES for of, f in measure(case, form, dtype, device).items()]
+            output = max((f for f, _, of in found if of in RESULTS), key=lambda f: f.error)
+            gradient, _, worst = max((each for each in found if each[2] not in RESULTS), key=lambda each: each[0].error)
+            wrong = [
+                f"BROKEN {name} {dtype_name} {case.name} {of}: "
+                f"{f.error:.2e} > max(1.5 x {f.error_of_nn_gru:.2e}, {f.floor:.2e})"
+                for f, case, of in found
+                if not f.holds
+            ]
+            errors = (f"{f.error:.1e} ({f.error_of_nn_gru:.1e})" for f in (output, gradient))
+            difference = max(f.difference for f, _, _ in found)
+            lines.append((name, dtype_name, *errors, worst, f"{difference:.1e}", "BROKEN" if wrong else "holds"))
+            broken += wrong
+    title = "RMS error against float64 (nn.GRU's own in brackets) and largest plain difference, worst case"
+    header = ("backend", "dtype", "output", "gradients", "worst of", "|difference| to nn.GRU", "rule")
+    show(title, header, lines, names=2)
+    print(*broken, sep="\n", end="\n" * bool(broken))
+    print(f"{len(launches)} Triton kernel launches" if launches else "no Triton kernel was reached")
     return 0 if launches and not broken else 1

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..planning.devices import Device
+from .table import show
 
 if TYPE_CHECKING:
     from ..launch.runtime import Specimen
@@ -74,14 +75,6 @@ class CompileReport:
     def matrix_instructions(self) -> int:
         return sum(self.counts.get(name, 0) for name in ("HGMMA", "UTCMMA", "HMMA", "mfma"))
 
-    def as_dict(self) -> dict[str, Any]:
-        """Everything but the disassembly, ready for JSON."""
-        return {
-            **{name: value for name, value in vars(self).items() if name != "sass"},
-            "matrix_instructions": self.matrix_instructions,
-            "loops": [loop._asdict() for loop in self.loops],
-        }
-
 
 def compile_report(specimen: Specimen, device: Device) -> CompileReport:
     """Compile a launch for `device` and read the result; a compiler's error is passed on as it is.
@@ -94,21 +87,30 @@ def compile_report(specimen: Specimen, device: Device) -> CompileReport:
         RuntimeError: where kernels are interpreted (TRITON_INTERPRET=1), or a disassembler is missing.
     """
     compiled = _compile(specimen, device)
-    read = _read_nvidia if device.vendor == "nvidia" else _read_amd
+    if device.vendor == "nvidia":
+        cubin, classes = compiled.asm["cubin"], SASS_CLASSES
+        text = _disassemble(cubin)
+        registers = _number(r"\bREG:(\d+)", _run_tool("cuobjdump", "-res-usage", binary=cubin))
+        opcodes, _, bodies = control_flow(text)
+        spilled = sum(bytes_moved(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL")))
+    else:
+        text, classes, bodies = compiled.asm["amdgcn"], AMDGCN_CLASSES, []
+        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
+        opcodes = re.findall(r"^\t([a-z]\w*)", text, flags=re.MULTILINE)  # directives begin with a dot
+        spilled = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
     return CompileReport(
         kernel=specimen.kernel.fn.__name__,
         target=device.arch,
         num_warps=compiled.metadata.num_warps,
         num_stages=compiled.metadata.num_stages,
+        registers=registers,
+        spill_bytes=spilled,
         shared_bytes=compiled.metadata.shared,
-        **read(compiled.asm),
+        instructions=len(opcodes),
+        counts=count(opcodes, classes),
+        loops=tuple(Loop(len(body), count((opcodes[i] for i in body), classes)) for body in bodies),
+        sass=text,
     )
-
-
-def control_flow(report: CompileReport) -> tuple[list[str], list[list[int]], list[set[int]]]:
-    """Of a kernel for NVIDIA: each instruction's whole opcode, the instructions that it may follow, and the loops as
-    sets of instructions, largest first."""
-    return _control_flow(report.sass)
 
 
 def bytes_moved(opcode: str) -> int:
@@ -137,31 +139,24 @@ _SCALARS = {"i32": 7, "i32:16": 32, "i32:1": 1, "i64": 2**40 + 7, "i64:16": 2**4
 
 def _example(kind: str) -> Any:
     """A value whose launch is specialised as `kind` says."""
-    if kind.startswith("*"):
-        dtype, _, alignment = kind[1:].partition(":")
-        return _Pointer(dtype, int(alignment or 16))
-    if kind not in _SCALARS:
-        expected = f"a pointer such as '*fp16' or '*fp16:2', or one of {', '.join(_SCALARS)}"
-        raise ValueError(f"unknown argument type {kind!r}: expected {expected}")
-    return _SCALARS[kind]
+    if not kind.startswith("*"):
+        return _SCALARS[kind]
+    dtype, _, alignment = kind[1:].partition(":")
+    return _Pointer(dtype, int(alignment or 16))
 
 
 def _compile(specimen: Specimen, device: Device) -> Any:
     """Triton's CompiledKernel. The JIT's own binder and packer decide the specialisation, as at a launch."""
-    try:
-        import triton
-        from triton.backends.compiler import GPUTarget
-        from triton.compiler import ASTSource, make_backend
-        from triton.runtime.jit import JITFunction, create_function_from_signature
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, make_backend
+    from triton.runtime.jit import JITFunction, create_function_from_signature
 
-        from ..kernels import FUSED
-    except ImportError as error:
-        raise ImportError("compile_report needs Triton: pip install 'tritongru[triton]'") from error
+    from ..kernels import FUSED
+
     kernel = specimen.kernel
     if triton.knobs.runtime.interpret or not isinstance(kernel, JITFunction):
-        raise RuntimeError(
-            "kernels of this process run in Triton's interpreter: a compile needs a process without TRITON_INTERPRET"
-        )
+        raise RuntimeError("kernels of this process are interpreted: a compile needs one without TRITON_INTERPRET")
     target = GPUTarget(*device.target)
     backend = make_backend(target)
     options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages, **FUSED}
@@ -178,47 +173,28 @@ def _compile(specimen: Specimen, device: Device) -> Any:
     return triton.compile(source, target=target, options=parsed.__dict__)
 
 
-_SASS_LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
-_SASS_LABEL = re.compile(r"(\.L_\w+):")
-
-
-def _read_nvidia(asm: Mapping[str, Any]) -> dict[str, Any]:
-    sass, usage = _disassemble(asm["cubin"]), _run_tool("cuobjdump", "-res-usage", binary=asm["cubin"])
-    opcodes, _, bodies = _control_flow(sass)
-    return {
-        "registers": _number(r"\bREG:(\d+)", usage),
-        "spill_bytes": sum(bytes_moved(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL"))),
-        "instructions": len(opcodes),
-        "counts": _count(opcodes, SASS_CLASSES),
-        "loops": tuple(Loop(len(body), _count((opcodes[i] for i in body), SASS_CLASSES)) for body in bodies),
-        "sass": sass,
-    }
-
-
-_NVDISASM = ("nvdisasm", "-c", "-ndf")  # without an analysis of data flow that changes nothing of the text
-
-
 def _disassemble(cubin: bytes) -> str:
-    return _run_tool(*_NVDISASM, binary=cubin)
+    return _run_tool("nvdisasm", "-c", "-ndf", binary=cubin)  # without an analysis of data flow that changes no text
 
 
 def _run_tool(name: str, *options: str, binary: bytes) -> str:
     """What one of the CUDA binary tools that Triton's wheels ship (TRITON_<NAME>_PATH overrides) says of a binary."""
     from triton import knobs
 
-    try:
-        path = getattr(knobs.nvidia, name).path
-    except RuntimeError as error:
-        message = f"{name} is missing: Triton's wheels ship it, or set TRITON_{name.upper()}_PATH"
-        raise RuntimeError(message) from error
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "kernel.cubin")
         file.write_bytes(binary)
-        return subprocess.run([path, *options, str(file)], capture_output=True, text=True, check=True).stdout
+        command = [getattr(knobs.nvidia, name).path, *options, str(file)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-def _control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]:
-    """Opcodes, predecessors and loops of a disassembly, by control flow and not by address.
+SASS_LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
+_SASS_LABEL = re.compile(r"(\.L_\w+):")
+
+
+def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]:
+    """Of a disassembly: each instruction's whole opcode, the instructions that it may follow, and the loops as sets of
+    instructions, largest first; by control flow and not by address.
 
     The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
     between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
@@ -227,7 +203,7 @@ def _control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]
     instructions: list[tuple[bool, str, str]] = []  # predicated or not, opcode, operands
     labels: dict[str, int] = {}  # the instruction behind each
     for line in sass.splitlines():
-        if match := _SASS_LINE.match(line):
+        if match := SASS_LINE.match(line):
             instructions.append((match[1] is not None, match[2], match[3].strip()))
         elif match := _SASS_LABEL.match(line):
             labels[match[1]] = len(instructions)
@@ -255,19 +231,6 @@ def _control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]
     return [opcode for _, opcode, _ in instructions], before, sorted(loops.values(), key=lambda body: -len(body))
 
 
-def _read_amd(asm: Mapping[str, Any]) -> dict[str, Any]:
-    text = asm["amdgcn"]
-    opcodes = re.findall(r"^\t([a-z]\w*)", text, flags=re.MULTILINE)  # directives begin with a dot
-    return {
-        "registers": _number(r"\.vgpr_count:\s+(\d+)", text),
-        "spill_bytes": 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text),
-        "instructions": len(opcodes),
-        "counts": _count(opcodes, AMDGCN_CLASSES),
-        "loops": (),
-        "sass": text,
-    }
-
-
 def _number(pattern: str, text: str) -> int:
     match = re.search(pattern, text)
     if match is None:
@@ -275,7 +238,7 @@ def _number(pattern: str, text: str) -> int:
     return int(match[1])
 
 
-def _count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
+def count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
     """How many of the opcodes fall into each class, in the order of the classes."""
     kinds = Counter(opcode.split(".")[0] for opcode in opcodes)
     counts = {
@@ -284,14 +247,8 @@ def _count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]
     return {name: n for name, n in counts.items() if n}
 
 
-def table(reports: Sequence[CompileReport], forms: Sequence[str]) -> Any:
-    """The reports as a rich table, a column each, headed by the kernel and which form of it this is."""
-    from rich.table import Table
-
-    found = Table(title=f"compiled for {reports[0].target} (no GPU needed, nothing timed)", title_justify="left")
-    found.add_column("per program")
-    for report, form in zip(reports, forms, strict=True):
-        found.add_column(f"{report.kernel}\n({form})", justify="right")
+def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None:
+    """Print the reports, a column each, headed by the kernel and which form of it this is."""
     rows: dict[str, Callable[[CompileReport], object]] = {
         "warps, stages": lambda r: f"{r.num_warps}, {r.num_stages}",
         "registers per thread": lambda r: r.registers,
@@ -301,8 +258,8 @@ def table(reports: Sequence[CompileReport], forms: Sequence[str]) -> Any:
         "matrix instructions": lambda r: r.matrix_instructions,
         "largest loop, instructions": lambda r: r.loops[0].instructions if r.loops else "unrolled",
     }
-    for label, of in rows.items():
-        found.add_row(label, *(str(of(r)) for r in reports))
-    for name in dict.fromkeys(name for r in reports for name in r.counts):
-        found.add_row(f"  {name}", *(str(r.counts.get(name, 0)) for r in reports))
-    return found
+    lines = [(label, *map(of, reports)) for label, of in rows.items()]
+    names = dict.fromkeys(name for r in reports for name in r.counts)
+    lines += [(f"  {name}", *(r.counts.get(name, 0) for r in reports)) for name in names]
+    header = ("per program", *(f"{r.kernel}\n({form})" for r, form in zip(reports, forms, strict=True)))
+    show(f"compiled for {reports[0].target} (no GPU needed, nothing timed)", header, lines)
