@@ -17,8 +17,9 @@ from tritongru.planning.devices import DEVICES
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.tools.counted import with_counts
-from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure, log_y, sizes_axis
+from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure
 
+from .axes import log_axis, sizes_axis
 from .rows import patches
 
 KIND = "Counted from sizes; no GPU, nothing timed."
@@ -59,8 +60,8 @@ def draw_launches() -> Figure:
     by_size.plot(SIZES, [6 * h * h / 1e6 for h in SIZES], color=GREY, ls=":", zorder=1, label="W_h itself: 6 H² bytes")
     by_size.annotate("up to H 128 a program\nkeeps W_h and h", (128, 0.022), xytext=(170, 0.013))
     by_size.annotate("beyond H 2048\nW_h does not fit", (2048, 14), xytext=(1350, 1.3))
-    log_y(by_time, "launches of a call")
-    log_y(by_size, "MB read in one forward step")
+    log_axis(by_time, "y", "launches of a call")
+    log_axis(by_size, "y", "MB read in one forward step")
     sizes_axis(by_time, TIMES, "T, timesteps")
     sizes_axis(by_size, SIZES, "H, hidden units")
     by_time.set_title(f"All launches of forward and backward, H {H}")
@@ -229,4 +230,4 @@ def _draw_peak(axes: Axes, points: list[tuple[int, int, int]]) -> None:
         axes.plot(list(costs), peaks, label=way, **look)
     both = [_input_and_output(T, H) for _, T, H in points]
     axes.plot([x for x, *_ in points], both, color=GREY, ls=":", label="input and output")
-    log_y(axes, "MiB")
+    log_axis(axes, "y", "MiB")

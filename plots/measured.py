@@ -23,8 +23,9 @@ from benchmarks.work import RULE
 from tritongru.planning import Problem, choose
 from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
 from tritongru.planning.devices import _described
-from tritongru.tools.style import BLACK, GREY, PALE, Look, figure, log_x, log_y, sizes_axis
+from tritongru.tools.style import BLACK, GREY, PALE, Look, figure
 
+from .axes import log_axis, sizes_axis
 from .rows import (
     DTYPES,
     LINES,
@@ -100,7 +101,7 @@ def _lines(axes: Axes, rows: Sequence[Row]) -> None:
         look: Look = {"ms": 6, "lw": 1.6, **LINES[provider]}
         axes.plot(sizes, p50, label=NAMES.get(provider, provider), **look)
         axes.fill_between(sizes, p20, p80, color=look["color"], alpha=0.2, lw=0)
-    log_y(axes, "")
+    log_axis(axes, "y", "")
 
 
 MARKS = {"wrong": "wrong", "out of memory": "out of\nmem.", "unserved": "not\nserved", "error": "error"}
@@ -356,8 +357,8 @@ def draw_roofline(rows: Sequence[Row], ceilings: Mapping[str, float]) -> Figure 
             pane.plot(*zip(*at, strict=True), ls="", ms=8, marker=LINES[provider]["marker"],
                       color=LINES[provider]["color"], fillstyle=fills[dtype], markerfacecoloralt="white",
                       label=f"{provider}, {dtype}")  # fmt: skip
-    log_x(pane, "flop per byte read by the programs")
-    log_y(pane, "Tflop/s")
+    log_axis(pane, "x", "flop per byte read by the programs")
+    log_axis(pane, "y", "Tflop/s")
     pane.set_xlim(x[0], x[-1])
     found.legend(*pane.get_legend_handles_labels(), loc="outside right center")
     return found
@@ -387,7 +388,7 @@ def draw_speed(shapes: Sequence[Shape], rows: Sequence[Row]) -> Figure | None:
     for pane, (title, called, alone, _) in zip(axes[0], PANES, strict=True):
         _pane(pane, shapes, called, alone)
         pane.set_title(title)
-        log_x(pane, f"times as fast as {BASELINE}")
+        log_axis(pane, "x", f"times as fast as {BASELINE}")
         pane.set_xlim(ends)
         ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if ends[0] < tick < ends[1]]
         pane.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -18,6 +18,7 @@ from tests.kit.modules import (
     PLAIN,
     assert_all_close,
     both,
+    by_segments,
     loss_of,
     ours_by_form,
     ours_only,
@@ -30,7 +31,6 @@ from tests.kit.modules import (
     tensors,
 )
 from tests.kit.operators import SHAPES, arguments, assert_second, backward_arguments
-from tritongru.tools.check import by_segments
 
 COTANGENTS = {
     "sum": lambda o, h: o.sum() + h.sum(),

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import tritongru
-from tritongru.tools.check import by_segments
 
 EPS = torch.finfo(torch.float32).eps
 STEP = pytest.param("step", marks=pytest.mark.interpreted)
@@ -147,6 +146,32 @@ def results(call: Any, input: Any, hx: Tensor | None = None, of: Any = None, **h
     every = {**dict(zip(("output", "h_n"), found, strict=False)), "d input": leaf.grad}
     every |= {"d h_0": None if h_0 is None else h_0.grad, **{f"d {n}": p.grad for n, p in module.named_parameters()}}
     return {name: tensor.detach() for name, tensor in every.items() if tensor is not None}
+
+
+def by_segments(
+    module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor | None, resets: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """What nn.GRU gives where every sequence between two resets of a padded batch is a call of its own."""
+
+    def turned(tensor: Tensor) -> Tensor:
+        return tensor.transpose(0, 1) if module.batch_first else tensor
+
+    x, D = turned(x), 2 if module.bidirectional else 1
+    T, B = x.shape[:2]
+    resets = torch.zeros(T, B, dtype=torch.bool) if resets is None else turned(resets)
+    rows, h_ns = [], []
+    for b, stop in enumerate([T] * B if lengths is None else lengths.tolist()):
+        starts = [0, *(t for t in range(1, stop) if resets[t, b])]
+        ys, ends = [], []
+        for begin, end in zip(starts, [*starts[1:], stop], strict=True):
+            keeps = (begin == 0 and not resets[0, b], end == stop)  # h_0, by direction
+            begin_with = [h if keeps[i % D] else torch.zeros_like(h) for i, h in enumerate(h_0[:, b : b + 1])]
+            y, h_n = module(turned(x[begin:end, b : b + 1]), torch.stack(begin_with))
+            ys.append(turned(y))
+            ends.append(h_n)
+        rows.append(torch.cat([*ys, ys[0].new_zeros(T - stop, *ys[0].shape[1:])]))
+        h_ns.append(torch.stack([ends[0 if i % D else -1][i] for i in range(len(h_0))]))
+    return turned(torch.cat(rows, 1)), torch.cat(h_ns, 1)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -128,32 +129,6 @@ def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
     return 2 * u + math.sqrt(R) * 2.0**-24
 
 
-def by_segments(
-    module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor | None, resets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What nn.GRU gives where every sequence between two resets of a padded batch is a call of its own."""
-
-    def turned(tensor: Tensor) -> Tensor:
-        return tensor.transpose(0, 1) if module.batch_first else tensor
-
-    x, D = turned(x), 2 if module.bidirectional else 1
-    T, B = x.shape[:2]
-    resets = torch.zeros(T, B, dtype=torch.bool) if resets is None else turned(resets)
-    rows, h_ns = [], []
-    for b, stop in enumerate([T] * B if lengths is None else lengths.tolist()):
-        starts = [0, *(t for t in range(1, stop) if resets[t, b])]
-        ys, ends = [], []
-        for begin, end in zip(starts, [*starts[1:], stop], strict=True):
-            keeps = (begin == 0 and not resets[0, b], end == stop)  # h_0, by direction
-            begin_with = [h if keeps[i % D] else torch.zeros_like(h) for i, h in enumerate(h_0[:, b : b + 1])]
-            y, h_n = module(turned(x[begin:end, b : b + 1]), torch.stack(begin_with))
-            ys.append(turned(y))
-            ends.append(h_n)
-        rows.append(torch.cat([*ys, ys[0].new_zeros(T - stop, *ys[0].shape[1:])]))
-        h_ns.append(torch.stack([ends[0 if i % D else -1][i] for i in range(len(h_0))]))
-    return turned(torch.cat(rows, 1)), torch.cat(h_ns, 1)
-
-
 def run(
     module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor, lengths: Tensor | None = None,
     resets: Tensor | None = None,
@@ -163,17 +138,12 @@ def run(
     leaf = (x.data if packed else x).detach().clone().requires_grad_()
     h_0 = h_0.detach().clone().requires_grad_()
     module.zero_grad()
-    if lengths is None and resets is None:
-        output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0)
-    elif isinstance(module, GRU):
-        output, h_n = module(leaf, h_0, lengths=lengths, resets=resets)
-    else:
-        output, h_n = by_segments(module, leaf, h_0, lengths, resets)
+    padding = {} if lengths is None and resets is None else {"lengths": lengths, "resets": resets}
+    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0, **padding)
     output = output.data if packed else output
     torch.autograd.backward([output, h_n], [dy, dh_n])
-    gradients = (torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in (leaf, h_0))
-    found = {"output": output.detach(), "h_n": h_n.detach(), **dict(zip(("x", "h_0"), gradients, strict=True))}
-    found |= {name: p.grad for name, p in module.named_parameters()}
+    gradients = {"x": leaf.grad, "h_0": h_0.grad, **{name: p.grad for name, p in module.named_parameters()}}
+    found = {"output": output.detach(), "h_n": h_n.detach(), **gradients}
     return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
 
 
@@ -181,22 +151,14 @@ def measure(
     case: Case, backend: str, dtype: torch.dtype, device: torch.device, draws: int | None = None, seed: int = 0
 ) -> dict[str, Figures]:
     """Figures of every tensor of a case, over `draws` draws (None: the rule's) of weights, inputs and cotangents."""
-    draws = draws or case.draws
     generator = torch.Generator().manual_seed(seed)
-    sums: dict[str, list[float]] = {}  # squares of our error, nn.GRU's, the truth; largest difference
-    for _ in range(draws):
-        ours, theirs, truth = _draw(case, backend, dtype, device, generator)
-        for name, true in truth.items():
-            mine, their = ours[name].double(), theirs[name].double()
-            row = sums.setdefault(name, [0.0, 0.0, 0.0, 0.0])
-            for i, tensor in enumerate((mine - true, their - true, true)):
-                row[i] += tensor.square().sum().item()
-            row[3] = max(row[3], (mine - their).abs().max().item())
-    tf32 = _precision(case, backend, device) == "tf32"
-    return {
-        name: Figures(_relative(a, c), _relative(b, c), floor(name, case, dtype, tf32), difference)
-        for name, (a, b, c, difference) in sums.items()
-    }
+    drawn = [_draw(case, backend, dtype, device, generator) for _ in range(draws or case.draws)]
+    tf32, found = _precision(case, backend, device) == "tf32", {}
+    for name in drawn[0][2]:
+        ours, theirs, truth = (torch.stack([of[i][name].double() for of in drawn]) for i in range(3))
+        mine, of_nn_gru = (_relative((each - truth).norm().item(), truth.norm().item()) for each in (ours, theirs))
+        found[name] = Figures(mine, of_nn_gru, floor(name, case, dtype, tf32), (ours - theirs).abs().max().item())
+    return found
 
 
 def _precision(case: Case, backend: str, device: torch.device) -> str:
@@ -208,8 +170,8 @@ def _precision(case: Case, backend: str, device: torch.device) -> str:
 
 
 def _relative(error: float, truth: float) -> float:
-    """Of sums of squares; a truth of zeros, as where every step is a reset, allows no error."""
-    return math.sqrt(error / truth) if truth else math.inf * error if error else 0.0
+    """A truth of zeros, as where every step is a reset, allows no error."""
+    return error / truth if truth else math.inf * error if error else 0.0
 
 
 def _draw(
@@ -227,11 +189,8 @@ def _draw(
         for p in ours.parameters():  # nn.GRU's own scale, from this generator
             uniform = torch.rand(p.shape, generator=generator, dtype=torch.float64, device="cpu")
             p.copy_((uniform * 2 - 1) / math.sqrt(case.H))
-    theirs = nn.GRU(*shape, device=device, dtype=dtype)
-    truth = nn.GRU(*shape, device="cpu", dtype=torch.float64)
-    theirs.load_state_dict(ours.state_dict())
-    truth.load_state_dict(ours.state_dict())
-
+    # nn.GRU knows no lengths and resets: there PyTorch's own path, sequence by sequence.
+    of_torch = partial(GRU, backend="aten") if case.padded or case.resets is not None else nn.GRU
     x: Any
     lengths = resets = None
     if case.packed:
@@ -248,7 +207,9 @@ def _draw(
             resets = torch.rand(*leading, generator=generator, device="cpu") < case.resets
     h_0, dh_n = normal(case.layers * D, B, case.H), normal(case.layers * D, B, case.H)
     found = []
-    for module, where, kind in ((ours, device, dtype), (theirs, device, dtype), (truth, "cpu", torch.float64)):
+    for make, where, kind in ((None, device, dtype), (of_torch, device, dtype), (of_torch, "cpu", torch.float64)):
+        module = ours if make is None else make(*shape, device=where, dtype=kind)
+        module.load_state_dict(ours.state_dict())
         how = (None if t is None else t.to(where) for t in (lengths, resets))
         found.append(run(module, *(tensor.to(device=where, dtype=kind) for tensor in (x, h_0, dy, dh_n)), *how))
     return tuple(found)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from ..batch import Visits
+from ..reference import direction_forward
 
 
 class Gates(NamedTuple):
@@ -39,52 +43,38 @@ def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
         >>> found.z.shape
         torch.Size([1, 1, 5, 2, 4])
     """
-    from ..batch import Visits
-    from ..reference import direction_forward
-
     if not isinstance(module, nn.GRU):
         raise TypeError(f"module must be a torch.nn.GRU, got {type(module).__name__}")
     packed = isinstance(input, PackedSequence)
+    if not packed and input.dim() == 2:
+        return gates(module, input.unsqueeze(0 if module.batch_first else 1), None if hx is None else hx.unsqueeze(1))
+    batch: tuple[Any, ...] = input if packed else (input, None, None, None)
+    x, batch_sizes, order, back = batch
+    B = int(batch_sizes[0]) if packed else x.shape[0 if module.batch_first else -2]
+    D, L, H = (2 if module.bidirectional else 1), module.num_layers, module.hidden_size
+    hx = x.new_zeros(L * D, B, H) if hx is None else module.permute_hidden(hx, order)
+    module.check_forward_args(x, hx, batch_sizes)
+    x = x.transpose(0, 1) if module.batch_first and not packed else x
+    visits = Visits.of(x, batch_sizes.tolist() if packed else None)
+
+    def padded(steps: Sequence[Tensor]) -> Tensor:
+        if not packed:
+            return torch.stack(list(steps))
+        rows = PackedSequence(torch.cat(list(steps)), batch_sizes, None, back)
+        return pad_packed_sequence(rows, padding_value=float("nan"))[0]
+
+    found: list[list[Tensor]] = []
     with torch.no_grad():
-        if packed:
-            x, batch_sizes, sorted_indices, unsorted_indices = input
-            hx = None if hx is None else module.permute_hidden(hx, sorted_indices)
-            B = int(batch_sizes[0])
-        else:
-            x, batch_sizes, unsorted_indices = input, None, None
-            if x.dim() == 2:
-                x = x.unsqueeze(0 if module.batch_first else 1)
-                hx = None if hx is None else hx.unsqueeze(1)
-            B = x.size(0) if module.batch_first and x.dim() == 3 else x.size(-2)
-        D, L, H = (2 if module.bidirectional else 1), module.num_layers, module.hidden_size
-        if hx is None:
-            hx = x.new_zeros(L * D, B, H)
-        module.check_forward_args(x, hx, batch_sizes)
-        if not packed and module.batch_first:
-            x = x.transpose(0, 1)
-        visits = Visits.of(x, None if batch_sizes is None else tuple(batch_sizes.tolist()))
-
-        def padded(rows: Tensor) -> Tensor:
-            if not packed:
-                return rows
-            sequence = PackedSequence(rows, batch_sizes, None, unsorted_indices)
-            return pad_packed_sequence(sequence, padding_value=float("nan"))[0]
-
-        layers = []
         for layer in range(L):
-            found, ys = [], []
+            ys = []
             for direction in range(D):
-                suffix = f"_l{layer}" + ("_reverse" if direction else "")
-                w_ih, w_hh = (getattr(module, f"weight_{kind}{suffix}") for kind in ("ih", "hh"))
-                b_ih, b_hh = (
-                    (getattr(module, f"bias_{kind}{suffix}") for kind in ("ih", "hh")) if module.bias else (None, None)
-                )
+                at = layer * D + direction
+                weights: tuple[Any, ...] = (*module.all_weights[at], None, None)  # biases, or none
+                w_ih, w_hh, b_ih, b_hh = weights[:4]
                 x_proj = nn.functional.linear(x, w_ih, b_ih)
-                y, _, steps = direction_forward(x_proj, hx[layer * D + direction], w_hh, b_hh, visits, direction)
-                join = torch.cat if packed else torch.stack
-                in_time = steps if direction == 0 else steps[::-1]
-                found.append([padded(join([getattr(s, name) for s in in_time])) for name in Gates._fields])
+                y, _, steps = direction_forward(x_proj, hx[at], w_hh, b_hh, visits, direction)
+                steps = steps[::-1] if direction else steps
+                found.append([padded([getattr(s, name) for s in steps]) for name in Gates._fields])
                 ys.append(y)
             x = torch.cat(ys, -1)
-            layers.append([torch.stack(parts) for parts in zip(*found, strict=True)])
-        return Gates(*(torch.stack(parts) for parts in zip(*layers, strict=True)))
+    return Gates(*(torch.stack(parts).unflatten(0, (L, D)) for parts in zip(*found, strict=True)))

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from functools import cache
 from types import SimpleNamespace
 from typing import Any
@@ -47,78 +48,65 @@ def repair() -> None:
         _repair()
 
 
+def _instead(owner: Any, name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A function takes the place of another, and gets as its first argument the one that was there."""
+    was = getattr(owner, name)
+
+    def put(function: Callable[..., Any]) -> Callable[..., Any]:
+        setattr(owner, name, lambda *given: function(was, *given))
+        return function
+
+    return put
+
+
 @cache
 def _repair() -> None:
-    builder = interpreter.InterpreterBuilder
-    handle = interpreter.TensorHandle
+    builder, handle = interpreter.InterpreterBuilder, interpreter.TensorHandle
+    floats = (tl.float16, tl.float32, tl.float64)
 
-    patch_tensor = interpreter._patch_lang_tensor
-
-    def patch_tensor_with_index(tensor: Any, *scope: Any) -> None:
-        patch_tensor(tensor, *scope)
+    @_instead(interpreter, "_patch_lang_tensor")
+    def _(patch: Any, tensor: Any, *scope: Any) -> None:
+        patch(tensor, *scope)
         if scope:
             scope[0].set_attr(tensor, "__index__", lambda self: int(np.asarray(self.handle.data).squeeze()))
 
-    interpreter._patch_lang_tensor = patch_tensor_with_index
-
-    def widened(operand: Any) -> Any:
-        if operand.dtype.scalar == tl.bfloat16:
-            return handle(bfloat16_to_float32(operand.data), tl.float32)
-        return handle(operand.data.astype(np.float32), tl.float32)
-
-    create_dot = builder.create_dot
-
-    def create_dot_of_bfloat16(self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
+    @_instead(builder, "create_dot")
+    def _(dot: Any, self: Any, a: Any, b: Any, d: Any, *rest: Any) -> Any:
         if tl.bfloat16 in (a.dtype.scalar, b.dtype.scalar):
-            a, b = widened(a), widened(b)
-        return create_dot(self, a, b, d, *rest)
+            a, b = (self.cast_impl(each, tl.float32) for each in (a, b))
+        return dot(self, a, b, d, *rest)
 
-    builder.create_dot = create_dot_of_bfloat16
+    @_instead(builder, "cast_impl")
+    @_instead(builder, "create_fp_to_fp")
+    def _(convert: Any, self: Any, src: Any, dst: Any, *rest: Any) -> Any:
+        if dst.scalar == tl.bfloat16 and src.dtype.scalar in floats:
+            return handle(float32_to_bfloat16(src.data.astype(np.float32)), tl.bfloat16)
+        if src.dtype.scalar == tl.bfloat16 and dst.scalar in floats:
+            return handle(bfloat16_to_float32(src.data).astype(interpreter._get_np_dtype(dst.scalar)), dst.scalar)
+        return convert(self, src, dst, *rest)
 
-    def rounding(convert: Any) -> Any:
-        def converted(self: Any, src: Any, dst: Any, *rest: Any) -> Any:
-            floats = (tl.float16, tl.float32, tl.float64)
-            if dst.scalar == tl.bfloat16 and src.dtype.scalar in floats:
-                return handle(float32_to_bfloat16(src.data.astype(np.float32)), tl.bfloat16)
-            if src.dtype.scalar == tl.bfloat16 and dst.scalar in floats:
-                return handle(bfloat16_to_float32(src.data).astype(interpreter._get_np_dtype(dst.scalar)), dst.scalar)
-            return convert(self, src, dst, *rest)
-
-        return converted
-
-    builder.cast_impl = rounding(builder.cast_impl)
-    builder.create_fp_to_fp = rounding(builder.create_fp_to_fp)
-
-    splat = builder.create_splat
-
-    def splat_of_truth(self: Any, of: Any, value: Any) -> Any:
+    @_instead(builder, "create_splat")
+    def _(splat: Any, self: Any, of: Any, value: Any) -> Any:
         found = splat(self, of, value)
         return handle(found.data.astype(bool), tl.int1) if of.scalar == tl.int1 else found
 
-    builder.create_splat = splat_of_truth
+    @_instead(builder, "create_inline_asm")
+    def _(inline_asm: Any, self: Any, asm: str, *rest: Any) -> Any:
+        if asm.split() != ["mov.u64", "$0,", "%globaltimer;"]:
+            return inline_asm(self, asm, *rest)
+        now = handle(np.array([self.global_timer()], dtype=np.int64), tl.int64)
+        return SimpleNamespace(get_result=lambda i: now)
 
-    inline_asm = builder.create_inline_asm
-
-    def inline_asm_with_timer(self: Any, asm: str, *rest: Any) -> Any:
-        if asm.split() == ["mov.u64", "$0,", "%globaltimer;"]:
-            now = handle(np.array([self.global_timer()], dtype=np.int64), tl.int64)
-            return SimpleNamespace(get_result=lambda i: now)
-        return inline_asm(self, asm, *rest)
-
-    builder.create_inline_asm = inline_asm_with_timer
     builder.global_timer = lambda self: time.monotonic_ns()  # nanoseconds
-
-    patch_lang = interpreter._patch_lang
     timer = tl.extra.cuda.globaltimer
 
-    def patch_lang_with_timer(fn: Any) -> Any:
+    @_instead(interpreter, "_patch_lang")
+    def _(patch: Any, fn: Any) -> Any:
         used = [lang for lang in (tl, tl.core) if any(value is lang for value in fn.__globals__.values())]
         if used and not any(tl.core.is_builtin(lang.load) for lang in used):
             return interpreter._LangPatchScope()  # the launch that calls this device function has patched all of it
-        scope = patch_lang(fn)  # gives the interpreter's builder to every builtin of tl, but not of tl.extra
+        scope = patch(fn)  # gives the interpreter's builder to every builtin of tl, but not of tl.extra
         interpreter._patch_attr(tl.extra.cuda, "globaltimer", timer, interpreter.interpreter_builder, scope)
         for name in ("gdc_wait", "gdc_launch_dependents"):
             scope.set_attr(tl.extra.cuda, name, lambda **given: None)
         return scope
-
-    interpreter._patch_lang = patch_lang_with_timer

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
-from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
 
 from .files import replacing
 
@@ -57,42 +54,6 @@ def figure(
         place = 0.12 / width, 1 - inches / height
         found.text(*place, "\n".join(lines), ha="left", va="top", in_layout=False, **look)
     return found, found.subplots(rows, columns, squeeze=False, **grid)
-
-
-def sizes_axis(axes: Axes, sizes: Sequence[int], label: str) -> None:
-    """A logarithmic x axis with a tick at each of these sizes."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(list(sizes), [str(size) for size in sizes])
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xlabel(label)
-
-
-def _log(axis: Axis) -> None:
-    """Numbers written out: 0.1, 1, 1,000; where an axis spans less than two powers of ten also 2 and 5 of each."""
-
-    def written_out(value: float, _: int) -> str:
-        return f"{value:,.10g}"
-
-    def between(value: float, place: int) -> str:
-        low, high = axis.get_view_interval()
-        return written_out(value, place) if high < 100 * low and f"{value:e}"[0] in "25" else ""
-
-    axis.set_major_formatter(FuncFormatter(written_out))
-    axis.set_minor_formatter(FuncFormatter(between))
-
-
-def log_x(axes: Axes, label: str) -> None:
-    """A logarithmic x axis."""
-    axes.set_xscale("log")
-    _log(axes.xaxis)
-    axes.set_xlabel(label)
-
-
-def log_y(axes: Axes, label: str) -> None:
-    """A logarithmic y axis."""
-    axes.set_yscale("log")
-    _log(axes.yaxis)
-    axes.set_ylabel(label)
 
 
 def settings() -> Any:
