@@ -251,19 +251,12 @@ def test_nothing_beyond_a_tensor(name: str, monkeypatch) -> None:
 
 BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (tile.row != 0))"
 NEVER_PUBLISHES = {  # program 1 keeps row 0 to itself
-    "forward": (
-        "publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))",
-        f"gl.store(place + group.slot + group.own, h_next[i].to(dtype){BUT_ROW_0}",
-    ),
-    "backward": (
-        "publish(own, as_factor(gl.where(runs & ~clear, dr, nothing), PRECISION))",
-        f"gl.store(own, dr{BUT_ROW_0}",
-    ),
+    "forward": "{publish=>gl.store}(place + group.slot + group.own, "
+    f"{{as_factor(h_next[i].to(dtype), PRECISION))=>h_next[i].to(dtype){BUT_ROW_0}}}",
+    "backward": "{publish=>gl.store}(own, "
+    f"{{as_factor(gl.where(runs & ~clear, dr, nothing), PRECISION))=>dr{BUT_ROW_0}}}",
 }
-NEVER_RUNS = (
-    "for visit in range(first_visit, stop):",
-    "for visit in range(first_visit, gl.where(gl.program_id(0) == 1, first_visit, stop)):",
-)
+NEVER_RUNS = "for visit in range(first_visit, {stop=>gl.where(gl.program_id(0) == 1, first_visit, stop)}):"
 
 
 @pytest.fixture(autouse=True)
@@ -275,11 +268,11 @@ def _no_report_left():
 
 
 @contextlib.contextmanager
-def broken(mistake: tuple[str, str], tmp_path, monkeypatch) -> Iterator[None]:
+def broken(mistake: str, tmp_path, monkeypatch) -> Iterator[None]:
     """Inside: kernels with a mistake, and waits cut short."""
     with monkeypatch.context() as patch:
         patch.setenv("TRITONGRU_WAIT_SECONDS", SHORT_SECONDS)
-        patch.setattr(sequence, "kernels", mutant(tmp_path, "sequence.py", *mistake, module="sequence"))
+        patch.setattr(sequence, "kernels", mutant(tmp_path, "sequence.py", mistake, module="sequence"))
         yield
 
 
@@ -297,7 +290,7 @@ def forward_alone(drawn: Drawn, **options: Any) -> tuple[Tensor, Tensor]:
         pytest.param(NEVER_RUNS, "odd-H", id="never-runs"),
     ],
 )
-def test_a_wait_in_forward_that_runs_out(mistake: tuple[str, str], name: str, tmp_path, monkeypatch) -> None:
+def test_a_wait_in_forward_that_runs_out(mistake: str, name: str, tmp_path, monkeypatch) -> None:
     """The launch ends; rows that were waited for are NaN from there on, others right; the next call says so, once."""
     drawn = Drawn(CALLS[name])
     there = torch.ones(drawn.call.case.H, dtype=torch.bool)

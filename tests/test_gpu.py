@@ -6,6 +6,8 @@ import copy
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,27 +16,58 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
-from tests.kit.cases import EXCHANGING_CASES, HALF, LARGE_CASES, MORE_CASES, SMALL_CASES
-from tests.kit.gpu import BESIDE, CUDA, drawn, layer_of, needs_pdl, on_a_side_stream
+from tests.kit.cases import DTYPES, EXCHANGING_CASES, HALF, LARGE_CASES, MORE_CASES, SMALL_CASES
 from tests.kit.inside import fewer_programs, launches_without_pdl
-from tests.kit.modules import results, same_bits
+from tests.kit.modules import randn, results, same_bits
 from tests.kit.rule import assert_right
+from tritongru import registry
 from tritongru.launch.runtime import observe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import of_cuda
 from tritongru.products import rnn_precision
-from tritongru.registry import DTYPES
 from tritongru.tools.check import CASES, Case, measure
 
 pytestmark = pytest.mark.gpu
 
-ALL_CASES = CASES + MORE_CASES + LARGE_CASES
+CUDA, DOCS = torch.device("cuda", 0), Path(__file__).parents[1] / "docs"
+FP16, BF16 = HALF
+needs_pdl = pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability(CUDA) < (9, 0),
+    reason="needs compute capability 9.0",
+)
+# H, B, T, bidirectional: all of W_h ahead, a part of it, wgmma; launches that do not fill the device, and that do
+BESIDE = [(512, 32, 60, False), (203, 5, 40, True), (1024, 64, 40, False), (2048, 64, 30, False), (1024, 512, 20, True)]
 
 
-def refused(B: int, H: int, D: int, dtype: torch.dtype) -> str | None:
-    """Why the chip does not hold a layer."""
-    precision = rnn_precision(nvidia=torch.version.hip is None)
-    return off_chip(B, H, D, DTYPES[dtype], precision, True, of_cuda(CUDA.index))
+def drawn(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    return randn(*size, seed=seed).to(CUDA, dtype)
+
+
+def layer_of(backend: str | None, *sizes: int, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
+    torch.manual_seed(0)
+    return tritongru.GRU(*sizes, device=CUDA, dtype=dtype, backend=backend, **options)
+
+
+def as_torch_s(layer: Any) -> torch.nn.GRU:
+    theirs = torch.nn.GRU(layer.input_size, layer.hidden_size, device=CUDA, dtype=layer.weight_hh_l0.dtype)
+    theirs.load_state_dict(layer.state_dict())
+    return theirs
+
+
+@contextmanager
+def on_a_side_stream() -> Iterator[None]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        yield
+    torch.cuda.current_stream().wait_stream(stream)
+
+
+@contextmanager
+def launched() -> Iterator[list[str]]:
+    names: list[str] = []
+    with observe(lambda name, grid: names.append(name)):
+        yield names
 
 
 @pytest.fixture(autouse=True)
@@ -43,20 +76,23 @@ def no_wait_runs_out() -> Iterator[None]:
     tritongru.synchronize()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("case", ALL_CASES, ids=lambda case: case.name)
-@pytest.mark.parametrize("backend", ["reference", "step"])
-def test_rule(case: Case, backend: str, dtype: torch.dtype) -> None:
-    assert_right(case, backend, dtype, CUDA)
+def refused(B: int, H: int, D: int, dtype: torch.dtype) -> str | None:
+    """Why the chip does not hold a layer."""
+    precision = rnn_precision(nvidia=torch.version.hip is None)
+    return off_chip(B, H, D, registry.DTYPES[dtype], precision, True, of_cuda(CUDA.index))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, *HALF], ids=str)
-@pytest.mark.parametrize("case", ALL_CASES + EXCHANGING_CASES + SMALL_CASES, ids=lambda case: case.name)
-def test_rule_of_sequence(case: Case, dtype: torch.dtype) -> None:
+RULE = [*product(("reference", "step", "sequence"), CASES + MORE_CASES + LARGE_CASES)]
+RULE += product(["sequence"], EXCHANGING_CASES + SMALL_CASES)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(("backend", "case"), RULE, ids=lambda given: getattr(given, "name", given))
+def test_rule(backend: str, case: Case, dtype: torch.dtype) -> None:
     _, B, D = case.sizes
-    if why_not := refused(B, case.H, D, dtype):
+    if backend == "sequence" and (why_not := refused(B, case.H, D, dtype)):
         pytest.skip(why_not)
-    assert_right(case, "sequence", dtype, CUDA)
+    assert_right(case, backend, dtype, CUDA)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -80,23 +116,10 @@ def test_ieee_float32(case: Case, monkeypatch) -> None:
 # Which path runs, by which launches.
 
 
-def as_torch_s(layer: Any) -> torch.nn.GRU:
-    theirs = torch.nn.GRU(layer.input_size, layer.hidden_size, device=CUDA, dtype=layer.weight_hh_l0.dtype)
-    theirs.load_state_dict(layer.state_dict())
-    return theirs
-
-
-@contextmanager
-def launched() -> Iterator[list[str]]:
-    names: list[str] = []
-    with observe(lambda name, grid: names.append(name)):
-        yield names
-
-
 def test_sequence_takes_one_launch_each_way() -> None:
-    layer = layer_of("sequence", 8, 256, bidirectional=True, dtype=torch.float16)
+    layer = layer_of("sequence", 8, 256, bidirectional=True, dtype=FP16)
     with launched() as names:
-        results(layer, drawn(30, 2, 8, dtype=torch.float16))
+        results(layer, drawn(30, 2, 8, dtype=FP16))
     assert names == ["sequence_forward", "sequence_backward"]
 
 
@@ -123,7 +146,7 @@ def test_float64_runs_pytorch_s_path() -> None:
 
 def test_flattened_weights_of_half_precision() -> None:
     """cuDNN's flattened weights may be aligned to two bytes only."""
-    layer, x = layer_of("step", 7, 9, dtype=torch.float16), drawn(5, 3, 7, dtype=torch.float16)
+    layer, x = layer_of("step", 7, 9, dtype=FP16), drawn(5, 3, 7, dtype=FP16)
     layer.flatten_parameters()
     torch.testing.assert_close(layer(x)[0], as_torch_s(layer)(x)[0], rtol=1e-2, atol=4e-3)
 
@@ -231,7 +254,7 @@ def test_soak_of_mixed_shapes_on_two_streams() -> None:
 
 def test_beside_a_kernel_of_higher_priority() -> None:
     """Programs that wait for each other may be placed while another stream takes the SMs: late, and right."""
-    layer, x = layer_of("sequence", 32, 1024, dtype=torch.float16), drawn(50, 16, 32, dtype=torch.float16)
+    layer, x = layer_of("sequence", 32, 1024, dtype=FP16), drawn(50, 16, 32, dtype=FP16)
     with torch.no_grad():
         expected, other = layer(x)[0], drawn(4096, 4096)
         urgent = torch.cuda.Stream(priority=-1)
@@ -246,7 +269,7 @@ def test_beside_a_kernel_of_higher_priority() -> None:
 
 def test_a_wait_that_runs_out_is_an_error(monkeypatch) -> None:
     """Programs too few: the others wait for slices that nobody makes. Told once; the call after it is right."""
-    layer, x = layer_of("sequence", 16, 256, dtype=torch.float16), drawn(4, 3, 16, dtype=torch.float16)
+    layer, x = layer_of("sequence", 16, 256, dtype=FP16), drawn(4, 3, 16, dtype=FP16)
     with torch.no_grad():
         expected = layer(x)[0]
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "0.05")
@@ -262,8 +285,8 @@ def test_a_wait_that_runs_out_is_an_error(monkeypatch) -> None:
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_threads_compute_what_one_does(backend: str) -> None:
     """Each on a stream of its own: forward and backward at once, the bits of one thread."""
-    layer = layer_of(backend, 16, 128, dtype=torch.float16)
-    inputs = [drawn(9, 4, 16, dtype=torch.float16, seed=index) for index in range(4)]
+    layer = layer_of(backend, 16, 128, dtype=FP16)
+    inputs = [drawn(9, 4, 16, dtype=FP16, seed=index) for index in range(4)]
 
     def gradient(x: Tensor) -> Tensor:
         x = x.clone().requires_grad_()
@@ -286,8 +309,8 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monk
     """1,000 launches of each shape, both passes and directions, packed too, and the memory between calls is filled with
     NaN: what is read too early shows. Expected: the same tiles, every launch after the end of the one before it."""
     for H, B, T, bidirectional in BESIDE:
-        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=torch.bfloat16)
-        x = drawn(T, B, 24, dtype=torch.bfloat16)
+        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=BF16)
+        x = drawn(T, B, 24, dtype=BF16)
         for lengths in (None, torch.randint(1, T + 1, (B,))):
             given = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
             with launches_without_pdl(monkeypatch):
@@ -298,7 +321,7 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monk
                     found = results(layer, given)
                     wrong += sum((found[name] != right).sum() for name, right in expected.items())
                     del found
-                    torch.full((1 << 26,), float("nan"), device=CUDA, dtype=torch.bfloat16)
+                    torch.full((1 << 26,), float("nan"), device=CUDA, dtype=BF16)
             assert wrong.item() == 0, (H, B, T, bidirectional, lengths is not None)
 
 
@@ -308,8 +331,8 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monk
 @pytest.mark.parametrize("backend", [None, "reference", "step", "sequence"], ids=lambda backend: backend or "default")
 def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
     """Forward and backward; a bad length is an error later, and once."""
-    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=torch.bfloat16)
-    x = drawn(14, 40, 24, dtype=torch.bfloat16).requires_grad_()
+    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16)
+    x = drawn(14, 40, 24, dtype=BF16).requires_grad_()
     lengths, resets = torch.randint(1, 15, (40,), device=CUDA), torch.rand(14, 40, device=CUDA) < 0.1
 
     def call() -> None:
@@ -348,3 +371,156 @@ def test_a_scaler_on_the_device_trains() -> None:
         scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
+
+
+# In CUDA graphs, each test in a process of its own (tests/kit/own_process.py says why).
+
+own_process = pytest.mark.own_process
+
+
+def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    """A graph of a call after one on a side stream, and what it writes."""
+    with on_a_side_stream():
+        call()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        return graph, call()
+
+
+def of_page(page: str) -> dict[str, Any]:
+    """What the first Python of a page defines."""
+    names: dict[str, Any] = {}
+    exec(compile((DOCS / page).read_text().split("```python\n")[1].split("```")[0], page, "exec"), names)
+    return names
+
+
+@own_process
+@needs_pdl
+@torch.no_grad()
+def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monkeypatch) -> None:
+    for H, B, T, bidirectional in BESIDE:
+        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=BF16)
+        static = torch.zeros(T, B, 24, device=CUDA, dtype=BF16)
+        inputs = [torch.randn_like(static) for _ in range(4)]
+        with launches_without_pdl(monkeypatch):
+            expected = [layer(x)[0] for x in inputs]
+        graph, found = captured(lambda layer=layer, static=static: layer(static)[0])
+        for turn in range(-(-1000 // T)):
+            static.copy_(inputs[turn % 4])
+            graph.replay()
+            assert torch.equal(found, expected[turn % 4]), (H, B, T, bidirectional, turn)
+
+
+@own_process
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+@pytest.mark.parametrize("form", ["dense", "packed", "padded"])
+@torch.no_grad()
+def test_a_user_s_capture(backend: str, form: str) -> None:
+    """torch.cuda.graph after one call; the exchange buffer is filled and the status word read inside the graph, which
+    reads the lengths and resets that are there when it is replayed."""
+    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16)
+    static = drawn(14, 3, 24, dtype=BF16)
+    lengths, resets = torch.tensor([14, 9, 2], device=CUDA), torch.zeros(14, 3, dtype=torch.bool, device=CUDA)
+
+    def call() -> Tensor:
+        if form == "packed":
+            return layer(pack_padded_sequence(static, torch.tensor([14, 9, 2])))[0].data
+        return layer(static, **({"lengths": lengths, "resets": resets} if form == "padded" else {}))[0]
+
+    graph, found = captured(call)
+    for seed in range(20):
+        static.copy_(drawn(14, 3, 24, seed=seed))
+        lengths.copy_(torch.randint(1, 15, (3,)))
+        resets.copy_(torch.rand(14, 3) < 0.2)
+        graph.replay()
+        assert torch.equal(found, call())
+
+
+@own_process
+@pytest.mark.parametrize("backend", ["step", "sequence"])
+def test_make_graphed_callables(backend: str) -> None:
+    """Forward and backward replayed on new inputs: the bits of eager calls, gradients included.
+
+    Eager calls come after the capture. As long as an output of one lives, so do the nodes that add up its parameters'
+    gradients, on the stream of that call: where it is the default one, no other stream may be captured beside it.
+    """
+    layer = layer_of(backend, 24, 256, dtype=FP16)
+    eager = copy.deepcopy(layer)
+    sample, *inputs = (drawn(12, 8, 24, dtype=FP16, seed=seed) for seed in range(4))
+    graphed = torch.cuda.make_graphed_callables(layer, (sample.requires_grad_(),))  # calls it before, on a side stream
+    # A graph's own are written again.
+    found = [{name: t.clone() for name, t in results(graphed, x).items()} for x in inputs]
+    for x, of_graph in zip(inputs, found, strict=True):
+        assert same_bits(of_graph, results(eager, x))
+
+
+@own_process
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_compiled_as_eager(mode: str) -> None:
+    """Inductor, with CUDA graphs of its own in the second mode: values and gradients of the eager call."""
+    head, layer = torch.nn.Linear(64, 3, device=CUDA), layer_of(None, 16, 64, num_layers=2, batch_first=True)
+
+    def loss(x: Tensor) -> Tensor:
+        output, h_n = layer(torch.tanh(x))
+        return head(output).square().mean() + h_n.square().mean()
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        compiled = torch.compile(loss, fullgraph=True, mode=mode)
+        for T in (20, 20, 20, 31):
+            x, found = drawn(5, T, 16), []
+            for call in (loss, compiled):
+                layer.zero_grad()
+                call(x).backward()
+                found.append([p.grad.clone() for p in layer.parameters()])
+            for eager, graph in zip(*found, strict=True):
+                assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
+    torch._dynamo.reset()
+
+
+@own_process
+@torch.no_grad()
+def test_the_policy_in_a_graph_of_the_documents() -> None:
+    """Its steps, with episodes that end, are those of the rollout as a whole."""
+    names = of_page("padded.md")
+    observations, is_init = torch.randn(20, 32, 8, device=CUDA), torch.rand(20, 32, device=CUDA) < 0.2
+    is_init[0] = True
+    acted = [(names["step"](*given).clone(), names["h"].clone()) for given in zip(observations, is_init, strict=True)]
+    policy = tritongru.GRU(8, 64, device=CUDA)
+    policy.load_state_dict({f"{name}_l0": p for name, p in names["cell"].state_dict().items()})
+    output, _ = policy(observations, resets=is_init)
+    assert torch.allclose(output, torch.stack([h for _, h in acted]), atol=0.02)  # TF32 in one of them
+
+
+@own_process
+@torch.no_grad()
+def test_the_streaming_loop_of_the_docs() -> None:
+    """docs/streaming.md runs as it stands, and gives what nn.GRUCell does, called one by one on the same weights."""
+    names = of_page("streaming.md")
+    cell, stream, outputs = names["cell"], names["stream"], names["outputs"]
+    theirs = torch.nn.GRUCell(64, 256, device=CUDA, dtype=torch.float64)
+    theirs.load_state_dict(cell.state_dict())
+    true, state = torch.zeros(1, 256, device=CUDA, dtype=torch.float64), torch.zeros_like(outputs[0])
+    for x_t, found in zip(stream, outputs, strict=True):
+        true, state = theirs(x_t.double(), true), cell(x_t, state)
+        assert torch.equal(found, state)
+    assert (found - true).norm() <= 0.05 * true.norm()  # the state is rounded to bfloat16 at every step
+
+
+@own_process
+def test_the_harness_measures_every_kind_of_provider() -> None:
+    """Graphs captured and replayed, times, memory: a row of each that says ok."""
+    from benchmarks.cases import Case, Entry
+    from benchmarks.run import measure
+    from benchmarks.timing import CudaMeter
+
+    providers = ("nn.GRU", "default", "reference", "step", "sequence")
+    entry = Entry(Case(9, 5, 24, 40, "fp16"), ("inference", "forward", "forward+backward", "streaming"), providers)
+    rows = list(measure(entry, CudaMeter()))
+    assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
+    assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"warm"}
+    for row in rows:
+        assert row.p50_us and row.host_us and row.ratio and row.errors and row.device_us, row.note
+        assert row.note.startswith("host ")
+        if row.pass_ == "forward+backward":
+            assert row.peak_mib and row.saved_mib

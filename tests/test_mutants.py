@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import itertools
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
 
-import tritongru
 from tests.kit.drawn import SHORT, SHORT_SECONDS, Call, Drawn, put
+from tests.kit.inside import fewer_programs, several_launches_over_time
+from tests.kit.modules import pair
 from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_finite_where_nn_gru_is
 from tritongru import status as status_words
 from tritongru.kernels.exchange import Wait
-from tritongru.launch import exchange, runtime
-from tritongru.planning.sequence import SequenceTiles
+from tritongru.launch import exchange
 from tritongru.tools.emulator import TWINS, EmulatorError, twins
 
 pytestmark = [
@@ -26,333 +29,236 @@ pytestmark = [
 ]
 
 LONG = pytest.mark.long
-UNPUBLISHED = (
-    "gl.store(place + group.slot + group.own, h_next[i].to(dtype).to(e_ptr.dtype.element_ty, bitcast=True), mask="
-)
-MUTANTS = {  # by file, setting, and how they are found: name, what is replaced, by what
-    ("gates.py", "step", "wrong"): {
-        "gates swapped": ("r = sigmoid(a_r)\n    z = sigmoid(a_z)", "r = sigmoid(a_z)\n    z = sigmoid(a_r)"),
-        "update turned round": ("h = n + z * (h_prev - n)", "h = h_prev + z * (n - h_prev)"),
-        "reset before the sum": ("tanh(a_n + r * q)", "tanh(r * (a_n + q))"),
-        "no reset": ("tanh(a_n + r * q)", "tanh(a_n + q)"),
-        "tanh's far branch without its sign": ("far = tl.where(x < 0.0, -far, far)", "far = far"),
-        "dn without 1 - z": ("dn = dh * (1.0 - z) * (1.0 - n * n)", "dn = dh * (1.0 - n * n)"),
-        "dn without tanh'": ("dn = dh * (1.0 - z) * (1.0 - n * n)", "dn = dh * (1.0 - z)"),
-        "dz without h_prev": ("dz = dh * (h_prev - n)", "dz = dh * (0.0 - n)"),
-        "dz without n": ("dz = dh * (h_prev - n)", "dz = dh * h_prev"),
-        "dz without sigmoid'": ("* z * (1.0 - z)\n", "\n"),
-        "dq without r": ("dq = dn * r", "dq = dn"),
-        "dr without q": ("dr = dn * q * r * (1.0 - r)", "dr = dn * r * (1.0 - r)"),
-        "dr without sigmoid'": ("dr = dn * q * r * (1.0 - r)", "dr = dn * q"),
-    },
-    ("step.py", "step", "wrong"): {
-        "products of r and z swapped": ("acc_r = product(acc_r, left, w_r,", "acc_r = product(acc_r, left, w_z,"),
-        "product of n dropped": ("        acc_n = product(acc_n, left, w_n, FORM)\n", ""),
-        "x_proj of n dropped": (
-            "add((a_r, a_z, a_n), x_proj)",
-            "add((a_r, a_z, 0.0 * a_n), (x_proj[0], x_proj[1], 0 * x_proj[2]))",
-        ),
-        "b_hn inside the input part": (
-            "a_r, a_z, q = add((a_r, a_z, q), b_hh)",
-            "a_r, a_z, a_n = add((a_r, a_z, a_n), b_hh)",
-        ),
-        "K mask one short": ("(k < K)", "(k < K - 1)"),
-        "units' mask one short": ("h_mask = offs_h < H\n", "h_mask = offs_h < H - 1\n"),
-        "h not handed on": ("store(h_next_ptrs,", "store(h_prev_ptrs,"),
-        "h_n each step": ("y, mask & ~goes_on[:, None])", "y, mask & goes_on[:, None])"),
-        "gates not saved": ("    if SAVE_GATES:\n", "    if SAVE_GATES and H == 0:\n"),
-        "r and z swapped in the memory of x_proj": (
-            "store_rzn(rzn_ptrs, r, z, n,",
-            "store_rzn(rzn_ptrs, z, r, n,",
-        ),
-        "n not saved": ("store_rzn(rzn_ptrs, r, z, n,", "store_rzn(rzn_ptrs, r, z, x_proj[2],"),
-        "q not saved": ("offs_h, q, mask)", "offs_h, q, mask & (H == 0))"),
-        "x_proj of the other direction": (
-            "row_rzn = ((at.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D + direction)",
-            "row_rzn = ((at.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D)",
-        ),
-        "r, z, n of the other direction": (
-            "rzn_dst = rzn_ptr + ((dst.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D + direction)",
-            "rzn_dst = rzn_ptr + ((dst.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D)",
-        ),
-        "q of the other direction": ("q_ptr + of_dst", "q_ptr + row_dst * D * H"),
-        "dgates of the other direction": ("dgates_ptr += direction * size_rows * (4 * H)", "dgates_ptr += 0"),
-        "dh * z dropped": ("dh_prev += dh_src * z_src", "dh_prev += 0.0 * z_src"),
-        "dr W_hr dropped": ("product(acc, dr,", "product(acc, 0.0 * dr,"),
-        "dz W_hz dropped": ("product(acc, dz,", "product(acc, 0.0 * dz,"),
-        "dq W_hn dropped": ("product(acc, dq,", "product(acc, 0.0 * dq,"),
-        "dy dropped": ("return dh_n + dy,", "return dh_n + 0.0 * dy,"),
-        "dh_n dropped": ("return dh_n + dy,", "return 0.0 * dh_n + dy,"),
-        "h_prev of the wrong step": ("y_ptr + of_before", "y_ptr + of_dst"),
-        "h_0 never read": ("tl.where(at.carries[:, None], y, h_0)", "tl.where(at.carries[:, None], y, y)"),
-        "dh_0 of rows that go on": ("(in_src & ~goes_on)", "goes_on"),
-    },
-    ("step.py", "step packed", "wrong"): {
-        "a unit too many": ("h_mask = offs_h < H\n", "h_mask = offs_h < H + 1\n"),
-        "K too long": ("(k < K)", "(k < K + 1)"),
-    },
-    ("step.py", "one step", "wrong"): {
-        "dh * z dropped in the first launch": ("    dh_prev += dh_src * z_src.to(tl.float32)\n", ""),
-        "dgates not stored": (
-            "        store_gradients(dgates_src[:, None] + offs_h[None, :], dn, dr, dz, dq, mask_src, H)\n",
-            "",
-        ),
-        "x product dropped": ("if FUSE_INPUT:\n        x_ptrs", "if H == 0:\n        x_ptrs"),
-        "b_in dropped": ("a_r, a_z, a_n = add((a_r, a_z, a_n), b_ih)", "a_r, a_z, _ = add((a_r, a_z, a_n), b_ih)"),
-    },
-    ("rows.py", "step packed", "wrong"): {
-        "a row too many": ("here = offs_b < rows", "here = offs_b <= rows"),
-        "every row carries": ("here & (offs_b < rows_neighbour)", "here"),
-        "no row carries": ("here & (offs_b < rows_neighbour)", "here & (offs_b < 0)"),
-        "a row too few": ("here = offs_b < rows", "here = offs_b < rows - 1"),
-        "wrong direction": ("tl.where(direction == 0, forward, reverse)", "tl.where(direction == 1, forward, reverse)"),
-    },
-    ("rows.py", "step cut", "wrong"): {
-        "a reset one step late": ("resets_ptr + (t + direction)", "resets_ptr + (t + direction + (t < 2))"),
-        "a length too short": ("here = here & (t < length)", "here = here & (t < length - 1)"),
-        "the neighbour runs always": ("both & here & (t_neighbour < length)", "both & here"),
-        "resets forward alone": ("mask = here & (carries | (direction == 0))", "mask = here & (direction == 0)"),
-    },
-    ("step.py", "step cut", "wrong"): {
-        "the state but not its gradient": ("    dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n", ""),
-        "the state but not what is multiplied": ("h_prev_ptrs, enters, 1,", "h_prev_ptrs, runs, 1,"),
-        "what is multiplied but not the state": ("mask_h = enters[:, None]", "mask_h = runs[:, None]"),
-        "h_prev of another sequence": ("load_own(at_dst, dst_anew,", "load_own(at_dst, ~in_dst,"),
-        "h_prev of another sequence, first launch": ("load_own(at_src, src_anew,", "load_own(at_src, ~in_src,"),
-    },
-    ("small.py", "fma", "wrong"): {
-        "products of r and z swapped": ("a_r = product(w_r, h_all,", "a_r = product(w_z, h_all,"),
-        "product of n dropped": ("q = own_sums(q, FORM) +", "q = 0.0 * x_n.to(gl.float32) +"),
-        "x_proj of r dropped": ("+ (x_r.to(gl.float32) + b_hr)", "+ b_hr"),
-        "x_proj of n dropped": ("x_n.to(gl.float32), q, h)", "0.0 * x_n.to(gl.float32), q, h)"),
-        "x_proj of the first visit for all": ("x[1:] + (x_ahead,)", "x[:1] + x[2:] + (x_ahead,)"),
-        "x_proj of a visit too early": ("at_last = place_of(t_ahead + step_t,", "at_last = place_of(t_ahead,"),
-        "b_hz dropped": ("(x_z.to(gl.float32) + b_hz)", "x_z.to(gl.float32)"),
-        "b_hn dropped": ("FORM) + b_hn", "FORM)"),
-        "h_0 never read": ("h = gl.load(h_0_ptr + tile.of_state,", "h = 0.0 * gl.load(h_0_ptr + tile.of_state,"),
-        "h not handed on": ("h = gl.where(runs, h_new, h)", "h = gl.where(runs & (visit < 1), h_new, h)"),
-        "h handed over too late": (
-            "hand_over(h_shared, h.to(dtype), FORM)\n        h_all = received(h_shared, FORM)",
-            "h_all = received(h_shared, FORM)\n        hand_over(h_shared, h.to(dtype), FORM)",
-        ),
-        "units' mask one short": ("    is_unit = unit < H\n", "    is_unit = unit < H - 1\n"),
-        "dh * z dropped": ("dh = gl.where(runs, dh * z, dh)", "dh = gl.where(runs, 0.0 * dh, dh)"),
-        "dh without z": ("dh = gl.where(runs, dh * z, dh)", "dh = dh"),
-        "products dropped": ("dh + own_sums(parts,", "dh + 0.0 * own_sums(parts,"),
-        "dz for dr": ("product(w_r, received(dr_shared,", "product(w_r, received(dz_shared,"),
-        "dq W_hn dropped": ("parts += product(w_n,", "parts += 0.0 * product(w_n,"),
-        "weights not transposed": ("if TRANSPOSED else", "if TRANSPOSED and gate != 1 else"),
-        "dy dropped": ("        dh += dy.to(gl.float32)\n", ""),
-        "dh_n dropped": ("dh = gl.load(dh_n_ptr + tile.of_state,", "dh = 0.0 * gl.load(dh_n_ptr + tile.of_state,"),
-        "h_prev of the wrong step": ("timestep(memory.y, at_before,", "timestep(memory.y, at,"),
-        "h_0 never read in backward": ("gl.where(begins, h_0, h_prev)", "h_prev"),
-        "gates of the last visit for all": ("given[1:] + (given_ahead,)", "given[:1] + given[2:] + (given_ahead,)"),
-        "dh_0 not made": ("& (want_dh != 0))", "& (want_dh == 0))"),
-        "the larger half kept": ("parts = gl.sum(gl.convert_layout(parts,", "parts = gl.max(gl.convert_layout(parts,"),
-        "the largest part for the sum": ("gl.sum(parts, 2)", "gl.max(parts, 2)"),
-    },
-    ("small.py", "fma", "emulator"): {
-        "dgates a visit off": ("timestep(dgates, at[0], VECTOR)", "timestep(dgates, at[1], VECTOR)"),
-    },
-    ("small.py", "fma both", "wrong"): {
-        "other direction's weights": ("gl.where(direction == 0, w_ptr, w_reverse_ptr)", "w_ptr"),
-        "other direction's biases": ("b_ptr = gl.where(direction == 0, b_ptr, b_reverse_ptr)", "b_ptr = b_ptr + 0"),
-        "dgates of the other direction": ("times(direction * size_rows,", "times(0 * size_rows,"),
-    },
-    ("small.py", "no bias", "wrong"): {
-        "a bias where there is none": ("is_unit & (has_bias != 0)", "is_unit"),
-    },
-    ("small.py", "matrix", "wrong"): {
-        "weights in the order of memory": ("place // 16 * 16 + place % 8 * 2 + place % 16 // 8", "place"),
-        "h in the order of memory": (".permute([1, 3, 2, 0])", ".permute([1, 2, 3, 0])"),
-        "sums in the order of the instruction": ("parts.permute([3, 0, 2, 1])", "parts.permute([3, 0, 1, 2])"),
-    },
-    ("small.py", "matrix packed", "wrong"): {
-        "a row that starts early": ("h = gl.where(runs, h_new, h)", "h = gl.where(is_unit, h_new, h)"),
-        "a row that does not run goes through its gate": ("dh = gl.where(runs, dh * z, dh)", "dh = dh * z"),
-        "h_0 at the first timestep alone": ("(t + step_t >= tile.length)", "(t + step_t >= T)"),
-    },
-    ("small.py", "matrix packed", "emulator"): {
-        "reverse begins at the last timestep of all": ("direction == 0, 0, longest - 1)", "direction == 0, 0, T - 2)"),
-        "lengths of the row before": ("lengths_of(row, row >= 0,", "lengths_of(row - 1, row >= 1,"),
-    },
-    ("small.py", "matrix cut", "wrong"): {
-        "a reset one step late": ("clear = cleared(t + step_t, tile,", "clear = cleared(t, tile,"),
-        "the state not cleared": ("        h = gl.where(clear & is_unit, 0.0, h)\n", ""),
-        "dh not cleared": ("dh = gl.where(clear, 0.0, dh + own_sums(parts, FORM))", "dh = dh + own_sums(parts, FORM)"),
-        "h_prev of another sequence": ("gl.where(clear, 0.0, gl.where(begins,", "(gl.where(begins,"),
-        "h_0 of a row that begins anew": (" & ~anew, other", ", other"),
-    },
-    ("small.py", "fma both", "emulator"): {
-        "h_prev of a row that has not begun": ("(t_before < tile.length)", "(t_before < tile.length + 1)"),
-    },
-    ("sequence.py", "three programs", "time-out"): {
-        "a slot too far": ("publish(place + group.slot + group.own,", "publish(place + 2 * group.slot + group.own,"),
-        "h is never published": (
-            "publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))",
-            "pass",
-        ),
-        "dz published over dr": ("publish(own + GATE, as_factor(", "publish(own, as_factor("),
-        "a wait on the wrong slot": ("place = here + i * SIZE\n", "place = here + group.slot + i * SIZE\n"),
-        "units past H are not published": (
-            "publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))",
-            UNPUBLISHED + "unit < H)",
-        ),
-        "a wait on the wrong slot in backward": (
-            "publish(own, as_factor(gl.where(runs & ~clear, dr",
-            "publish(own + group.slot, as_factor(gl.where(runs & ~clear, dr",
-        ),
-        "h_0 unpublished": ("publish(here + i * SIZE + group.own, as_factor(h[i].to(dtype), PRECISION))", "pass"),
-        "backward begins without zeros": ("publish(here + (3 * i + gate) * GATE + group.own, nothing)", "pass"),
-    },
-    ("sequence.py", "two tiles", "wrong"): {
-        "a stale row tile": ("received(asked, place.to(gl.int64)", "received(asked, here.to(gl.int64)"),
-        "a stale row tile in backward": (
-            "asked, place, following,",
-            "asked, here, following,",
-        ),
-        "resets of tile 0": ("clear = cleared(t_next, tile,", "clear = cleared(t_next, Tile(*tiles[0]),"),
-    },
-    ("sequence.py", "asked early", "wrong"): {
-        "another tile asked for early": (
-            "following = here + group.slot if i + 1 == TILES else place + SIZE",
-            "following = here + group.slot if i + 1 == TILES else here",
-        ),
-        "the same tile asked for again": (
-            "following = here + group.slot if i + 1 == TILES else place + SIZE",
-            "following = here if i + 1 == TILES else place + SIZE",
-        ),
-        "another tile asked for early in backward": (
-            "following = here + group.slot if i + 1 == TILES else place + 3 * GATE",
-            "following = here if i + 1 == TILES else place + 3 * GATE",
-        ),
-    },
-    ("visits.py", "eight rows", "time-out"): {
-        "rows of programs past H": ("gl.max(gl.max(given, 0), 0)", "gl.max(gl.max(gl.where(is_unit, given, 0), 0), 0)"),
-    },
-    ("sequence.py", "packed both", "wrong"): {
-        "a row too early": ("h_new = gl.where(runs, h_new, h[i])", "h_new = gl.where((t >= 0) & (T > 0), h_new, h[i])"),
-        "the carry of a row that does not run dropped": ("gl.where(runs, dh * z, dh)", "gl.where(runs, dh * z, 0.0)"),
-        "a row that does not run goes through its gate": ("gl.where(runs, dh * z, dh)", "dh * z"),
-        "reverse begins at the last timestep of all": ("longest - 1 - first_visit", "T - first_visit"),
-    },
-    ("sequence.py", "packed both", "time-out"): {
-        "a row that does not run publishes nothing": (
-            "publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))",
-            UNPUBLISHED + "runs)",
-        ),
-    },
-    ("sequence.py", "three programs", "emulator"): {
-        "h_0 of rows past the batch": (
-            "mask=begin.inside & (first_visit == 0) & ~anew",
-            "mask=(begin.row >= 0) & ~anew",
-        ),
-    },
-    ("sequence.py", "three programs", "wrong"): {
-        "the slot before": ("(at_last,), here + group.slot", "(at_last,), here"),
-        "a sum not written": ("sums[0].store(add_product(zeros, h, weights, 0, 0, FORM))", "pass"),
-        "a gate dropped": (
-            "sums[1].store(add_product(zeros, h, weights, 1, 0, FORM))",
-            "sums[1].store(zeros)",
-        ),
-        "h not handed on": ("h, x = h_next, x_next", "x = x_next"),
-        "x_proj of the first visit for all": ("h, x = h_next, x_next", "h = h_next"),
-        "gates of the last visit for all": ("carry, given = carry_next, given_next", "carry = carry_next"),
-        "h_prev of the wrong step": ("timestep(memory.y, at_before)", "timestep(memory.y, at)"),
-        "dz W_hz dropped": ("        acc = add_product(acc, seen, weights, 1, PARTS, FORM)\n", ""),
-        "gates swapped": ("add_product(zeros, h, weights, 0,", "add_product(zeros, h, weights, 1,"),
-        "a part of the sum dropped": ("gl.sum(buffer.load(summed(", "gl.max(buffer.load(summed("),
-        "the first warp's K for all": ("warp * K_OF_WARP + k", "k"),
-        "b_hn dropped": ("            q += b_hn\n", ""),
-    },
-    ("sequence.py", "two groups", "wrong"): {
-        "the first group's rows for all": ("first_row + gl.program_id(1) * (FORM.TILES * FORM.ROWS)", "first_row"),
-    },
-    ("sequence.py", "two directions", "wrong"): {
-        "the first direction twice": ("direction = first_direction + gl.program_id(2)", "direction = gl.program_id(2)"),
-        "other direction's weights": ("gl.where(direction == 0, w_ptr, w_reverse_ptr)", "w_ptr"),
-    },
-    ("sequence.py", "sequence cut", "wrong"): {
-        "the state but not its gradient": ("runs & ~clear", "runs"),
-        "h_0 of a row that begins anew": (" & ~anew, other", ", other"),
-        "y after a reset": (
-            "save(memory, at[0], tile, h_new,",
-            "save(memory, at[0], tile, h_next[i],",
-        ),
-        "not what is carried back": ("gl.where(clear, 0.0, gl.where(runs, dh * z, dh))", "gl.where(runs, dh * z, dh)"),
-        "another's h_prev": ("h_prev = gl.where(clear, 0.0, h_prev.to(gl.float32))", "h_prev = h_prev.to(gl.float32)"),
-    },
-    ("visits.py", "sequence cut", "emulator"): {
-        "a reset past a row's length": ("(boundary < tile.length)", "(boundary < tile.length + 1)"),
-    },
-    ("sequence.py", "three waits", "wrong"): {
-        "dq W_hn dropped": ("        acc = add_product(acc, dq, weights, 2, 0, FORM)\n", ""),
-        "another gate's gradients": ("address + 2 * BYTES", "address + BYTES"),
-    },
-    ("sequence.py", "three tensors", "wrong"): {
-        "the first tensor for all": ("mma_v2(seen[FIRST + part]", "mma_v2(seen[FIRST]"),
-        "weights of the first tensor": ("weights[GATE][part].load(", "weights[GATE][0].load("),
-    },
-    ("gates.py", "fma", "wrong"): {
-        "n not saved": ("    tl.store(ptrs + 2 * H, n.to(dtype), mask=mask)\n", ""),
-        "dn stored as dq": ("tl.store(ptrs, dn.to(dtype)", "tl.store(ptrs, dq.to(dtype)"),
-        "dr stored as dz": ("tl.store(ptrs + H, dr.to(dtype)", "tl.store(ptrs + H, dz.to(dtype)"),
-    },
-    ("gates.py", "three programs", "wrong"): {
-        "dr stored as dz": ("tl.store(ptrs + H, dr.to(dtype)", "tl.store(ptrs + H, dz.to(dtype)"),
-    },
-    ("gates.py", "three programs", "emulator"): {
-        "the next row's gates": ("tl.store(ptrs + 3 * H, dq", "tl.store(ptrs + 4 * H, dq"),
-    },
-    ("visits.py", "fma", "wrong"): {
-        "gates not saved": ("saves = runs & (save_gates != 0)", "saves = runs & (save_gates == 0)"),
-        "z saved as r": ("tile.of_x, r, z, n, saves", "tile.of_x, z, z, n, saves"),
-    },
-    ("visits.py", "fma", "emulator"): {
-        "gates a visit too late": ("store_rzn(timestep(memory.rzn, at,", "store_rzn(timestep(memory.rzn, at + 1,"),
-    },
-    ("visits.py", "fma both", "wrong"): {
-        "x_proj of the other direction": ("stride_rzn_b * D + direction) * (3 * H)", "stride_rzn_b * D) * (3 * H)"),
-        "y of the other direction": ("of_y = (b * D + direction) * H", "of_y = (b * D) * H"),
-        "dy of the other direction": ("(direction.to(gl.int64) * H + unit) * stride_dy_h", "unit * stride_dy_h"),
-        "state of the other direction": ("of_state = (direction * batch.B + b)", "of_state = b"),
-    },
-    ("visits.py", "three programs", "wrong"): {
-        "gates not saved": ("saves = runs & (save_gates != 0)", "saves = runs & (save_gates == 0)"),
-    },
-    ("visits.py", "three programs", "emulator"): {
-        "y of rows past the batch": ("h.to(dtype), mask=runs)", "h.to(dtype), mask=tile.row < 16)"),
-    },
-    ("visits.py", "sequence cut", "wrong"): {
-        "a reset one step late": ("boundary = t + direction", "boundary = t + direction + 1"),
-        "resets in the forward direction alone": ("mask=(t >= 0) &", "mask=(t >= 0) & (direction == 0) &"),
-    },
-    ("exchange.py", "three programs", "wrong"): {
-        "a wrong place": ("unit // (128 // WIDTH) * 2 + row // 8", "unit // (128 // WIDTH) + row // 8 * 2"),
-        "a wrong first vector": ("part * (HEIGHT * K_OF_WARP", "part * (8 * K_OF_WARP"),
-    },
-    ("exchange.py", "half", "time-out"): {
-        "a wrong lane": (
-            "+ unit % (128 // WIDTH) // (32 // WIDTH)",
-            "+ unit % (32 // WIDTH)",
-        ),
-    },
-    ("exchange.py", "eight rows", "wrong"): {
-        "a wrong place of 8 rows": ("register = unit // (128 // WIDTH) if", "register = unit // (128 // WIDTH) ^ 1 if"),
-    },
-    ("exchange.py", "three programs", "time-out"): {
-        "half of it published": (', cache_modifier=".cg"', ", mask=ptrs.to(gl.int64) % 8 == 0"),
-        "a wrong block": ("(unit // UNITS) * (HEIGHT * UNITS)", "(unit // UNITS) * (8 * UNITS)"),
-    },
-}
+# By file, setting and how they are found: a name, and what of the file's text becomes what.
+MUTANTS = r"""
+gates.py, step: wrong
+    gates swapped | r = sigmoid({a_r=>a_z})\n    z = sigmoid({a_z=>a_r})
+    update turned round | h = {n=>h_prev} + z * ({h_prev - n=>n - h_prev})
+    reset before the sum | tanh({a_n + r * q=>r * (a_n + q)})
+    no reset | tanh(a_n + {r * q=>q})
+    tanh's far branch without its sign | far = {tl.where(x < 0.0, -far, far)=>far}
+    dn without 1 - z | dn = dh{ * (1.0 - z)=>} * (1.0 - n * n)
+    dn without tanh' | dn = dh * (1.0 - z){ * (1.0 - n * n)=>}
+    dz without h_prev | dz = dh * ({h_prev=>0.0} - n)
+    dz without n | dz = dh * {(h_prev - n)=>h_prev}
+    dz without sigmoid' | {* z * (1.0 - z)=>}\n
+    dq without r | dq = dn{ * r=>}
+    dr without q | dr = dn{ * q=>} * r * (1.0 - r)
+    dr without sigmoid' | dr = dn * q{ * r * (1.0 - r)=>}
+step.py, step: wrong
+    products of r and z swapped | acc_r = product(acc_r, left, {w_r=>w_z},
+    product of n dropped | {acc_n = product(acc_n, left, w_n, FORM)=>pass}
+    x_proj of n dropped | add((a_r, a_z, {a_n=>0.0 * a_n}), {x_proj=>(x_proj[0], x_proj[1], 0 * x_proj[2])})
+    b_hn inside the input part | a_r, a_z, {q=>a_n} = add((a_r, a_z, {q=>a_n}), b_hh)
+    K mask one short | (k < {K=>K - 1})
+    units' mask one short | h_mask = offs_h < {H=>H - 1}\n
+    h not handed on | store({h_next_ptrs=>h_prev_ptrs},
+    h_n each step | y, mask & {~=>}goes_on[:, None])
+    gates not saved | if SAVE_GATES{=> and H == 0}:\n
+    r and z swapped in the memory of x_proj | store_rzn(rzn_ptrs, {r, z=>z, r}, n,
+    n not saved | store_rzn(rzn_ptrs, r, z, {n=>x_proj[2]},
+    q not saved | offs_h, q, {mask=>mask & (H == 0)})
+    x_proj of the other direction | ((at.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D{ + direction=>})
+    r, z, n of the other direction | ((dst.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D{ + direction=>})
+    q of the other direction | q_ptr + {of_dst=>row_dst * D * H}
+    dgates of the other direction | dgates_ptr += {direction * size_rows * (4 * H)=>0}
+    dh * z dropped | dh_prev += {dh_src=>0.0} * z_src
+    dr W_hr dropped | product(acc, {=>0.0 * }dr,
+    dz W_hz dropped | product(acc, {=>0.0 * }dz,
+    dq W_hn dropped | product(acc, {=>0.0 * }dq,
+    dy dropped | return dh_n + {=>0.0 * }dy,
+    dh_n dropped | return {=>0.0 * }dh_n + dy,
+    h_prev of the wrong step | y_ptr + {of_before=>of_dst}
+    h_0 never read | tl.where(at.carries[:, None], y, {h_0=>y})
+    dh_0 of rows that go on | {(in_src & ~goes_on)=>goes_on}
+step.py, step packed: wrong
+    a unit too many | h_mask = offs_h < {H=>H + 1}\n
+    K too long | (k < {K=>K + 1})
+step.py, one step: wrong
+    dh * z dropped in the first launch | {    dh_prev += dh_src * z_src.to(tl.float32)\n=>}
+    dgates not stored | {store_gradients(dgates_src[:, None] + offs_h[None, :], dn, dr, dz, dq, mask_src, H)=>pass}
+    x product dropped | if {FUSE_INPUT=>H == 0}:\n        x_ptrs
+    b_in dropped | a_r, a_z, {a_n=>_} = add((a_r, a_z, a_n), b_ih)
+rows.py, step packed: wrong
+    a row too many | here = offs_b {<=><=} rows
+    every row carries | here{ & (offs_b < rows_neighbour)=>}
+    no row carries | here & (offs_b < {rows_neighbour=>0})
+    a row too few | here = offs_b < {rows=>rows - 1}
+    wrong direction | tl.where(direction == {0=>1}, forward, reverse)
+rows.py, step cut: wrong
+    a reset one step late | resets_ptr + (t + direction{=> + (t < 2)})
+    a length too short | here = here & (t < {length=>length - 1})
+    the neighbour runs always | both & here{ & (t_neighbour < length)=>}
+    resets forward alone | mask = here & {(carries | (direction == 0))=>(direction == 0)}
+step.py, step cut: wrong
+    the state but not its gradient | {    dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n=>}
+    the state but not what is multiplied | h_prev_ptrs, {enters=>runs}, 1,
+    what is multiplied but not the state | mask_h = {enters=>runs}[:, None]
+    h_prev of another sequence | load_own(at_dst, {dst_anew=>~in_dst},
+    h_prev of another sequence, first launch | load_own(at_src, {src_anew=>~in_src},
+small.py, fma: wrong
+    products of r and z swapped | a_r = product({w_r=>w_z}, h_all,
+    product of n dropped | q = {own_sums(q, FORM)=>0.0 * x_n.to(gl.float32)} +
+    x_proj of r dropped | + {(x_r.to(gl.float32) + b_hr)=>b_hr}
+    x_proj of n dropped | {=>0.0 * }x_n.to(gl.float32), q, h)
+    x_proj of the first visit for all | {x[1:]=>x[:1] + x[2:]} + (x_ahead,)
+    x_proj of a visit too early | at_last = place_of(t_ahead{ + step_t=>},
+    b_hz dropped | {(x_z.to(gl.float32) + b_hz)=>x_z.to(gl.float32)}
+    b_hn dropped | FORM){ + b_hn=>}
+    h_0 never read | h = {=>0.0 * }gl.load(h_0_ptr + tile.of_state,
+    h not handed on | h = gl.where(runs{=> & (visit < 1)}, h_new, h)
+    h handed over too late | {hand_over(h_shared, h.to(dtype), FORM)=>h_all = received(h_shared, FORM)}\n        \
+        {h_all = received(h_shared, FORM)=>hand_over(h_shared, h.to(dtype), FORM)}
+    units' mask one short | is_unit = unit < {H=>H - 1}\n
+    dh * z dropped | dh = gl.where(runs, {dh * z=>0.0 * dh}, dh)
+    dh without z | dh = {gl.where(runs, dh * z, dh)=>dh}
+    products dropped | dh + {=>0.0 * }own_sums(parts,
+    dz for dr | product(w_r, received({dr_shared=>dz_shared},
+    dq W_hn dropped | parts += {=>0.0 * }product(w_n,
+    weights not transposed | if TRANSPOSED {=>and gate != 1 }else
+    dy dropped | {        dh += dy.to(gl.float32)\n=>}
+    dh_n dropped | dh = {=>0.0 * }gl.load(dh_n_ptr + tile.of_state,
+    h_prev of the wrong step | timestep(memory.y, {at_before=>at},
+    h_0 never read in backward | {gl.where(begins, h_0, h_prev)=>h_prev}
+    gates of the last visit for all | {given[1:]=>given[:1] + given[2:]} + (given_ahead,)
+    dh_0 not made | & (want_dh {!= 0=>== 0}))
+    the larger half kept | parts = gl.{sum=>max}(gl.convert_layout(parts,
+    the largest part for the sum | gl.{sum=>max}(parts, 2)
+small.py, fma: emulator
+    dgates a visit off | timestep(dgates, at[{0=>1}], VECTOR)
+small.py, fma both: wrong
+    other direction's weights | {gl.where(direction == 0, w_ptr, w_reverse_ptr)=>w_ptr}
+    other direction's biases | b_ptr = {gl.where(direction == 0, b_ptr, b_reverse_ptr)=>b_ptr + 0}
+    dgates of the other direction | times({direction=>0} * size_rows,
+small.py, no bias: wrong
+    a bias where there is none | is_unit{ & (has_bias != 0)=>}
+small.py, matrix: wrong
+    weights in the order of memory | {place // 16 * 16 + place % 8 * 2 + place % 16 // 8=>place}
+    h in the order of memory | .permute([1, {3, 2=>2, 3}, 0])
+    sums in the order of the instruction | parts.permute([3, 0, {2, 1=>1, 2}])
+small.py, matrix packed: wrong
+    a row that starts early | h = gl.where({runs=>is_unit}, h_new, h)
+    a row that does not run goes through its gate | dh = {gl.where(runs, dh * z, dh)=>dh * z}
+    h_0 at the first timestep alone | (t + step_t >= {tile.length=>T})
+small.py, matrix packed: emulator
+    reverse begins at the last timestep of all | direction == 0, 0, {longest - 1=>T - 2})
+    lengths of the row before | lengths_of({row, row >= 0=>row - 1, row >= 1},
+small.py, matrix cut: wrong
+    a reset one step late | clear = cleared(t{ + step_t=>}, tile,
+    the state not cleared | {        h = gl.where(clear & is_unit, 0.0, h)\n=>}
+    dh not cleared | dh = {gl.where(clear, 0.0, dh + own_sums(parts, FORM))=>dh + own_sums(parts, FORM)}
+    h_prev of another sequence | {gl.where(clear, 0.0, =>(}gl.where(begins,
+    h_0 of a row that begins anew | { & ~anew=>}, other
+small.py, fma both: emulator
+    h_prev of a row that has not begun | (t_before < tile.length{=> + 1})
+sequence.py, three programs: time-out
+    a slot too far | publish(place + {=>2 * }group.slot + group.own,
+    h is never published | {publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))=>pass}
+    dz published over dr | publish(own{ + GATE=>}, as_factor(
+    a wait on the wrong slot | place = here{=> + group.slot} + i * SIZE\n
+    units past H are not published | publish(place + {group.slot=>gl.where(unit < H, group.slot, 0)} + group.own,
+    a wait on the wrong slot in backward | publish(own{=> + group.slot}, as_factor(gl.where(runs & ~clear, dr
+    h_0 unpublished | {publish(here + i * SIZE + group.own, as_factor(h[i].to(dtype), PRECISION))=>pass}
+    backward begins without zeros | {publish(here + (3 * i + gate) * GATE + group.own, nothing)=>pass}
+sequence.py, two tiles: wrong
+    a stale row tile | received(asked, {place=>here}.to(gl.int64)
+    a stale row tile in backward | asked, {place=>here}, following,
+    resets of tile 0 | clear = cleared(t_next, {tile=>Tile(*tiles[0])},
+sequence.py, asked early: wrong
+    another tile asked for early | following = here + group.slot if i + 1 == TILES else {place + SIZE=>here}
+    the same tile asked for again | following = {here + group.slot=>here} if i + 1 == TILES else place + SIZE
+    another tile asked for early in backward | {here + group.slot=>here} if i + 1 == TILES else place + 3 * GATE
+visits.py, eight rows: time-out
+    rows of programs past H | gl.max(gl.max({given=>gl.where(is_unit, given, 0)}, 0), 0)
+sequence.py, packed both: wrong
+    a row too early | h_new = gl.where({runs=>(t >= 0) & (T > 0)}, h_new, h[i])
+    the carry of a row that does not run dropped | gl.where(runs, dh * z, {dh=>0.0})
+    a row that does not run goes through its gate | {gl.where(runs, dh * z, dh)=>dh * z}
+    reverse begins at the last timestep of all | {longest - 1=>T} - first_visit
+sequence.py, packed both: time-out
+    a row that does not run publishes nothing | publish(place + {group.slot=>gl.where(runs, group.slot, 0)} + group.own,
+sequence.py, three programs: emulator
+    h_0 of rows past the batch | mask={begin.inside & (first_visit == 0)=>(begin.row >= 0)} & ~anew
+sequence.py, three programs: wrong
+    the slot before | (at_last,), {here + group.slot=>here}
+    a sum not written | {sums[0].store(add_product(zeros, h, weights, 0, 0, FORM))=>pass}
+    a gate dropped | sums[1].store({add_product(zeros, h, weights, 1, 0, FORM)=>zeros})
+    h not handed on | {h, x = h_next, x_next=>x = x_next}
+    x_proj of the first visit for all | {h, x = h_next, x_next=>h = h_next}
+    gates of the last visit for all | carry{, given=>} = carry_next{, given_next=>}
+    h_prev of the wrong step | timestep(memory.y, {at_before=>at})
+    dz W_hz dropped | {acc = add_product(acc, seen, weights, 1, PARTS, FORM)=>pass}
+    gates swapped | add_product(zeros, h, weights, {0=>1},
+    a part of the sum dropped | gl.{sum=>max}(buffer.load(summed(
+    the first warp's K for all | {warp * K_OF_WARP + k=>k}
+    b_hn dropped | {            q += b_hn\n=>}
+sequence.py, two groups: wrong
+    the first group's rows for all | first_row{ + gl.program_id(1) * (FORM.TILES * FORM.ROWS)=>}
+sequence.py, two directions: wrong
+    the first direction twice | direction = {first_direction + =>}gl.program_id(2)
+    other direction's weights | {gl.where(direction == 0, w_ptr, w_reverse_ptr)=>w_ptr}
+sequence.py, sequence cut: wrong
+    the state but not its gradient | runs{ & ~clear=>}
+    h_0 of a row that begins anew | { & ~anew=>}, other
+    y after a reset | save(memory, at[0], tile, {h_new=>h_next[i]},
+    not what is carried back | {gl.where(clear, 0.0, gl.where(runs, dh * z, dh))=>gl.where(runs, dh * z, dh)}
+    another's h_prev | h_prev = {gl.where(clear, 0.0, h_prev.to(gl.float32))=>h_prev.to(gl.float32)}
+visits.py, sequence cut: emulator
+    a reset past a row's length | (boundary < {tile.length=>tile.length + 1})
+sequence.py, three waits: wrong
+    dq W_hn dropped | {acc = add_product(acc, dq, weights, 2, 0, FORM)=>pass}
+    another gate's gradients | address + {2 * =>}BYTES
+sequence.py, three tensors: wrong
+    the first tensor for all | mma_v2(seen[FIRST{ + part=>}]
+    weights of the first tensor | weights[GATE][{part=>0}].load(
+gates.py, fma: wrong
+    n not saved | {    tl.store(ptrs + 2 * H, n.to(dtype), mask=mask)\n=>}
+    dn stored as dq | tl.store(ptrs, {dn=>dq}.to(dtype)
+    dr stored as dz | tl.store(ptrs + H, {dr=>dz}.to(dtype)
+gates.py, three programs: wrong
+    dr stored as dz | tl.store(ptrs + H, {dr=>dz}.to(dtype)
+gates.py, three programs: emulator
+    the next row's gates | tl.store(ptrs + {3=>4} * H, dq
+visits.py, fma: wrong
+    gates not saved | saves = runs & (save_gates {!= 0=>== 0})
+    z saved as r | tile.of_x, {r=>z}, z, n, saves
+visits.py, fma: emulator
+    gates a visit too late | store_rzn(timestep(memory.rzn, {at=>at + 1},
+visits.py, fma both: wrong
+    x_proj of the other direction | stride_rzn_b * D{ + direction=>}) * (3 * H)
+    y of the other direction | of_y = (b * D{ + direction=>}) * H
+    dy of the other direction | {(direction.to(gl.int64) * H + unit)=>unit} * stride_dy_h
+    state of the other direction | of_state = {(direction * batch.B + b)=>b}
+visits.py, three programs: wrong
+    gates not saved | saves = runs & (save_gates {!= 0=>== 0})
+visits.py, three programs: emulator
+    y of rows past the batch | h.to(dtype), mask={runs=>tile.row < 16})
+visits.py, sequence cut: wrong
+    a reset one step late | boundary = t + direction{=> + 1}
+    resets in the forward direction alone | mask=(t >= 0) &{=> (direction == 0) &}
+exchange.py, three programs: wrong
+    a wrong place | unit // (128 // WIDTH) {* 2 + row // 8=>+ row // 8 * 2}
+    a wrong first vector | part * ({HEIGHT=>8} * K_OF_WARP
+exchange.py, half: time-out
+    a wrong lane | + unit % {(128 // WIDTH) // (32 // WIDTH)=>(32 // WIDTH)}
+exchange.py, eight rows: wrong
+    a wrong place of 8 rows | register = unit // (128 // WIDTH) {=>^ 1 }if
+exchange.py, three programs: time-out
+    half of it published | , {cache_modifier=".cg"=>mask=ptrs.to(gl.int64) % 8 == 0}
+    a wrong block | (unit // UNITS) * ({HEIGHT=>8} * UNITS)
+"""
 
-ALL = [(*key, name, *texts) for key, mutants in MUTANTS.items() for name, texts in mutants.items()]
-FOUND = [  # of the emulated ones a quarter by default
-    pytest.param(
-        file, setting, *texts, how, id=f"{file}: {name}", marks=LONG if i % 4 and "step" not in setting else ()
-    )
-    for i, (file, setting, how, name, *texts) in enumerate(ALL)
-]
+
+def mutants() -> Iterator[Any]:
+    """Of MUTANTS, where a line that ends with a backslash goes on; of those that are emulated a quarter by default."""
+    group, count = [""], itertools.count()
+    for line in re.sub(r"\\\n\s*", "", MUTANTS).strip().splitlines():
+        name, _, edit = line.strip().partition(" | ")
+        if edit:
+            slow = LONG if next(count) % 4 and "step" not in group[1] else ()
+            yield pytest.param(*group, edit.replace(r"\n", "\n"), id=f"{group[0]}: {name}", marks=slow)
+        else:
+            group = re.split(", |: ", name)
 
 
 @pytest.fixture
@@ -367,10 +273,9 @@ def short_waits(monkeypatch) -> Iterator[None]:
 def broken(tmp_path, monkeypatch):
     """A function that breaks a backend's kernels."""
 
-    def broken(backend: str, file: str, old: str, new: str) -> None:
+    def broken(backend: str, file: str, edit: str) -> None:
         module = MODULES[backend]
-        found = mutant(tmp_path, file, old, new, module=module)
-        monkeypatch.setattr(f"tritongru.launch.{module}.kernels", found)
+        monkeypatch.setattr(f"tritongru.launch.{module}.kernels", mutant(tmp_path, file, edit, module=module))
 
     return broken
 
@@ -380,102 +285,85 @@ def test_the_kernels_as_they_are_survive(setting: str, monkeypatch) -> None:
     assert outcome(setting, monkeypatch) == "survived"
 
 
-@pytest.mark.parametrize(("file", "setting", "old", "new", "how"), FOUND)
-def test_mutant_is_killed(file: str, setting: str, old: str, new: str, how: str, broken, monkeypatch) -> None:
-    broken(SETTINGS[setting].backend, file, old, new)
+@pytest.mark.parametrize(("file", "setting", "how", "edit"), mutants())
+def test_mutant_is_killed(file: str, setting: str, how: str, edit: str, broken, monkeypatch) -> None:
+    broken(SETTINGS[setting].backend, file, edit)
     assert outcome(setting, monkeypatch) == how
 
 
 def test_units_past_h_that_take_a_state_are_killed(broken) -> None:
     """Zero times an infinity of the units before is NaN."""
-    old = "        runs = (t < tile.length) & is_unit\n        h ="
-    broken(SMALL, "small.py", old, "        runs = t < tile.length\n        h =")
+    broken(SMALL, "small.py", "        runs = (t < tile.length){ & is_unit=>}\n        h =")
     with pytest.raises((AssertionError, EmulatorError)):
         assert_finite_where_nn_gru_is(SMALL)
 
 
 @pytest.mark.parametrize(
-    ("backend", "old", "new"),
+    ("backend", "edit"),
     [
-        ("step", "store(state_ptr + of_state, offs_h, h, mask)", "store(state_ptr + of_state, offs_h, y, mask)"),
-        (SMALL, "h = gl.where(runs, h_new, h)", "h = gl.where(runs, h_new, h).to(dtype).to(gl.float32)"),
-        (
-            "sequence",
-            "h_new = gl.where(runs, h_new, h[i])",
-            "h_new = gl.where(runs, h_new, h[i]).to(dtype).to(gl.float32)",
-        ),
-        (  # handed on between launches over time
-            "sequence",
-            "h[i].to(gl.int32, bitcast=True)",
-            "h[i].to(dtype).to(gl.float32).to(gl.int32, bitcast=True)",
-        ),
+        ("step", "store(state_ptr + of_state, offs_h, {h=>y}, mask)"),
+        (SMALL, "h = gl.where(runs, h_new, h){=>.to(dtype).to(gl.float32)}"),
+        ("sequence", "h_new = gl.where(runs, h_new, h[i]){=>.to(dtype).to(gl.float32)}"),
+        ("sequence", "h[i]{=>.to(dtype).to(gl.float32)}.to(gl.int32, bitcast=True)"),  # between launches over time
     ],
 )
-def test_a_state_that_is_rounded_is_killed(backend: str, old: str, new: str, broken, monkeypatch) -> None:
+def test_a_state_that_is_rounded_is_killed(backend: str, edit: str, broken, monkeypatch) -> None:
     """Where z is near 1 a step changes h by less than bfloat16 can hold."""
-    torch.manual_seed(0)
-    layer = tritongru.GRU(3, 16, dtype=torch.bfloat16, backend=backend)
+    truth, layer = pair(backend, 3, 16, dtype=torch.bfloat16)
     with torch.no_grad():
-        layer.bias_hh_l0[16:32] += 7.0
+        for module in (truth, layer):
+            module.bias_hh_l0[16:32] += 7.0
     x = torch.randn(120, 2, 3, dtype=torch.bfloat16) + 1
-    truth = torch.nn.GRU(3, 16, dtype=torch.float64)
-    truth.load_state_dict(layer.state_dict())
-    true = truth(x.double())[0].detach()
-    monkeypatch.setattr(SequenceTiles, "visits_per_launch", lambda *_: 1)
-    plan = ShrunkenPlan() if backend == "sequence" else None
+    true = truth.double()(x.double())[0].detach()
+    several_launches_over_time(monkeypatch, 1)
 
     def error() -> torch.Tensor:
-        with torch.no_grad(), exchanging(monkeypatch, plan):
+        with torch.no_grad(), exchanging(monkeypatch, ShrunkenPlan() if backend == "sequence" else None):
             return (layer(x)[0].double() - true).norm()
 
     kept = error()
-    broken(backend, f"{MODULES[backend]}.py", old, new)
+    broken(backend, f"{MODULES[backend]}.py", edit)
     assert error() > 4 * kept
 
 
-def test_a_wait_that_looks_once_is_killed(monkeypatch) -> None:
+# What the host does wrong
+
+
+def looks_once(patch: pytest.MonkeyPatch) -> None:
     def once(wait: Wait) -> None:
         look = twins.twin_of_first_look(wait)
-        monkeypatch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: look(turn, address, dtype=dtype))
+        patch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: look(turn, address, dtype=dtype))
 
-    monkeypatch.setattr(twins, "register", once)
-    assert outcome("three programs", monkeypatch) == "wrong"
-
-
-def test_no_fill_is_killed(monkeypatch) -> None:
-    monkeypatch.setattr(exchange, "SENTINEL", 0)
-    assert outcome("three programs", monkeypatch) == "wrong"
+    patch.setattr(twins, "register", once)
 
 
-def test_blocks_that_nobody_owns_and_nobody_zeroes_are_killed(monkeypatch) -> None:
+def zeroes_nothing(patch: pytest.MonkeyPatch) -> None:
     buffer = exchange.Buffer.__init__
-    monkeypatch.setattr(
-        exchange.Buffer, "__init__", lambda self, shape, *rest: buffer(self, shape._replace(owned=1 << 20), *rest)
-    )
-    assert outcome("three programs", monkeypatch) == "time-out"
-
-
-@pytest.fixture
-def a_program_is_missing(monkeypatch) -> None:
-    launch = runtime.Launch.__call__
-    monkeypatch.setattr(
-        runtime.Launch, "__call__", lambda self, grid, scalars: launch(self, (grid[0] - 1, *grid[1:]), scalars)
+    patch.setattr(
+        exchange.Buffer, "__init__", lambda self, shape, *of: buffer(self, shape._replace(owned=1 << 20), *of)
     )
 
 
-def test_a_missing_program_is_killed(a_program_is_missing, monkeypatch) -> None:
-    assert outcome("three programs", monkeypatch) == "time-out"
+def clears_the_word(patch: pytest.MonkeyPatch) -> None:
+    """And tells nobody, so that it is no time-out. The kernel's own stores are tests/test_wait.py's."""
+    fewer_programs(patch)
+    patch.setattr(status_words.Status, "check", lambda self: (self.word.zero_(), self.report.zero_()))
 
 
-def test_a_status_word_that_is_reset_is_killed(a_program_is_missing, monkeypatch) -> None:
-    """Whoever clears the words without telling of them; the kernel's own stores are tests/test_wait.py's."""
-
-    def clear(self: status_words.Status) -> None:
-        self.word.zero_()
-        self.report.zero_()
-
-    monkeypatch.setattr(status_words.Status, "check", clear)
-    assert outcome("three programs", monkeypatch) == "wrong"  # not the "time-out" that it is
+@pytest.mark.parametrize(
+    ("mistake", "how"),
+    [
+        (looks_once, "wrong"),
+        (lambda patch: patch.setattr(exchange, "SENTINEL", 0), "wrong"),
+        (zeroes_nothing, "time-out"),  # blocks that nobody owns
+        (fewer_programs, "time-out"),
+        (clears_the_word, "wrong"),
+    ],
+    ids=["a wait that looks once", "no fill", "blocks without zeros", "a missing program", "a word that is cleared"],
+)
+def test_a_mistake_of_the_host_is_killed(mistake: Callable[..., None], how: str, monkeypatch) -> None:
+    mistake(monkeypatch)
+    assert outcome("three programs", monkeypatch) == how
 
 
 def test_a_sentinel_that_is_published_is_killed(broken, monkeypatch) -> None:
@@ -483,7 +371,7 @@ def test_a_sentinel_that_is_published_is_killed(broken, monkeypatch) -> None:
     _, *call = SETTINGS["three programs"]
     drawn = Drawn(Call(*call))
     put(drawn, "dy", None)
-    broken("sequence", "exchange.py", "gl.where(bits == -1, quiet_nan, bits)", "bits")
+    broken("sequence", "exchange.py", "{gl.where(bits == -1, quiet_nan, bits)=>bits}")
     with exchanging(monkeypatch, drawn.call.plan):
         drawn.of_ours(0, **SHORT)
     with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):

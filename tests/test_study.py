@@ -53,16 +53,15 @@ def test_a_form_is_right(name: str, case: Case) -> None:
 
 @interpreted
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "edit",
     [
-        ("tl.load(a_ptrs + H,", "tl.load(a_ptrs,"),
-        ("tl.store(state_ptrs, h, mask=mask)", "pass"),
-        ("row = at.to(tl.int64) + offs_b", "row = at.to(tl.int64)"),
+        "tl.load(a_ptrs{ + H=>},",  # r for z
+        "{tl.store(state_ptrs, h, mask=mask)=>pass}",  # h not handed on
+        "row = at.to(tl.int64){ + offs_b=>}",  # the first row for all
     ],
-    ids=["r for z", "h not handed on", "the first row for all"],
 )
-def test_a_mistake_in_the_unfused_form_is_found(old: str, new: str, tmp_path: Path, monkeypatch) -> None:
-    kernels = mutant(tmp_path, "study/unfused.py", old, new, module="study.unfused")
+def test_a_mistake_in_the_unfused_form_is_found(edit: str, tmp_path: Path, monkeypatch) -> None:
+    kernels = mutant(tmp_path, "study/unfused.py", edit, module="study.unfused")
     monkeypatch.setattr("tritongru.kernels.study.unfused", kernels, raising=False)  # not imported yet, maybe
     assert status("unfused", CASES[0]) == "wrong"
 

@@ -13,7 +13,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .forms import Form
 
 ROOT = Path(__file__).parents[2]
 
@@ -23,23 +26,20 @@ def python_of(version: str) -> Path:
     return ROOT / f".venv-triton-{version}" / "bin" / "python"
 
 
-def examined(version: str, forms: Sequence[Any]) -> list[tuple[str, list[str]]]:
-    """For each form of forms.py the version of Triton that compiled it, and what is wrong with it."""
+def examined(version: str, forms: Sequence[Form]) -> list[tuple[str, list[str]]]:
+    """For each form the version of Triton that compiled it, and what is wrong with it."""
     from tritongru.launch.sequence import specimen
 
     jobs = []
     for form in forms:
-        s = specimen(form.kind, form.tiles, form.dtype, form.precision, form.resets)
-        launch = dict(
-            arguments=dict(s.arguments), constants=dict(s.constants), num_warps=s.num_warps, num_stages=s.num_stages,
-            max_registers=s.max_registers,
-        )  # fmt: skip
-        jobs.append((form, s.kernel.fn.__module__.rsplit(".", 1)[-1], s.name, launch))
+        launch = vars(specimen(*form[1:]))
+        kernel = launch["kernel"].fn
+        launch |= dict(kernel=None, arguments=dict(launch["arguments"]), constants=dict(launch["constants"]))
+        jobs.append((form, kernel.__module__, kernel.__name__, launch))
     command = [python_of(version), "-m", "tests.kit.compile_elsewhere"]
     done = subprocess.run(command, cwd=ROOT, input=pickle.dumps(jobs), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
-    found: list[tuple[str, list[str]]] = pickle.loads(done.stdout)
-    return found
+    return pickle.loads(done.stdout)
 
 
 def main() -> None:
@@ -56,10 +56,9 @@ def main() -> None:
     disassembly.keep()
     found = []
     for form, module, name, launch in pickle.load(sys.stdin.buffer):
-        kernel = getattr(importlib.import_module(f"tritongru.kernels.{module}"), name)
-        device = describe(form.device)
-        report = compile_report(SimpleNamespace(kernel=kernel, name=name, **launch), device)  # type: ignore[arg-type]
-        found.append((triton.__version__, faults(form, report, device)))
+        launch["kernel"] = getattr(importlib.import_module(module), name)
+        report = compile_report(SimpleNamespace(**launch), describe(form.device))  # type: ignore[arg-type]
+        found.append((triton.__version__, faults(form, report)))
     sys.stdout.buffer.write(pickle.dumps(found))
 
 

@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import cache
+from itertools import product
+from typing import NamedTuple
 
 from tritongru.planning.devices import Device, describe
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.small import SmallTiles
 from tritongru.tools.compile_report import CompileReport, compile_report
 
-from .lint import exchange_faults, small_faults
+from .lint import faults_of
 
 DEVICES = ("h200", "h100", "a100", "b200", "rtx4090", "l4", "rtx5090")  # those that the kernels serve
 KINDS = ("forward", "backward")
 DTYPES = (("fp16", "tf32"), ("bf16", "tf32"), ("fp32", "tf32"), ("fp32", "ieee"))  # precision: of float32 products
 HIDDEN = (32, 37, 64, 100, 127, 128, 192, 200, 256, 384, 512, 650, 768, 1024, 1280, 1536, 2048, 2560, 2816)
 BATCHES = (1, 4, 16, 32, 64, 128, 512, 2048)
-# What is spilled, in all and in the time loop, where no other form is known: by pass, dtype, precision, K, rows of a
-# tile and gates in shared memory
-SPILLS = {
-    ("forward", "fp16", "tf32", 512, 64, 0): (16, 0), ("forward", "bf16", "tf32", 512, 64, 0): (16, 0),
-    ("forward", "fp32", "tf32", 128, 1, 0): (24, 0),  # one program that holds W_h, by Triton 3.9 alone
-}  # fmt: skip
+# Bytes that spill, outside the time loop, where no other form is known: by pass, dtype, K, rows of a tile
+SPILLS = {("forward", "fp16", 512, 64): 16, ("forward", "bf16", 512, 64): 16}
+SMALL_SPILLS = {("forward", "fp32", 128, 1): 24}  # by Triton 3.9 alone
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """One compiled kernel: `tiles` are those of the first sizes that lead to it."""
 
     device: str
     kind: str
-    dtype: str
-    precision: str
     tiles: SequenceTiles | SmallTiles
+    dtype: str
+    precision: str = "tf32"
     resets: bool = False
 
     def __str__(self) -> str:
@@ -46,57 +43,47 @@ class Form:
         return f"{self.device}-{self.kind}-{self.dtype}-K{t.units}-{how}{'-resets' * self.resets}"
 
 
-def plans(device: str) -> Iterable[tuple[str, str, str, SequenceTiles | SmallTiles]]:
-    """Kind, dtype, precision and tiles of every plan on a device, over the whole range of sizes."""
-    for kind in KINDS:
-        for dtype, precision in DTYPES:
-            for hidden_size in HIDDEN:
-                for batch in BATCHES:
-                    for directions in (1, 2):
-                        tiles = sequence_tiles(kind, batch, hidden_size, directions, dtype, precision, describe(device))
-                        if not isinstance(tiles, str):
-                            yield kind, dtype, precision, tiles
+def plans(device: str) -> Iterable[Form]:
+    """Every plan on a device, over the whole range of sizes."""
+    for kind, (dtype, precision), H, B, D in product(KINDS, DTYPES, HIDDEN, BATCHES, (1, 2)):
+        tiles = sequence_tiles(kind, B, H, D, dtype, precision, describe(device))
+        if not isinstance(tiles, str):
+            yield Form(device, kind, tiles, dtype, precision)
 
 
 @cache
 def forms(*devices: str) -> tuple[Form, ...]:
     """What is compiled for these devices: a kernel that several devices of one architecture share is there once."""
     found: dict[object, Form] = {}
-    for device in devices:
-        for kind, dtype, precision, tiles in plans(device):
-            same = describe(device).arch, kind, dtype, tiles.form
-            found.setdefault(same, Form(device, kind, dtype, precision, tiles))
+    for form in (form for device in devices for form in plans(device)):
+        found.setdefault((describe(form.device).arch, form.kind, form.dtype, form.tiles.form), form)
     return tuple(found.values())
 
 
-def examine(form: Form) -> tuple[CompileReport, list[str]]:
-    """Compile a form: the report, and what is wrong with it."""
+def limits(report: CompileReport, device: Device, shared: int, spilled: int = 0, per_sm: int = 1) -> list[str]:
+    """What a kernel takes beyond the device, beyond the planned bytes of shared memory, or beyond what may spill."""
+    registers = per_sm * report.registers * report.num_warps * device.target[2]
+    taken = {
+        "bytes spilled": (report.spill_bytes, spilled),
+        "bytes of shared memory": (report.shared_bytes, min(shared, device.shared_per_program)),
+        "registers on an SM": (registers, device.registers_per_sm),
+    }
+    return [f"{found} {what}, above {limit}" for what, (found, limit) in taken.items() if found > limit]
+
+
+def faults(form: Form, report: CompileReport) -> list[str]:
+    """What is wrong with a compiled form; [] if nothing."""
+    device, kind, t, dtype, _, resets = form
+    if isinstance(t, SmallTiles):
+        spilled = SMALL_SPILLS.get((kind, dtype, t.units, t.rows), 0)
+    else:
+        spilled = SPILLS.get((kind, dtype, t.units, t.block_b), 0) * (1 + resets)  # twice on sm_89
+    wrong = limits(report, describe(device), t.shared_bytes(kind, dtype), spilled)
+    return wrong if isinstance(t, SmallTiles) and resets else wrong + faults_of(report, t, kind, dtype, resets)
+
+
+def examine(form: Form) -> list[str]:
+    """Compile a form: what is wrong with it."""
     from tritongru.launch.sequence import specimen  # imports Triton
 
-    device = describe(form.device)
-    report = compile_report(specimen(form.kind, form.tiles, form.dtype, form.precision, form.resets), device)
-    return report, faults(form, report, device)
-
-
-def faults(form: Form, report: CompileReport, device: Device) -> list[str]:
-    """What is wrong with a compiled form; [] if nothing."""
-    t, found = form.tiles, []
-    if isinstance(t, SmallTiles):
-        spilled, _ = SPILLS.get((form.kind, form.dtype, "tf32", t.units, t.rows, 0), (0, 0))
-        found += [] if form.resets else small_faults(report, t, form.kind, form.dtype)
-    else:
-        same = form.kind, form.dtype, form.precision, t.units, t.block_b, t.shared_gates
-        spilled, in_loop = SPILLS.get(same, (0, 0))
-        spilled *= 1 + form.resets  # on sm_89
-        found += exchange_faults(report, t, form.kind, form.dtype, in_loop, form.resets)
-    if report.spill_bytes > spilled:
-        found.append(f"{report.spill_bytes} bytes spilled, with {report.registers} registers")
-    if report.shared_bytes > device.shared_per_program:
-        found.append(f"{report.shared_bytes} bytes of shared memory, above the device's {device.shared_per_program}")
-    bound = t.shared_bytes(form.kind, form.dtype)
-    if report.shared_bytes > bound:
-        found.append(f"{report.shared_bytes} bytes of shared memory, above the planned {bound}")
-    registers = report.registers * report.num_warps * device.target[2]
-    if registers > device.registers_per_sm:
-        found.append(f"{registers} registers, above the {device.registers_per_sm} of an SM")
-    return found
+    return faults(form, compile_report(specimen(*form[1:]), describe(form.device)))

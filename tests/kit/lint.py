@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
 
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
@@ -79,81 +78,62 @@ class Binary:
             self.faults.append(f"{found} {what} in the time loop, the tiles need {wanted}{why and ': '}{why}")
 
 
-class Needed(NamedTuple):
-    """What a visit of all row tiles of a program takes, by its source. Bytes are those of one thread."""
-
-    waits: int  # in the time loop
-    vectors: int  # of 16 bytes, of a wait
-    first_looks: int  # taken before a wait
-    matrix: int  # matrix instructions of a warp
-    barriers: int
-    published: int  # bytes
-    stored: int  # bytes of y, r, z, n, q, or of dgates
-    loaded: int  # bytes of what is not exchanged: x_proj, or dy, gates, h_prev; resets; and where a timestep begins
-    from_shared: int  # bytes: the parts of the sums, and the weights of the gates that are there
-
-
-def needed(tiles: SequenceTiles, kind: str, dtype: str, resets: bool) -> Needed:
-    """By kernels/sequence.py, for its kernel of that kind."""
-    t, size, threads = tiles, BYTES[dtype], 32 * tiles.num_warps
-    own = max(1, t.block_b * t.block_h // threads)  # elements of a tile
-    gates, sums = (1, 3) if kind == "forward" else (3, 1)
-    # vectors of a warp and gate: each a left factor of 16 rows, or two right factors of 8 rows
-    vectors = t.block_b * (t.units // t.num_warps) * size // 512
-    of_vector = t.block_h // 8 if t.block_b > 8 else 2 * (t.block_h // 16)
-    return Needed(
-        waits=t.tiles * t.waits,
-        vectors=gates * vectors // t.waits,
-        first_looks=t.tiles * t.early,
-        matrix=t.tiles * 3 * vectors * of_vector,
-        barriers=2 * t.tiles,
-        published=t.tiles * gates * own * size,
-        stored=t.tiles * (5 if kind == "forward" else 4) * own * size,
-        loaded=t.tiles * ((3 if kind == "forward" else 6) * size + resets) * own + 4,
-        from_shared=t.tiles * (4 * sums * t.num_warps * own + t.shared_gates * t.block_h * t.units * size // threads),
-    )
-
-
-def exchange_faults(
-    report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, spills: int = 0, resets: bool = False
+def faults_of(
+    report: CompileReport, tiles: SequenceTiles | SmallTiles, kind: str, dtype: str, resets=False
 ) -> list[str]:
-    """What is wrong with the machine code of a kernel that exchanges; [] if nothing.
+    """What is wrong with the machine code of a kernel of backend `sequence` with those tiles, for an NVIDIA device; []
+    if nothing. kind: "forward" or "backward"."""
+    if isinstance(tiles, SmallTiles):
+        return small_faults(report, tiles, kind, dtype)
+    return exchange_faults(report, tiles, kind, dtype, resets)
 
-    Args:
-        report: of kernels/sequence.py's kernel of that kind with those tiles, for an NVIDIA device.
-        kind: "forward" or "backward".
-        spills: bytes that the time loop may spill.
-        resets: whether the kernel takes them.
-    """
-    b, want = Binary(report), needed(tiles, kind, dtype, resets)
+
+def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, resets: bool) -> list[str]:
+    """Of kernels/sequence.py. What a visit of all row tiles of a program takes is known by its source; bytes are those
+    of one thread."""
+    b, t, size, threads = Binary(report), tiles, BYTES[dtype], 32 * tiles.num_warps
     opcodes, loop = b.opcodes, b.loop
     if not b.body:
         return b.faults
+    own = max(1, t.block_b * t.block_h // threads)  # elements of a tile
+    forward = kind == "forward"
+    gates, sums = (1, 3) if forward else (3, 1)
+    # vectors of a warp and gate: each a left factor of 16 rows, or two right factors of 8 rows
+    of_gate = t.block_b * (t.units // t.num_warps) * size // 512
+    of_vector = t.block_h // 8 if t.block_b > 8 else 2 * (t.block_h // 16)
+    waits, vectors = t.tiles * t.waits, gates * of_gate // t.waits
+
     if report.num_stages != 1:
         b.faults.append(f"num_stages is {report.num_stages}: a pipeline may load what is not written yet")
     spilled = sum(bytes_moved(opcode) * n for opcode, n in loop.items() if opcode.startswith(("LDL", "STL")))
-    if spilled > spills:
+    if spilled:
         b.faults.append(f"{spilled} bytes spilled in the time loop, with {report.registers} registers")
-    b.expect(b.count(*MATRIX), want.matrix, "matrix instructions", "a product is gone, or repeated by warps")
-    b.expect(b.count("BAR"), want.barriers, "barriers", "the parts of the sums take two for each row tile")
+    why = "a product is gone, or repeated by warps"
+    b.expect(b.count(*MATRIX), t.tiles * 3 * of_gate * of_vector, "matrix instructions", why)
+    b.expect(b.count("BAR"), 2 * t.tiles, "barriers", "the parts of the sums take two for each row tile")
 
-    looks = want.waits + want.first_looks
-    b.expect(loop[RECEIVED], looks * want.vectors, "strong loads of 16 bytes", "some are weak, narrow or gone")
-    again = [sum(opcodes[i] == RECEIVED for i in inner) for inner in b.inner if inner < b.body]
-    again = [vectors for vectors in again if vectors]
-    if again != [want.vectors] * want.waits:
-        b.faults.append(f"loops that load {again} vectors again, the tiles need {want.waits} of {want.vectors} each")
+    looks = waits + t.tiles * t.early
+    b.expect(loop[RECEIVED], looks * vectors, "strong loads of 16 bytes", "some are weak, narrow or gone")
+    again = [n for inner in b.inner if inner < b.body and (n := sum(opcodes[i] == RECEIVED for i in inner))]
+    if again != [vectors] * waits:
+        b.faults.append(f"loops that load {again} vectors again, the tiles need {waits} of {vectors} each")
     status = b.bytes("LDG", "GPU") - 16 * loop[RECEIVED]
-    b.expect(status, 4 * want.waits, "bytes of other strong loads", "each wait looks at the status word")
-    b.expect(b.count("NANOSLEEP"), tiles.tiles * bool(tiles.delay), "sleeps", "a visit has one, before its first look")
+    b.expect(status, 4 * waits, "bytes of other strong loads", "each wait looks at the status word")
+    b.expect(b.count("NANOSLEEP"), t.tiles * bool(t.delay), "sleeps", "a visit has one, before its first look")
 
-    told = 4 * want.waits  # the status word, and the one that the host reads
-    b.expect(b.bytes("STG", "GPU"), want.published + told, "bytes of strong stores", "some are weak or gone")
+    told = 4 * waits  # the status word, and the one that the host reads
+    published = t.tiles * gates * own * size
+    b.expect(b.bytes("STG", "GPU"), published + told, "bytes of strong stores", "some are weak or gone")
     b.expect(b.bytes("STG", "SYS"), told, "bytes of stores for the host", "a wait that runs out says so once")
-    b.expect(b.bytes("STG"), want.stored, "bytes of weak stores", "a weak store to the exchange buffer")
-    b.expect(b.bytes("LDG"), want.loaded, "bytes of weak loads", "weights or the exchange are among them")
+    stored = t.tiles * (5 if forward else 4) * own * size  # y, r, z, n, q, or dgates
+    b.expect(b.bytes("STG"), stored, "bytes of weak stores", "a weak store to the exchange buffer")
+    # x_proj, or dy, gates, h_prev; resets; and where a timestep begins
+    loaded = t.tiles * ((3 if forward else 6) * size + resets) * own + 4
+    b.expect(b.bytes("LDG"), loaded, "bytes of weak loads", "weights or the exchange are among them")
+    # the parts of the sums, and the weights of the gates that are there
+    shared = t.tiles * (4 * sums * t.num_warps * own + t.shared_gates * t.block_h * t.units * size // threads)
     why = "weights that should be in registers, or parts twice"
-    b.expect(b.from_shared(), want.from_shared, "bytes from shared memory", why)
+    b.expect(b.from_shared(), shared, "bytes from shared memory", why)
 
     waiting = {i for inner in b.inner for i in inner if opcodes[i] == RECEIVED}
     products = [i for i, opcode in enumerate(opcodes) if opcode.split(".")[0] in MATRIX]
@@ -205,7 +185,7 @@ GATE_MATH = 40  # multiplications and multiply-adds of one element's gates, or t
 
 
 def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str) -> list[str]:
-    """What is wrong with the machine code of kernels/small.py's kernel of that kind; [] if nothing."""
+    """Of kernels/small.py."""
     b, t, size, threads = Binary(report), tiles, BYTES[dtype], 32 * tiles.num_warps
     own = max(1, t.rows * t.units // threads)  # elements of a thread
     forward = kind == "forward"

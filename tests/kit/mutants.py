@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import re
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -70,23 +72,17 @@ SETTINGS = {
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 
-def mutant(folder: Path, file: str, old: str, new: str, module: str = "step", moved: str = "") -> ModuleType:
-    """`module` of a copy of kernels/ in which `old`, which must occur in `file`, is replaced by `new`, and put before
-    `moved` if that is given."""
+def mutant(folder: Path, file: str, *edits: str, module: str = "step") -> ModuleType:
+    """`module` of a copy of kernels/ in which each edit has changed `file`: "h = {n=>z}" puts h = z for h = n."""
     name = f"mutant_{folder.name.replace('-', '_')}"
     package = folder / name
-    package.mkdir()
-    for source in KERNELS.rglob("*.py"):
-        text = source.read_text()
-        if source == KERNELS / file:
-            assert text.count(old) >= 1, f"{file} no longer holds {old!r}: this mutant tests nothing"
-            text = text.replace(old, new)
-            if moved:
-                assert text.count(moved) >= 1, f"{file} no longer holds {moved!r}: this mutant tests nothing"
-                text = text.replace(moved, old + moved)
-        copy = package / source.relative_to(KERNELS)
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_text(text)
+    shutil.copytree(KERNELS, package, ignore=shutil.ignore_patterns("__pycache__"))
+    text = (KERNELS / file).read_text()
+    for edit in edits:
+        old, new = (re.sub(r"\{(.*?)=>(.*?)\}", side, edit, flags=re.DOTALL) for side in (r"\1", r"\2"))
+        assert old in text, f"{file} no longer holds {old!r}: this mutant tests nothing"
+        text = text.replace(old, new)
+    (package / file).write_text(text)
     sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(f"{name}.{module}")

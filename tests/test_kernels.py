@@ -1,0 +1,333 @@
+"""The kernels against float64 and nn.GRU by the rule of tritongru/tools/check.py: output, h_n and every gradient. Then
+what they read and write, and how often they are launched.
+
+`step` runs in Triton's interpreter, `sequence` in the emulator in both of its forms. On the CPU its programs exchange;
+up to H 128 a GPU would give all of W_h to one program (kernels/small.py). What goes wrong between programs is
+tests/test_exchange.py's. What takes long and another case shows runs in `make long`: bfloat16 of `step`, where float16
+rounds in the same places; all draws of `sequence`; most of backward in chunks, which is outside backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
+
+import tritongru
+from tests.kit.cases import DTYPES, HALF, MORE_CASES, quiet, shapes
+from tests.kit.counting import counted
+from tests.kit.fences import call_between_fences, poisoned, with_gaps
+from tests.kit.modules import randn, results, same_bits
+from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
+from tritongru import layer as layers
+from tritongru import products
+from tritongru.launch import runtime, step
+from tritongru.planning.step import FORMS, StepTiles
+from tritongru.tools.check import CASES, Case
+
+pytestmark = pytest.mark.interpreted
+LONG = pytest.mark.long
+SMALL, EXCHANGING = "sequence:exchange=0", "sequence:exchange=1"
+BACKENDS = ("reference", "step", "sequence")
+FP32, FP16, BF16 = DTYPES
+
+
+def every(*values: Iterable[Any], long: Any = lambda *of: False) -> list[Any]:
+    """All combinations; of some of them only `make long` makes tests."""
+    return [
+        pytest.param(*of, marks=LONG if long(*of) else (), id="-".join(getattr(v, "name", str(v)) for v in of))
+        for of in product(*values)
+    ]
+
+
+# Values.
+
+RULE = every(
+    BACKENDS, CASES + MORE_CASES, DTYPES, long=lambda b, _, dtype: b == "sequence" or (b, dtype) == ("step", BF16)
+)
+RULE += every(["reference"], CASES, [torch.float64])
+RULE += every(["sequence"], [Case(T=3)], [FP32]) + every([SMALL], [Case(T=3)], [FP32, FP16])
+
+
+@pytest.mark.parametrize(("backend", "case", "dtype"), RULE)
+def test_rule(backend: str, case: Case, dtype: torch.dtype) -> None:
+    assert_right(case, backend, dtype)
+
+
+CHUNKED = (
+    Case(T=7, B=3, I=5, H=18, bias=False, recompute=True),
+    Case(T=7, B=3, I=5, H=18, layers=2, bidirectional=True, batch_first=True, recompute=True),
+    Case(I=4, H=13, bidirectional=True, lengths=(7, 1, 4), recompute=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("backend", "case", "rows", "dtype"),
+    every(
+        BACKENDS, CHUNKED, (3, 12), DTYPES,
+        long=lambda b, case, *of: b != "reference" and (b, case.layers, *of) != ("step", 1, 3, FP16),
+    ),
+)  # fmt: skip
+def test_rule_in_chunks(backend: str, case: Case, rows: int, dtype: torch.dtype, few_rows_at_once) -> None:
+    few_rows_at_once(rows)
+    assert_right(case, backend, dtype)
+
+
+SMALLEST = [Case(*sizes, bidirectional=True) for sizes in ((1, 1, 1, 1), (2, 1, 3, 1), (2, 3, 1, 2))]
+SOME = (CASES[4], MORE_CASES[1])
+# Every field that a measurement may set: programs of more rows, several of them, of a wider class
+FP32_TILES = ("rows=2", "rows=2,lanes=8", "rows=1,lanes=2,num_warps=1", "rows=2,ahead=1", "rows=1,units=64")
+FP16_TILES = ("rows=4", "rows=8", "rows=16", "rows=8,ahead=1", "rows=4,units=32")
+EXCHANGING_TILES = (
+    "block_b=8,block_k=64", "num_warps=1", "block_b=32,waits=3", "tiles=2,early=1", "groups=1,shared_gates=2",
+    "block_h=32,block_k=64,num_warps=4,directions=1",
+)  # fmt: skip
+ONE_DRAW = every(BACKENDS, SMALLEST, DTYPES, long=lambda b, _, dtype: b == "sequence" and dtype != FP32)
+ONE_DRAW += every([SMALL], SMALLEST, [FP32]) + every(["sequence"], CASES + MORE_CASES, [FP32])
+ONE_DRAW += every([SMALL], CASES + MORE_CASES, [FP32], long=lambda _, case, __: case in MORE_CASES)
+ONE_DRAW += every(["sequence", SMALL], SOME, HALF) + every([SMALL], [Case(T=4, B=5, I=3, H=127)], HALF)
+for dtype, tiles in ((FP32, FP32_TILES), (FP16, FP16_TILES)):
+    backends, cases = [f"sequence:{fields}" for fields in tiles], (CASES[4], Case(T=4, B=18, I=3, H=30))
+    ONE_DRAW += every(backends, cases, [dtype], long=lambda _, case, __: case.B == 18)
+ONE_DRAW += every(
+    [f"sequence:{fields}" for fields in EXCHANGING_TILES],
+    [Case(I=4, H=20, bidirectional=True, lengths=(2, 1) * 9)],
+    [FP32],
+)
+
+
+@pytest.mark.parametrize(("backend", "case", "dtype"), ONE_DRAW)
+def test_one_draw(backend: str, case: Case, dtype: torch.dtype) -> None:
+    assert_not_wrong(case, backend, dtype)
+
+
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    every([CASES[2], CASES[4], Case(T=2, B=20, I=35, H=70)], DTYPES, long=lambda _, dtype: dtype != FP32),
+)
+def test_rule_of_step_with_the_tiles_of_a_gpu(case: Case, dtype: torch.dtype, h200_tiles: None) -> None:
+    """Several programs in rows and columns, and several tiles of K, ragged at every end."""
+    assert_right(case, "step", dtype)
+
+
+def test_weights_wider_than_the_layer(h200_tiles: None) -> None:
+    """On a GPU K comes in classes: here the weights are padded to 128 units."""
+    assert_not_wrong(Case(I=4, H=20, bidirectional=True, lengths=(2, 4)), EXCHANGING)
+    assert_not_wrong(Case(T=2, B=3, I=4, H=67), EXCHANGING, FP16)
+
+
+@pytest.mark.parametrize("form", every(range(6), long=lambda i: i not in (0, 3)))
+def test_every_form_of_step_with_a_part_of_the_weights_ahead(form: int, h200_tiles: None, monkeypatch) -> None:
+    """K in two or three chunks, ragged at the end, one of them loaded before the wait."""
+    chosen = step.step_tiles
+
+    def forced(kind: str, *problem: Any) -> StepTiles:
+        return replace(FORMS[kind][form], ahead=1) if kind in FORMS else chosen(kind, *problem)
+
+    monkeypatch.setattr(step, "step_tiles", forced)
+    assert_not_wrong(Case(T=2, B=18, I=3, H=150), "step", FP16)
+
+
+ANY = every(["step"], DTYPES, [8], [False]) + every(["reference"], [FP32], [25], [False])
+ANY += every(["sequence"], DTYPES, [1], [False])
+ANY += every(["step", EXCHANGING], DTYPES, [60], [True], long=lambda *of: True)
+ANY += every([SMALL], DTYPES, [60], [False], long=lambda *of: True)
+
+
+@pytest.mark.parametrize(("backend", "dtype", "examples", "on_a_gpu"), ANY)
+def test_any_shape(backend: str, dtype: torch.dtype, examples: int, on_a_gpu: bool, request) -> None:
+    """With the interpreter's tiles or a GPU's; of a small layer with any of its own."""
+    tiles = FP32_TILES if dtype == FP32 else FP16_TILES
+    given_tiles = st.sampled_from([f"sequence:{fields}" for fields in tiles[:4]] if backend == SMALL else [backend])
+    if on_a_gpu:
+        request.getfixturevalue("h200_tiles")
+
+    @given(case=shapes, backend=given_tiles)
+    @settings(quiet, max_examples=examples)
+    def any_shape(case: Case, backend: str) -> None:
+        assert_not_wrong(case, backend, dtype)
+
+    any_shape()
+
+
+@pytest.mark.parametrize("backend", ["sequence", SMALL])
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_what_is_not_finite_is_where_nn_gru_has_it(backend: str) -> None:
+    assert_finite_where_nn_gru_is(backend)
+
+
+def test_tf32_factors_are_rounded_to_nearest(monkeypatch) -> None:
+    """The interpreter multiplies in float32, so that what it computes from rounded factors is TF32's own product."""
+
+    def rounded(t: torch.Tensor) -> torch.Tensor:  # 10 bits of fraction, ties away from zero
+        return ((t.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)
+
+    torch.manual_seed(0)
+    layer = tritongru.GRU(9, 20, backend="step", bias=False)
+    x, h_0 = torch.randn(1, 4, 9), torch.randn(1, 4, 20)
+    with torch.no_grad():
+        plain = layer(x, h_0)[0]
+        monkeypatch.setattr(products, "rnn_precision", lambda nvidia: "tf32")
+        found = layer(x, h_0)[0]
+        a_i = rounded(x[0]) @ rounded(layer.weight_ih_l0).T
+        a_h = rounded(h_0[0]) @ rounded(layer.weight_hh_l0).T
+        r, z = torch.sigmoid(a_i[:, :40] + a_h[:, :40]).chunk(2, -1)
+        n = torch.tanh(a_i[:, 40:] + r * a_h[:, 40:])
+        expected = n + z * (h_0[0] - n)
+        torch.testing.assert_close(found[0], expected, rtol=0, atol=1e-6)
+        assert (found - plain).abs().max() > 1e-5  # the rounding is there
+        x[0, 0, 0], x[0, 1, 0] = float("nan"), float("inf")
+        assert torch.equal(layer(x, h_0)[0].isfinite(), torch.nn.GRU.forward(layer, x, h_0)[0].isfinite())
+
+
+def test_a_small_layer_is_not_rounded_to_tf32_where_the_switch_allows_it(h200_tiles: None, monkeypatch) -> None:
+    """The rule holds it to 1.5 times nn.GRU's error on the CPU, which is that of FMA."""
+    seen: list[Any] = []
+    forward = layers.forward_pass
+    monkeypatch.setattr(layers, "forward_pass", lambda layer, *rest: seen.append(layer) or forward(layer, *rest))
+    assert_right(Case(), "sequence")
+    assert {(layer.call.precision, layer.products) for layer in seen} == {("tf32", "ieee")}
+
+
+@pytest.mark.parametrize(("backend", "dtype"), [*every(["step", SMALL, "sequence"], [FP32]), (SMALL, FP16)])
+def test_same_call_same_bits(backend: str, dtype: torch.dtype) -> None:
+    """No atomics, no plan that depends on anything but the call."""
+    layer, x = tritongru.GRU(5, 12, bidirectional=True, backend=backend, dtype=dtype), randn(3, 4, 5).to(dtype)
+    assert same_bits(results(layer, x), results(layer, x))
+
+
+# Memory.
+
+
+def poisoned_layer(H: int, backend: str, dtype: torch.dtype, **options: Any) -> tritongru.GRU:
+    torch.manual_seed(0)
+    layer = tritongru.GRU(7, H, bidirectional=True, backend=backend, dtype=dtype, **options)
+    for p in layer.parameters():
+        p.data = poisoned(p.data)
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("backend", "T", "H", "dtype"),
+    [
+        (EXCHANGING, 1, 19, BF16), (EXCHANGING, 3, 19, FP32), (EXCHANGING, 3, 19, FP16),
+        (SMALL, 3, 19, FP32), (SMALL, 3, 20, FP16), (SMALL, 3, 19, BF16),
+    ],
+)  # fmt: skip
+def test_nothing_beyond_a_tensor(backend: str, T: int, H: int, dtype: torch.dtype, request, monkeypatch) -> None:
+    """Fences around every buffer and poison beyond every argument, with gaps in it or not: neither is reached."""
+    B = 9
+    if backend == EXCHANGING:
+        request.getfixturevalue("h200_tiles")
+        B = 18
+    layer = poisoned_layer(H, backend, dtype)
+    x, h_0 = torch.randn(T, B, 7, dtype=dtype), torch.randn(2, B, H, dtype=dtype)
+    found = call_between_fences(layer, poisoned(x), poisoned(h_0), monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+    gaps = call_between_fences(layer, with_gaps(x), with_gaps(h_0), monkeypatch)
+    # only the library products may sum in another order: a few roundings to storage
+    u = torch.finfo(dtype).eps / 2
+    assert all((a - b).norm() <= 8 * u * b.norm() for a, b in zip(found, gaps, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("backend", "H", "dtype", "recompute"),
+    [(EXCHANGING, 19, FP32, False), (EXCHANGING, 19, FP32, True), (SMALL, 20, FP16, False)],
+)
+def test_nothing_beyond_a_packed_tensor(backend: str, H: int, dtype: torch.dtype, recompute: bool, monkeypatch) -> None:
+    layer = poisoned_layer(H, backend, dtype, recompute=recompute)
+    lengths = torch.tensor([5] + [1, 2, 3] * 5 + [4, 4])
+    x = pack_padded_sequence(torch.randn(5, 18, 7).to(dtype), lengths, enforce_sorted=False)
+    h_0 = poisoned(torch.randn(2, 18, H).to(dtype))
+    found = call_between_fences(layer, x._replace(data=poisoned(x.data)), h_0, monkeypatch)
+    assert all(t.isfinite().all() for t in found)
+
+
+def shifted(tensor: torch.Tensor) -> torch.Tensor:
+    """The same, aligned to one element alone."""
+    return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+
+def test_tensors_that_are_laid_out_in_any_way() -> None:
+    """The gradient of the output, and what a hook makes of saved tensors: in half precision units are read in pairs,
+    where they lie so."""
+    layer = tritongru.GRU(5, 12, backend=SMALL, dtype=FP16)
+    x, dense = randn(3, 4, 5).half(), randn(3, 4, 12).half()
+    expanded = dense[:1, :1, :1].expand(3, 4, 12)
+
+    def gradients(dy: torch.Tensor, output: torch.Tensor | None = None) -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(layer(x)[0] if output is None else output, list(layer.parameters()), dy)
+
+    assert same_bits(gradients(expanded), gradients(expanded.contiguous()))
+    assert same_bits(gradients(dense.repeat_interleave(2, -1)[..., ::2]), gradients(dense))
+    assert same_bits(gradients(shifted(dense)), gradients(dense))
+    with torch.autograd.graph.saved_tensors_hooks(shifted, lambda tensor: tensor):
+        output = layer(x)[0]
+    assert same_bits(gradients(dense, output), gradients(dense))
+
+
+# Launches.
+
+
+@pytest.mark.parametrize("backend", ["sequence", SMALL])
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}, {"recompute": True}],
+    ids=["plain", "bidirectional", "two-layers", "recompute"],
+)
+@pytest.mark.parametrize(("T", "packed"), [(1, False), (4, False), (4, True)], ids=["one-step", "dense", "packed"])
+def test_one_launch_per_sequence(backend: str, packed: bool, variant: dict, T: int, monkeypatch) -> None:
+    """One each way for every layer, both directions and the gradient of h_0 in it; and as many as `plan` says."""
+    layer = tritongru.GRU(5, 6, backend=backend, **variant)
+    x = pack_sequence([torch.randn(T, 5), torch.randn(1, 5)]) if packed else torch.randn(T, 2, 5)
+    h_0 = torch.zeros(layer.num_layers * (2 if layer.bidirectional else 1), 2, 6, requires_grad=True)
+    with counted(monkeypatch) as forward:
+        output, h_n = layer(x, h_0)
+    with counted(monkeypatch) as backward:
+        ((output.data if packed else output).sum() + h_n.sum()).backward()
+    launches, name = tritongru.plan(layer, x).launches, "small" if backend == SMALL else "sequence"
+    assert forward == dict(launches.forward) and (backend != SMALL or "padded copy" not in forward)
+    for found, way, planned in ((forward, "forward", launches.forward), (backward, "backward", launches.backward)):
+        for counts in (found, dict(planned)):
+            ours = {kernel: n for kernel, n in counts.items() if kernel.startswith(("step", "sequence", "small"))}
+            assert ours == {f"{name}_{way}": layer.num_layers}
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "grid"), [("sequence", FP32, (1, 3, 2)), (SMALL, FP32, (17, 1, 2)), (SMALL, FP16, (9, 1, 2))]
+)
+def test_a_program_for_every_tile_of_rows(backend: str, dtype: torch.dtype, grid: tuple[int, ...]) -> None:
+    layer, grids = tritongru.GRU(3, 5, bidirectional=True, backend=backend, dtype=dtype), []
+    with runtime.observe(lambda name, grid: grids.append(grid)):
+        layer(torch.randn(1, 33, 3, dtype=dtype))
+    assert grids == [grid]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ("block_x=8", "takes the fields"), ("block_h=x", "a number of digits"), ("block_h=24", "block_h must be 8, 16"),
+        ("block_b=8,block_h=8,block_k=64", "block_h must be 16 or 32 where block_b is 8"),
+        ("block_b=24", "block_b must be 8, 16"),
+        ("early=1", "early needs tiles above 1"), ("tiles=2,early=2", "early must be 0 or 1"),
+        ("num_warps=3", "num_warps must be"), ("block_b=8,num_warps=2", "block_k must be 32 units a warp"),
+        ("waits=2", "waits must be 1 or 3"), ("num_k=2", "num_k must be 1 or 3"), ("block_k=48", "a power of 2"),
+        ("shared_gates=4", "shared_gates must be 0 to 3"), ("directions=2", "directions must be 1"),
+        ("block_k=16,num_warps=1", "must be H, 20, or more"), ("delay=9999999", "delay must be"),
+        ("rows=3", "rows must be"), ("lanes=3", "lanes must be"), ("units=16", "units must be"), ("ahead=3", "ahead"),
+        ("exchange=0,block_h=8", "without exchange the fields"), ("exchange=1,rows=1", "with exchange the fields"),
+        ("num_warps=3,rows=1", "num_warps must be"), ("line=3", "takes the fields"),
+    ],
+)  # fmt: skip
+def test_tiles_that_no_kernel_can_have(fields: str, words: str) -> None:
+    """waits is backward's alone."""
+    with pytest.raises(ValueError, match=words):
+        layer = tritongru.GRU(4, 20, backend=f"sequence:{fields}")
+        layer(torch.randn(2, 3, 4))[0].sum().backward()
