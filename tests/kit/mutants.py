@@ -40,7 +40,7 @@ def exchanges(case: Case, dtype: torch.dtype = torch.float32, **plan: int) -> Se
     return Setting("sequence", ShrunkenPlan(**plan), case, dtype)
 
 
-CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3), padded=True, resets=0.4)
+CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3, 5), padded=True, resets=0.5)
 PACKED = Case(I=5, H=18, bidirectional=True, lengths=(4, 1, 2))
 DENSE = Case(T=4, B=3, I=5, H=18)
 WIDE = Case(T=3, B=3, I=4, H=40)
