@@ -8,9 +8,8 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib import import_module
@@ -153,19 +152,13 @@ class ResultsFile(AbstractContextManager["ResultsFile"]):
             self._file.flush()
 
     def append(self, row: Row | Mapping[str, object]) -> None:
-        """One more row. What cannot be written, as on a full disk, is printed instead."""
-        cells = {**self.fixed, **(row.cells() if isinstance(row, Row) else row)}
-        try:
-            self._writer.writerow(cells)
-            self._file.flush()
-        except OSError as error:
-            print(f"not written to {self.path} ({error}): {','.join(map(str, cells.values()))}", file=sys.stderr)
-            return
+        """One more row."""
+        self._writer.writerow({**self.fixed, **(row.cells() if isinstance(row, Row) else row)})
+        self._file.flush()
         self.count += 1
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self._file.close()
+        self._file.close()
 
 
 def read(path: Path, columns: Sequence[str] = COLUMNS) -> list[dict[str, str]]:

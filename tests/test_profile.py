@@ -6,9 +6,8 @@ The bytes of kernels/metadata.py are held against the addresses that the kernels
 from __future__ import annotations
 
 import json
-import timeit
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -19,8 +18,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 import tritongru
 from tests.kit.plans import ShrunkenPlan, exchanging
-from tritongru import parts
+from tritongru import parts, registry
 from tritongru.cli import main
+from tritongru.planning import describe
 from tritongru.tools import profile, trace
 from tritongru.tools.trace import ATEN, ELSEWHERE
 
@@ -29,11 +29,11 @@ from tritongru.tools.trace import ATEN, ELSEWHERE
 
 @dataclass
 class Watched:
-    """A launch, what it told, and the bytes at the addresses that it read and wrote."""
+    """A launch, what it told, and the addresses that it read and wrote, by loads or stores and element size."""
 
     name: str
     told: dict
-    touched: dict = field(default_factory=dict)  # (loads or stores, element size): addresses
+    touched: dict = field(default_factory=dict)
 
     @property
     def bytes(self) -> int:
@@ -50,26 +50,24 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
     from tritongru.tools.emulator.memory import Memory
 
     launches: list[Watched] = []
-    builder = interpreter.interpreter_builder
+    builder, checked = interpreter.interpreter_builder, Memory.checked
     status = status_words.status(torch.device("cpu"))
     words = [status.word.data_ptr(), status.report.data_ptr()]
+
+    def note(what, addresses, size):
+        found = np.unique(addresses).astype(np.int64)
+        launches[-1].touched.setdefault((what, size), []).append(found[~np.isin(found, words)])
 
     def noting(what, method, mask_at):
         def noted(ptrs, *rest):
             mask = np.broadcast_to(np.asarray(rest[mask_at].data, bool), ptrs.data.shape)
-            addresses = np.unique(ptrs.data[mask])
-            size = ptrs.get_element_ty().primitive_bitwidth // 8
-            kept = addresses[~np.isin(addresses.astype(np.int64), words)]
-            launches[-1].touched.setdefault((what, size), []).append(kept)
+            note(what, ptrs.data[mask], ptrs.get_element_ty().primitive_bitwidth // 8)
             return method(ptrs, *rest)
 
         return noted
 
-    checked = Memory.checked
-
     def emulated(self, verb, addresses, itemsize):
-        what, found = "stores" if verb == "stores" else "loads", np.unique(addresses)
-        launches[-1].touched.setdefault((what, itemsize), []).append(found[~np.isin(found, words)])
+        note("stores" if verb == "stores" else "loads", addresses, itemsize)
         return checked(self, verb, addresses, itemsize)
 
     with monkeypatch.context() as patch, runtime.observe_counts(lambda *told: launches.append(Watched(*told))):
@@ -93,14 +91,7 @@ def a_call(layer, lengths, grad_h_0: bool = True, cotangents: str = "random") ->
         torch.autograd.backward([output, h_n], [torch.randn_like(output), torch.randn_like(h_n)])
 
 
-def assert_bytes(launches: list[Watched], shared_by_step_backward: int = 0) -> None:
-    assert launches
-    for launch in launches:
-        shared = shared_by_step_backward if launch.name == "step_backward" else 0
-        assert 0 <= launch.told["bytes"] - launch.bytes <= shared, launch.name
-
-
-LENGTHS = {"dense": (3, 3), "one-step": (1, 1, 1), "packed": (4, 3, 3, 1)}
+DENSE, ONE_STEP, PACKED = (3, 3), (1, 1, 1), (4, 3, 3, 1)
 LAYERS = [
     *(
         dict(backend=backend, bidirectional=both, dtype=dtype)
@@ -111,44 +102,41 @@ LAYERS = [
     dict(backend="sequence:exchange=0", bidirectional=True),
     dict(backend="sequence:exchange=0", bidirectional=True, bias=False),
 ]
+TWO_WAYS = dict(backend="sequence", bidirectional=True)
+CALLS = {  # the layer's options and H, how it is called, and by which plan
+    **{
+        f"{'-'.join(map(str, how.values()))}-{lengths}": (how, 11, lengths, {"grad_h_0": how.get("bias", True)}, None)
+        for how in LAYERS for lengths in (DENSE, ONE_STEP, PACKED)
+    },
+    # the gradient of the output is one element
+    **{
+        f"sum-{backend}-{both}-{lengths}": (
+            dict(backend=backend, bidirectional=both), 11, lengths, {"grad_h_0": False, "cotangents": "sum"}, None
+        )
+        for backend in ("step", "sequence") for both in (False, True) for lengths in (DENSE, ONE_STEP)
+    },
+    **{
+        f"exchanging-H{H}-{together}": (TWO_WAYS, H, (3, 2), {}, ShrunkenPlan(together=together))
+        for H in (16, 13) for together in (True, False)
+    },
+    "many programs": (dict(backend="step", bias=False), 70, (2,) * 20, {"grad_h_0": False}, "h200"),
+}  # fmt: skip
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
-@pytest.mark.parametrize("how", LAYERS, ids=lambda how: "-".join(map(str, how.values())))
-def test_bytes_are_the_addresses_touched(how, lengths, monkeypatch):
-    with watched(monkeypatch) as launches:
-        a_call(tritongru.GRU(5, 11, **how), lengths, grad_h_0=how.get("bias", True))
-    assert_bytes(launches)
-
-
-@pytest.mark.interpreted
-def test_bytes_of_many_programs_are_counted_once(h200_tiles, monkeypatch):
-    with watched(monkeypatch) as launches:
-        a_call(tritongru.GRU(5, 70, bias=False, backend="step"), (2,) * 20, grad_h_0=False)
-    assert_bytes(launches)
-
-
-@pytest.mark.interpreted
-@pytest.mark.parametrize("lengths", [(3, 3), (1, 1)], ids=["three-steps", "one-step"])
-@pytest.mark.parametrize("bidirectional", [False, True], ids=["one-way", "bidirectional"])
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_bytes_where_the_gradient_of_the_output_is_one_element(backend, bidirectional, lengths, monkeypatch):
-    layer = tritongru.GRU(5, 11, bidirectional=bidirectional, backend=backend)
-    with watched(monkeypatch) as launches:
-        a_call(layer, lengths, grad_h_0=False, cotangents="sum")
-    assert_bytes(launches, shared_by_step_backward=4)  # its directions, and its two visits, may share the one element
-
-
-@pytest.mark.interpreted
-@pytest.mark.parametrize("together", [True, False], ids=["one-launch", "a-launch-each"])
-@pytest.mark.parametrize("hidden", [16, 13], ids=["H16", "H13-padded"])
-def test_bytes_of_programs_that_exchange(hidden, together, monkeypatch):
-    layer = tritongru.GRU(5, hidden, bidirectional=True, backend="sequence")
-    with exchanging(monkeypatch, ShrunkenPlan(together=together)), watched(monkeypatch) as launches:
-        a_call(layer, (3, 2))
-    assert [launch.name for launch in launches].count("sequence_forward") == 2 - together
-    assert_bytes(launches)
+@pytest.mark.parametrize(("how", "H", "lengths", "call", "plan"), CALLS.values(), ids=CALLS)
+def test_bytes_are_the_addresses_touched(how, H, lengths, call, plan, monkeypatch):
+    """Each counted once, whichever programs touch it."""
+    if plan == "h200":
+        monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
+    with exchanging(monkeypatch, plan if plan != "h200" else None), watched(monkeypatch) as launches:
+        a_call(tritongru.GRU(5, H, **how), lengths, **call)
+    assert launches
+    if isinstance(plan, ShrunkenPlan):
+        assert [launch.name for launch in launches].count("sequence_forward") == 2 - plan.together
+    for launch in launches:  # backward's directions, and its two visits, may share the one element
+        shared = 4 if "cotangents" in call and launch.name == "step_backward" else 0
+        assert 0 <= launch.told["bytes"] - launch.bytes <= shared, launch.name
 
 
 @pytest.mark.interpreted
@@ -182,7 +170,6 @@ def test_a_launch_hook_is_told_at_every_launch():
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.protocol import LayerCall, LayerWeights
-    from tritongru.planning import describe
 
     T, B, I, H = 4, 2, 5, 16
     call = LayerCall(Visits(T, B), 1, H, "fp32", "tf32", describe("h200"), save_gates=True)
@@ -212,23 +199,13 @@ def test_a_launch_hook_is_told_at_every_launch():
 # ---- parts
 
 
-def test_outside_of_profiling_a_part_is_no_range_and_costs_next_to_nothing(monkeypatch):
-    def plain(a):
-        return a
-
-    marked = parts.part("recurrence")(plain)
-
-    def refuse(name):
-        raise AssertionError(f"a range {name!r} outside of profiling()")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(parts, "record_function", refuse)
-        assert marked(1) == 1
-        with pytest.raises(AssertionError, match="tritongru: recurrence"), parts.profiling():
-            marked(1)
-        assert marked(1) == 1
-    cost = min(timeit.repeat(lambda: marked(1), number=2000, repeat=20)) / 2000
-    assert cost < 1e-6, f"{cost * 1e9:.0f} ns for a part that nobody looks at"
+def test_outside_of_profiling_a_part_is_no_range(monkeypatch):
+    marked, ranges = parts.part("recurrence")(abs), []
+    monkeypatch.setattr(parts, "record_function", lambda name: ranges.append(name) or nullcontext())
+    assert marked(-1) == 1 and not ranges
+    with parts.profiling():
+        assert marked(-1) == 1 and ranges == ["tritongru: recurrence"]
+    assert marked(-1) == 1 and len(ranges) == 1
 
 
 # ---- a trace

@@ -33,19 +33,6 @@ def test_every_round_samples_every_call_in_changing_order():
     assert len(interleave(timed, Meter(), rounds=20, seconds=0, fewest=4)[0]["1"]) == 4
 
 
-def test_one_that_fails_in_a_later_round_is_left_out_of_the_next():
-    calls = []
-
-    def failing():
-        calls.append(1)
-        if len(calls) == 3:
-            raise RuntimeError("no more")
-
-    timed = {"good": Timed(lambda: None), "bad": Timed(failing)}
-    samples, failures = interleave(timed, HostMeter(), rounds=5, seconds=9.0)
-    assert list(samples) == ["good"] and len(samples["good"]) == 5 and str(failures["bad"]) == "no more"
-
-
 def test_a_sample_is_per_call():
     made, meter = [], HostMeter(iter([10.0, 10.5]).__next__)
     assert meter.sample(Timed(lambda: made.append(1), 5)).time_us == pytest.approx(1e5)
@@ -177,14 +164,6 @@ def test_no_row_of_a_day_is_taken_for_another():
         assert len(set(entry.providers)) == len(entry.providers)
     cases = {entry.case for entry in entries_of()}
     assert len({case.name for case in cases}) == len(cases)
-
-
-def test_the_grid_is_what_it_says():
-    assert {entry.case for entry in entries_of("grid") if entry.case.T == 128} == {
-        Case(128, B, H, H, dtype) for dtype in ("bf16", "fp16", "fp32") for B in (1, 4, 16, 32, 64, 128, 256, 512)
-        for H in (32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 2816)
-    }  # fmt: skip
-    assert len(entries_of("grid")) == 360 and len(entries_of("right")) == 72
 
 
 def test_candidates_are_tiles_that_the_device_can_run_and_does_not_anyhow():
