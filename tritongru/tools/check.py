@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import product
 from typing import Any
@@ -75,17 +75,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        marks = {
-            f"{self.layers}layers": self.layers > 1,
-            "bidirectional": self.bidirectional,
-            "nobias": not self.bias,
-            "batch_first": self.batch_first,
-            "packed": self.packed,
-            "recompute": self.recompute,
-            "padded": self.padded,
-            f"resets{self.resets}": self.resets is not None,
-        }
-        return "-".join([f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *(mark for mark, on in marks.items() if on)])
+        others = {f.name: getattr(self, f.name) for f in fields(self)[4:] if getattr(self, f.name) != f.default}
+        marks = (name if value is True else f"{name}={value}" for name, value in others.items())
+        return "-".join([f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *marks])
 
 
 CASES = (

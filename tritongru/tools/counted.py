@@ -97,63 +97,57 @@ class Watch(TorchDispatchMode):
 
 
 @lru_cache(maxsize=1024)
+@torch.no_grad()
+@_disable_current_modes()  # whatever is on where a plan is asked for
 def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, Cost]:
     """Of a call that a Triton backend serves (`choose` says so). Needs Triton, no GPU."""
-    with torch.no_grad(), _disable_current_modes():  # whatever is on where a plan is asked for
-        return _counted(problem, device, backend)
-
-
-def _counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, Cost]:
     from ..launch.runtime import recording
 
-    p, meta = problem, torch.device("meta")
-    dtype = next(kind for kind, name in DTYPES.items() if name == p.dtype)
-    D, H, each = p.directions, p.hidden_size, 4 if p.bias else 2
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device=meta)
-
-    rows = (p.time * p.batch,) if p.packed else (p.time, p.batch)
+    p, D, H = problem, problem.directions, problem.hidden_size
     visits = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None)
     found = find(backend)
     call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training, found.overrides)
     layer = Layer.of(found, call, recompute=p.recompute)
+    dtype = next(kind for kind, name in DTYPES.items() if name == p.dtype)
+
+    def empty(*shape: int) -> Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
     weights = [
-        [empty(*s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[:each] * D]
+        tuple(empty(*s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[: 4 if p.bias else 2] * D)
         for I in (p.input_size, *[D * H] * (p.layers - 1))
     ]
-    x, h_0 = empty(*rows, p.input_size), empty(p.layers * D, p.batch, H)
+    x = empty(*((p.time * p.batch,) if p.packed else (p.time, p.batch)), p.input_size)
+    states = empty(p.layers * D, p.batch, H).split(D)
     with recording() as kernels, Watch() as watch:
-        saved: list[tuple[Tensor, Tensor, Tensor, list[SavedGates], list[Tensor]]] = []
+        together = empty(p.layers * D, p.batch, H) if p.layers > 1 and not p.training else None  # as `Call` has it
+        own = [None] * p.layers if together is None else together.split(D)
+        saved: list[tuple[Tensor, Tensor, list[SavedGates]]] = []  # x, y and gates of each layer
         h_ns: list[Tensor] = []
-        together = empty(*h_0.shape) if p.layers > 1 and not p.training else None  # as `Call` has it
-        for number, flat in enumerate(weights):
-            state = h_0[number * D : (number + 1) * D]
-            own = None if together is None else together[number * D : (number + 1) * D]
-            y, h_n, kept = forward_pass(layer, x, state, tuple(flat), own)
+        for state, flat, place in zip(states, weights, own, strict=True):
+            y, h_n, gates = forward_pass(layer, x, state, flat, place)
             h_ns.append(h_n)
             if p.training:
-                saved.append((x, state, y, [] if kept is None else [kept], flat))
+                saved.append((x, y, [] if gates is None else [gates]))
             x = y
-            del y, kept
-        output, h_n = x, h_ns[0] if p.layers == 1 else torch.cat(h_ns) if together is None else together
-        del x, h_ns
-        results = [output, h_n]
+            del y, gates
+        results = [x, h_ns[0] if p.layers == 1 else torch.cat(h_ns) if together is None else together]
+        del x, h_ns, h_n
         forward = kernels + watch.launches
         peak_forward, saved_bytes = watch.peak(results), watch.now(results)
         if not p.training:
             return Launches(_sorted(forward), ()), Cost(0, peak_forward, 0)
-        dy: Tensor | None = empty(*output.shape)
-        dh_n = empty(*h_n.shape)
-        gradients = [dy, dh_n]
-        while saved:
-            number = len(saved) - 1
-            x, state, y, gates, flat = saved.pop()
-            wanted = (number > 0, False, *[True] * len(flat))
-            dh = dh_n[number * D : (number + 1) * D]
-            dy, _, *of_weights = backward_pass(layer, x, state, y, gates, tuple(flat), dy, dh, wanted)
+        dy: Tensor | None = empty(*results[0].shape)
+        gradients, dh_ns = [dy], empty(*results[1].shape).split(D)
+        gradients += dh_ns
+        for number in reversed(range(p.layers)):
+            x, y, kept = saved.pop()
+            wanted = (number > 0, False, *[True] * len(weights[number]))
+            given = layer, x, states[number], y, kept, weights[number], dy, dh_ns[number]
+            del x, y, kept
+            dy, _, *of_weights = backward_pass(*given, wanted)
+            del given
             gradients += of_weights
-            del x, y, state
         backward = kernels + watch.launches - forward
         peak_backward = watch.peak([*results, *gradients])
     return Launches(_sorted(forward), _sorted(backward)), Cost(saved_bytes, peak_forward, peak_backward)
