@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from pathlib import Path
 
@@ -17,11 +16,8 @@ from benchmarks import compiled, results, speed, story, study
 from benchmarks.cases import Case
 from plots import __main__ as command
 from plots import compiled as compiled_figures
-from plots import counted, measured
+from plots import measured
 from plots.rows import LINES
-from tritongru.planning import describe
-from tritongru.planning.choose import off_chip
-from tritongru.planning.devices import DEVICES
 from tritongru.registry import has_triton
 from tritongru.tools import style
 
@@ -96,21 +92,6 @@ def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: comm
 def test_colour_is_never_the_only_cue() -> None:
     for cue in ("marker", "color"):
         assert len({LINES[name][cue] for name in measured.COMPARED}) == len(measured.COMPARED)
-
-
-def test_residency_is_what_the_readme_says_and_needs_no_batch() -> None:
-    last = {}
-    for device in DEVICES.values():
-        for dtype, precision in (("bf16", "tf32"), ("fp32", "tf32")):
-            runs = dict(counted.residency(device, dtype, precision))
-            last[device.name, dtype] = max(runs.get(counted.RESIDENT, 0), runs.get(counted.EXCHANGING, 0))
-    expected = {"H200": (2048, 1024), "A100": (1728, 1024), "L4": (928, 928), "MI300X": (0, 0), "T4": (0, 0)}
-    for name, sizes in expected.items():
-        assert (last[name, "bf16"], last[name, "fp32"]) == sizes, name
-    for device in ("h200", "l4", "mi300x"):
-        for H in (64, 128, 464, 1024, 2048, 2064):
-            fits = {off_chip(B, H, 1, "bf16", "tf32", True, describe(device)) is None for B in (1, 16, 32, 64, 512)}
-            assert len(fits) == 1, (device, H)
 
 
 def in_cells(axes) -> tuple[dict, set]:
@@ -245,19 +226,3 @@ def test_a_compiled_row_is_what_the_code_compiles_to(form: compiled.Form) -> Non
     if {row["triton"] for row in rows} != {triton.__version__}:
         pytest.skip(f"the rows are of Triton {rows[0]['triton']}, this is {triton.__version__}")
     assert compiled.compiled(form) in rows
-
-
-@needs_triton
-@pytest.mark.compiled
-def test_a_run_that_does_not_end_leaves_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    two, rows, path = forms_of(*SAMPLE[:2]), committed(), tmp_path / compiled.FILE
-    monkeypatch.setattr(compiled, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
-    monkeypatch.setattr(compiled, "forms", lambda *_: two)
-    monkeypatch.setattr(compiled, "compiled", lambda form: rows[0] if form is two[0] else 1 / 0)
-    path.write_text("as it was\n", encoding="utf-8")
-    with pytest.raises(ZeroDivisionError):
-        compiled.main(tmp_path)
-    assert path.read_text(encoding="utf-8") == "as it was\n"
-    monkeypatch.setattr(compiled, "compiled", lambda form: rows[two.index(form)])
-    assert compiled.main(tmp_path) == 0 and len(results.read(path, compiled.COLUMNS)) == 2
-    assert [file.name for file in tmp_path.iterdir()] == [compiled.FILE]

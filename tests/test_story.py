@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import math
-import multiprocessing
-import os
 
 import pytest
 import torch
@@ -18,7 +16,7 @@ from benchmarks import story as command
 from tests.kit.demo import HAS_MATPLOTLIB, options
 from tritongru import demo
 from tritongru.demo import claims, networks, run, story
-from tritongru.demo.data import DemoError, tokenise
+from tritongru.demo.data import tokenise
 from tritongru.demo.networks import GRU, NETWORKS, Sizes, StoryModel, train_and_ask
 from tritongru.demo.story import CUISINE, Recipe, generate
 
@@ -256,19 +254,6 @@ def test_an_interruption_keeps_what_had_ended(tmp_path, monkeypatch, capsys):
     assert "GRU," in (tmp_path / "story" / command.ANSWERS).read_text()
     with pytest.raises(FileExistsError, match="move it away"):
         command.main(tmp_path, TINY)
-
-
-def test_a_killed_training_is_an_error_in_words(tmp_path):
-    with pytest.raises(DemoError, match="ended from outside"):
-        list(networks.results(dataclasses.replace(TINY, rates=_Ends()), (0,), processes=2))
-
-
-class _Ends(tuple):
-    """Ends the process that asks for it, as a system without memory would."""
-
-    def __iter__(self):
-        os._exit(9) if multiprocessing.parent_process() else None
-        return super().__iter__()
 
 
 def test_committed_rows_are_a_whole_run_of_these_sizes():

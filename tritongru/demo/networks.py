@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import cast
@@ -28,7 +27,7 @@ from torch.utils.benchmark import Timer
 import tritongru
 
 from ..tools.gates import Gates
-from .data import END, DemoError, Vocabulary, tokenise
+from .data import END, Vocabulary, tokenise
 from .story import CUISINE, DISHES, EXPECTED, FIRST, QUESTION, SECOND, Recipe, Text, generate
 from .training import MakeLayer, WordModel, descend
 
@@ -329,7 +328,7 @@ def results(
     sizes: Sizes, seeds: Sequence[int], processes: int | None = None
 ) -> Iterator[tuple[str, list[Row], list[Row]]]:
     """Every network of every seed, `processes` at once (as many as CPUs). Of each as it ends: its name and
-    seed in words, its rows, and those of the story's words. Raises: DemoError where a process was killed."""
+    seed in words, its rows, and those of the story's words."""
     for seed in seeds:
         yield f"{TRIGRAM}, seed {seed}", ask_trigram(sizes, seed), []
     jobs = {f"{network.name}, seed {seed}": (sizes, network, seed) for seed in seeds for network in NETWORKS}
@@ -339,8 +338,6 @@ def results(
         try:
             for future in as_completed(futures):
                 yield futures[future], *future.result()
-        except BrokenProcessPool as error:
-            raise DemoError("a training was ended from outside (is there enough memory?)") from error
         finally:  # an interruption too
             pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
