@@ -223,7 +223,7 @@ def test_what_is_published_is_never_the_sentinel(dtype: torch.dtype) -> None:
     bits[:4] = torch.tensor([sentinel, sentinel - 1, torch.iinfo(integer).max, 0])
     bits[4:6] = torch.tensor([float("inf"), float("-inf")]).to(dtype).view(integer)
     out = torch.full_like(bits, sentinel)
-    emulate(publish_all, (1,), {"x_ptr": bits.view(dtype), "out_ptr": out}, {"SIZE": 16}, num_warps=1)
+    emulate(publish_all, (1, 1, 1), {"x_ptr": bits.view(dtype), "out_ptr": out}, {"SIZE": 16})
     assert out[0] != sentinel and out.view(dtype)[0].isnan()
     assert torch.equal(out[1:], bits[1:])
 

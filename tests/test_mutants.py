@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -331,8 +332,8 @@ def test_a_state_that_is_rounded_is_killed(backend: str, edit: str, broken, monk
 
 def looks_once(patch: pytest.MonkeyPatch) -> None:
     def once(wait: Wait) -> None:
-        look = twins.twin_of_first_look(wait)
-        patch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: look(turn, address, dtype=dtype))
+        look = partial(twins.first_look, wait)
+        patch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: look(turn, address, dtype))
 
     patch.setattr(twins, "register", once)
 

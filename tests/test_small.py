@@ -17,7 +17,7 @@ from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import sequence_tiles
 from tritongru.planning.small import CLASSES, SmallTiles
 from tritongru.tools.emulator import Tensor
-from tritongru.tools.emulator.binding import Binder
+from tritongru.tools.emulator.language import bound
 
 EVERY = [
     (kind, dtype, rows, H)
@@ -111,6 +111,6 @@ def test_no_bank_conflicts(kind: str, dtype: str, rows: int, H: int) -> None:
 def test_units_that_lie_side_by_side_in_memory_are_pairs_of_a_thread() -> None:
     """unit_at names what `hand_over` and `own_sums` do by reshaping."""
     place = np.arange(64, dtype=np.int32)
-    unit = Binder().function(kernels.unit_at)(Tensor(place, gl.int32), 0).v
+    unit = bound(kernels.unit_at.fn)(Tensor(place, gl.int32), 0).v
     expected = place.reshape(4, 2, 8).transpose(0, 2, 1).reshape(-1)
     assert (expected[unit] == place).all() and sorted(unit) == list(place)

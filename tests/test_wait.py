@@ -19,9 +19,8 @@ from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
 from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, ask_text, displacements, wait_text
 from tritongru.tools.emulator import TWINS, Tensor
-from tritongru.tools.emulator.binding import Binder
-from tritongru.tools.emulator.twins import twin, twin_of_first_look
-from tritongru.tools.emulator.values import tensor
+from tritongru.tools.emulator.language import bound
+from tritongru.tools.emulator.twins import first_look, twin
 
 KINDS = {16: tl.int16, 32: tl.int32}
 UNSIGNED = {16: np.uint16, 32: np.uint32}
@@ -54,7 +53,7 @@ def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
 def in_kernel(function: Any, *given: Any) -> np.ndarray:
     """What a function of kernels/exchange.py says of arrays."""
     arrays = [Tensor(x.astype(np.int32), tl.int32) if isinstance(x, np.ndarray) else x for x in given]
-    found: np.ndarray = Binder().function(function)(*arrays).v
+    found: np.ndarray = bound(function.fn)(*arrays).v
     return found
 
 
@@ -194,9 +193,9 @@ class Fragment:
         first = np.broadcast_to(first, (self.rows, self.K)).astype(np.int64)
         address = Tensor(BASE + (first.T if self.rows == 8 else first)[None], tl.int64)
         kinds = (KINDS[self.width],) * self.tensors
-        given = twin_of_first_look(self.wait)(world, address, dtype=kinds) if self.wait.asked else ()
-        words = (tensor(STATUS), tensor(REPORT), tensor(BOUND))
-        found = twin(self.wait)(world, *given, address, *words, dtype=kinds)
+        given = first_look(self.wait, world, address, kinds) if self.wait.asked else ()
+        words = [Tensor(np.int64(x), tl.int64) for x in (STATUS, REPORT, BOUND)]
+        found = twin(self.wait, world, *given, address, *words, dtype=kinds)
         elements = np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
         return elements.swapaxes(1, 2) if self.rows == 8 else elements
 

@@ -247,7 +247,7 @@ class Launch:
 
             arguments = dict(zip(jit.arg_names, given, strict=True))
             constants = {p.name: arguments.pop(p.name) for p in jit.params if p.is_constexpr}
-            emulate(jit, grid, arguments, constants, self.kernel.options["num_warps"])
+            emulate(jit, grid, arguments, constants)
 
     def _launch(self, grid: Grid, scalars: Sequence[int]) -> None:
         """By what is compiled for such arguments, or by the JIT; the launches after this one know."""

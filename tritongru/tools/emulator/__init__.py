@@ -1,23 +1,18 @@
 """Gluon kernels run by Python on the CPU, all programs of the grid alive, under a seeded scheduler.
 
-`emulate` runs the kernel's own source: what it calls is bound to language.py in place of Triton, values are numpy
-arrays, memory is that of the tensors passed. Each program has a thread, of which exactly one, the holder of the baton,
-runs. The baton may change hands before every load, store, barrier and look at the clock, and in the middle of a tile:
-a load or store is sometimes made in two random halves (`tear`), because hardware does not move a tile at once either.
-A random number generator decides, so the same seed gives the same interleaving. Outside `emulating` the policy is
-"lazy", the cheapest: a program runs until it waits for another.
+`emulate` runs the kernel's own source (language.py) on numpy arrays (values.py), in the memory of the tensors passed.
+Each program has a thread, of which exactly one, the holder of the baton, runs (launch.py). The baton may change hands
+at points: before every load, store and look at the clock, and in the middle of a tile, for a load or store is sometimes
+made in two random halves (`tear`), because hardware does not move a tile at once either. A random number generator
+decides, so the same seed gives the same interleaving.
 
 Inline PTX has a twin in Python, registered by its text in TWINS: `twin(turn, *arguments, dtype)`, arguments and results
-Tensors, a tuple of results for a tuple of dtypes. By `turn` (Turn) it looks at memory, reads the clock, and waits: a
+Tensors, a tuple of results for a tuple of dtypes. By `turn` (Launch) it looks at memory, reads the clock, and waits: a
 kernel waits nowhere else, for a loop of plain loads may be one load to a compiler.
 
-What is found on the way:
-
-    Deadlock       every live program waits for what nobody publishes any more, or the budget of steps is used up
-    OutOfBounds    an access outside every tensor passed to the kernel
-    KernelError    an exception in a program, such as an operation that the emulator lacks
-    poison         what a mask left out of a load, and fresh shared memory, is NaN or a large number
-    a time-out     of the kernel's own: the clock is virtual, and jumps ahead where all programs wait
+Found on the way are deadlocks, accesses outside every tensor passed, and any other error of a program, such as a
+function that the emulator lacks. What a mask left out of a load, and fresh shared memory, is poison: NaN or a large
+number. The clock is virtual, and jumps ahead where all programs wait, so that a kernel's own time-outs happen.
 
 What stays unseen: layouts, and PTX itself. Memory is sequentially consistent here, so a missing cache modifier, or a
 load hoisted by a compiler, looks right; so does an access that leaves one argument and lands in another, and, as a
@@ -27,79 +22,64 @@ nor the clock never ends.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
+
 from . import language
-from .launch import TWINS, Launch, Turn
-from .memory import OutOfBounds
-from .scheduler import Deadlock, KernelError, Scheduler
-from .values import EmulatorError, Tensor
+from .language import TWINS
+from .launch import Deadlock, KernelError, Launch, Scheduler
+from .memory import Memory, OutOfBounds
+from .values import POINTERS, EmulatorError, Tensor, tensor
 
-__all__ = [
-    "TWINS", "Deadlock", "EmulatorError", "KernelError", "OutOfBounds", "Scheduler", "Tensor", "Turn", "emulate",
-    "emulating",
-]  # fmt: skip
+__all__ = ["TWINS", "Deadlock", "EmulatorError", "KernelError", "OutOfBounds", "Tensor", "emulate", "emulating"]
 
-_one_launch = threading.Lock()
-_emulating: Scheduler | None = None
+_scheduler: Scheduler | None = None
 
 
-def emulate(
-    kernel: Any,
-    grid: Sequence[int],
-    arguments: Mapping[str, Any],
-    constants: Mapping[str, Any],
-    num_warps: int = 4,
-) -> None:
-    """Run one launch, all programs of its grid alive.
+def _argument(name: str, value: Any) -> Any:
+    """An argument of a launch as the kernel gets it."""
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu" or value.dtype not in POINTERS:
+            raise EmulatorError(f"the emulator takes no {value.dtype} on {value.device}, as {name} is")
+        return Tensor(np.int64(value.data_ptr()), POINTERS[value.dtype])
+    return None if value is None else tensor(value)
+
+
+def emulate(kernel: Any, grid: Sequence[int], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
+    """Run one launch of a function under gluon.jit. Outside `emulating` a program runs until it waits for another.
 
     Args:
-        kernel: a function under gluon.jit (or triton.jit).
-        grid: up to three sizes.
-        arguments: tensors on the CPU, numbers, None, and tuples of those, by name.
+        grid: three sizes.
+        arguments: tensors on the CPU, numbers and None, by name.
         constants: what is known at compile time, by name.
 
     Raises:
-        Deadlock, OutOfBounds: what the scheduler finds.
-        KernelError: an exception in a program, which is its cause.
+        Deadlock, OutOfBounds, KernelError: of its programs.
+        EmulatorError: while another launch runs; for other arguments.
     """
-    if language.machine is not None and threading.current_thread() in language.machine.threads:
-        raise EmulatorError("a launch inside a program of another")
-    x, y, z = (*grid, 1, 1)[:3]
-    with _one_launch:
-        launch = Launch(
-            _emulating or Scheduler(policy="lazy", nanoseconds_per_step=0),
-            kernel,
-            (x, y, z),
-            arguments,
-            constants,
-            num_warps,
-        )
-        language.machine = launch
-        try:
-            launch.run()
-        finally:
-            language.machine = None
+    if language.machine is not None:
+        raise EmulatorError("a launch while another one runs")
+    given = {name: _argument(name, value) for name, value in arguments.items()}
+    run = partial(language.bound(kernel.fn), **given, **{n: language.found(value) for n, value in constants.items()})
+    scheduler = _scheduler or Scheduler(policy="lazy", nanoseconds_per_step=0)
+    language.machine = Launch(scheduler, run, grid, Memory(arguments))
+    try:
+        language.machine.run()
+    finally:
+        language.machine = None
 
 
 @contextmanager
 def emulating(seed: int = 0, **options: Any) -> Iterator[Scheduler]:
-    """Inside: the options of every launch, as Scheduler has them.
-
-    Yields:
-        The scheduler, whose `steps` and `switches` count what happens.
-
-    Raises:
-        EmulatorError: inside another such block.
-    """
-    global _emulating
-    if _emulating is not None:
-        raise EmulatorError("an `emulating` block inside another")
-    _emulating = Scheduler(seed, **options)
+    """Inside, launches are scheduled by the seed and options of Scheduler, which is yielded and counts what happens."""
+    global _scheduler
+    outer, _scheduler = _scheduler, Scheduler(seed, **options)
     try:
-        yield _emulating
+        yield _scheduler
     finally:
-        _emulating = None
+        _scheduler = outer

@@ -1,81 +1,205 @@
-"""One launch: what its programs do to the memory they share."""
+"""One launch: its programs as threads, one of which holds the baton; what they do to memory; the reports on them."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+import random
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import triton.language as tl
 
-from .binding import Binder
-from .memory import Memory
-from .scheduler import Access, Index, Programs, Scheduler
-from .values import RAW, STORAGE, EmulatorError, Tensor, converted, poison, raw, same_rank, tensor, unraw
+from .language import KERNEL
+from .memory import Memory, OutOfBounds
+from .values import RAW, EmulatorError, Tensor, raw, unraw
 
-TWINS: dict[str, Callable[..., Any]] = {}
-POINTERS = {getattr(torch, str(kind)): tl.pointer_type(dtype) for dtype, kind in STORAGE.items() if kind.kind != "b"}
-POINTERS |= {getattr(torch, name): tl.pointer_type(getattr(tl, name)) for name in ("float32", "bfloat16")}
-POINTERS[torch.bool] = tl.pointer_type(tl.int1)
+DEMOTION = 0.02  # probability, per point, that the running program falls to the lowest priority
+LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
 
 
-def argument(name: str, value: Any) -> Any:
-    """An argument of a launch as the kernel gets it."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu":
-            raise EmulatorError(f"the emulator takes tensors on the CPU, {name} is on {value.device}")
-        if value.dtype not in POINTERS:
-            raise EmulatorError(f"the emulator has no values of {value.dtype}, the type of {name}")
-        return Tensor(np.int64(value.data_ptr()), POINTERS[value.dtype])
-    if isinstance(value, tuple):
-        return tuple(argument(f"{name}[{i}]", part) for i, part in enumerate(value))
-    if value is None or isinstance(value, (bool, int, float)):
-        return value if value is None else tensor(value)
-    raise EmulatorError(f"the emulator takes tensors and numbers as arguments, {name} is {type(value).__name__}")
+class Deadlock(EmulatorError):  # noqa: N818
+    """No live program can go on, or the launch took more than `max_steps` steps."""
 
 
-def pointee(pointer: Any) -> tl.dtype:
-    if not isinstance(pointer, Tensor) or not pointer.dtype.is_ptr():
-        raise TypeError(f"a pointer is needed, got {pointer!r}")
-    return pointer.dtype.element_ty
+class KernelError(EmulatorError):
+    """An exception in a program; it is the cause."""
 
 
-def spread(v: Any, addresses: Any) -> Any:
-    """A value or mask in the shape of the pointers, which never take that of the others."""
-    same_rank(addresses, v)
-    return v if v.shape == addresses.shape else np.broadcast_to(v, addresses.shape)
+class _Abort(BaseException):
+    """Ends the other programs after an error."""
 
 
-def lanes(mask: Any, addresses: Any) -> Any:
-    if tensor(mask).dtype != tl.int1:
-        raise ValueError(f"a mask must be boolean, got {mask!r}")
-    return spread(tensor(mask).v, addresses)
+@dataclass(eq=False)
+class Program:
+    index: tuple[int, ...]
+    priority: int
+    baton: Any = field(default_factory=threading.Lock)  # free: this program may run
+    thread: int = 0
+    # what it saw since it last stored or waited: the least and greatest address, all addresses, the values
+    looks: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
+    hit: bool = False  # another has stored since into what it looked at
+    waits: bool = False
+    since: int = -1  # the step at which it last gave the baton away
+
+    def __post_init__(self) -> None:
+        self.baton.acquire()
 
 
-class Launch(Programs):
-    """One launch: its programs, and the memory they share."""
+@dataclass
+class Scheduler:
+    """The options of launches, and what happened in them.
 
-    def __init__(
-        self,
-        scheduler: Scheduler,
-        kernel: Any,
-        grid: Index,
-        arguments: Mapping[str, Any],
-        constants: Mapping[str, Any],
-        num_warps: int,
-    ):
-        self.grid, self.num_warps = grid, num_warps
-        binder = Binder()
-        early = [name for name, kind in kernel.fn.__annotations__.items() if "constexpr" in str(kind)]
-        given = {name: binder.value(value) for name, value in constants.items()}
-        for name, value in arguments.items():
-            given[name] = binder.value(value) if name in early else argument(name, value)
-        inspect.signature(kernel.fn).bind(**given)  # before any program runs: names that are missing, or too many
-        run = binder.function(kernel)
-        self.turn = Turn(self)
-        super().__init__(scheduler, lambda: run(**given), grid, Memory(arguments))
+    Attributes:
+        seed: of everything random.
+        policy: "random" hands the baton to anyone, at each point with a probability of 1, 0.3 or 0.05, by the seed;
+            "priorities" to the program of the highest priority that does not wait, with random demotions; "lazy" lets a
+            program run until it waits. By default random for even seeds, priorities for odd ones.
+        tear: probability that a tile is loaded or stored in two halves; the lazy policy never does.
+        max_steps: of one launch; beyond them it is a Deadlock.
+        nanoseconds_per_step: by how much the launch's virtual clock advances at every step of any program. With 0 it
+            stands still, and a wait that would run out is a Deadlock, which says what it waits for.
+        steps: points passed at which the baton might change hands, over all launches so far.
+        switches: how often it did.
+    """
+
+    seed: int = 0
+    policy: str = ""
+    tear: float = 0.3
+    max_steps: int = 1_000_000
+    nanoseconds_per_step: int = 1000
+    steps: int = field(default=0, init=False)
+    switches: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self.policy = self.policy or ("random", "priorities")[self.seed % 2]
+        if self.policy not in ("random", "priorities", "lazy"):
+            raise ValueError(f"policy must be 'random', 'priorities' or 'lazy', got {self.policy!r}")
+        self.random = random.Random(self.seed)
+        self.switch = self.random.choice((1.0, 0.3, 0.05))
+        self.halves = np.random.default_rng(self.seed)
+        self.tear = 0.0 if self.policy == "lazy" else self.tear
+
+
+class Launch:
+    """The programs of one launch, and the memory they share. To a twin of inline PTX it is the `turn`."""
+
+    current: Program  # which holds the baton
+
+    def __init__(self, scheduler: Scheduler, run: Callable[[], None], grid: Sequence[int], memory: Memory):
+        self.scheduler, self._run, self.grid, self.memory = scheduler, run, grid, memory
+        indices = [index[::-1] for index in product(*map(range, grid[::-1]))]  # x first
+        priorities = scheduler.random.sample(range(len(indices)), len(indices))
+        self.programs = list(map(Program, indices, priorities))
+        self._live = list(self.programs)
+        self._began = scheduler.steps
+        self._skipped, self._stride = 0, scheduler.nanoseconds_per_step
+        self._error: BaseException | None = None
+
+    def run(self) -> None:
+        """Run the programs to their ends."""
+        with ThreadPoolExecutor(len(self.programs)) as pool:
+            try:
+                work = [pool.submit(self._work, program) for program in self.programs]
+                self._resume(self._choose(None))
+                while wait(work, timeout=0.2).not_done:  # a signal may come just before it sleeps
+                    pass
+            except BaseException as error:  # KeyboardInterrupt, or no more threads: each program ends at its next point
+                self._error = self._error or error
+                for program in self.programs:
+                    with suppress(RuntimeError):  # of a baton that is free
+                        program.baton.release()
+        if self._error is not None:
+            raise self._error
+
+    def _resume(self, program: Program) -> None:
+        """Hand the baton over. The caller must wait for its own, or end."""
+        self.current = program
+        program.baton.release()
+
+    def _work(self, program: Program) -> None:
+        """A program, from its first turn to its end, after which it hands the baton on."""
+        program.thread = threading.get_ident()
+        program.baton.acquire()
+        try:
+            if self._error is None:
+                with np.errstate(all="ignore"):
+                    self._run()
+        except _Abort:
+            pass
+        except BaseException as error:
+            self._error = self._error or self._told(program, error)
+        self._live.remove(program)
+        if self._live:
+            self._resume(self._choose(None))
+
+    def point(self) -> Program:
+        """Maybe let others run. Returns the program that called, which holds the baton again."""
+        me, scheduler = self.current, self.scheduler
+        scheduler.steps += 1
+        if scheduler.steps - self._began > scheduler.max_steps:
+            self._fail(f"the budget of {scheduler.max_steps} steps is used up")
+        chosen = self._choose(me)
+        if chosen is not me:
+            scheduler.switches += 1
+            me.since = scheduler.steps
+            self._resume(chosen)
+            me.baton.acquire()
+        if self._error is not None:
+            raise _Abort
+        return me
+
+    def _choose(self, me: Program | None) -> Program:
+        """Who runs next; `me` runs now, None when it has just ended.
+
+        The priorities with random demotions are PCT: Burckhardt et al., A Randomized Scheduler with Probabilistic
+        Guarantees of Finding Bugs (2010).
+        """
+        policy, choice = self.scheduler.policy, self.scheduler.random
+        if self._error is not None:
+            return me or self._live[0]
+        if policy == "lazy" and me is not None and not me.waits:
+            return me
+        ready = [program for program in self._live if not program.waits]
+        if not ready:  # nothing can happen but that a wait runs out
+            if not self.scheduler.nanoseconds_per_step:
+                self._fail("every live program waits for what nobody changes any more")
+                return me or self._live[0]
+            self._skipped += self._stride
+            self._stride = min(2 * self._stride, LONGEST_SKIP)
+            return choice.choice(self._live)
+        if policy == "lazy":  # who waits the longest: what it waits for is there if anything is
+            return min(ready, key=lambda program: program.since)
+        if len(ready) == 1:
+            return ready[0]
+        if policy == "priorities":
+            if me is not None and choice.random() < DEMOTION:
+                me.priority = min(program.priority for program in self.programs) - 1
+            return max(ready, key=lambda program: program.priority)
+        if me is not None and not me.waits and choice.random() >= self.scheduler.switch:
+            return me
+        return choice.choice(ready)
+
+    def wait(self) -> None:
+        """The running program goes on only when another stores into what it looked at, or when nobody else can run."""
+        me = self.current
+        me.waits = not me.hit
+        self.point()
+        me.waits = me.hit = False
+        me.looks.clear()
+
+    def clock(self) -> int:
+        """Virtual nanoseconds since the launch began."""
+        self.point()
+        return (self.scheduler.steps - self._began) * self.scheduler.nanoseconds_per_step + self._skipped
 
     def _halves(self, addresses: Any) -> tuple[Any, ...]:
         """Masks of two random halves of a tile, or of all of it where the access stays whole."""
@@ -84,77 +208,61 @@ class Launch(Programs):
         half = self.scheduler.halves.integers(0, 2, addresses.shape, dtype=bool)
         return half, ~half
 
-    def look(self, verb: str, addresses: Any, kind: np.dtype, may_wait: bool = False) -> Any:
-        """Elements as they are now, at a point or two: others may see them change."""
-        me = self.current
-        ends = self.memory.checked(verb, addresses, kind.itemsize)
+    def load(self, addresses: Any, dtype: tl.dtype, waits: bool = True) -> Tensor:
+        """Elements as they are now, at a point or two: others may see them change. addresses: int64, any shape. waits:
+        whether the program may wait for what it looks at."""
+        kind = RAW[dtype]
+        begin, last = self.memory.checked("loads", addresses, kind.itemsize)
         values = np.zeros(addresses.shape, kind)
-        me.latest = Access(verb, addresses, ends, values)
-        if may_wait:
-            me.looks.append(me.latest)  # before the point, at which others may store
+        if waits:
+            self.current.looks.append((begin, last, addresses, values))  # before others may store at the point
         for half in self._halves(addresses):
             self.point()
             values[half] = self.memory.load(addresses[half], kind)
-        return values
-
-    def load(self, pointer: Tensor, mask: Any, other: Any) -> Tensor:
-        """As the language's load."""
-        dtype, addresses = pointee(pointer), pointer.v
-        active = None if mask is None else lanes(mask, addresses)
-        if active is None or active.all():
-            return Tensor(unraw(self._loaded(addresses, RAW[dtype]), dtype)[()], dtype)
-        fill = poison(dtype) if other is None else converted(tensor(other).v, tensor(other).dtype, dtype)
-        out = np.full(addresses.shape, fill, STORAGE[dtype])
-        if active.any():
-            out[active] = unraw(self._loaded(addresses[active], RAW[dtype]), dtype)
-        return Tensor(out[()], dtype)
-
-    def _loaded(self, addresses: Any, kind: np.dtype) -> Any:
-        if self.scheduler.policy != "lazy":
-            return self.look("loads", addresses, kind)
-        self.step()
-        self.memory.checked("loads", addresses, kind.itemsize)
-        return self.memory.load(addresses, kind)
-
-    def store(self, pointer: Tensor, value: Any, mask: Any) -> None:
-        """As the language's store."""
-        dtype, addresses, value = pointee(pointer), pointer.v, tensor(value)
-        values = spread(raw(converted(value.v, value.dtype, dtype), dtype), addresses)
-        if mask is not None:
-            active = lanes(mask, addresses)
-            if not active.all():
-                addresses, values = addresses[active], values[active]
-        self.put(addresses, np.asarray(values))
-
-    def put(self, addresses: Any, values: np.ndarray) -> None:
-        """Store raw values."""
-        ends = self.memory.checked("stores", addresses, values.itemsize) if addresses.size else (0, -1)
-        for half in self._halves(addresses):
-            me = self.point()
-            self.memory.store(addresses[half], values[half])
-            self.stored(me, Access("stores", addresses, ends))
-
-    def inline_asm(self, text: str, arguments: list[Tensor], dtype: Any) -> Any:
-        if text not in TWINS:
-            raise EmulatorError(f"no twin in Python is registered (TWINS) for the inline PTX {text!r}")
-        return TWINS[text](self.turn, *arguments, dtype=dtype)
-
-
-class Turn:
-    """What a twin of inline PTX does besides computing: memory, waiting, the clock."""
-
-    def __init__(self, launch: Launch):
-        self._launch, self.wait, self.clock = launch, launch.wait, launch.clock
-
-    def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
-        """Elements as they are now, each for itself: others may store between them. addresses: int64, any shape."""
-        return Tensor(unraw(self._launch.look("waits for", _addresses(addresses), RAW[dtype], True), dtype), dtype)
+        return Tensor(unraw(values, dtype)[()], dtype)
 
     def store(self, addresses: Any, values: Tensor) -> None:
-        """Values to the addresses."""
-        where, bits = np.broadcast_arrays(_addresses(addresses), raw(values.v, values.dtype))
-        self._launch.put(where, np.array(bits))
+        """As many values to the addresses."""
+        bits = np.asarray(raw(values.v, values.dtype))
+        begin, last = self.memory.checked("stores", addresses, bits.itemsize) if addresses.size else (0, -1)
+        for half in self._halves(addresses):
+            me = self.point()
+            self.memory.store(addresses[half], bits[half])
+            me.looks.clear()
+            self._stride = self.scheduler.nanoseconds_per_step
+            for other in self._live:  # whoever waits for what changed has a reason to run again
+                if other is not me and any(begin <= b and a <= last for a, b, *_ in other.looks):
+                    other.hit, other.waits = True, False
+
+    def _told(self, program: Program, error: BaseException) -> BaseException:
+        at = _lines([*traceback.walk_tb(error.__traceback__)][::-1])
+        kind = OutOfBounds if isinstance(error, OutOfBounds) else KernelError
+        what = f"program {program.index} raised {type(error).__name__}: {error}"
+        told = kind(f"seed {self.scheduler.seed}: {what}\n  at {at}")
+        told.__cause__ = error
+        return told
+
+    def _fail(self, what: str) -> None:
+        ended = len(self.programs) - len(self._live)
+        head = f"seed {self.scheduler.seed}: {what} ({ended} of {len(self.programs)} programs have ended)"
+        self._error = Deadlock("\n".join([head, *map(self._doing, self._live)]))
+
+    def _doing(self, program: Program) -> str:
+        frame = sys._current_frames().get(program.thread)
+        at = _lines(traceback.walk_stack(frame) if frame else ())
+        for _, _, addresses, values in program.looks:
+            missing = addresses[values == -1]  # with all bits set: what an exchanging kernel waits to vanish
+            if missing.size:
+                first = self.memory.name(int(missing.flat[0]))
+                return f"  program {program.index} waits for {missing.size} elements, the first {first}, at {at}"
+        return f"  program {program.index} is at {at}"
 
 
-def _addresses(addresses: Any) -> Any:
-    return np.asarray(addresses.v if isinstance(addresses, Tensor) else addresses, np.int64)
+def _lines(frames: Iterable[tuple[types.FrameType, int]]) -> str:
+    """The lines of kernel source among some frames, innermost first."""
+    found = [
+        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
+        for frame, line in frames
+        if KERNEL in frame.f_globals
+    ]
+    return " < ".join(found) or "its beginning"

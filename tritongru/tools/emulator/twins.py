@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ from ...kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wai
 from . import TWINS, Tensor
 
 
-def _addresses(wait: Wait, address: Tensor, tensors: int) -> Any:
-    """Of every element of the factors [warps, rows, k], or for 8 rows [warps, k, rows], that a wait is for.
+@cache
+def _bytes(wait: Wait, rows: int, k: int, tensors: int) -> Any:
+    """From a thread's first vector to each element of the factors [warps, rows, k], or for 8 rows [warps, k, rows].
 
     The order of a lane's registers in m16n8k16 (float32: m16n8k8) by the PTX manual: k within a register; of the left
     factor rows 8 apart; then the upper half of the instruction's k; then blocks of k, and of 16 rows.
     """
-    rows, k = address.v.shape[1:]
     if right := k == 8:  # no warp has so few
         rows, k = k, rows
     row, unit, units = np.arange(rows)[:, None], np.arange(k)[None, :], units_of_block(wait.width, rows)
@@ -26,50 +26,36 @@ def _addresses(wait: Wait, address: Tensor, tensors: int) -> Any:
     registers = unit % units // (128 // wait.width) * (1 if right else 2) + row // 8 % 2
     byte = 2 * (unit % 2) * (wait.width == 16) + 4 * registers
     found = np.asarray(wait.displacements).reshape(tensors, -1)[:, vector] + byte
-    return address.v[None] + (found.swapaxes(1, 2) if right else found)[:, None]
+    return (found.swapaxes(1, 2) if right else found)[:, None]
 
 
-def twin_of_first_look(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
+def first_look(wait: Wait, turn: Any, address: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """What `ask_text` does, for all threads of a program at once."""
-
-    def asks(turn: Any, address: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        found = turn.load(_addresses(wait, address, len(dtype)), dtype[0]).v
-        return tuple(Tensor(found[i], kind) for i, kind in enumerate(dtype))
-
-    return asks
+    found = turn.load(address.v[None] + _bytes(wait, *address.v.shape[1:], len(dtype)), dtype[0]).v
+    return tuple(Tensor(x, dtype[0]) for x in found)
 
 
-def twin(wait: Wait) -> Callable[..., tuple[Tensor, ...]]:
+def twin(wait: Wait, turn: Any, *given: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
     """What the text of a wait does, for all threads of a program at once."""
-
-    def waits(turn: Any, *given: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
-        *asked, address, status, report, bound = given
-        addresses = _addresses(wait, address, len(dtype))
-        looks = end = 0
-        while True:
-            early = bool(asked)
-            found = np.stack([x.v for x in asked]) if early else turn.load(addresses, dtype[0]).v
-            asked = []
-            if not (found == -1).any():
-                break
-            looks += 1
-            if looks % LOOKS:
-                if not early:  # what was missing at an early look may have come since
-                    turn.wait()
-                continue
+    *asked, address, status, report, bound = given
+    found = tuple(asked) or first_look(wait, turn, address, dtype)
+    looks = end = 0
+    while any((x.v == -1).any() for x in found):
+        looks += 1
+        if looks % LOOKS == 0:
             now = turn.clock() >> CLOCK_SHIFT
             if looks == LOOKS:
-                end = now + int(bound.v)
-            if turn.load(status.v, tl.int32).v:
+                end = now + int(bound)
+            if turn.load(status.v, tl.int32):
                 break
             if now >= end:
-                one = Tensor(np.int32(1), tl.int32)
-                turn.store(status.v, one)
-                turn.store(report.v, one)
+                for word in (status, report):
+                    turn.store(word.v, Tensor(np.int32(1), tl.int32))
                 break
-        return tuple(Tensor(found[i], kind) for i, kind in enumerate(dtype))
-
-    return waits
+        elif looks > 1 or not asked:  # what was missing at an early look may have come since
+            turn.wait()
+        found = first_look(wait, turn, address, dtype)
+    return found
 
 
 def times(turn: Any, a: Tensor, b: Tensor, dtype: Any) -> Tensor:
@@ -84,13 +70,11 @@ def rounded_to_tf32(turn: Any, x: Tensor, dtype: Any) -> Tensor:
     return Tensor(found.astype(np.int32).reshape(x.v.shape), dtype)
 
 
-TWINS[MULTIPLY.value] = times
-TWINS[ROUND_TO_TF32.value] = rounded_to_tf32
+TWINS |= {MULTIPLY.value: times, ROUND_TO_TF32.value: rounded_to_tf32}
 
 
 def register(wait: Wait) -> None:
     """Let the emulator run the text of a wait, and of the first look that may come before it."""
-    if wait.text not in TWINS:
-        TWINS[wait.text] = twin(wait)
-        if wait.asked:
-            TWINS[ask_text(wait)[0]] = twin_of_first_look(wait)
+    TWINS[wait.text] = partial(twin, wait)
+    if wait.asked:
+        TWINS[ask_text(wait)[0]] = partial(first_look, wait)

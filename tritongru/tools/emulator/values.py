@@ -12,6 +12,7 @@ from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 
@@ -20,95 +21,61 @@ class EmulatorError(RuntimeError):
     """What the emulator finds wrong with a kernel, or with how it is asked to run one."""
 
 
+TYPES = ("int8", "int16", "int32", "int64", "float16", "bfloat16", "float32")
+POINTERS: dict[torch.dtype, Any] = {getattr(torch, name): tl.pointer_type(getattr(tl, name)) for name in TYPES}
 STORAGE: dict[Any, Any] = {  # what values of a type are kept in
-    tl.int1: np.bool_, tl.int8: np.int8, tl.int16: np.int16, tl.int32: np.int32, tl.int64: np.int64,
-    tl.uint8: np.uint8, tl.uint16: np.uint16, tl.uint32: np.uint32, tl.uint64: np.uint64,
-    tl.float16: np.float16, tl.bfloat16: np.float32, tl.float32: np.float32, tl.float64: np.float64,
-}  # fmt: skip
-STORAGE = {dtype: np.dtype(kind) for dtype, kind in STORAGE.items()}
-RAW: dict[Any, Any] = {**STORAGE, tl.int1: np.dtype(np.uint8), tl.bfloat16: np.dtype(np.uint16)}  # what lies in memory
-int1, int32, int64, bfloat16, float32 = tl.int1, tl.int32, tl.int64, tl.bfloat16, tl.float32
-FUNCTIONS: dict[str, Any] = {}  # by the name under which a kernel finds them, in whatever module of Triton's
+    tl.int1: np.dtype(bool),
+    **{getattr(tl, name): np.dtype("float32" if name == "bfloat16" else name) for name in TYPES},
+}
+RAW = {**STORAGE, tl.bfloat16: np.dtype(np.uint16)}  # what lies in memory
+NUMBERS = {bool: tl.int1, int: tl.int32, float: tl.float32}  # the types that numbers of Python's have as tensors
+bfloat16, float32 = tl.bfloat16, tl.float32
 
 
 @cache
-def common(a: tl.dtype, b: tl.dtype, divides: bool = False, b_is_number: bool = False) -> tl.dtype:
+def common(a: tl.dtype, b: tl.dtype, divides: bool, b_is_number: bool = False) -> tl.dtype:
     """The type in which Triton computes with values of two types; a number of no higher kind takes the tensor's."""
-    if a.is_ptr() or b.is_ptr():
-        if a != b:
-            raise TypeError(f"invalid operands of type {a} and {b}")
-        return a
     rules = TritonSemantic.__new__(TritonSemantic)  # those of promotion need no compiler
     return rules.computation_type_impl(a, False, b, b_is_number, divides)
-
-
-def type_of(number: Any) -> tl.dtype:
-    """The type that a number of Python's has as a tensor."""
-    if isinstance(number, bool):
-        return int1
-    if isinstance(number, float):
-        return float32
-    if isinstance(number, int):
-        for dtype, least, bits in (
-            (int32, -(2**31), 31),
-            (tl.uint32, 0, 32),
-            (int64, -(2**63), 63),
-            (tl.uint64, 0, 64),
-        ):
-            if least <= number < 1 << bits:
-                return dtype
-    raise TypeError(f"cannot convert {number!r} of type {type(number).__name__} to a tensor")
-
-
-def storage(dtype: tl.dtype) -> np.dtype:
-    found = STORAGE.get(int64 if dtype.is_ptr() else dtype)
-    if found is None:
-        raise EmulatorError(f"the emulator has no values of type {dtype}")
-    return found
 
 
 def round_to_bfloat16(x: Any) -> Any:
     """float32 values rounded to bfloat16's, as `cvt.rn.bf16` does: a NaN becomes 0x7FFF."""
     bits = np.asarray(x, np.float32).view(np.uint32)
     rounded = ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) & np.uint32(0xFFFF0000)).view(np.float32)
-    nan = x != x
-    return np.where(nan, np.uint32(0x7FFF0000).view(np.float32), rounded) if nan.any() else rounded
+    return np.where(x != x, np.uint32(0x7FFF0000).view(np.float32), rounded)[()]
 
 
 def converted(v: Any, old: tl.dtype, new: tl.dtype) -> Any:
     """Storage of one type as that of another, rounded to nearest; floats become integers by truncation."""
     if old is new or old == new:
         return v
-    if new == int1:
-        return v != 0
-    if new == bfloat16:
-        return round_to_bfloat16(v.astype(np.float32, copy=False))[()]
-    return v.astype(storage(new))
+    if new is bfloat16:
+        return round_to_bfloat16(v.astype(np.float32, copy=False))
+    return v != 0 if new == tl.int1 else v.astype(STORAGE[new])
 
 
 def constant(number: Any, dtype: tl.dtype) -> Any:
     """A number of Python's as a value of the type; refused where it does not fit."""
-    found = storage(dtype).type(number)
-    return round_to_bfloat16(found)[()] if dtype is bfloat16 else found
+    found = STORAGE[dtype].type(number)
+    return round_to_bfloat16(found) if dtype is bfloat16 else found
 
 
 def raw(v: Any, dtype: tl.dtype) -> Any:
     """The bits of values, as they lie in memory."""
-    if dtype == bfloat16:
+    if dtype is bfloat16:
         return (np.ascontiguousarray(v).view(np.uint32) >> 16).astype(np.uint16).reshape(np.shape(v))
-    return v.astype(np.uint8) if dtype == int1 else v
+    return v
 
 
 def unraw(bits: Any, dtype: tl.dtype) -> Any:
     """The values whose bits these are."""
-    if dtype == bfloat16:
-        return (bits.astype(np.uint32) << 16).view(np.float32)
-    return bits != 0 if dtype == int1 else bits
+    return (bits.astype(np.uint32) << 16).view(np.float32) if dtype is bfloat16 else bits
 
 
 def poison(dtype: tl.dtype) -> Any:
     """What nobody wrote: NaN, or a large number, so that a use of it shows."""
-    kind = storage(dtype)
+    kind = STORAGE[dtype]
     return kind.type(np.nan if kind.kind == "f" else kind.kind == "b" or np.iinfo(kind).max // 3)
 
 
@@ -123,29 +90,16 @@ class Tensor:
     shape = property(lambda self: list(self.v.shape))
 
     def to(self, dtype: Any, *, bitcast: bool = False) -> Tensor:
-        old, v = self.dtype, self.v
-        if dtype is old:
-            return self
-        if old.is_ptr() or dtype.is_ptr():
-            if (int64 if old.is_ptr() else old).primitive_bitwidth != 64:
-                raise TypeError(f"cannot cast {old} to {dtype}")
-            return Tensor(v.astype(storage(dtype)), dtype)
         if not bitcast:
-            return Tensor(converted(v, old, dtype), dtype)
-        if old.primitive_bitwidth != dtype.primitive_bitwidth:
-            raise ValueError(f"cannot bitcast {old} to {dtype}: their sizes differ")
-        bits = np.ascontiguousarray(raw(v, old)).view(RAW[dtype]).reshape(v.shape)
+            return Tensor(converted(self.v, self.dtype, dtype), dtype)
+        bits = np.ascontiguousarray(raw(self.v, self.dtype)).view(RAW[dtype]).reshape(self.v.shape)
         return Tensor(unraw(bits, dtype)[()], dtype)
 
     def __bool__(self) -> bool:
-        if self.v.size != 1:
-            raise ValueError(f"a tensor of shape {self.shape} decides no branch")
-        return bool(self.v)
+        return bool(self.v)  # an error for a tile
 
     def __index__(self) -> int:
-        if self.v.ndim or not self.dtype.is_int():
-            raise TypeError(f"a whole number is needed, got {self}")
-        return int(self.v)
+        return self.v.__index__()
 
     def __neg__(self) -> Tensor:
         return Tensor(np.negative(self.v), self.dtype)
@@ -153,24 +107,13 @@ class Tensor:
     def __invert__(self) -> Tensor:
         return Tensor(np.invert(self.v), self.dtype)
 
-    def __getitem__(self, at: Any) -> Tensor:
-        places = at if isinstance(at, tuple) else (at,)
-        if any(place is not None and place != slice(None) for place in places):
-            raise ValueError(f"a tensor takes `:` and `None` as an index, got {at}")
-        return Tensor(self.v[places], self.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        if name in FUNCTIONS and hasattr(tl.tensor, name):
-            return partial(FUNCTIONS[name], self)
-        raise EmulatorError(f"the emulator knows no tensor.{name}")
-
     def __repr__(self) -> str:
         return f"{self.dtype}{self.shape} {self.v}"
 
 
 def tensor(x: Any) -> Tensor:
     """A tensor, or a number as one."""
-    return x if type(x) is Tensor else Tensor(constant(x, type_of(x)), type_of(x))
+    return x if type(x) is Tensor else Tensor(constant(x, NUMBERS[type(x)]), NUMBERS[type(x)])
 
 
 def same_rank(a: Any, b: Any) -> None:
@@ -178,35 +121,36 @@ def same_rank(a: Any, b: Any) -> None:
         raise ValueError(f"cannot broadcast {a.shape} and {b.shape}: their ranks differ")
 
 
+def spread(v: Any, pointers: Any) -> Any:
+    """A value or mask in the shape of the pointers, which never take its own."""
+    same_rank(pointers, v)
+    return np.broadcast_to(v, pointers.shape)
+
+
 def operands(a: Any, b: Any, divides: bool = False) -> tuple[Any, Any, Any]:
     """Two values, numbers among them, in the type in which Triton computes with them."""
     if type(b) is not Tensor:
         a = tensor(a)
-        dtype = a.dtype
-        if dtype is not float32 or not isinstance(b, (int, float)):
-            dtype = common(dtype, type_of(b), divides, True)
+        kind = NUMBERS[type(b)]
+        dtype = float32 if a.dtype is float32 else common(a.dtype, kind, divides, True)
         return converted(a.v, a.dtype, dtype), constant(b, dtype), dtype
     if type(a) is not Tensor:
         v, w, dtype = operands(b, a, divides)
         return w, v, dtype
     same_rank(a.v, b.v)
     dtype = a.dtype
-    if dtype is b.dtype and not divides:
-        return a.v, b.v, dtype
-    dtype = common(dtype, b.dtype, divides)
+    if dtype is not b.dtype or divides:
+        dtype = common(dtype, b.dtype, divides)
     return converted(a.v, a.dtype, dtype), converted(b.v, b.dtype, dtype), dtype
 
 
 def computed(f: Callable[..., Any], kind: str, x: Any, y: Any) -> Tensor:
-    """A function of numpy's applied to two values. kind: "compares", "divides"; "integers" are needed, or "floats"
-    made."""
-    v, w, dtype = operands(x, y, kind in ("divides", "floats"))
+    """A function of numpy's applied to two values. kind: "compares", or "divides", or neither."""
+    v, w, dtype = operands(x, y, kind == "divides")
     if kind == "compares":
-        return Tensor(f(v, w), int1)
-    if dtype.is_ptr() or (kind == "integers" and not dtype.is_int()):
+        return Tensor(f(v, w), tl.int1)
+    if dtype.is_ptr():
         raise TypeError(f"unexpected type {dtype}")
-    if kind == "floats" and dtype.is_int():
-        v, w, dtype = v.astype(np.float32), w.astype(np.float32), float32
     found = f(v, w)
     return Tensor(round_to_bfloat16(found) if dtype is bfloat16 else found, dtype)
 
@@ -217,28 +161,23 @@ def shifted(f: Callable[..., Any], x: Any, y: Any) -> Tensor:
         x, y = y, x
     if type(x) is not Tensor or not x.dtype.is_ptr():
         return computed(f, "", x, y)
-    offset, size = tensor(y), max(1, x.dtype.element_ty.primitive_bitwidth // 8)
+    offset = tensor(y)
     if not offset.dtype.is_int():
         raise TypeError(f"invalid operands of type {x.dtype} and {offset.dtype}")
     same_rank(x.v, offset.v)
-    return Tensor(f(x.v, size * offset.v.astype(np.int64)), x.dtype)
+    return Tensor(f(x.v, RAW[x.dtype.element_ty].itemsize * offset.v.astype(np.int64)), x.dtype)
 
 
-def quotient(a: Any, b: Any) -> Any:
-    return (a - np.fmod(a, b)) // b
-
-
-OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {}
-OPERATORS |= {"add": partial(shifted, np.add), "sub": partial(shifted, np.subtract)}
-for _name, _f, _kind in (
-    ("mul", np.multiply, ""), ("truediv", np.true_divide, "floats"), ("floordiv", quotient, "divides"),
-    ("mod", np.fmod, "divides"), ("and", np.bitwise_and, "integers"), ("or", np.bitwise_or, "integers"),
-    ("xor", np.bitwise_xor, "integers"), ("lshift", np.left_shift, "integers"),
-    ("rshift", np.right_shift, "integers"), ("lt", np.less, "compares"), ("le", np.less_equal, "compares"),
-    ("gt", np.greater, "compares"), ("ge", np.greater_equal, "compares"), ("eq", np.equal, "compares"),
-    ("ne", np.not_equal, "compares"),
-):  # fmt: skip
-    OPERATORS[_name] = partial(computed, _f, _kind)
+OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {
+    "add": partial(shifted, np.add), "sub": partial(shifted, np.subtract), "mul": partial(computed, np.multiply, ""),
+    "truediv": partial(computed, lambda v, w: np.true_divide(v, w, dtype=v.dtype), "divides"),  # not of integers
+    "floordiv": partial(computed, lambda v, w: (v - np.fmod(v, w)) // w, "divides"),
+    "mod": partial(computed, np.fmod, "divides"), "and": partial(computed, np.bitwise_and, ""),
+    "or": partial(computed, np.bitwise_or, ""), "xor": partial(computed, np.bitwise_xor, ""),
+    "lt": partial(computed, np.less, "compares"), "le": partial(computed, np.less_equal, "compares"),
+    "gt": partial(computed, np.greater, "compares"), "ge": partial(computed, np.greater_equal, "compares"),
+    "eq": partial(computed, np.equal, "compares"), "ne": partial(computed, np.not_equal, "compares"),
+}  # fmt: skip
 for _name, _operator in OPERATORS.items():
     setattr(Tensor, f"__{_name}__", lambda self, other, operator=_operator: operator(self, other))
     setattr(Tensor, f"__r{_name}__", lambda self, other, operator=_operator: operator(other, self))
@@ -260,25 +199,14 @@ class Shared:
     def load(self, layout: Any = None) -> Tensor:
         return Tensor(self.data.copy(), self.dtype)
 
-    def index(self, index: Any) -> Shared:
-        if not 0 <= int(index) < self.data.shape[0]:
-            raise IndexError(f"index {int(index)} of shared memory of shape {self.shape}")
-        return Shared(self.data[int(index)], self.dtype)
-
-    def slice(self, start: Any, length: int, dim: int = 0) -> Shared:
-        if not 0 <= int(start) <= int(start) + length <= self.data.shape[dim]:
+    def slice(self, start: int, length: int, dim: int = 0) -> Shared:
+        if not 0 <= start <= start + length <= self.data.shape[dim]:
             raise IndexError(f"slice [{start}, {start + length}) of dimension {dim} of shared memory {self.shape}")
-        return Shared(self.data[(slice(None),) * dim + (slice(int(start), int(start) + length),)], self.dtype)
-
-    def __getattr__(self, name: str) -> Any:
-        raise EmulatorError(f"the emulator knows no shared_memory_descriptor.{name}")
+        return Shared(self.data[(slice(None),) * dim + (slice(start, start + length),)], self.dtype)
 
 
-def allocate_shared_memory(element_ty: Any, shape: Any, layout: Any = None, value: Any = None) -> Shared:
-    found = Shared(np.full([int(size) for size in shape], poison(element_ty), storage(element_ty)), element_ty)
+def allocate_shared_memory(dtype: Any, shape: Any, layout: Any, value: Tensor | None = None) -> Shared:
+    found = Shared(np.full(shape, poison(dtype), STORAGE[dtype]), dtype)
     if value is not None:
         found.store(value)
     return found
-
-
-FUNCTIONS["allocate_shared_memory"] = allocate_shared_memory
