@@ -369,6 +369,15 @@ def test_interpreted_launches_are_listed_without_times(backend, told):
     assert forward["bytes"] > 0 and forward["flops"] == 2 * 6 * 3 * 6 * 6
 
 
+@pytest.mark.gpu
+def test_kernels_of_a_gpu_are_those_that_were_counted(tmp_path):
+    layer = tritongru.GRU(64, 64, backend="step", device="cuda")
+    found = profile.profile(layer, (torch.randn(5, 3, 64, device="cuda"),), True, tmp_path / "trace.json")
+    assert found.kind == "cuda" and found.split.rows["step_forward"].n == found.counted["step_forward"]["count"] == 5
+    assert found.split.parts["forward", "recurrence"].n >= 5
+    assert {("forward", "projection"), ("backward", "recurrence"), ("backward", PRODUCTS)} <= set(found.split.parts)
+
+
 MODEL = """
 import torch, tritongru
 from torch import nn

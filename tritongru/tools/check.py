@@ -91,8 +91,6 @@ CASES = (
 )
 RESULTS = ("output", "h_n")  # the other tensors are gradients
 
-UNIT_ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8, torch.float64: 2.0**-53}
-
 
 @dataclass(frozen=True)
 class Figures:
@@ -111,14 +109,11 @@ class Figures:
 def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
     """The floor of the rule, as the module's docstring derives it."""
     T, B, D = case.sizes
-    inner = case.H * D
-    forward = max(case.I, inner if case.layers > 1 else 0) + case.H
-    length = {"output": forward, "h_n": forward, "x": forward + 4 * case.H, "h_0": forward + 4 * case.H}
-    R = length.get(tensor, forward + 4 * case.H + T * B)
-    if dtype == torch.float64:
-        return 4 * math.sqrt(R) * UNIT_ROUNDOFF[dtype]
-    u = 2.0**-11 if tf32 and dtype == torch.float32 else UNIT_ROUNDOFF[dtype]
-    return 2 * u + math.sqrt(R) * 2.0**-24
+    R = max(case.I, case.H * D if case.layers > 1 else 0) + case.H
+    if tensor not in RESULTS:
+        R += 4 * case.H + (T * B if tensor not in ("x", "h_0") else 0)
+    u = 2.0**-11 if tf32 and dtype == torch.float32 else torch.finfo(dtype).eps / 2
+    return 4 * math.sqrt(R) * u if dtype == torch.float64 else 2 * u + math.sqrt(R) * 2.0**-24
 
 
 def run(

@@ -119,30 +119,17 @@ def bytes_moved(opcode: str) -> int:
     return next((widths[part] for part in opcode.split(".") if part in widths), 4)
 
 
-@dataclass
 class _Pointer:
     """What the JIT asks of a tensor: its type, its alignment, and (AMD) whether 32 bits reach all of it."""
 
-    dtype: str
-    alignment: int
-
-    def data_ptr(self) -> int:
-        return self.alignment
-
-    def ptr_range(self) -> int:
-        return 0
+    def __init__(self, kind: str):
+        self.dtype, _, alignment = kind[1:].partition(":")
+        self.data_ptr = lambda: int(alignment or 16)
+        self.ptr_range = lambda: 0
 
 
 # An example of each type of scalar argument: the JIT derives type and specialisation from the value.
 _SCALARS = {"i32": 7, "i32:16": 32, "i32:1": 1, "i64": 2**40 + 7, "i64:16": 2**40, "fp32": 1.5, "i1": True}
-
-
-def _example(kind: str) -> Any:
-    """A value whose launch is specialised as `kind` says."""
-    if not kind.startswith("*"):
-        return _SCALARS[kind]
-    dtype, _, alignment = kind[1:].partition(":")
-    return _Pointer(dtype, int(alignment or 16))
 
 
 def _compile(specimen: Specimen, device: Device) -> Any:
@@ -163,7 +150,8 @@ def _compile(specimen: Specimen, device: Device) -> Any:
     if specimen.max_registers:
         options["maxnreg"] = specimen.max_registers
     debug = kernel.debug or triton.knobs.runtime.debug
-    examples = {name: _example(kind) for name, kind in specimen.arguments.items()}
+    kinds = specimen.arguments.items()
+    examples = {name: _Pointer(kind) if kind.startswith("*") else _SCALARS[kind] for name, kind in kinds}
     launch = dict(**examples, **specimen.constants, **options, debug=debug)
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     parsed, signature, constants, attributes = kernel._pack_args(backend, launch, *bind(**launch))

@@ -46,13 +46,11 @@ def figure(
     FigureCanvasAgg(found)  # not pyplot, which would pick a window system and keep global state
     header = (0.22 + 0.24 * len(top) + 0.19 * len(below)) / height
     found.set_layout_engine("constrained", rect=(0, 0, 1, 1 - header), h_pad=0.06, w_pad=0.06)
-    parts: tuple[tuple[list[str], float, Look], ...] = (
-        (top, 0.12, {"fontsize": 12.5, "weight": "bold", "linespacing": 1.2}),
-        (below, 0.16 + 0.24 * len(top), {"fontsize": 10, "color": "#404040", "linespacing": 1.25}),
-    )
-    for lines, inches, look in parts:
-        place = 0.12 / width, 1 - inches / height
-        found.text(*place, "\n".join(lines), ha="left", va="top", in_layout=False, **look)
+    x, y = 0.12 / width, 1 - 0.12 / height
+    look: Look = {"ha": "left", "va": "top", "in_layout": False}
+    found.text(x, y, "\n".join(top), fontsize=12.5, weight="bold", linespacing=1.2, **look)
+    y -= (0.04 + 0.24 * len(top)) / height
+    found.text(x, y, "\n".join(below), fontsize=10, color="#404040", linespacing=1.25, **look)
     return found, found.subplots(rows, columns, squeeze=False, **grid)
 
 
