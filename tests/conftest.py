@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -103,18 +103,15 @@ def backend(request: pytest.FixtureRequest) -> str:
 def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the backends whose layers ran, in order; PyTorch's own path leaves no trace."""
     names: list[str] = []
-
-    def watch(name, forward):
-        def watched(*args, **kwargs):
-            names.append(name)
-            return forward(*args, **kwargs)
-
-        return watched
-
     for found in registry.BACKENDS.values():
         if found.module is not None and (not found.triton or registry.has_triton()):
             module = found.load()
-            monkeypatch.setattr(module, "forward", watch(found.name, module.forward))
+
+            def watched(*args: Any, name: str = found.name, forward: Any = module.forward, **kwargs: Any) -> Any:
+                names.append(name)
+                return forward(*args, **kwargs)
+
+            monkeypatch.setattr(module, "forward", watched)
     return names
 
 
@@ -127,27 +124,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def few_rows_at_once(monkeypatch: pytest.MonkeyPatch):
-    """A function of how many rows backward with recompute takes at once."""
-    yield from _few(monkeypatch, gradients, "ROWS_AT_ONCE")
+def _few(module: ModuleType, name: str) -> Any:
+    """A fixture: a function that sets how many rows a module takes at once."""
+
+    @pytest.fixture
+    def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+        from tritongru.tools.counted import counted
+
+        yield lambda rows: (monkeypatch.setattr(module, name, rows), counted.cache_clear())[1]
+        counted.cache_clear()  # what was counted has these chunks
+
+    return few
 
 
-@pytest.fixture
-def few_rows_in_a_sum(monkeypatch: pytest.MonkeyPatch):
-    """A function of how many rows one launch of a column sum adds."""
-    yield from _few(monkeypatch, products, "ROWS_OF_A_SUM")
-
-
-def _few(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str):
-    from tritongru.tools.counted import counted
-
-    def few(rows: int) -> None:
-        monkeypatch.setattr(module, name, rows)
-        counted.cache_clear()  # what was counted before has other chunks
-
-    yield few
-    counted.cache_clear()
+few_rows_at_once = _few(gradients, "ROWS_AT_ONCE")  # of backward with recompute
+few_rows_in_a_sum = _few(products, "ROWS_OF_A_SUM")  # of a launch of a column sum
 
 
 @pytest.fixture

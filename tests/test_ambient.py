@@ -12,25 +12,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import tritongru
 from tests.kit import inside
-from tests.kit.modules import (
-    FORMS,
-    assert_all_close,
-    assert_same,
-    cell_pair,
-    ours_by_form,
-    ours_only,
-    pair,
-    randn,
-    results,
-    same_bits,
-    some_forms,
-    table,
-)
+from tests.kit import modules as kit
 from tritongru import cli, demo
 from tritongru.tools import check
 
@@ -38,21 +24,18 @@ aten, own = torch.ops.aten, torch.ops.tritongru
 interpreted = pytest.mark.interpreted
 
 
-@ours_by_form({name: form for name, form in FORMS.items() if not form.cell})
+CHECKPOINTED = {name: form for name, form in kit.FORMS.items() if not form.cell}
+CHECKPOINTED["dropout"] = kit.Form({"num_layers": 2, "dropout": 0.5})
+
+
+@kit.ours_by_form(CHECKPOINTED)
 def test_activation_checkpointing(backend, form):
     _, ours = form.pair(backend)
-    again = form.results(lambda *given, **how: checkpoint(ours, *given, use_reentrant=False, **how), of=ours)
-    assert same_bits(again, form.results(ours))
-
-
-def test_activation_checkpointing_of_dropout(backend):
-    _, ours = pair(backend, 3, 5, num_layers=2, dropout=0.5)
-
-    def call(run):
+    found = []
+    for call in (ours, lambda *given, **how: checkpoint(ours, *given, use_reentrant=False, **how)):
         torch.manual_seed(3)
-        return results(run, randn(3, 2, 3), of=ours)
-
-    assert same_bits(call(lambda x, hx: checkpoint(ours, x, hx, use_reentrant=False)), call(ours))
+        found.append(form.results(call, of=ours))
+    assert kit.same_bits(*found)
 
 
 def save_all(context, operator, *args, **kwargs):
@@ -72,34 +55,17 @@ def selectively(keep, run, *tensors):
     return checkpoint(run, *tensors, use_reentrant=False, context_fn=contexts)
 
 
-@ours_only
-@table("keep", KEEP)
-@table("form", some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "packed"))
+@kit.ours_only
+@kit.table("keep", KEEP)
+@kit.table("form", kit.some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "packed", "cell"))
 def test_gradients_of_a_selective_checkpoint(backend, keep, form, ran):
     """Whatever is kept, gradients are right; and the layer runs once more only where its own result is not kept."""
     _, layer = form.pair(backend)
     expected = form.results(layer)
     ran.clear()
-    assert_same(form.results(lambda *given: selectively(keep, layer, *given), of=layer), expected)
+    kit.assert_same(form.results(lambda *given: selectively(keep, layer, *given), of=layer), expected)
     kept = keep is save_all or own.layer_forward.default in keep
-    assert len(ran) == layer.num_layers * (1 if kept else 2)
-
-
-@ours_only
-@table("keep", KEEP)
-def test_gradients_of_a_selective_checkpoint_over_cells_and_other_layers(backend, keep):
-    cell, linear = cell_pair(backend, 3, 5)[1], nn.Linear(5, 5)
-    x = randn(4, 2, 3).requires_grad_()
-
-    def call(x):
-        h = torch.zeros(2, 5)
-        for each in x:
-            h = linear(cell(each, h)).tanh()
-        return h.square().sum()
-
-    leaves = [x, *cell.parameters(), *linear.parameters()]
-    expected = torch.autograd.grad(call(x), leaves)
-    assert_all_close(torch.autograd.grad(selectively(keep, call, x), leaves), expected)
+    assert len(ran) == getattr(layer, "num_layers", 1) * (1 if kept else 2)
 
 
 layers = tritongru.GRU(4, 4), tritongru.GRU(4, 4)
@@ -109,14 +75,8 @@ def plain(x):
     return layers[1](layers[0](x)[0])[0]
 
 
-def with_a_block_inside(x):
-    with tritongru.use_backend("step"):
-        x = layers[0](x)[0]
-    return layers[1](x)[0]
-
-
-def with_the_choice_lifted(x):
-    with tritongru.use_backend(None):
+def with_a_block_inside(x, name="step"):
+    with tritongru.use_backend(name):
         x = layers[0](x)[0]
     return layers[1](x)[0]
 
@@ -127,14 +87,14 @@ def nested(x, use_reentrant=False):
 
 def nested_in_a_block(x, use_reentrant=False):
     with tritongru.use_backend("step"):
-        x = checkpoint(plain, x.tanh(), use_reentrant=use_reentrant)
+        x = nested(x, use_reentrant)
     return layers[0](x)[0]
 
 
 REGIONS = {
     "plain": plain,
     "with-a-block-inside": with_a_block_inside,
-    "with-the-choice-lifted": with_the_choice_lifted,
+    "with-the-choice-lifted": functools.partial(with_a_block_inside, name=None),
     "nested": nested,
     "nested-in-a-block": nested_in_a_block,
     "reentrant-nested": functools.partial(nested, use_reentrant=True),
@@ -146,34 +106,35 @@ def block(name):
     return nullcontext() if name == "no block" else tritongru.use_backend(name)
 
 
+LONG_WAY = pytest.param("reference", "step", marks=pytest.mark.long)
+
+
 @interpreted
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a reentrant checkpoint in another one
 @pytest.mark.parametrize("where", ["after the block", "another thread"])
 @pytest.mark.parametrize(
     ("outside", "at_backward"),
-    [("reference", "no block"), ("reference", None), ("no block", "reference"), ("step", "reference"),
-     pytest.param("reference", "step", marks=pytest.mark.long)],
-)  # fmt: skip
+    [("reference", "no block"), ("reference", None), ("no block", "reference"), ("step", "reference"), LONG_WAY],
+)
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
-@table("region", REGIONS)
+@kit.table("region", REGIONS)
 def test_a_recompute_runs_the_backend_of_its_forward(region, use_reentrant, outside, at_backward, where, ran):
     def forward():
-        x = randn(2, 2, 4).requires_grad_()
-        return x, checkpoint(region, x, use_reentrant=use_reentrant)
-
-    with block(outside):  # backward in forward's own block: nothing can be forgotten
-        x, y = forward()
+        x = kit.randn(2, 2, 4).requires_grad_()
+        y = checkpoint(region, x, use_reentrant=use_reentrant)
         ran.clear()
-        y.sum().backward()
-    expected, gradient = ran.copy(), x.grad
+        return x, y
 
     def backward():
         with block(at_backward):
             y.sum().backward()
 
+    with block(outside):  # backward in forward's own block: nothing can be forgotten
+        x, y = forward()
+        y.sum().backward()
+    expected, gradient = ran.copy(), x.grad
     with block(outside):
         x, y = forward()
-        ran.clear()
         if where == "another thread":
             with ThreadPoolExecutor(1) as pool:
                 pool.submit(backward).result()
@@ -183,10 +144,10 @@ def test_a_recompute_runs_the_backend_of_its_forward(region, use_reentrant, outs
     assert torch.equal(x.grad, gradient)
 
 
-@ours_only
+@kit.ours_only
 def test_every_backend_is_remembered_and_a_graph_may_be_kept(backend, ran):
     with tritongru.use_backend(backend):
-        y = checkpoint(plain, randn(2, 2, 4).requires_grad_(), use_reentrant=False)
+        y = checkpoint(plain, kit.randn(2, 2, 4).requires_grad_(), use_reentrant=False)
     ran.clear()
     y.sum().backward(retain_graph=True)
     y.sum().backward()
@@ -195,20 +156,20 @@ def test_every_backend_is_remembered_and_a_graph_may_be_kept(backend, ran):
 
 def test_cells_and_selective_checkpoints_are_remembered(ran):
     cell = tritongru.GRUCell(3, 5)
-    x = randn(2, 3).requires_grad_()
+    x = kit.randn(2, 3).requires_grad_()
     with tritongru.use_backend("reference"):
         loss = selectively([aten.addmm.default], lambda x: cell(x).sum(), x)
     with tritongru.use_backend("aten"):
         loss.backward()
     assert ran == ["reference"] * 2
-    assert_all_close([x.grad], torch.autograd.grad(cell(x).sum(), [x]))
+    kit.assert_all_close([x.grad], torch.autograd.grad(cell(x).sum(), [x]))
 
 
 def test_a_region_is_forgotten_with_its_graph():
     gc.collect()
     before = inside.checkpoints_remembered()
     with tritongru.use_backend("reference"):
-        ys = [checkpoint(plain, randn(2, 2, 4).requires_grad_(), use_reentrant=kind) for kind in (False, True)]
+        ys = [checkpoint(plain, kit.randn(2, 2, 4).requires_grad_(), use_reentrant=kind) for kind in (False, True)]
     assert inside.checkpoints_remembered() == before + 2
     del ys
     gc.collect()
@@ -218,15 +179,15 @@ def test_a_region_is_forgotten_with_its_graph():
 def test_a_call_in_no_checkpoint_looks_for_none(monkeypatch):
     inside.without_walking_the_stack(monkeypatch)
     layer = tritongru.GRU(3, 5)
-    layer(randn(3, 2, 3))[0].sum().backward()
+    layer(kit.randn(3, 2, 3))[0].sum().backward()
     with tritongru.use_backend("reference"):
-        layer(randn(3, 2, 3))[0].sum().backward()
+        layer(kit.randn(3, 2, 3))[0].sum().backward()
         with torch.no_grad():
-            layer(randn(3, 2, 3))
+            layer(kit.randn(3, 2, 3))
 
 
 # torch.set_default_device says where the user's tensors go, never where ours do: those follow the input. Of calls, of
-# gates and of double backward: test_drop_in.py, test_reference.py, test_gradients.py.
+# gates and of double backward: test_drop_in.py, test_gates.py, test_gradients.py.
 
 
 @pytest.mark.parametrize("case", [check.Case(), check.Case(lengths=(2, 3))], ids=["dense", "packed"])
@@ -235,7 +196,7 @@ def test_check_and_plan_with_a_default_device_elsewhere(case):
         figures = check.measure(case, "reference", torch.float32, torch.device("cpu"), draws=1)
         return figures, tritongru.plan(layer, x, "h200")
 
-    layer, x = tritongru.GRU(3, 5, bidirectional=True), FORMS["packed" if case.lengths else "plain"].given()[0]
+    layer, x = tritongru.GRU(3, 5, bidirectional=True), kit.FORMS["packed" if case.lengths else "plain"].given()[0]
     expected = found()
     with inside.default_device_elsewhere():
         assert found() == expected

@@ -1,5 +1,5 @@
-"""Which rows of a batch run when: what the host is told of time steps, against the rule read one visit at a time, and
-what keeping it costs; and lengths and resets of a padded batch, against nn.GRU run sequence by sequence."""
+"""Which rows of a batch run when: what keeping it costs the host; and lengths and resets of a padded batch, against
+nn.GRU run sequence by sequence."""
 
 from __future__ import annotations
 
@@ -16,64 +16,12 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tritongru
 from tests.kit.inside import several_launches_over_time
-from tests.kit.modules import STEP, assert_close, randn, same_bits, table
+from tests.kit.modules import BACKENDS, assert_close, randn, same_bits, table
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru.batch import Visits, kept
 from tritongru.tools.check import Case, run
 from tritongru.tools.emulator import emulating
-
-BATCHES = {
-    "dense": Visits(5, 3),
-    "one-step": Visits(1, 4),
-    "two-steps": Visits(2, 1),
-    "packed": Visits(5, 4, (4, 4, 2, 1, 1)),
-    "packed-one-step": Visits(1, 3, (3,)),
-    "packed-two-steps": Visits(2, 3, (3, 1)),
-}
-
-
-@table("visits", BATCHES)
-@pytest.mark.parametrize("D", [1, 2])
-def test_launches_are_told_at_and_rows(visits, D):
-    """FORWARD_SCALARS and BACKWARD_SCALARS of kernels/step.py, by `at` and `rows`."""
-    directions, absent, at, rows = range(D), 2 - D, visits.at, visits.rows
-    forward, backward = [], []
-    for v in range(visits.time):
-        told = [n for d in directions for n in (at(d, v), *(rows(d, w) for w in (v, v - 1, v + 1)))]
-        forward.append((max(rows(d, v) for d in directions), (v % 2, *told, *[0] * 4 * absent)))
-        told = [of(d, w) for d in directions for of in (at, rows) for w in (v, v - 1, v - 2)]
-        backward.insert(0, (max(rows(d, w) for d in directions for w in (v, v - 1)), (*told, *[0] * 6 * absent)))
-    assert list(visits.forward(D)) == forward
-    assert list(visits.backward(D, want_dh_0=True)) == backward
-    assert list(visits.backward(D, want_dh_0=False)) == (backward[:-1] or backward)
-
-
-@table("visits", BATCHES)
-@pytest.mark.parametrize("direction", [0, 1])
-def test_h_prev_is_the_state_of_the_visit_before(visits, direction):
-    """Of y's rows, numbered, and h_0's, numbered on."""
-    N, B = visits.size_rows, visits.batch
-    y, h_0 = torch.arange(N).view(N, 1), torch.arange(N, N + B).view(B, 1)
-    expected, found = torch.empty(N, dtype=torch.int64), torch.full((N,), -1)
-    for visit in range(visits.time):
-        for row in range(visits.rows(direction, visit)):
-            start, before = (visits.at(direction, v) * visits.stride_row for v in (visit, visit - 1))
-            expected[start + row] = before + row if row < visits.rows(direction, visit - 1) else N + row
-    for rows, h in visits.h_prev(y, h_0, direction):
-        found[rows] = h[:, 0]
-    assert torch.equal(found, expected)
-
-
-def test_h_prev_of_a_padded_batch():
-    """Of y's rows, numbered from 1, and h_0's, below 0."""
-    lengths, resets = torch.tensor([4, 2], dtype=torch.int32), torch.zeros(4, 2, dtype=torch.bool)
-    resets[0, 1] = resets[2, 0] = resets[3, 1] = True  # the last past its row's length
-    visits = Visits(4, 2, None, lengths, resets)
-    expected = {0: [[-1, 0], [1, 2], [0, 0], [5, 0]], 1: [[3, 4], [0, -2], [7, 0], [-1, 0]]}
-    for direction, values in expected.items():
-        [(_, found)] = visits.h_prev(torch.arange(1, 9).view(8, 1), torch.tensor([[-1], [-2]]), direction)
-        assert found.view(4, 2).masked_fill(~visits.runs(), 0).tolist() == values
 
 
 def traced(work):
@@ -134,9 +82,8 @@ def test_tables_of_packed_batches_are_a_few_mebibytes_in_all(T, shapes):
 
 # Lengths and resets.
 
-SEQUENCE = pytest.param("sequence", marks=pytest.mark.interpreted)
 SMALL = pytest.param("sequence:exchange=0", id="small", marks=pytest.mark.interpreted)
-every_backend = pytest.mark.parametrize("backend", ["aten", "reference", STEP, SEQUENCE, SMALL])
+every_backend = pytest.mark.parametrize("backend", [*BACKENDS, SMALL])
 LENGTHS_OF_18 = (3,) * 9 + (4, 1) + (2,) * 6 + (4,)
 CASES = (
     Case(T=5, I=3, H=10, bidirectional=True, lengths=(5, 1, 3), padded=True),
@@ -232,7 +179,7 @@ def test_nothing_comes_through_a_reset(backend, value):
             assert torch.equal(found[name][part], true[name][part]), name
 
 
-@every_backend
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_changed_after_the_call_changes_no_gradient(backend):
     case = CASES[5]
     given, layer = drawn(case), layer_of(case, backend)

@@ -1,7 +1,11 @@
-"""What a call launches: one recurrent launch per timestep each way, none that `plan` does not list; and its memory."""
+"""What a call launches and allocates: a recurrent launch per timestep each way, no launch and no byte that `plan` does
+not list; and that nothing outside of its memory is touched."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -9,110 +13,102 @@ import torch
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import tritongru
-from tests.kit.counting import counted
+from tests.kit.counting import counted, memory
 from tests.kit.fences import call_between_fences, fences, poisoned, with_gaps
 from tests.kit.modules import randn, states, table, tensors
+from tritongru import products
+from tritongru.planning import Problem, describe, sequence
+from tritongru.tools.counted import counted as counts_of_plan
 
 interpreted, LONG = pytest.mark.interpreted, pytest.mark.long
+backends = pytest.mark.parametrize("backend", ["step", "sequence"])
 
 VARIANTS = {
     "plain": {},
     "bidirectional": {"bidirectional": True},
     "two-layers": {"num_layers": 2, "bidirectional": True},
     "no-bias": {"bias": False, "bidirectional": True},
-    "recompute": {"recompute": True},
-    "fp16": {"dtype": torch.float16},
+    "bf16": {"dtype": torch.bfloat16, "num_layers": 2},
 }
+RECOMPUTED = {f"{name}-recompute": {**options, "recompute": True} for name, options in VARIANTS.items()}
+THREE_LAYERS = pytest.param({"num_layers": 3, "bias": False, "recompute": True}, marks=LONG, id="three-layers")
 
 
-def forward_and_backward(layer, x, monkeypatch, h_0_needs_grad: bool = False):
+def drawn(layer, T: int, B: int):
+    return torch.randn(T, B, layer.input_size, dtype=layer.weight_hh_l0.dtype)
+
+
+def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
+    """Launches of forward and of backward; these, bytes saved and the peaks of both passes are those of the plan."""
+    plan = tritongru.plan(layer, x)
     B = x.shape[1] if isinstance(x, torch.Tensor) else int(x.batch_sizes[0])
     h_0 = torch.zeros(states(layer), B, layer.hidden_size, dtype=layer.weight_hh_l0.dtype)
-    h_0.requires_grad_(h_0_needs_grad)
-    with counted(monkeypatch) as forward:
-        results = tensors(layer(x, h_0))
-    cotangents = [torch.randn_like(t) for t in results]
-    with counted(monkeypatch) as backward:
+    with memory(monkeypatch) as found:
+        results = tensors(layer(x, h_0.requires_grad_(h_0_needs_grad)))
+        forward, peak_forward, saved = dict(found.launches), found.peak(results), found.now(results)
+        cotangents = [torch.randn_like(t) for t in results]
+        found.launches.clear()
+        found.peak()
         torch.autograd.backward(results, cotangents)
-    return forward, backward
-
-
-def assert_planned(layer, x, monkeypatch) -> None:
-    listed = tritongru.plan(layer, x).launches
-    forward, backward = forward_and_backward(layer, x, monkeypatch)
-    assert dict(forward) == dict(listed.forward)
-    assert dict(backward) == dict(listed.backward)
-
-
-variants = table("options", VARIANTS)
+        peak_backward = found.peak([*results, *cotangents, *(p.grad for p in layer.parameters())])
+    if not h_0_needs_grad:
+        assert (forward, dict(found.launches)) == (dict(plan.launches.forward), dict(plan.launches.backward))
+        bytes_of_plan = plan.cost.saved_bytes, plan.cost.peak_forward_bytes, plan.cost.peak_backward_bytes
+        assert (saved, peak_forward, peak_backward) == bytes_of_plan
+    return forward, found.launches
 
 
 @interpreted
-@pytest.mark.parametrize("T", [1, 4])
-@variants
-@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_what_plan_lists_is_what_runs(backend: str, options: dict, T: int, packed: bool, monkeypatch) -> None:
+@backends
+@table("options", VARIANTS | RECOMPUTED)
+@pytest.mark.parametrize(("T", "packed"), [(4, False), (4, True), (1, False), pytest.param(1, True, marks=LONG)])
+def test_a_plan_tells_what_runs(backend: str, options: dict, T: int, packed: bool, monkeypatch) -> None:
     layer = tritongru.GRU(5, 6, backend=backend, **options)
-    x = torch.randn(T, 2, 5, dtype=layer.weight_hh_l0.dtype)
-    assert_planned(layer, pack_sequence([x[:, 0], x[:1, 1]]) if packed else x, monkeypatch)
+    x = drawn(layer, T, 2)
+    as_planned(layer, pack_sequence(list(x.transpose(0, 1))) if packed else x, monkeypatch)
 
 
 @interpreted
-@pytest.mark.parametrize("rows", [4, *(pytest.param(rows, marks=LONG) for rows in (2, 6))])
-@pytest.mark.parametrize("B", [pytest.param(1, marks=LONG), 2])
-@variants
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_what_plan_lists_is_what_runs_in_chunks(
+@backends
+@table("options", RECOMPUTED)
+@pytest.mark.parametrize(
+    ("B", "rows"), [(2, 4), *(pytest.param(*case, marks=LONG) for case in ((1, 4), (1, 2), (2, 2), (2, 6)))]
+)
+def test_a_plan_tells_what_runs_in_chunks(
     backend: str, options: dict, B: int, rows: int, few_rows_at_once, monkeypatch
-) -> None:
+):
     """Backward with recompute, a few timesteps at a time."""
     few_rows_at_once(rows)
-    layer = tritongru.GRU(5, 6, backend=backend, **{**options, "recompute": True})
-    assert_planned(layer, torch.randn(7, B, 5, dtype=layer.weight_hh_l0.dtype), monkeypatch)
+    layer = tritongru.GRU(5, 6, backend=backend, **options)
+    as_planned(layer, drawn(layer, 7, B), monkeypatch)
 
 
 @interpreted
-@pytest.mark.parametrize("rows", [2, 3, 4])
-def test_what_plan_lists_is_what_runs_of_column_sums(rows: int, few_rows_in_a_sum, monkeypatch) -> None:
+@pytest.mark.parametrize("rows", [2, 3, 5, 19, 20])
+@pytest.mark.parametrize("variant", ["plain", "bf16"])
+def test_a_plan_tells_what_runs_of_column_sums(variant: str, rows: int, few_rows_in_a_sum, monkeypatch) -> None:
     few_rows_in_a_sum(rows)
-    assert_planned(tritongru.GRU(5, 6, backend="step"), torch.randn(7, 3, 5), monkeypatch)
+    layer = tritongru.GRU(5, 6, backend="step", **VARIANTS[variant])
+    as_planned(layer, drawn(layer, 5, 4), monkeypatch)
 
 
 @interpreted
 @pytest.mark.parametrize("hidden", [32, 21])
 @pytest.mark.parametrize("exchange_bytes", [None, 0], ids=["one-launch", "several"])
-@pytest.mark.parametrize("variant", ["plain", pytest.param("two-layers", marks=LONG), "recompute"])
-def test_what_plan_lists_is_what_runs_of_programs_that_exchange(
-    variant: str, exchange_bytes: int | None, hidden: int, monkeypatch
+@table("options", {"plain": {}, "recompute": {"recompute": True}})
+def test_a_plan_tells_what_runs_of_programs_that_exchange(
+    options: dict, exchange_bytes: int | None, hidden: int, monkeypatch
 ) -> None:
-    """And their bytes: an exchange buffer, with a fill before each launch, and another where K is wider than H."""
-    from tests.kit.memory import memory
-    from tritongru.planning import sequence
-    from tritongru.tools.counted import counted as count
-
+    """An exchange buffer, with a fill before each launch, and another where K is wider than H."""
     if exchange_bytes is not None:
         monkeypatch.setattr(sequence, "EXCHANGE_BYTES", exchange_bytes)
-    count.cache_clear()  # what was counted before has other launches
-    layer = tritongru.GRU(5, hidden, backend="sequence", **VARIANTS[variant])
+    counts_of_plan.cache_clear()  # what was counted before has other launches
+    layer = tritongru.GRU(5, hidden, backend="sequence", **options)
     x = torch.randn(3, 2, 5)
-    plan = tritongru.plan(layer, x)
-    assert isinstance(dict(plan.tiles)["forward"], sequence.SequenceTiles)
-    forward, backward = forward_and_backward(layer, x, monkeypatch)
-    h_0 = torch.zeros(states(layer), 2, hidden)
-    layer.zero_grad()  # or gradients are added to those there, and both are alive for a moment
-    with memory(monkeypatch) as found:
-        results = list(layer(x, h_0))
-        peak_forward = found.peak(results)
-        cotangents = [torch.randn_like(t) for t in results]
-        found.peak()
-        torch.autograd.backward(results, cotangents)
-        peak_backward = found.peak([*results, *cotangents, *(p.grad for p in layer.parameters())])
-    count.cache_clear()
-    assert dict(forward) == dict(plan.launches.forward)
-    assert dict(backward) == dict(plan.launches.backward)
-    assert (forward["sequence_forward"] > layer.num_layers) == (exchange_bytes == 0)
-    assert (peak_forward, peak_backward) == (plan.cost.peak_forward_bytes, plan.cost.peak_backward_bytes)
+    assert isinstance(dict(tritongru.plan(layer, x).tiles)["forward"], sequence.SequenceTiles)
+    forward, _ = as_planned(layer, x, monkeypatch)
+    counts_of_plan.cache_clear()
+    assert (forward["sequence_forward"] > 1) == (exchange_bytes == 0)
 
 
 @interpreted
@@ -122,9 +118,9 @@ def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypa
     """T forward and T backward, both directions in one, the gradient of h_0 among them; a cell is one; and batch_first
     launches exactly what time-major input does, without a copy."""
     layer = tritongru.GRU(5, 6, backend="step", bidirectional=bidirectional)
-    forward, backward = forward_and_backward(layer, torch.randn(T, 2, 5), monkeypatch, h_0_needs_grad=True)
+    forward, backward = as_planned(layer, torch.randn(T, 2, 5), monkeypatch, h_0_needs_grad=True)
     assert forward["step_forward"] == T and backward["step_backward"] == T
-    assert forward["step_backward"] == 0 and backward["step_forward"] == 0
+    assert "step_backward" not in forward and "step_forward" not in backward
     cell, x, h = tritongru.GRUCell(5, 6, backend="step"), torch.randn(T, 2, 5), torch.zeros(1, 2, 6)
     time_major, first = (tritongru.GRU(5, 6, backend="step", batch_first=first) for first in (False, True))
     found = []
@@ -135,52 +131,70 @@ def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypa
     assert dict(found[0]) == {"step_forward": 1} and found[1] == found[2] and found[2]["step_forward"] == T
 
 
-def fake_specialisations(calls) -> set[tuple]:
-    """What Triton's JIT would compile apart: types, and for specialised integers 1 / divisible by 16 / neither."""
-    found = set()
-    for kernel, arguments in calls:
-        key = []
-        for parameter in kernel.params:
-            value = arguments[parameter.name]
-            if parameter.is_constexpr or isinstance(value, torch.Tensor):
-                aligned = isinstance(value, torch.Tensor) and value.data_ptr() % 16 == 0
-                key.append(value if parameter.is_constexpr else (str(value.dtype), aligned))
-            elif parameter.do_not_specialize:
-                key.append("i64" if abs(value) >= 2**31 else "i32")
-            else:
-                key.append(1 if value == 1 else value % 16 == 0)
-        found.add((kernel.fn.__name__, *key))
-    return found
+@interpreted
+@pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("T", [1, 5])
+def test_memory_of_inference(T: int, layers: int, options: dict, monkeypatch) -> None:
+    layer = tritongru.GRU(5, 6, layers, backend="step", **options)
+    x = torch.randn(4, T, 5) if layer.batch_first else torch.randn(T, 4, 5)
+    h_0 = torch.zeros(states(layer), 4, 6)
+    with memory(monkeypatch) as found, torch.no_grad():
+        results = layer(x, h_0)
+        plan = tritongru.plan(layer, x)
+        assert (found.now(results), found.peak(results)) == (0, plan.cost.peak_forward_bytes)
+    assert plan.cost.saved_bytes == plan.cost.peak_backward_bytes == 0
+
+
+@interpreted
+@pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
+@backends
+def test_gates_that_were_read_are_gone_unless_the_graph_is_retained(backend: str, packed: bool, monkeypatch) -> None:
+    """They are not there when the gradients of the weights are made."""
+    layer, lived = tritongru.GRU(5, 6, backend=backend), []
+    x = torch.randn(3, 4, 5, requires_grad=True)
+    column_sums = products.column_sums
+
+    def watched(rows: torch.Tensor) -> torch.Tensor:
+        lived.append(found.now())
+        return column_sums(rows)
+
+    monkeypatch.setattr(products, "column_sums", watched)
+    for retain in (True, False):
+        with memory(monkeypatch) as found:
+            output, _ = layer(pack_sequence(list(x.transpose(0, 1))) if packed else x)
+            output = output.data if packed else output
+            torch.autograd.grad(output, [x, *layer.parameters()], torch.ones_like(output), retain_graph=retain)
+    assert lived[0] - lived[1] == tritongru.plan(layer, x).cost.saved_bytes > 0
+
+
+def test_chunks_bound_the_peak_of_a_long_sequence(few_rows_at_once) -> None:
+    """With one layer it does not grow with T."""
+    few_rows_at_once(1 << 14)
+    problem = Problem(batch=32, time=1024, input_size=512, hidden_size=512, dtype="bf16", recompute=True)
+    short, long = (counts_of_plan(replace(problem, time=T), describe("h200"), "step")[1] for T in (2048, 1 << 13))
+    assert short.peak_backward_bytes == long.peak_backward_bytes
+
+
+# What the JIT is handed.
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("hidden", [24, 33, 128])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch_first: bool, monkeypatch) -> None:
-    """With the JIT's own parameters, real arguments and launches recorded instead of made."""
-    from tritongru import registry
-    from tritongru.launch import runtime, step
-    from tritongru.planning import describe
+    """By the keys of the JIT's own cache of each kernel."""
+    from benchmarks import hostcost
 
-    calls = []
-
-    class Recorded(runtime.Kernel):
-        def launch(self, arguments, pdl=False):
-            calls.append((self.kernel, {**dict.fromkeys(self.scalars, 0), **self.constants, **arguments}))
-            return super().launch(arguments, pdl)
-
-    monkeypatch.setattr(step, "Kernel", Recorded)
-    monkeypatch.setattr(runtime.Launch, "each", lambda self, steps, same: None)
-    monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
-    monkeypatch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
+    keys: defaultdict[int, set[Any]] = defaultdict(set)
+    monkeypatch.setattr(hostcost._Always, "get", lambda self, key, _=None: keys[id(self)].add(key) or self.kernel)
     layer = tritongru.GRU(20, hidden, backend="step", batch_first=batch_first)
-    for T in range(2, 12):
-        for B in (1, 3, 16, 48, 64):
-            output, _ = layer(torch.randn(B, T, 20) if batch_first else torch.randn(T, B, 20))
-            output.backward(torch.randn_like(output))
-    compiled = fake_specialisations(calls)
-    for kernel in ("step_forward", "step_backward"):
-        assert 1 <= sum(key[0] == kernel for key in compiled) <= 3
+    with hostcost.as_on_a_gpu():
+        for T in range(2, 12):
+            for B in (1, 3, 16, 48, 64):
+                output, _ = layer(torch.randn(B, T, 20) if batch_first else torch.randn(T, B, 20))
+                output.backward(torch.randn_like(output))
+    assert len(keys) == 2 and all(1 <= len(of_kernel) <= 3 for of_kernel in keys.values())
 
 
 @pytest.mark.compiled
@@ -189,22 +203,28 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypat
     import triton
 
     from benchmarks.hostcost import without_gpu
-    from tests.kit.memory import SameMemory
     from tritongru.batch import Visits
     from tritongru.kernels import step as kernels
     from tritongru.launch import runtime, step
     from tritongru.launch.protocol import LayerCall, LayerWeights
-    from tritongru.planning import describe
 
     T, B, I, H = 5, 2, 7, 16
     weights = LayerWeights.of((torch.randn(3 * H, I), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)), 1)
-    x, h_0, x_proj, memory = torch.randn(T, B, I), torch.randn(1, B, H), torch.randn(T, B, 3 * H), SameMemory()
-    monkeypatch.setattr(step, "empty", memory.empty)
+    x, h_0, x_proj = torch.randn(T, B, I), torch.randn(1, B, H), torch.randn(T, B, 3 * H)
+    pool: dict[Any, torch.Tensor] = {}
+    order = count()
+
+    def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A pass gets the memory that the one before it got, in the same order."""
+        return pool.setdefault((next(order), shape, dtype), torch.empty(shape, dtype=dtype, device=device))
+
+    monkeypatch.setattr(step, "empty", empty)
     monkeypatch.setattr(step, "project", lambda *given: x_proj)
     handed: list[tuple[Any, ...]] = []
 
     def forward(T: int, device: str = "h200") -> list[tuple[Any, ...]]:
-        memory.again()
+        nonlocal order
+        order = count()
         handed.clear()
         call = LayerCall(Visits(T, B), 1, H, "fp32", "tf32", describe(device), save_gates=True)
         step.forward(call, x, h_0, weights)

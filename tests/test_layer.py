@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -16,26 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import tritongru
 from tests.kit import inside
+from tests.kit import modules as kit
 from tests.kit.fences import fences
 from tests.kit.inside import layer_backward, layer_forward
-from tests.kit.modules import (
-    FORMS,
-    PLAIN,
-    Form,
-    assert_all_close,
-    assert_same,
-    both,
-    cell_pair,
-    loss_of,
-    ours_by_form,
-    ours_only,
-    pair,
-    randn,
-    same_bits,
-    some_forms,
-    table,
-    tensors,
-)
 from tests.kit.operators import BACKWARD, FORWARD, SHAPES, Seen, arguments, backward_arguments
 
 interpreted = pytest.mark.interpreted
@@ -79,8 +63,8 @@ def layouts(found):
     return [(t.shape, t.dtype, [s for s, n in zip(t.stride(), t.shape, strict=True) if n > 1]) for t in found]
 
 
-@ours_only
-@table("shape", SHAPES)
+@kit.ours_only
+@kit.table("shape", SHAPES)
 def test_operators_are_the_layer(backend, shape):
     """The same bits as an eager call, the gradients that are wanted alone, and fakes of the same layout."""
     given = arguments(backend, **shape)
@@ -95,7 +79,7 @@ def test_operators_are_the_layer(backend, shape):
         else tritongru.gru(x, batch_sizes, h_0, weights, bias, 1, 0.0, False, D == 2, backend=backend)
     )
     found = layer_forward(*given)
-    assert same_bits(found[:2], expected)
+    assert kit.same_bits(found[:2], expected)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert layouts(layer_forward(*given)) == layouts(found)
     if training:
@@ -105,22 +89,22 @@ def test_operators_are_the_layer(backend, shape):
         of_operator = layer_backward(*backward)
         with FakeTensorMode(allow_non_fake_inputs=True):
             assert layouts(layer_backward(*backward)) == layouts(of_operator)
-        assert same_bits(of_operator, gradients)
-        assert same_bits(torch.autograd.grad(found[:2], leaves, cotangents), gradients)
+        assert kit.same_bits(of_operator, gradients)
+        assert kit.same_bits(torch.autograd.grad(found[:2], leaves, cotangents), gradients)
         wanted = [index % 2 == 1 for index in range(len(leaves))]
         some = layer_backward(*backward[:11], wanted, *backward[12:])
-        assert same_bits(some, [g for g, want in zip(gradients, wanted, strict=True) if want])
+        assert kit.same_bits(some, [g for g, want in zip(gradients, wanted, strict=True) if want])
 
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["gates-kept", "recompute"])
-@ours_only
+@kit.ours_only
 def test_on_an_empty_batch(backend, recompute, batch_first, ran):
     given = arguments(backend, T=3, B=0, I=3, H=5, D=2, batch_first=batch_first, recompute=recompute)
     y, h_n, *_ = layer_forward(*given)
     assert y.shape == ((0, 3, 10) if batch_first else (3, 0, 10)) and h_n.shape == (2, 0, 5)
     leaves = [*given[:2], *given[2]]
-    found = torch.autograd.grad(loss_of(y, h_n), leaves)
+    found = torch.autograd.grad(kit.loss_of(y, h_n), leaves)
     assert all(f.shape == t.shape and not f.any() for f, t in zip(found, leaves, strict=True))
     assert ran == []
 
@@ -131,47 +115,35 @@ def test_without_a_name_the_plan_decides_at_each_run(ran):
     assert ran == [inside.fastest_on_the_cpu(B=2, T=3, H=5, D=1)]
 
 
-WRONG = {
-    "x without a dimension": (0, lambda a: a[0][0], "x must have 3 dimensions without batch_sizes, got [2, 3]"),
-    "x of integers": (0, lambda a: a[0].detach().to(torch.int64), "x must be of dtype torch.float32"),
-    "h_0 of another batch": (1, lambda a: torch.zeros(1, 4, 5), "h_0 must have x's batch size, 2, got [1, 4, 5]"),
-    "h_0 of three directions": (1, lambda a: torch.zeros(3, 2, 5), "h_0 must be [D, B, H] with 1 or 2 directions"),
-    "h_0 in double": (1, lambda a: a[1].double(), "h_0 must be torch.float32 on cpu, as x is, got torch.float64"),
-    "h_0 elsewhere": (1, lambda a: a[1].to("meta"), "on cpu, as x is, got torch.float32 on meta"),
-    "three weights": (2, lambda a: a[2][:3], "weights must be 2 or 4 tensors for 1 direction(s), got 3"),
-    "w_hh of another size": (
-        2, lambda a: [a[2][0], a[2][0], *a[2][2:]], "w_hh of direction 0 must be [15, 5], got [15, 3]"
-    ),
-    "b_hh in half": (
-        2, lambda a: [*a[2][:3], a[2][3].half()], "b_hh of direction 0 must be torch.float32 on cpu, as x is"
-    ),
-    "batch_sizes of a dense batch": (3, lambda a: torch.tensor([2, 2]), "x must have 2 dimensions with batch_sizes"),
-    "nothing": (0, lambda a: a[0][:0], "x must have elements, got [0, 2, 3]"),
-    "lengths of another batch": (
-        8, lambda a: torch.ones(3, dtype=torch.int64), "lengths must be a tensor [2] of integers on cpu, got [3]"
-    ),
-    "lengths that are no integers": (8, lambda a: torch.ones(2), "of integers on cpu, got [2] of torch.float32 on cpu"),
-    "resets of another time": (
-        9, lambda a: torch.ones(2, 2, dtype=torch.bool), "resets must be a tensor [3, 2] of bool on cpu, got [2, 2]"
-    ),
-    "resets elsewhere": (9, lambda a: torch.ones(3, 2, dtype=torch.bool, device="meta"), "torch.bool on meta"),
-}  # fmt: skip
+B_HH_IN_HALF = "b_hh of direction 0 must be torch.float32 on cpu, as x is"
+WRONG = {  # of arguments, what is wrong and what is said of it
+    "x without a dimension": (0, lambda x: x[0], "x must have 3 dimensions without batch_sizes, got [2, 3]"),
+    "x of integers": (0, lambda x: x.detach().to(torch.int64), "x must be of dtype torch.float32"),
+    "nothing": (0, lambda x: x[:0], "x must have elements, got [0, 2, 3]"),
+    "h_0 of another batch": (1, lambda h: torch.zeros(1, 4, 5), "h_0 must have x's batch size, 2, got [1, 4, 5]"),
+    "h_0 of three directions": (1, lambda h: torch.zeros(3, 2, 5), "h_0 must be [D, B, H] with 1 or 2 directions"),
+    "h_0 in double": (1, torch.Tensor.double, "h_0 must be torch.float32 on cpu, as x is, got torch.float64"),
+    "h_0 elsewhere": (1, lambda h: h.to("meta"), "on cpu, as x is, got torch.float32 on meta"),
+    "three weights": (2, lambda w: w[:3], "weights must be 2 or 4 tensors for 1 direction(s), got 3"),
+    "w_hh of another size": (2, lambda w: [w[0], w[0], *w[2:]], "w_hh of direction 0 must be [15, 5], got [15, 3]"),
+    "b_hh in half": (2, lambda w: [*w[:3], w[3].half()], B_HH_IN_HALF),
+    "batch_sizes of a dense batch": (3, lambda _: torch.tensor([2, 2]), "x must have 2 dimensions with batch_sizes"),
+    "lengths of another batch": (8, lambda _: torch.ones(3, dtype=torch.int64), "lengths must be a tensor [2] of int"),
+    "resets elsewhere": (9, lambda _: torch.ones(3, 2, dtype=torch.bool, device="meta"), "torch.bool on meta"),
+}
 
 
-@table("at, make, message", WRONG)
+@kit.table("at, make, message", WRONG)
 def test_errors_name_the_argument_in_every_mode(at, make, message, dynamo):
     given = arguments("reference", **SHAPES["dense"])
-    given[at] = make(given)
-    for mode in ("eager", "fake", "compiled"):
-        call = torch.compile(layer_forward, backend="eager", fullgraph=True) if mode == "compiled" else layer_forward
-        with pytest.raises(Exception) as caught:
-            if mode == "fake":
-                with FakeTensorMode(allow_non_fake_inputs=True):
-                    call(*given)
-            else:
-                call(*given)
-        assert message in str(caught.value), mode
-        assert mode == "compiled" or type(caught.value) is RuntimeError
+    given[at] = make(given[at])
+    in_a_graph = torch.compile(layer_forward, backend="eager", fullgraph=True)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    for call, around in ((layer_forward, nullcontext()), (layer_forward, fake), (in_a_graph, nullcontext())):
+        with pytest.raises(Exception) as caught, around:
+            call(*given)
+        assert message in str(caught.value)
+        assert call is in_a_graph or type(caught.value) is RuntimeError
 
 
 def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
@@ -181,7 +153,7 @@ def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
 
     given = arguments("reference", **SHAPES["dense"])
     backward = backward_arguments(given, layer_forward(*given))
-    first = "dy must be \\[3, 2, 5\\], got \\[2, 2, 5\\]"
+    first = r"dy must be \[3, 2, 5\], got \[2, 2, 5\]"
     refused(RuntimeError, first, layer_backward, backward[0][1:], *backward[1:])
     last = [*backward[:11], [True, True], None, None]
     refused(RuntimeError, "wanted must have 6 entries, got 2", layer_backward, *last)
@@ -196,6 +168,13 @@ def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
         refused(RuntimeError, message, layer_forward, *given[:3], torch.tensor(sizes), *given[4:])
     message = r"batch_sizes must be \[T\], int64, on the CPU, got \[3\]"
     refused(RuntimeError, message, layer_forward, *given[:3], torch.tensor([3.0, 2.0, 1.0]), *given[4:])
+    message = "batch_sizes must be the same for all that vmap maps over"
+    mapped = torch.vmap(lambda sizes: layer_forward(*given[:3], sizes, *given[4:])[0])
+    refused(RuntimeError, message, mapped, torch.tensor([[3, 2, 1]] * 2))
+    backward = backward_arguments(given, layer_forward(*given))
+    for vmap in (torch.vmap, torch._vmap_internals._vmap):
+        mapped = vmap(lambda sizes: tuple(layer_backward(*backward[:8], sizes, *backward[9:])))
+        refused(RuntimeError, message, mapped, torch.tensor([[3, 2, 1]] * 2))
     inside.without(monkeypatch, interpreter=True)
     message = "backend 'step' cannot run here: CPU tensors need"
     refused(RuntimeError, message, layer_forward, *arguments("step", **SHAPES["dense"]))
@@ -212,7 +191,7 @@ def test_fake_tensors(backend, ran):
 # vmap.
 
 
-@ours_by_form({name: form for name, form in FORMS.items() if len(form.sizes) > 1})
+@kit.ours_by_form({name: form for name, form in kit.FORMS.items() if len(form.sizes) > 1})
 def test_vmap_over_the_batch(backend, form, ran):
     """What is mapped over joins the batch: one layer runs, and values and gradients are those of a loop."""
     _, ours = form.pair(backend)
@@ -222,20 +201,20 @@ def test_vmap_over_the_batch(backend, form, ran):
 
     def call(data, hx, *padding):
         of = x._replace(data=data) if form.lengths else data
-        return tuple(tensors(ours(of, hx, **dict(zip(how, padding, strict=True)))))
+        return tuple(kit.tensors(ours(of, hx, **dict(zip(how, padding, strict=True)))))
 
     padding = [torch.stack([t, t.flip(-1), t]) for t in how.values()]
     found = torch.vmap(call, in_dims=(0, 1, *[0] * len(how)), out_dims=(0, 1))(many, states_of, *padding)
     assert len(ran) == ours.num_layers * (3 if form.lengths else 1)
     outputs, h_ns = zip(*(call(many[i], states_of[:, i], *(t[i] for t in padding)) for i in range(3)), strict=True)
     expected = torch.stack(outputs), torch.stack(h_ns, 1)
-    assert_all_close(found, expected)
+    kit.assert_all_close(found, expected)
     leaves = [many, states_of, *ours.parameters()]
-    assert_all_close(torch.autograd.grad(loss_of(*found), leaves), torch.autograd.grad(loss_of(*expected), leaves))
+    kit.assert_all_close(*(torch.autograd.grad(kit.loss_of(*each), leaves) for each in (found, expected)))
 
 
-@ours_only
-@table("form", some_forms("plain", "padded", "cell"))
+@kit.ours_only
+@kit.table("form", kit.some_forms("plain", "padded", "cell"))
 def test_vmap_over_weights_and_nested(backend, form):
     layers = [form.pair(backend)[1] for _ in range(3)]
     for index, layer in enumerate(layers):
@@ -245,54 +224,48 @@ def test_vmap_over_weights_and_nested(backend, form):
     how, given = form.how(), form.given()
 
     def call(weights, x):
-        return tensors(torch.func.functional_call(layers[0], weights, (x, given[1]), how))[0]
+        return kit.tensors(torch.func.functional_call(layers[0], weights, (x, given[1]), how))[0]
 
     x = torch.stack([given[0], 2 * given[0]])
     found = torch.vmap(torch.vmap(call, in_dims=(None, 0)), in_dims=(0, None))(weights, x)
-    assert_all_close(list(found.flatten(0, 1)), [tensors(layer(t, given[1], **how))[0] for layer in layers for t in x])
+    expected = [kit.tensors(layer(t, given[1], **how))[0] for layer in layers for t in x]
+    kit.assert_all_close(list(found.flatten(0, 1)), expected)
 
 
-def test_vmap_of_pytorch_s_own_path_ends_as_nn_gru_s_does_and_of_sizes_in_words():
+def test_vmap_of_pytorch_s_own_path_ends_as_nn_gru_s_does():
     """torch 2.13 has no batching rule for aten::gru: the same error then, the same values once it has one."""
-    ends = []
-    for module in pair("aten", 3, 5):
-        try:
-            ends.append(torch.vmap(lambda x, m=module: m(x)[0])(randn(4, 3, 2, 3)))
-        except RuntimeError as error:
-            ends.append(str(error))
-    expected, found = ends
-    assert type(found) is type(expected)
-    assert found == expected if isinstance(found, str) else torch.equal(found, expected)
-    given = arguments("reference", **SHAPES["packed"])
-    with pytest.raises(RuntimeError, match="batch_sizes must be the same for all that vmap maps over"):
-        torch.vmap(lambda sizes: layer_forward(*given[:3], sizes, *given[4:])[0])(torch.tensor([[3, 2, 1]] * 2))
+    x, modules = kit.randn(4, 3, 2, 3), kit.pair("aten", 3, 5)
+    expected, found = (kit.outcome(lambda m=module: [torch.vmap(lambda x: m(x)[0])(x)]) for module in modules)
+    assert found == expected
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
 def test_vmap_of_a_cell_and_of_its_derivative(backend, ran):
-    theirs, ours = cell_pair(backend, 3, 5)
-    both(theirs, ours, lambda cell: [torch.vmap(cell)(randn(4, 2, 3))])
+    theirs, ours = kit.cell_pair(backend, 3, 5)
+    kit.both(theirs, ours, lambda cell: [torch.vmap(cell)(kit.randn(4, 2, 3))])
     ran.clear()
 
     def gradients(cell):  # a derivative of torch.func's: PyTorch's own path
         each = torch.func.grad(lambda x, h: cell(x, h).square().sum())
-        return [torch.vmap(each)(randn(4, 2, 3), randn(4, 2, 5, seed=3))]
+        return [torch.vmap(each)(kit.randn(4, 2, 3), kit.randn(4, 2, 5, seed=3))]
 
-    both(theirs, ours, gradients)
+    kit.both(theirs, ours, gradients)
     assert ran == []
 
 
 # What a torch_dispatch mode sees: one operator each way.
 
 
-@ours_by_form()
+@kit.ours_by_form()
 def test_a_mode_sees_one_operator_each_way_and_nothing_inside_it(backend, form):
     """Of both passes, or of the one that it is on in; values and gradients are those without it."""
     _, layer = form.pair(backend)
     expected, n = form.results(layer), getattr(layer, "num_layers", 1)
     with Seen() as outer, Seen() as inner:
         found = form.results(layer)
-    assert_same(found, expected)
+    kit.assert_same(found, expected)
+    with torch.autocast("cpu", torch.bfloat16), Seen():
+        assert {t.dtype for t in kit.tensors(layer(*form.given(), **form.how()))} == {torch.bfloat16}
     assert outer.names == inner.names and inner.products() == [FORWARD] * n + [BACKWARD] * n
 
     def in_forward_alone(*given, **how):
@@ -301,57 +274,31 @@ def test_a_mode_sees_one_operator_each_way_and_nothing_inside_it(backend, form):
         assert seen.products() == [FORWARD] * n
         return found
 
-    assert_same(form.results(in_forward_alone, of=layer), expected)
-    out = tensors(layer(*form.given(), **form.how()))
+    kit.assert_same(form.results(in_forward_alone, of=layer), expected)
+    out = kit.tensors(layer(*form.given(), **form.how()))
     with Seen() as seen:
         torch.autograd.grad(out, list(layer.parameters()), [torch.ones_like(t) for t in out])
     assert seen.products() == [BACKWARD] * n
 
 
-@ours_only
-def test_under_a_mode_autocast_computes_in_its_dtype_and_second_derivatives_are_right(backend):
-    _, layer = PLAIN.pair(backend)
-    x = randn(3, 2, 3).requires_grad_()
-
-    def call():
-        with torch.autocast("cpu", torch.bfloat16):
-            output, h_n = layer(x)
-        assert output.dtype == torch.bfloat16
-        (gradient,) = torch.autograd.grad(layer(x)[0].square().sum(), x, create_graph=True)
-        return [output, h_n, gradient, *torch.autograd.grad(gradient.square().sum(), [x, *layer.parameters()])]
-
-    expected = call()
-    with Seen() as seen:
-        found = call()
-    assert FORWARD in seen.names and same_bits(found[:2], expected[:2])
-    assert_all_close(found[2:], expected[2:])
-
-
-@ours_only
-def test_debug_mode_and_the_profiler(backend):
-    """DebugMode sees the operators; without a mode none is dispatched, whose Python costs the host more than a launch,
-    but for gradients that may be differentiated again."""
-    _, layer = PLAIN.pair(backend)
-    debug_mode = pytest.importorskip("torch.utils._debug_mode")
-    with debug_mode.DebugMode() as mode:
-        PLAIN.results(layer)
-    text = mode.debug_string()
-    assert "tritongru::layer_forward" in text and "tritongru::layer_backward" in text and "mm" not in text
-    with torch.profiler.profile() as profile:
-        PLAIN.results(layer)
-    names = {event.name for event in profile.events()}
-    assert "aten::empty" in names and not [name for name in names if "tritongru::" in name]
-    with torch.profiler.profile() as profile:
-        x = randn(3, 2, 3).requires_grad_()
-        torch.autograd.grad(loss_of(*layer(x)), x, create_graph=True)
-    assert "tritongru::layer_backward" in {event.name for event in profile.events()}
+@kit.ours_only
+def test_without_a_mode_no_operator_is_dispatched(backend):
+    """Its Python costs the host more than a launch; but for gradients that may be differentiated again."""
+    _, layer = kit.PLAIN.pair(backend)
+    x = kit.randn(3, 2, 3).requires_grad_()
+    for create_graph in (False, True):
+        with torch.profiler.profile() as profile:
+            torch.autograd.grad(kit.loss_of(*layer(x)), x, create_graph=create_graph)
+        names = {event.name for event in profile.events()}
+        assert "aten::empty" in names
+        assert {name for name in names if "tritongru::" in name} == set(["tritongru::layer_backward"] * create_graph)
 
 
 def test_by_default_on_the_cpu_a_mode_sees_what_it_sees_of_nn_gru(ran):
     seen = []
-    for layer in PLAIN.pair(None):
+    for layer in kit.PLAIN.pair(None):
         with Seen() as mode:
-            PLAIN.results(layer)
+            kit.PLAIN.results(layer)
         seen.append(mode.names)
     assert seen[0] == seen[1] and ran == []
 
@@ -359,82 +306,51 @@ def test_by_default_on_the_cpu_a_mode_sees_what_it_sees_of_nn_gru(ran):
 # Floating-point operations.
 
 
-def counted(call, *given):
-    with FlopCounterMode(display=False) as counter:
-        result = call(*given)
-    return result, counter.get_total_flops()
-
-
-def both_passes(call, layer):
-    """Operations of forward and of backward."""
-    layer.zero_grad()
-    loss, forward = counted(call, layer)
-    return forward, counted(loss.backward)[1]
-
-
-def of_form(form):
-    """A loss of a module: as with a checkpoint where ours computes gates again, which is a forward."""
-
-    def call(layer):
-        x, h_0 = form.given()
-        x, h_0 = (x if form.lengths else x.requires_grad_()), h_0.requires_grad_()
-        again = form.recompute and type(layer) is torch.nn.GRU
+def operations(form, layer, frozen=()):
+    """Of forward and of backward; of torch's in a checkpoint where ours computes gates again, which is a forward."""
+    x, h_0 = form.given()
+    for name, leaf in {"input": x.data, "h_0": h_0, **dict(layer.named_parameters())}.items():
+        leaf.requires_grad_(not name.startswith(tuple(frozen)))
+    again = form.recompute and type(layer) is torch.nn.GRU
+    with FlopCounterMode(display=False) as forward:
         found = checkpoint(layer, x, h_0, use_reentrant=False) if again else layer(x, h_0)
-        return sum(t.square().sum() for t in tensors(found))
-
-    return call
-
-
-COUNTED = {name: (form, of_form(form)) for name, form in FORMS.items() if not form.resets}
-COUNTED |= {
-    "packed-two-layers": (form := Form({"num_layers": 2, "bidirectional": True}, lengths=(4, 1, 2)), of_form(form)),
-    "input-without-gradient": (PLAIN, lambda layer: loss_of(*layer(randn(4, 2, 3)))),
-    "h_n-alone": (FORMS["two-layers-bidirectional"], lambda layer: layer(randn(4, 2, 3))[1].sum()),
-}
+    with FlopCounterMode(display=False) as backward:
+        sum(t.square().sum() for t in kit.tensors(found)).backward()
+    return forward.get_total_flops(), backward.get_total_flops()
 
 
-@ours_only
-@table("form, call", COUNTED)
-def test_flops_are_those_of_nn_gru(backend, form, call):
+COUNTED = {name: form for name, form in kit.FORMS.items() if not form.resets}
+COUNTED["packed-bidirectional-two-layers"] = kit.Form({"num_layers": 2, "bidirectional": True}, lengths=(4, 1, 2))
+FROZEN = ((), ["input"], ["weight_ih"], ["weight_hh"], ["bias_hh"], ["weight_ih", "weight_hh"])
+
+
+@kit.ours_only
+@kit.table("form", COUNTED)
+def test_flops_are_those_of_nn_gru(backend, form):
     theirs, ours = form.pair(backend)
-    expected = both_passes(call, theirs)
-    assert both_passes(call, ours) == expected and min(expected) > 0
+    for frozen in FROZEN if form is kit.PLAIN else FROZEN[:1]:
+        expected = operations(form, theirs, frozen)
+        assert operations(form, ours, frozen) == expected and min(expected) > 0
 
 
-@ours_only
-def test_flops_of_a_padded_batch_are_counted(backend):
-    form = FORMS["padded"]
-    assert counted(form.results, form.pair(backend)[1])[1] > 0
+@kit.ours_only
+def test_flops_of_a_graph(backend):
+    """Made before the counter is on."""
+    theirs, ours = kit.pair(backend, 3, 5, num_layers=2)
+    (x, h_0), weights = kit.Form({"num_layers": 2}).given(), list(ours.parameters())
 
+    def call(x, h_0, *weights):
+        return tritongru.gru(x, h_0, list(weights), True, 2, 0.0, True, False, False, backend=backend)
 
-@pytest.mark.parametrize(
-    "names", [["weight_ih_l0"], ["weight_hh_l0"], ["bias_hh_l0"], ["weight_ih_l0", "weight_hh_l0"]], ids=str
-)
-def test_flops_of_frozen_weights(names):
-    theirs, ours = PLAIN.pair("reference")
-    for layer in (theirs, ours):
-        for name in names:
-            layer.get_parameter(name).requires_grad_(False)
-    assert both_passes(of_form(PLAIN), ours) == both_passes(of_form(PLAIN), theirs)
-
-
-@ours_only
-def test_flops_of_a_graph_and_of_a_compiled_layer(backend, dynamo):
-    """Forward before the counter is on, and in it; backward in it."""
-    theirs, ours = pair(backend, 3, 5, num_layers=2)
-    expected = both_passes(lambda layer: loss_of(*layer(randn(4, 2, 3))), theirs)
-    weights = list(ours.parameters())
-
-    def call(x, hx, *weights):
-        return tritongru.gru(x, hx, list(weights), True, 2, 0.0, True, False, False, backend=backend)
-
-    graph = aot_function(call, fw_compiler=nop)
-    given = randn(4, 2, 3), torch.zeros(2, 2, 5), *weights
-    graph(*given)
-    found, forward = counted(graph, *given)
-    assert (forward, counted(loss_of(*found).backward)[1]) == expected
-    loss = loss_of(*torch.compile(ours, backend="aot_eager", fullgraph=True)(randn(4, 2, 3)))
-    assert counted(loss.backward)[1] == expected[1]
+    graph, counts = aot_function(call, fw_compiler=nop), []
+    graph(x, h_0, *weights)
+    for of in (lambda: theirs(x, h_0), lambda: graph(x, h_0, *weights)):
+        with FlopCounterMode(display=False) as counter:
+            forward = of()
+            counts.append(counter.get_total_flops())
+            kit.loss_of(*forward).backward()
+        counts.append(counter.get_total_flops())
+    assert counts[:2] == counts[2:]
 
 
 FIRST_OF_ALL = """

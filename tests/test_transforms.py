@@ -1,4 +1,4 @@
-"""Other tracers than torch.compile: make_fx, AOTAutograd, export, ONNX, jit.trace; and derivatives of torch.func and of
+"""Other tracers than torch.compile: make_fx, export, ONNX, jit.trace; and derivatives of torch.func and of
 forward mode, inside a graph, around one and without, which go PyTorch's own path. Tolerance: tests/kit/modules.py."""
 
 from __future__ import annotations
@@ -12,24 +12,8 @@ import torch.autograd.forward_ad as forward_ad
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import tritongru
-from tests.kit.modules import (
-    FORMS,
-    OURS,
-    PLAIN,
-    as_function,
-    assert_all_close,
-    assert_close,
-    default_too,
-    loss_of,
-    ours_only,
-    pair,
-    randn,
-    same_bits,
-    some_forms,
-    table,
-    tensors,
-)
-from tests.kit.operators import BACKWARD, FORWARD, Graphs, calls, compiled, runs
+from tests.kit import modules as kit
+from tests.kit.operators import FORWARD, calls, compiled, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 interpreted, long = pytest.mark.interpreted, pytest.mark.long
@@ -39,40 +23,21 @@ interpreted, long = pytest.mark.interpreted, pytest.mark.long
 
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
 def test_make_fx(backend, ran, tracing_mode):
-    theirs, ours = PLAIN.pair(backend)
+    theirs, ours = kit.PLAIN.pair(backend)
 
     def call(x, weights):
         return torch.func.functional_call(ours, weights, (x,))
 
-    graph = make_fx(call, tracing_mode=tracing_mode)(randn(3, 2, 3), dict(ours.named_parameters()))
+    graph = make_fx(call, tracing_mode=tracing_mode)(kit.randn(3, 2, 3), dict(ours.named_parameters()))
     assert (FORWARD in calls(graph.graph)) == (backend != "aten")
     ran.clear()
-    x, weights = randn(3, 2, 3, seed=9), {n: p * 0.5 for n, p in ours.named_parameters()}
-    assert_all_close(graph(x, weights), torch.func.functional_call(theirs, weights, (x,)))
+    x, weights = kit.randn(3, 2, 3, seed=9), {n: p * 0.5 for n, p in ours.named_parameters()}
+    kit.assert_all_close(graph(x, weights), torch.func.functional_call(theirs, weights, (x,)))
     assert set(ran) == runs(backend)
 
 
-@ours_only
-def test_aot_autograd(backend):
-    from functorch.compile import aot_function
-
-    theirs, ours = PLAIN.pair(backend)
-    weights, graphs = list(ours.parameters()), Graphs()
-
-    def call(x, hx, *weights):
-        return tritongru.gru(x, hx, list(weights), True, 1, 0.0, True, False, False, backend=backend)
-
-    found = aot_function(call, fw_compiler=graphs, bw_compiler=graphs)(randn(3, 2, 3), torch.zeros(1, 2, 5), *weights)
-    gradients = torch.autograd.grad(loss_of(*found), weights)
-    assert_all_close(gradients, torch.autograd.grad(loss_of(*theirs(randn(3, 2, 3))), list(theirs.parameters())))
-    assert FORWARD in graphs[0] and BACKWARD in graphs[1]
-
-
-EXPORTED = some_forms("plain", "two-layers-bidirectional", "no-bias-batch-first")
-
-
 @pytest.mark.filterwarnings("ignore")
-@table("form", EXPORTED)
+@kit.table("form", kit.some_forms("plain", "two-layers-bidirectional", "no-bias-batch-first"))
 def test_exporters_and_jit_trace_hold_aten_gru(backend, ran, form):
     """torch.export, strict and not, jit.trace, and ONNX export, which gives the GRU node, by either way."""
     theirs, ours = (m.eval() for m in form.pair(backend))
@@ -81,7 +46,7 @@ def test_exporters_and_jit_trace_hold_aten_gru(backend, ran, form):
         program = torch.export.export(ours, given, strict=strict)
         assert "aten.gru.input" in calls(program.graph)
         assert calls(program.graph) == calls(torch.export.export(theirs, given, strict=strict).graph)
-        assert same_bits(program.module()(*given), theirs(*given))
+        assert kit.same_bits(program.module()(*given), theirs(*given))
     onnx = pytest.importorskip("onnx")
     graphs = []
     for module in (ours, theirs):
@@ -98,15 +63,15 @@ def test_exporters_and_jit_trace_hold_aten_gru(backend, ran, form):
     assert [(i.dims, i.raw_data) for i in graph.initializer] == [(i.dims, i.raw_data) for i in expected.initializer]
     assert ran == []
     traced, x = torch.jit.trace(ours, given[:1]), form.given(seed=9)[0]
-    assert same_bits(traced(x), theirs(x)) and "aten::gru" in str(traced.inlined_graph)
+    assert kit.same_bits(traced(x), theirs(x)) and "aten::gru" in str(traced.inlined_graph)
     assert set(ran) <= {backend}  # by the tracer's check of its trace against a plain call
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_onnx_export_by_dynamo(backend, ran):
     pytest.importorskip("onnxscript")
-    theirs, ours = PLAIN.pair(backend)
-    program, expected = (torch.onnx.export(m.eval(), (randn(3, 2, 3),), dynamo=True) for m in (ours, theirs))
+    theirs, ours = kit.PLAIN.pair(backend)
+    program, expected = (torch.onnx.export(m.eval(), (kit.randn(3, 2, 3),), dynamo=True) for m in (ours, theirs))
     assert [n.op_type for n in program.model.graph] == [n.op_type for n in expected.model.graph]
     assert ran == []
 
@@ -114,10 +79,10 @@ def test_onnx_export_by_dynamo(backend, ran):
 def test_export_of_lengths_and_resets():
     """The equations: of how many sequences there are only values tell."""
     layer = tritongru.GRU(3, 5, bidirectional=True).eval()
-    x, exported = randn(4, 3, 3), FORMS["padded"].how()
+    x, exported = kit.randn(4, 3, 3), kit.FORMS["padded"].how()
     program = torch.export.export(layer, (x,), exported).module()
     for how in (exported, {"lengths": torch.tensor([1, 3, 4]), "resets": ~exported["resets"]}):
-        assert_all_close(program(x, **how), layer(x, **how))
+        kit.assert_all_close(program(x, **how), layer(x, **how))
 
 
 # Derivatives of torch.func's and forward mode: each takes a function of one tensor, where that is, and a direction.
@@ -166,142 +131,113 @@ def functions(backend, form):
     def of(function, **how):
         if form.lengths:  # Dynamo cannot look into a PackedSequence everywhere
             return lambda t: function(t, sizes, h_0, weights, True, 1, 0.0, True, bi, **how)[0]
-        call = as_function(theirs, function, **how, **more)
-        return lambda t: tensors(call(t, h_0))[0]
+        call = kit.as_function(theirs, function, **how, **more)
+        return lambda t: kit.tensors(call(t, h_0))[0]
 
     x_of = x.data if form.lengths else x
-    return None if form.resets else of(of_torch), of(ours, backend=backend), x_of, randn(*x_of.shape, seed=8)
+    return None if form.resets else of(of_torch), of(ours, backend=backend), x_of, kit.randn(*x_of.shape, seed=8)
 
 
-BATCHES = some_forms("plain", "recompute-batch-first-bidirectional", "cell")
-every_batch = table("form", BATCHES)
+BATCHES = kit.some_forms("recompute-batch-first-bidirectional", "cell")
 
 
-@table("derivative", DERIVATIVES)
-@table("form", some_forms("recompute-batch-first-bidirectional", "cell"))
+@kit.table("derivative", DERIVATIVES)
+@kit.table("form", BATCHES)
 def test_every_derivative_inside_a_compiled_function_and_without(derivative, form, dynamo, ran):
     theirs, ours, x, v = functions("reference", form)
     expected = derivative(theirs, x, v)
     with dynamo.config.patch(allow_rnn=False):
-        assert_all_close([compiled(lambda x, v: derivative(ours, x, v))(x, v), derivative(ours, x, v)], [expected] * 2)
+        kit.assert_all_close(
+            [compiled(lambda x, v: derivative(ours, x, v))(x, v), derivative(ours, x, v)], [expected] * 2
+        )
     assert ran == []
 
 
-@table("form", some_forms("plain", "padded"))
-@ours_only
-def test_derivatives_of_a_module(backend, form, ran):
+@kit.ours_only
+def test_derivatives_of_a_module(backend, ran):
     """By input and by weights, in eager; and what ran in a level of forward mode is left behind with it."""
-    theirs, ours = form.pair(backend)
-    (x, h_0), how = form.given(), form.how()
-    direction = randn(*x.shape, seed=8)
+    theirs, ours = kit.PLAIN.pair(backend)
+    x, h_0 = kit.PLAIN.given()
 
-    def found(module, **more):
+    def found(module):
         def loss(weights):
-            return loss_of(*torch.func.functional_call(module, weights, (x, h_0), more))
+            return kit.loss_of(*torch.func.functional_call(module, weights, (x, h_0)))
 
         module.requires_grad_(False)
-        of_input = some_of_each(lambda t: module(t, h_0, **more)[0], x, direction)
+        of_input = some_of_each(lambda t: module(t, h_0)[0], x, kit.randn(*x.shape, seed=8))
         return [*of_input, *torch.func.grad(loss)(dict(module.named_parameters())).values()]
 
-    if how:  # against autograd
-        leaf = x.clone().requires_grad_()
-        output = ours(leaf, h_0, **how)[0]
-        (expected,) = torch.autograd.grad(output.square().sum(), leaf)
-        ran.clear()
-        jvp, of_dual, gradient, *_ = found(ours, **how)
-        assert_all_close([gradient, of_dual], [expected, jvp])
-        assert_close((2 * output.detach() * jvp).sum(), (expected * direction).sum(), what="jvp")
-        each = torch.func.grad(lambda t, lengths: ours(t, h_0, lengths=lengths)[0].square().sum())
-        several = torch.stack([how["lengths"], how["lengths"].flip(0)])
-        assert_all_close(list(torch.vmap(each, in_dims=(None, 0))(x, several)), [each(x, n) for n in several])
-    else:
-        assert_all_close(found(ours), found(theirs))
+    kit.assert_all_close(found(ours), found(theirs))
     assert ran == []
     ours(x)
     assert ran == [backend]
 
 
-@every_batch
-@default_too
+@kit.ours_only
+def test_derivatives_of_a_padded_batch(backend, ran):
+    """Against autograd; lengths may be mapped over."""
+    form = kit.FORMS["padded"]
+    (x, h_0), how, ours = form.given(), form.how(), form.pair(backend)[1].requires_grad_(False)
+    direction, leaf = kit.randn(*x.shape, seed=8), x.clone().requires_grad_()
+    output = ours(leaf, h_0, **how)[0]
+    (expected,) = torch.autograd.grad(output.square().sum(), leaf)
+    ran.clear()
+    jvp, of_dual, gradient = some_of_each(lambda t: ours(t, h_0, **how)[0], x, direction)
+    kit.assert_all_close([gradient, of_dual], [expected, jvp])
+    kit.assert_close((2 * output.detach() * jvp).sum(), (expected * direction).sum(), what="jvp")
+    each = torch.func.grad(lambda t, lengths: ours(t, h_0, lengths=lengths)[0].square().sum())
+    several = torch.stack([how["lengths"], how["lengths"].flip(0)])
+    kit.assert_all_close(list(torch.vmap(each, in_dims=(None, 0))(x, several)), [each(x, n) for n in several])
+    assert ran == []
+
+
+@kit.table("form", BATCHES)
+@kit.default_too
 def test_a_derivative_inside_and_around_a_compiled_function(backend, form, dynamo, ran):
     """Also where a graph with our operator has been made for the same arguments before. Around one under
     fullgraph=True Dynamo refuses it, whatever the function."""
     theirs, ours, x, v = functions(backend, form)
     expected = some_of_each(theirs, x, v)
-    assert_all_close(compiled(lambda x, v: some_of_each(ours, x, v))(x, v), expected)
+    kit.assert_all_close(compiled(lambda x, v: some_of_each(ours, x, v))(x, v), expected)
     assert ran == []
     function = torch.compile(ours, backend="aot_eager")
-    assert_all_close([function(x)], [theirs(x)])
+    kit.assert_all_close([function(x)], [theirs(x)])
     by_operator = list(ran)
     assert set(ran) == runs(backend, "aten" if form.cell else "reference")
-    assert_all_close(some_of_each(function, x, v), expected)
+    kit.assert_all_close(some_of_each(function, x, v), expected)
     assert ran == by_operator
-    assert_all_close([function(x)], [theirs(x)])
+    kit.assert_all_close([function(x)], [theirs(x)])
 
 
-@pytest.mark.parametrize("allow_rnn", [True, False], ids=["full-graph", "broken-graph"])
-@pytest.mark.parametrize(
-    "backend", [None, *(pytest.param(*getattr(b, "values", [b]), marks=[long, interpreted]) for b in ("aten", *OURS))],
-    ids=lambda backend: backend or "default",
-)  # fmt: skip
-def test_a_derivative_of_a_module_inside_a_compiled_function(backend, allow_rnn, dynamo, ran):
-    theirs, ours = pair(backend, 3, 4, bidirectional=True)
-
-    def call(module):
-        return lambda x, v: some_of_each(lambda x: module(x)[0], x, v)
-
-    x, v = randn(3, 2, 3), randn(3, 2, 3, seed=8)
-    with dynamo.config.patch(allow_rnn=allow_rnn):
-        found = torch.compile(call(ours), backend="aot_eager", fullgraph=allow_rnn)(x, v)
-    assert_all_close(found, call(theirs)(x, v))
+@kit.default_too
+def test_dual_numbers_of_packed_rows(backend, dynamo, ran):
+    """They break the graph at torch.gru; torch.func's transforms of packed rows PyTorch refuses everywhere."""
+    theirs, ours, x, v = functions(backend, kit.FORMS["packed"])
+    in_a_graph = torch.compile(lambda x, v: dual(ours, x, v), backend="aot_eager")
+    kit.assert_all_close([in_a_graph(x, v), dual(ours, x, v)], [dual(theirs, x, v)] * 2)
     assert ran == []
+    calls = theirs, ours, torch.compile(ours, backend="aot_eager")
+    for name in ("jvp", "grad"):
+        of_torch, eager, in_a_graph = (
+            kit.outcome(lambda call=call, name=name: [DERIVATIVES[name](call, x, v)]) for call in calls
+        )
+        assert eager == of_torch and (in_a_graph == of_torch or "data pointer" in in_a_graph[1])
 
 
-@default_too
-def test_a_derivative_by_weights_and_of_packed_rows_inside_a_compiled_function(backend, dynamo, ran):
-    """By those of a module, with functional_call, PyTorch 2.13 cannot compile it for nn.GRU either. Of packed rows by
-    dual numbers, which break the graph at torch.gru; torch.func's transforms of them PyTorch refuses everywhere."""
-    x, h_0, weights = randn(3, 2, 3), torch.zeros(1, 2, 5), [p.detach() for p in PLAIN.pair(None)[0].parameters()]
-    directions = [randn(*p.shape, seed=8) for p in weights]
-
-    def call(gru, **options):
-        def loss(*weights):
-            return gru(x, h_0, list(weights), True, 1, 0.0, True, False, False, **options)[0].square().sum()
-
-        by_each = torch.func.grad(loss, argnums=(0, 1, 2, 3))
-        return lambda *weights: [*by_each(*weights), torch.func.jvp(loss, weights, tuple(directions))[1]]
-
-    assert_all_close(compiled(call(tritongru.gru, backend=backend))(*weights), call(torch.gru)(*weights))
-    theirs, ours, x, v = functions(backend, FORMS["packed"])
-    found = torch.compile(lambda x, v: dual(ours, x, v), backend="aot_eager")(x, v)
-    assert_all_close([found], [dual(theirs, x, v)])
-    assert ran == []
-    messages = []
-    for function in (ours, torch.compile(ours, backend="aot_eager")):
-        for form in (DERIVATIVES["jvp"], DERIVATIVES["grad"]):
-            try:
-                found = form(function, x, v)
-            except RuntimeError as error:
-                messages.append(str(error))
-            else:  # a PyTorch that can
-                assert_all_close([found], [form(theirs, x, v)])
-    assert len(messages) in (0, 4) and all("data pointer" in message for message in messages)
-
-
-@table("form", {**BATCHES, **some_forms("packed", "padded")})
-@ours_only
+@kit.table("form", BATCHES | kit.some_forms("plain", "packed", "padded"))
+@kit.ours_only
 def test_vmap_inside_a_compiled_function(backend, form, dynamo, ran):
     _, ours, x, _ = functions(backend, form)
     many = torch.stack([x, 2 * x])
     expected = torch.stack([ours(each) for each in many])
     ran.clear()
-    assert_all_close([compiled(torch.vmap(ours))(many)], [expected])
+    kit.assert_all_close([compiled(torch.vmap(ours))(many)], [expected])
     assert set(ran) == {backend}
 
 
 def test_a_graph_made_before_says_that_it_has_no_forward_mode(dynamo):
     """make_fx's and AOTAutograd's know nothing of where they are called; a compiled function is made anew."""
-    _, ours, x, v = functions("reference", PLAIN)
+    _, ours, x, v = functions("reference", kit.PLAIN)
     graph = make_fx(ours)(x)
     assert torch.equal(graph(x), ours(x))
     for form in (DERIVATIVES["jvp"], dual):

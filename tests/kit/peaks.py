@@ -21,8 +21,7 @@ from tritongru import registry
 from tritongru.launch import runtime
 from tritongru.planning import describe
 
-from .counting import looked_into
-from .memory import Memory
+from .counting import Memory, looked_into
 
 FOLDER = RESULTS / "nvidia-h200"
 DOCUMENT, MARK = FOLDER / "README.md", ("tests.kit.peaks", "python -m")

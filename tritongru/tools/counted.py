@@ -1,8 +1,8 @@
 """What a call launches and how much memory it takes at once: counted while its own launchers run on meta tensors, which
 have sizes and no memory, with every kernel's launch recorded instead of made. Nothing here is a time.
 
-Not in it is what libraries allocate inside an operator, nor how an allocator rounds. tests/test_launch.py and
-tests/test_memory.py hold the counts against calls that compute.
+Not in it is what libraries allocate inside an operator, nor how an allocator rounds. tests/test_launch.py holds the
+counts against calls that compute.
 """
 
 from __future__ import annotations

@@ -1,0 +1,54 @@
+"""`tritongru.gates`: what it shows is what a backend computes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch.nn.utils.rnn import pad_packed_sequence
+
+import tritongru
+from tests.kit.inside import default_device_elsewhere
+from tests.kit.modules import assert_close, ours_only, some_forms, states, table
+
+
+@ours_only
+@table("form", some_forms("plain", "no-bias-batch-first", "two-layers-bidirectional", "packed"))
+def test_the_gates_shown_are_those_that_a_backend_saves(backend, form) -> None:
+    """`tritongru.gates` has its own equations: r, z, n, q of every layer, direction and step, and h in the output;
+    wherever tensors go by default."""
+    theirs, ours = form.pair(backend)
+    (x, hx), D, H = form.given(), states(ours) // ours.num_layers, ours.hidden_size
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        output, _ = ours(x, hx)
+
+    def in_time(rows):
+        """[T, B, ...] in the order of the user's batch, NaN where a packed row has no such step."""
+        return pad_packed_sequence(x._replace(data=rows), padding_value=math.nan)[0] if form.lengths else rows
+
+    dims = 3 if form.lengths else 4
+    rzn, q = ([in_time(t) for t in saved if t.shape[-2:] == (D, n * H) and t.dim() == dims] for n in (3, 1))
+    assert len(rzn) == len(q) == ours.num_layers
+    h = output.data if form.lengths else output.transpose(0, 1) if ours.batch_first else output
+    for module in (theirs, ours):
+        with default_device_elsewhere():
+            found = tritongru.gates(module, x, hx)
+        for layer in range(ours.num_layers):
+            for direction in range(D):
+                kept = [*rzn[layer][:, :, direction].chunk(3, -1), q[layer][:, :, direction]]
+                for name, actual in zip("rznq", kept, strict=True):
+                    shown = getattr(found, name)[layer, direction]
+                    torch.testing.assert_close(shown.isnan(), actual.isnan())
+                    assert_close(actual.nan_to_num(), shown.nan_to_num(), what=f"{name} of layer {layer}")
+        last = torch.cat(list(found.h[-1]), -1)
+        assert torch.equal(last.isnan(), in_time(h.detach()).isnan())
+        assert_close(in_time(h.detach()).nan_to_num(), last.nan_to_num(), what="h")
+
+
+def test_gates_refuses_what_is_no_gru() -> None:
+    with pytest.raises(TypeError, match=r"must be a torch\.nn\.GRU, got LSTM"):
+        tritongru.gates(torch.nn.LSTM(2, 3), torch.randn(4, 1, 2))
+    with pytest.raises(RuntimeError, match="must be equal to input_size"):
+        tritongru.gates(torch.nn.GRU(2, 3), torch.randn(4, 1, 5))
