@@ -225,7 +225,7 @@ def kernel_text(folder: Path = FOLDER) -> str:
         ways = [((dtype, H, B), pass_) for pass_ in ("forward", "backward")]
         cells = [_figure(some[at]) if at in some else "" for at in ways for some in (first, study)]
         lines.append([f"H {H}, B {B}", *cells])
-    return table(("bf16", "forward", "study, forward", "backward", "study, backward"), lines)
+    return table(("bf16", "forward", "prototype, forward", "backward", "prototype, backward"), lines)
 
 
 # Where each text stands.

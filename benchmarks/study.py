@@ -139,7 +139,8 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
         f"Compiled with Triton {first['triton']} for {first['target']}, {first['dtype']}, B {first['B']}, "
         f"H {first['H']}, I = H; no GPU, nothing timed. MB (all programs' loads) and Mflop are those of a timestep. "
         "Instructions are the text of the time loop, as one warp runs it, or of a launch where each timestep is one; "
-        f"of `unfused` all but MB and Mflop leave the library's kernel out, whose MB are its least. {' '.join(gone)}"
+        "those of `unfused` are of the pointwise kernel, its MB and Mflop include the library product at its least. "
+        f"{' '.join(gone)}"
     )
     return "\n\n".join([told, table(header, cells), _times(rows, measured)])
 
@@ -153,7 +154,7 @@ def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, st
     }
     gpus = sorted({gpu for gpu, _ in found})
     if not gpus:
-        return f"Time: no GPU has measured these forms yet. Suite study does, as case {case.name}."
+        return f"Time: these forms have not been timed beside each other yet. Suite study does it, as case {case.name}."
     times = [[f"`{r['form']}`", *(found.get((gpu, r["form"]), "") for gpu in gpus)] for r in rows]
     return f"us a timestep, case {case.name} in benchmarks/results/:\n\n" + table(("form", *gpus), times)
 

@@ -75,8 +75,8 @@ class Wait(NamedTuple):
 def displacements(rows: int, part: int, parts: int, gates: int, warps: int, width: int) -> tuple[int, ...]:
     """Where the vectors of a thread lie, in bytes from the first, in the order of its registers.
 
-    A gate is [rows of blocks, parts * part / units] blocks, `part` the units of each of the `parts` tensors that K is
-    made of, cut over the warps. A tensor's registers are ordered by blocks of K, then by rows of blocks.
+    A gate is a grid of blocks, [rows of blocks, parts * part / units of a block]: K is made of `parts` tensors of
+    `part` units, each divided among the warps. A tensor's registers are ordered by blocks of K, then by rows of blocks.
     """
     units, tall = units_of_block(width, rows), rows // rows_of_block(rows)
     blocks, of_row = part // warps // units, parts * part // units
@@ -113,8 +113,8 @@ def wait_text(
 ) -> Wait:
     """The wait for `gates` gates of `parts` tensors [warps, rows, part / warps] each.
 
-    Operands, of each of which every element of a thread is the same: the address of its first vector, those of the
-    status word and of the host's, all int64; and int32 the bound, in units of 2 ** CLOCK_SHIFT nanoseconds.
+    Operands, each the same in all elements of a thread: int64 the address of the thread's first vector, of the device's
+    status word and of the host's; and int32 the bound, in units of 2 ** CLOCK_SHIFT nanoseconds.
 
     Args:
         delay: nanoseconds of sleep before the first look, which comes in vain if it comes too early.
@@ -136,8 +136,8 @@ def wait_text(
     if asked:
         lines.append("check:")
     if width == 16:
-        # The highest bit of a half of (0xFFFE - x) & x is set where the half is 0xFFFF. A borrow out of the lower half
-        # needs that very sentinel, so it may name the upper one falsely, but never tell of one where there is none.
+        # The highest bit of a half of (0xFFFE - x) & x is set where the half is 0xFFFF. The lower half borrows from the
+        # upper one only if it is the sentinel itself: whether there is any is told rightly, whatever that does above.
         lines.append("mov.u32 missing, 0;")
         for i in range(outputs):
             lines.append(f"sub.u32 bits, 0xFFFEFFFE, ${i}; and.b32 bits, bits, ${i}; or.b32 missing, missing, bits;")

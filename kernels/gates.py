@@ -58,7 +58,7 @@ def gru_gates(a_r, a_z, a_n, q, h_prev):
 
 @triton.jit
 def gru_gate_gradients(dh, r, z, n, q, h_prev):
-    """Gradients of the four sums from dh, the gradient arriving at h: returns dn, dr, dz, dq.
+    """Gradients of the four sums from dh, the gradient arriving at h: returns dq, dr, dz, dn.
 
     dn is the gradient of a_n, dr of a_r, dz of a_z. With them dh_prev = dh * z + dr W_hr + dz W_hz + dq W_hn.
     """
@@ -66,12 +66,12 @@ def gru_gate_gradients(dh, r, z, n, q, h_prev):
     dz = dh * (h_prev - n) * z * (1.0 - z)
     dq = dn * r
     dr = dn * q * r * (1.0 - r)
-    return dn, dr, dz, dq
+    return dq, dr, dz, dn
 
 
 @triton.jit
 def load_rzn(ptrs, mask, H):
-    """What lies there of gates r, z and n, which are H elements apart, in the storage dtype."""
+    """Load three values H elements apart, of r, z and n: gates, x_proj, or biases. In the storage dtype."""
     r = tl.load(ptrs, mask=mask, other=0.0)
     z = tl.load(ptrs + H, mask=mask, other=0.0)
     n = tl.load(ptrs + 2 * H, mask=mask, other=0.0)
@@ -88,10 +88,10 @@ def store_rzn(ptrs, r, z, n, mask, H):
 
 
 @triton.jit
-def store_gradients(ptrs, dn, dr, dz, dq, mask, H):
-    """Store dn, dr, dz, dq, H elements apart, cast to the dtype of the memory."""
+def store_gradients(ptrs, dq, dr, dz, dn, mask, H):
+    """Store dq, dr, dz, dn, H elements apart, cast to the dtype of the memory."""
     dtype = ptrs.dtype.element_ty
-    tl.store(ptrs, dn.to(dtype), mask=mask)
+    tl.store(ptrs, dq.to(dtype), mask=mask)
     tl.store(ptrs + H, dr.to(dtype), mask=mask)
     tl.store(ptrs + 2 * H, dz.to(dtype), mask=mask)
-    tl.store(ptrs + 3 * H, dq.to(dtype), mask=mask)
+    tl.store(ptrs + 3 * H, dn.to(dtype), mask=mask)

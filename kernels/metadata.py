@@ -9,10 +9,9 @@ them too. They are counted on the host, from the arguments of the launch:
             programs or timesteps share it; one that it reads and overwrites counts as both. The status words, which
             waiting programs look at, are left out
 
-tests/test_profile.py holds the bytes against the addresses that the kernels touch in the interpreter. They differ where
-the host does not know the lengths: in `sequence_backward` of a packed batch without dh_0, whose rows all count as if
-they ran at the first and the second visit of a direction; and of a padded batch, whose rows all count as if they ran
-all steps.
+tests/test_profile.py holds the bytes against the addresses that the kernels touch in the interpreter. They are
+approximate where the host does not know the lengths: of a packed batch in `sequence` (each function says how), and of a
+padded one, whose rows count as if they ran all steps.
 """
 
 
@@ -23,12 +22,11 @@ def _told(kernel, sizes, args, flops, moved):
 
 
 def _of_step(args):
-    """Bytes of what tells which rows run and begin anew, for each direction."""
+    """Bytes of `lengths` and `resets`, for each direction."""
     return args["D"] * args["B"] * (4 * args["PADDED"] + args["RESETS"])
 
 
 def step_forward(grid, metadata, args):
-    """Of kernels/step.py's step_forward."""
     H, I, D, fused = args["H"], args["I"], args["D"], args["FUSE_INPUT"]
     size = args["y_ptr"].element_size()
     flops = 0
@@ -45,7 +43,6 @@ def step_forward(grid, metadata, args):
 
 
 def step_backward(grid, metadata, args):
-    """Of kernels/step.py's step_backward."""
     H, D, first = args["H"], args["D"], args["FIRST"]
     size, dy = args["y_ptr"].element_size(), args["dy_ptr"]
     flops, moved = (
@@ -56,7 +53,8 @@ def step_backward(grid, metadata, args):
         src, dst = args[f"rows_src{way}"], args[f"rows_dst{way}"]
         begin, end = max(dst - src, 0), max(src - dst, 0)  # rows that begin their way back at dst, that end it at src
         made = [src, dst] if first else [dst]  # rows of each visit whose gate gradients are made
-        read = 3 * H * H + sum(made) * (4 + 1) * H + src * (3 + 1) * H * (not first)  # W_hh; gates, h_prev; of src
+        # W_hh; r, z, n, q and h_prev of each visit made; dr, dz, dq and z of src
+        read = 3 * H * H + sum(made) * (4 + 1) * H + src * (3 + 1) * H * (not first)
         moved += (read + sum(made) * 4 * H) * size
         moved += (src * (not first) + dst) * H * args["dh_ptr"].element_size()
         moved += (src * first + begin) * H * args["dh_n_ptr"].element_size() + end * H * args["dh_0_ptr"].element_size()
@@ -67,7 +65,6 @@ def step_backward(grid, metadata, args):
 
 
 def small_forward(grid, metadata, args):
-    """Of kernels/small.py's small_forward."""
     B, H, D, size = args["B"], args["H"], args["D"], args["y_ptr"].element_size()
     N = args["y_ptr"].numel() // (D * H)
     read = N * 3 * H + args["w_ptr"].numel() + 3 * H * args["has_bias"] + B * H
@@ -77,7 +74,6 @@ def small_forward(grid, metadata, args):
 
 
 def small_backward(grid, metadata, args):
-    """Of kernels/small.py's small_backward."""
     B, H, D, size, N = args["B"], args["H"], args["D"], args["y_ptr"].element_size(), args["size_rows"]
     handed_on = N if args["want_dh"] else N - B  # rows whose dh goes to the visit before
     moved = (args["w_ptr"].numel() + N * (4 + 1 + 4) * H) * size + B * H * 4 * (1 + args["want_dh"])
@@ -94,7 +90,7 @@ def _expanded(tensor):
 
 
 def _of_rows(args):
-    """Bytes of what tells which rows run and begin anew: tables of a launch of kernels/sequence.py or small.py."""
+    """Bytes of `lengths`, `resets` and the table of a packed batch, of a launch of kernels/sequence.py or small.py."""
     T, B = args["T"], args["B"]
     return 4 * T * args["packed"] + 4 * B * args["has_lengths"] + T * B * args["RESETS"]
 

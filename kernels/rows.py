@@ -9,8 +9,9 @@ one those of them whose length is above t.
 
 Backward is the same rule with the order turned round: a row starts from the gradient of h_n and ends in that of h_0.
 
-Where a row's step t begins a new sequence (`resets`), the state that enters t is 0, and no gradient leaves it; in the
-reverse direction so at t - 1, which comes from t. Resets select: neither NaN nor infinity comes through.
+Where a row's step t begins a new sequence (`resets`), the state that enters t is 0, and no gradient leaves it. In the
+reverse direction, which comes to t - 1 from t, it is the state that enters t - 1. Resets select: neither NaN nor
+infinity comes through.
 """
 
 import triton
@@ -32,8 +33,8 @@ def running(offs_b, rows, rows_neighbour, t=0, t_neighbour=0, lengths_ptr=None, 
 
 @triton.jit
 def entered_anew(t, offs_b, direction, here, carries, B, resets_ptr, RESETS: tl.constexpr):
-    """Of the rows that run at t (`here`) those that a reset has enter it with a state of 0. carries: those that ran at
-    the visit before too, which of the reverse direction is t + 1. resets_ptr: [T, B] int8."""
+    """Mask of the rows that run at t (`here`) whose incoming state a reset clears. carries: those that also ran at the
+    visit before (in the reverse direction t + 1). resets_ptr: [T, B] int8."""
     if RESETS:
         mask = here & (carries | (direction == 0))
         return tl.load(resets_ptr + (t + direction).to(tl.int64) * B + offs_b, mask=mask, other=0) != 0

@@ -10,17 +10,18 @@ Forward, at each visit of a direction, with h_prev = h_{t-1} and x_proj = x W_i^
 Backward, at each visit in the opposite order:
 
     dh = product + carry (+ dy where the row runs),  product = dr W_hr + dz W_hz + dq W_hn of the visit after
-    dn, dr, dz, dq from dh;  carry = dh * z where the row runs, else dh
+    dq, dr, dz, dn from dh;  carry = dh * z where the row runs, else dh
 
 Written in Gluon, in which layouts are explicit. The grid is (slices of UNITS hidden units, groups of row tiles,
 directions). A product needs all units of h_prev (or of the gate gradients); each program of a group makes a slice of
 them and publishes it to the others (kernels/exchange.py). Its own units and rows stay in its registers, in float32.
 
-The product. K is PARTS tensors of PART units each. Each is cut over the warps, as the batch dimension of the product: a
-warp multiplies its own part of K, so it waits only for the h of that part, and one trip through shared memory adds up
-the parts of all warps. Weights are factors in registers; those of the last SHARED gates are in shared memory. A matrix
-instruction is 16 x 8. What comes from the exchange is its left factor, of 16 rows; where a tile has 8 rows it is the
-right factor. So tiles are [rows, units], or [units, rows] with 8 rows; all code but the product works on either.
+The product. K is split into PARTS tensors of PART units (768 = 3 x 256). Each tensor is divided among the warps, as the
+batch dimension of the product: a warp multiplies its own part of K, so it waits only for the h of that part, and one
+trip through shared memory adds up the parts of all warps. Weights are factors in registers; those of the last SHARED
+gates are in shared memory. A matrix instruction is 16 x 8. What comes from the exchange is its left factor, of 16 rows;
+where a tile has 8 rows it is the right factor. So tiles are [rows, units], or [units, rows] with 8 rows; all code but
+the product works on either.
 
 Asking early. With ASK, a program asks for what its next row tile awaits before the product of this one, and looks at
 it afterwards.
@@ -162,7 +163,7 @@ def load_weights(w_ptr, FORM: gl.constexpr):
 def indices(
     WARPS: gl.constexpr, K_OF_WARP: gl.constexpr, OTHER: gl.constexpr, OF_K: gl.constexpr, layout: gl.constexpr
 ):
-    """Of a factor's elements the warp, the k of the warp's, and the row or unit. OF_K: the dimension of k."""
+    """Of a factor's elements: the warp, k within the warp, and the row or unit. OF_K: the dimension of k."""
     OF_OTHER: gl.constexpr = 3 - OF_K
     k = gl.arange(0, K_OF_WARP, layout=gl.SliceLayout(0, gl.SliceLayout(OF_OTHER, layout)))
     warp = gl.arange(0, WARPS, layout=gl.SliceLayout(1, gl.SliceLayout(2, layout)))
@@ -248,8 +249,8 @@ def product_of_gradients(
     asked, tile, following, group, weights, sums, WAITS: gl.constexpr, TEXTS: gl.constexpr, NEXT: gl.constexpr,
     FORM: gl.constexpr,
 ):  # fmt: skip
-    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, of each thread its own elements. And a first look at
-    those of the tile that follows."""
+    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, of each thread its own elements. Also
+    takes the first look at those of the next tile."""
     PARTS: gl.constexpr = FORM.PARTS
     BYTES: gl.constexpr = FORM.ROWS * PARTS * FORM.PART * FORM.WIDTH // 8
     address = tile.to(gl.int64) + group.vector
@@ -420,8 +421,8 @@ def sequence_forward(
 
 @gluon.jit
 def load_own(memory, dy, h_0_ptr, at, at_before, t, t_before, tile, exists):
-    """What a tile's gate gradients are made from besides dh, in the storage dtype: dy, r, z, n, q, h_prev. visits: is
-    there this visit?"""
+    """What a tile's gate gradients are made from besides dh, in the storage dtype: dy, r, z, n, q, h_prev. exists:
+    whether the pass has this visit."""
     runs = (t < tile.length) & exists
     dy, r, z, n, q = load_saved(memory, dy, at, tile, runs)
     begins = (t_before < 0) | (t_before >= tile.length)  # at its first visit a row comes from h_0
@@ -464,7 +465,7 @@ def sequence_backward(
     y_ptr,  # [T, B, D, H]
     h_0_ptr,  # [D, B, H]
     e_ptr,  # [directions, slots, groups, TILES, 3, ROWS * K] integers in fragment order: dr, dz, dq
-    dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
+    dgates_ptr,  # [D, T, B, 4H] dq, dr, dz, dn
     dh_0_ptr,  # [D, B, H] float32; may be dh_n
     # weights
     w_ptr,  # [3, U, K] the transposes of W_hr, W_hz, W_hn, padded with zeros
@@ -555,19 +556,19 @@ def sequence_backward(
             dh = product + carry[i] + dy.to(gl.float32)
             z = z.to(gl.float32)
             h_prev = gl.where(clear, 0.0, h_prev.to(gl.float32))
-            dn, dr, dz, dq = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
+            dq, dr, dz, dn = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
             dr, dz, dq = dr.to(dtype), dz.to(dtype), dq.to(dtype)
             runs = t < tile.length
             carry_next += (gl.where(clear, 0.0, gl.where(runs, dh * z, dh)),)
 
-            # publish: of what a row has handed on, where it runs and nothing was cleared
+            # publish; zeros for rows that do not run or that a reset clears
             own = place + group.slot + group.own
             publish(own, as_factor(gl.where(runs & ~clear, dr, nothing), PRECISION))
             publish(own + GATE, as_factor(gl.where(runs & ~clear, dz, nothing), PRECISION))
             publish(own + 2 * GATE, as_factor(gl.where(runs & ~clear, dq, nothing), PRECISION))
 
             # save
-            store_gradients(timestep(dgates, at[0]) + tile.of_dgates, dn, dr, dz, dq, runs, H)
+            store_gradients(timestep(dgates, at[0]) + tile.of_dgates, dq, dr, dz, dn, runs, H)
         carry, given = carry_next, given_next
         t, at, here = t_next, at[1:] + (at_last,), here + group.slot
 

@@ -4,13 +4,14 @@ Equations, the rule for rows and what is saved for backward are those of kernels
 directions): a program owns all hidden units of ROWS rows. W_h stays in registers for all timesteps, and so do the
 program's own units and rows, in float32. What W_h is multiplied with (h_prev, or in backward the gate gradients of the
 visit after) goes through shared memory, from which every warp reads all of it. That takes two barriers a visit: one
-before it is read, one before it is written again. x_proj (in backward dy, the gates and h_prev) is loaded two visits
-ahead, because DRAM takes longer than one visit.
+before it is read, one before it is written again. x_proj (in backward dy, the gates and h_prev) is loaded AHEAD (1 or
+2) visits before it is used, because DRAM takes longer than one visit.
 
 Half precision uses matrix instructions (LANES = 0). Units are the left factor of m16n8k16, 16 for each warp. Rows are
-the right factor: 8 of them are enough, or 4 beside a copy of themselves. The three sums of a unit and row are in one
-thread. The instruction gives a thread the units g and g + 8 of a block of 16, but neighbours are faster to load and
-store. So unit 2 g + i of a block takes place g + 8 i in both factors, and a thread loads and stores pairs of units.
+the right factor: 8 of them are enough; of 4 each is there twice. The three sums of a unit and row are in one thread.
+The instruction gives a thread the units g and g + 8 of a block of 16, but neighbours are faster to load and store. So
+unit 2 g + i of a block takes place g + 8 i in both factors (units 0 and 1 the places 0 and 8): the thread that gets
+places g and g + 8 holds the units 2 g and 2 g + 1, which it loads and stores as a pair.
 
 float32 uses FMA, which is as exact as float32 can be. LANES lanes of a warp share their units. Each lane has pieces of
 K, 4 elements each: a load of 16 bytes, no two of them from one bank. A value of h serves all units of a thread. Then
@@ -64,8 +65,8 @@ def _powers(n, dimension, rank, first=1):
 
 @gluon.constexpr_function
 def terms_layout(form):
-    """float32: of a piece [rows, units, 4 lanes] what a thread multiplies: neighbouring units, so that those of a warp
-    are too."""
+    """float32: of a piece [rows, units, 4 * lanes] what a thread multiplies: neighbouring units, so that those of a
+    warp are too."""
     rows, units, warps, lanes = form
     of_thread = units * lanes // (32 * warps)
     return gl.BlockedLayout([rows, of_thread, 4], [1, 32 // lanes, lanes], [1, warps, 1], [2, 1, 0])
@@ -87,8 +88,8 @@ def turns(form):
 
 @gluon.constexpr_function
 def swapped_layout(form, turn):
-    """float32: of [rows, units, lanes >> turn, 2] what a thread has once lanes have swapped: both of two parts of K, in
-    place of both of two units (or rows)."""
+    """float32: of [rows, units, lanes >> turn, 2] what a thread has once lanes have swapped: both partial sums of one
+    unit (or row), where it had one partial sum of two."""
     rows, units, warps, lanes = form
     of_thread, of_warp = units * lanes // (32 * warps), units // warps
     mine = _powers(of_thread, 1, 4) + _powers(rows, 0, 4)
@@ -142,7 +143,8 @@ def factor_layout(form):
 
 @gluon.constexpr_function
 def shared_layout(form):
-    """Without bank conflicts in loads. [units, rows] of 16 rows are 32 bytes a unit: every other four are turned."""
+    """Without bank conflicts in loads. [units, rows] of 16 rows are 32 bytes a unit: alternate groups of four units
+    are swizzled."""
     rows, _, _, lanes = form
     if lanes == 0:
         return gl.SwizzledSharedLayout(8, 4, 2 if rows == 16 else 1, [1, 0])
@@ -235,7 +237,7 @@ def product(w, x, FORM: gl.constexpr):
         return mma_v2(w, x, gl.zeros(size_of_factor(FORM), gl.float32, layout=matrix_layout(FORM.WARPS)))
     else:
         parts = w[0] * x[0]
-        for k in gl.static_range(1, len(w)):  # in this order, where a sum of the compiler's would not be fused
+        for k in gl.static_range(1, len(w)):  # a loop, so that each multiply-add is one FMA; of tl.sum's only some are
             parts += w[k] * x[k]
         return parts
 
@@ -316,7 +318,7 @@ def small_forward(
 ):
     FORM: gl.constexpr = Form(ROWS, UNITS, WARPS, LANES)
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
-    H = H // VECTOR * VECTOR
+    H = H // VECTOR * VECTOR  # tells the compiler that VECTOR divides H
     batch = visits.Batch(T, B, packed, has_lengths, lengths_ptr, resets_ptr, starts_ptr)
     direction = gl.program_id(2)
     memory = visits.memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr)
@@ -412,7 +414,7 @@ def small_backward(
     q_ptr,  # [T, B, D, H]
     y_ptr,  # [T, B, D, H]
     h_0_ptr,  # [D, B, H]
-    dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
+    dgates_ptr,  # [D, T, B, 4H] dq, dr, dz, dn
     dh_0_ptr,  # [D, B, H] float32
     # weights
     w_ptr,  # [3H, H] W_hh
@@ -431,7 +433,7 @@ def small_backward(
 ):
     FORM: gl.constexpr = Form(ROWS, UNITS, WARPS, LANES)
     dtype: gl.constexpr = rzn_ptr.dtype.element_ty
-    H = H // VECTOR * VECTOR
+    H = H // VECTOR * VECTOR  # tells the compiler that VECTOR divides H
     batch = visits.Batch(T, B, packed, has_lengths, lengths_ptr, resets_ptr, starts_ptr)
     direction = gl.program_id(2)
     memory = visits.memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr)
@@ -477,7 +479,7 @@ def small_backward(
         begins = (t + step_t < 0) | (t + step_t >= tile.length)
         h_prev = gl.where(clear, 0.0, gl.where(begins, h_0, h_prev).to(gl.float32))
         z = z.to(gl.float32)
-        dn, dr, dz, dq = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
+        dq, dr, dz, dn = gru_gate_gradients(dh, r.to(gl.float32), z, n.to(gl.float32), q.to(gl.float32), h_prev)
         dh = gl.where(runs, dh * z, dh)
         dr = gl.where(runs, dr, 0.0).to(dtype)
         dz = gl.where(runs, dz, 0.0).to(dtype)
@@ -489,7 +491,7 @@ def small_backward(
         hand_over(dq_shared, dq, FORM)
 
         # save
-        store_gradients(timestep(dgates, at[0], VECTOR) + tile.of_dgates, dn, dr, dz, dq, runs, H)
+        store_gradients(timestep(dgates, at[0], VECTOR) + tile.of_dgates, dq, dr, dz, dn, runs, H)
 
         # product
         parts = product(w_r, received(dr_shared, FORM), FORM)

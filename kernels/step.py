@@ -13,7 +13,7 @@ n take its place in memory, `rzn`, and q has a buffer of its own: that is what b
 Backward, from the visit `src` to the one before it, `dst`:
 
     dh_prev = dh * z + dr W_hr + dz W_hz + dq W_hn      (dh, z, dr, dz, dq of src)
-    dh of dst = dh_prev + dy;  dn, dr, dz, dq of dst
+    dh of dst = dh_prev + dy;  dq, dr, dz, dn of dst
 
 The launch that makes dh_{t-1} also makes the gate gradients of t-1, so T launches are enough. The first one (FIRST)
 finds no gate gradients in memory. It knows dh of every unit, and makes those of src itself, chunk by chunk, as it
@@ -123,7 +123,7 @@ def store(row_ptrs, cols, value, mask):
 
 @triton.jit
 def load_left(row_ptrs, row_mask, k, stride_k, K: tl.constexpr, FORM: tl.constexpr):
-    """A chunk of the left factor, [(SPLIT,) BLOCK_B, K]; row_ptrs [BLOCK_B]: where each row starts."""
+    """A chunk of the left factor, [(SPLIT,) BLOCK_B, BLOCK_K]; row_ptrs [BLOCK_B]: where each row starts."""
     if FORM.SPLIT == 1:
         ptrs = row_ptrs[:, None] + k[None, :].to(tl.int64) * stride_k
         mask = row_mask[:, None] & (k < K)[None, :]
@@ -135,7 +135,7 @@ def load_left(row_ptrs, row_mask, k, stride_k, K: tl.constexpr, FORM: tl.constex
 
 @triton.jit
 def load_weights(w_ptr, k, offs_h, K: tl.constexpr, TRANSPOSED: tl.constexpr, FORM: tl.constexpr):
-    """A chunk of the right factor of each gate, [(SPLIT,) K, BLOCK_H], from w [3, H, K], or TRANSPOSED [3, K, H]."""
+    """A chunk of each gate's right factor, [(SPLIT,) BLOCK_K, BLOCK_H], of w [3, H, K], or TRANSPOSED [3, K, H]."""
     H: tl.constexpr = FORM.H
     of_k = k.to(tl.int64) * (H if TRANSPOSED else 1)
     of_h = offs_h.to(tl.int64) * (1 if TRANSPOSED else K)
@@ -252,21 +252,21 @@ def load_own(at, anew, cols, cols_mask, stride_dy_h, H: tl.constexpr):
 
 @triton.jit
 def load_gradients(row_ptrs, row_mask, k, FORM: tl.constexpr):
-    """dr, dz, dq of a chunk, [(SPLIT,) BLOCK_B, K]; row_ptrs [BLOCK_B]: where each row of dgates starts."""
+    """dr, dz, dq of a chunk, [(SPLIT,) BLOCK_B, BLOCK_K]; row_ptrs [BLOCK_B]: where each row of dgates starts."""
     H: tl.constexpr = FORM.H
+    dq = load_left(row_ptrs, row_mask, k, 1, H, FORM)
     dr = load_left(row_ptrs + H, row_mask, k, 1, H, FORM)
     dz = load_left(row_ptrs + 2 * H, row_mask, k, 1, H, FORM)
-    dq = load_left(row_ptrs + 3 * H, row_mask, k, 1, H, FORM)
     return dr, dz, dq
 
 
 @triton.jit
 def make_gradients(at, k, stride_dy_h, dtype: tl.constexpr, FORM: tl.constexpr):
-    """The same of the last visit, at which nothing comes from a later one: products take the storage dtype, as in later
-    launches."""
-    anew = ~at.runs  # none: what a row that begins anew multiplies is dropped
+    """dr, dz, dq of the last visit, computed instead of loaded; rounded to the storage dtype, as later launches load
+    them."""
+    anew = ~at.runs  # no resets: dh_prev of such rows is cleared later
     dh, r, z, n, q, h_prev = load_own(at, anew, k, k < FORM.H, stride_dy_h, FORM.H)
-    _, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
+    dq, dr, dz, _ = gru_gate_gradients(dh, r, z, n, q, h_prev)
     PRECISION: tl.constexpr = FORM.PRECISION
     return operand(dr.to(dtype), PRECISION), operand(dz.to(dtype), PRECISION), operand(dq.to(dtype), PRECISION)
 
@@ -386,7 +386,7 @@ def step_forward(
     h_next_ptrs = h_ptr + ((1 - slot) * D * B + row_state) * H
     rzn_ptrs = (rzn_ptr + row_rzn)[:, None] + offs_h[None, :]
 
-    # load: what no step makes; it is there when the products are done
+    # load: what no earlier step writes, early, so that it arrives during the products
     ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, False, FORM)
     x_proj = () if FUSE_INPUT else load_rzn(rzn_ptrs, mask, H)
     b_hh = load_rzn(b_hh_ptr + offs_h, h_mask, H) if HAS_BIAS else ()
@@ -429,11 +429,8 @@ def step_forward(
     if KEEP_STATE:
         store(state_ptr + of_state, offs_h, h, mask)
 
-    # save, in place: this program alone reads and writes its tile of rzn. Within it, an element of r, z or n depends on
-    # the element of x_proj in its place, so no thread stores before that was loaded by itself, or by another one and
-    # handed over: through shared memory, whose barrier no thread passes before its loads are done, or by a shuffle,
-    # which waits for the data likewise. One thread alone loads an element (tests/test_compiles.py: no tile has fewer
-    # elements than there are threads), so that nobody loads it later for nothing.
+    # save, in place. This is safe: each element of x_proj is loaded by one thread (tests/test_compiles.py: no tile has
+    # fewer elements than threads), and reaches the thread that overwrites it by a barrier or shuffle after that load.
     if SAVE_GATES:
         store_rzn(rzn_ptrs, r, z, n, mask, H)
         store(q_ptr + row_y, offs_h, q, mask)
@@ -463,7 +460,7 @@ def step_backward(
     rzn_ptr,  # [T, B, D, 3H] r, z, n
     q_ptr,  # [T, B, D, H]
     # what is made
-    dgates_ptr,  # [D, T, B, 4H] dn, dr, dz, dq
+    dgates_ptr,  # [D, T, B, 4H] dq, dr, dz, dn
     dh_ptr,  # [D, B, H] float32: dh of the visit before
     dh_0_ptr,  # [D, B, H]
     # which rows run when, and where they lie
@@ -552,8 +549,8 @@ def step_backward(
     # + dh * z of src; a row that started at src ends its way back here
     if FIRST:
         dh_src, r, z_src, n, q, h_prev = load_own(at_src, src_anew, offs_h, h_mask, stride_dy_h, H)
-        dn, dr, dz, dq = gru_gate_gradients(dh_src, r, z_src, n, q, h_prev)
-        store_gradients(dgates_src[:, None] + offs_h[None, :], dn, dr, dz, dq, mask_src, H)
+        dq, dr, dz, dn = gru_gate_gradients(dh_src, r, z_src, n, q, h_prev)
+        store_gradients(dgates_src[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_src, H)
     dh_prev += dh_src * z_src.to(tl.float32)
     dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)
     store(dh_0_ptr + row_state, offs_h, dh_prev, mask_src & (in_src & ~goes_on)[:, None])
@@ -563,9 +560,9 @@ def step_backward(
         own = load_own(at_dst, dst_anew, offs_h, h_mask, stride_dy_h, H)
     dh, r, z, n, q, h_prev = own
     dh += tl.where(in_src[:, None], dh_prev, 0.0)
-    dn, dr, dz, dq = gru_gate_gradients(dh, r, z, n, q, h_prev)
+    dq, dr, dz, dn = gru_gate_gradients(dh, r, z, n, q, h_prev)
 
     # publish
     dgates_dst = dgates_ptr + row_dst * (4 * H)
-    store_gradients(dgates_dst[:, None] + offs_h[None, :], dn, dr, dz, dq, mask_dst, H)
+    store_gradients(dgates_dst[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_dst, H)
     store(dh_ptr + row_state, offs_h, dh, mask_dst)

@@ -1,8 +1,8 @@
 """What the kernels of whole sequences share: which rows run at each visit, and where a timestep lies in memory.
 
-A direction visits its timesteps in turn: the forward one t = 0, 1, .., the reverse one the same backwards, and a
-backward pass each of them in the opposite order. Which rows run at a visit is the rule of kernels/rows.py. A loop is as
-long as the longest row of its tiles, and the reverse direction begins at that row's last timestep.
+A direction visits its timesteps in turn: the forward one t = 0 .. T - 1, the reverse one t = T - 1 .. 0. A backward
+pass visits them in the opposite order. Which rows run at a visit is the rule of kernels/rows.py. A loop is as long as
+the longest row of its tiles, and the reverse direction begins at that row's last timestep.
 """
 
 from typing import Any, NamedTuple
@@ -43,7 +43,8 @@ class Memory(NamedTuple):
 
 
 class Strides(NamedTuple):
-    """Where a row lies in a timestep: arguments of the kernels, under the same names; forward has 0 for the last."""
+    """Sizes and strides that locate a row in a timestep: arguments of the kernels, under the same names. Forward passes
+    0 for the last three."""
 
     H: Any
     D: Any
@@ -54,15 +55,15 @@ class Strides(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A row tile of a program: of each element that a thread owns its row, and where it lies."""
+    """A row tile of a program: the row of each element that a thread owns, and where the element lies."""
 
     row: Any  # in the batch
     length: Any  # how many timesteps the row runs; 0 past the batch
     inside: Any  # whether the batch has the row and the layer the unit
-    of_x: Any  # from the begin of a timestep, in rzn,
-    of_y: Any  # in y and q,
-    of_dy: Any  # in dy,
-    of_dgates: Any  # and in dgates
+    of_x: Any  # from the beginning of a timestep: in rzn
+    of_y: Any  # in y and q
+    of_dy: Any  # in dy
+    of_dgates: Any  # in dgates
     of_state: Any  # in h_0, h_n, dh_n, dh_0
 
 
@@ -74,7 +75,7 @@ def memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr):
 
 @gluon.jit
 def tile_of(row, unit, length, direction, batch, strides):
-    """The tile of these rows and units. direction: int64, or int32 where 32 bits count the elements of a timestep."""
+    """The tile of these rows and units. direction: int32 where a timestep has fewer than 2^31 elements, else int64."""
     H, D, stride_rzn_b, stride_dy_b, stride_dy_h, size_rows = strides
     b = row.to(direction.dtype)
     of_x = (b.to(gl.int64) * stride_rzn_b * D + direction) * (3 * H) + unit
@@ -103,8 +104,8 @@ def lengths_of(rows, is_unit, batch, ROWS: gl.constexpr, TILES: gl.constexpr):
 
 @gluon.jit
 def cleared(t, tile, direction, batch, RESETS: gl.constexpr):
-    """Of each element whether a reset makes the state that enters its row's step t 0. The reverse direction comes from
-    t + 1. Outside of its steps a row has no resets."""
+    """For each element: does a reset clear the state that enters step t? The reverse direction enters it from t + 1.
+    Outside of its steps a row has no resets."""
     if RESETS:
         each = tile.row + gl.zeros_like(tile.length)  # as wide as the mask
         boundary = t + direction

@@ -141,7 +141,7 @@ def draw_residency() -> Figure:
         f"Up to which H a GPU keeps W_h on its chip for all timesteps: {most} on an H200 in bf16",
         [
             "Training, one layer, one direction, any B; H in multiples of 16. The number is the last H of its field.",
-            f"Where W_h fits, sequence runs, unless T is so short that step is expected to take less. {KIND}",
+            f"Where W_h fits, sequence can run; which backend is chosen depends on measured times, too. {KIND}",
         ],
         (10, 10.2), len(PRODUCTS), 1, sharex=True,
     )  # fmt: skip

@@ -77,7 +77,7 @@ step.py, step packed: wrong
     K too long | (k < {K=>K + 1})
 step.py, one step: wrong
     dh * z dropped in the first launch | {    dh_prev += dh_src * z_src.to(tl.float32)\n=>}
-    dgates not stored | {store_gradients(dgates_src[:, None] + offs_h[None, :], dn, dr, dz, dq, mask_src, H)=>pass}
+    dgates not stored | {store_gradients(dgates_src[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_src, H)=>pass}
     x product dropped | if {FUSE_INPUT=>H == 0}:\n        x_ptrs
     b_in dropped | a_r, a_z, {a_n=>_} = add((a_r, a_z, a_n), b_ih)
 rows.py, step packed: wrong
@@ -214,12 +214,12 @@ sequence.py, three tensors: wrong
     weights of the first tensor | weights[GATE][{part=>0}].load(
 gates.py, fma: wrong
     n not saved | {    tl.store(ptrs + 2 * H, n.to(dtype), mask=mask)\n=>}
-    dn stored as dq | tl.store(ptrs, {dn=>dq}.to(dtype)
+    dn stored as dq | tl.store(ptrs + 3 * H, {dn=>dq}.to(dtype)
     dr stored as dz | tl.store(ptrs + H, {dr=>dz}.to(dtype)
 gates.py, three programs: wrong
     dr stored as dz | tl.store(ptrs + H, {dr=>dz}.to(dtype)
 gates.py, three programs: emulator
-    the next row's gates | tl.store(ptrs + {3=>4} * H, dq
+    the next row's gates | tl.store(ptrs + {3=>4} * H, dn
 visits.py, fma: wrong
     gates not saved | saves = runs & (save_gates {!= 0=>== 0})
     z saved as r | tile.of_x, {r=>z}, z, n, saves

@@ -199,8 +199,8 @@ class Visits:
 
 
 def checked_lengths(lengths: Tensor, T: int) -> Tensor:
-    """`lengths` as int32, brought into 1 .. T; one outside of it is a RuntimeError: at once on the CPU, on CUDA, for
-    which nobody waits, at the next call that has lengths or runs `sequence`, or at `tritongru.synchronize()`."""
+    """`lengths` as int32, brought into 1 .. T; one outside of it is a RuntimeError: at once on the CPU; on CUDA, where
+    the check is asynchronous, at the next call that has lengths or runs `sequence`, or at `tritongru.synchronize()`."""
     inside = lengths.clamp(1, T)
     if lengths.is_cuda:
         status(lengths.device).note_lengths((lengths != inside).any())

@@ -47,11 +47,11 @@ def gru(
             says.
         recompute: keep the output alone for backward and compute the gates again there.
         lengths: [B] integers, 1 .. T, on any device: how many time steps each row of `input` has, in any order. Past
-            them output is zero and input is not looked at, be it NaN; h_n is the state after a row's last step, at
-            which the reverse direction begins.
+            them output is zero, and what input holds there is ignored, even NaN; h_n is the state after a row's last
+            step, at which the reverse direction begins.
         resets: bool [T, B], or [B, T] with batch_first: the steps that begin a new sequence. Neither direction carries
             state or gradient over the boundary to the step before; a reset of step 0 clears h_0 of the forward
-            direction; one past a row's length is none.
+            direction; one past a row's length is ignored.
 
     Dtypes: the kernels take float32, float16 and bfloat16 (one for all arguments, or autocast's); `reference` float64
     too; PyTorch's own path what torch.gru takes.
@@ -62,8 +62,8 @@ def gru(
     Raises:
         What torch.gru raises on the same input. ValueError: unknown backend. RuntimeError: a backend that cannot run,
         and lengths or resets of another shape, dtype or device, or of packed rows (TypeError: not a tensor). A length
-        outside 1 .. T is a RuntimeError too: on CUDA, for which nobody waits, at the next call that has lengths or runs
-        `sequence`, or at `tritongru.synchronize()`.
+        outside 1 .. T is a RuntimeError too: on CUDA, where the check is asynchronous, at the next call that has
+        lengths or runs `sequence`, or at `tritongru.synchronize()`.
 
     Example:
         >>> import torch, tritongru

@@ -268,7 +268,8 @@ def layer_backward(
     layer = _of_operator(backend, x, h_0, weights, batch, batch_first, training=True, recompute=not rzn.numel())
     gates = [] if layer.recompute else [SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)]
     found = backward_pass(layer, x, h_0, y, gates, tuple(weights), dy, dh_n, wanted)
-    return [gradient for gradient in found if gradient is not None]
+    # each at the beginning of its memory, as the fake has it
+    return [g.clone() if g.storage_offset() else g for g in found if g is not None]
 
 
 @layer_backward.register_fake

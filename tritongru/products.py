@@ -1,11 +1,11 @@
 """The library products around the recurrence, over all T at once: every backend of the layer shares them.
 
     x_proj = x W_i^T + b_i
-    dW_i = [dn dr dz]^T x        dx = [dn dr dz] W_i
+    dW_i = [dr dz dn]^T x        dx = [dr dz dn] W_i
     dW_h = [dr dz dq]^T h_prev   db_i, db_h = the column sums
 
-dgates holds dn, dr, dz, dq side by side, so that [dn dr dz] and [dr dz dq] are views; the gates of what comes out are
-put back into PyTorch's order r z n on the small weight gradients.
+dgates holds dq, dr, dz, dn side by side: [dr dz dn] is a view in PyTorch's order of gates, [dq dr dz] is one too, and
+what is made of it, dW_h and db_h, is put into that order at the end.
 """
 
 from __future__ import annotations
@@ -95,32 +95,35 @@ def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor
     return torch.nn.functional.linear(x, torch.cat(list(w_ih)), torch.cat(list(b_ih)) if b_ih else None)
 
 
-def input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
-    """dx [N, I] from dgates [D, N, 4H]: the sum over the directions of [dn dr dz] W_i."""
+def of_x_proj(dgates: Tensor) -> Tensor:
+    """[dr dz dn] of dgates [..., 4H]: a view."""
     H = dgates.shape[-1] // 4
+    return dgates.narrow(-1, H, 3 * H)
+
+
+def input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
+    """dx [N, I] from dgates [D, N, 4H]: the sum over the directions of [dr dz dn] W_i."""
     dx: Tensor | None = None
-    for dgate, weight in zip(dgates.unbind(0), w_ih, strict=True):
-        weight = weight.roll(H, 0)  # rows n, r, z
-        dx = dgate[:, : 3 * H] @ weight if dx is None else dx.addmm_(dgate[:, : 3 * H], weight)
+    for dgate, weight in zip(of_x_proj(dgates).unbind(0), w_ih, strict=True):
+        dx = dgate.mm(weight) if dx is None else dx.addmm_(dgate, weight)
     assert dx is not None
     return dx
 
 
 def input_weight_gradient(dgate: Tensor, x: Tensor) -> Tensor:
     """dW_i [3H, I] from dgate [N, 4H] and x [N, I] of one direction."""
-    H = dgate.shape[-1] // 4
-    return (dgate[:, : 3 * H].T @ x).roll(-H, 0)
+    return of_x_proj(dgate).t().mm(x)
 
 
 def hidden_weight_gradient(dgate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
     """dW_h [3H, H] from dgate [N, 4H] and h_prev of one direction, as `Visits.h_prev` gives it."""
     H = dgate.shape[-1] // 4
-    dw: Tensor | None = None
+    d_hidden, dw = dgate.narrow(1, 0, 3 * H), None  # [dq dr dz]
     for rows, h in h_prev:
-        part = dgate[rows, H:].T
-        dw = part @ h if dw is None else dw.addmm_(part, h)
+        part = d_hidden[rows].t()
+        dw = part.mm(h) if dw is None else dw.addmm_(part, h)
     assert dw is not None
-    return dw
+    return dw.roll(-H, 0)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
@@ -129,9 +132,10 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 
 def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
-    """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider."""
-    dn, dr, dz, dq = column_sums(dgate).to(dgate.dtype).view(4, -1).unbind(0)
-    return torch.cat([dr, dz, dn]), torch.cat([dr, dz, dq])
+    """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider; db_i is a view."""
+    sums = column_sums(dgate).to(dgate.dtype)
+    H = sums.shape[0] // 4
+    return of_x_proj(sums), sums.narrow(0, 0, 3 * H).roll(-H, 0)
 
 
 def column_sums(rows: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ def gru_step(x_proj: Tensor, h_prev: Tensor, w_hh: Tensor, b_hh: Tensor | None) 
 
 
 def gru_step_backward(dh: Tensor, step: Step, h_prev: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """Backward of `gru_step`: dh, the gradient arriving at h_t, to dgates (dn, dr, dz, dq) [B, 4H] and dh_{t-1} [B, H].
+    """Backward of `gru_step`: dh, the gradient arriving at h_t, to dgates (dq, dr, dz, dn) [B, 4H] and dh_{t-1} [B, H].
 
     dn = dh * (1 - z) * (1 - n^2)       dz = dh * (h_{t-1} - n) * z * (1 - z)
     dq = dn * r                         dr = dn * q * r * (1 - r)
@@ -55,7 +55,7 @@ def gru_step_backward(dh: Tensor, step: Step, h_prev: Tensor, w_hh: Tensor) -> t
     dq = dn * r
     dr = dn * q * r * (1 - r)
     dh_prev = dh * z + torch.cat([dr, dz, dq], -1) @ w_hh
-    return torch.cat([dn, dr, dz, dq], -1), dh_prev
+    return torch.cat([dq, dr, dz, dn], -1), dh_prev
 
 
 def rows_of(tensor: Tensor, visits: Visits, direction: int, visit: int) -> Tensor:
@@ -91,7 +91,7 @@ def direction_forward(
 def direction_backward(
     dy: Tensor, dh_n: Tensor, h_0: Tensor, steps: Sequence[Step], w_hh: Tensor, visits: Visits, direction: int
 ) -> tuple[Tensor, Tensor]:
-    """Backward of `direction_forward`: dgates (dn, dr, dz, dq) in dy's rows, [..., 4H], and dh_0 [B, H]."""
+    """Backward of `direction_forward`: dgates (dq, dr, dz, dn) in dy's rows, [..., 4H], and dh_0 [B, H]."""
     dh = dh_n
     runs, cleared = visits.runs(), visits.cleared(direction)
     found = []

@@ -174,7 +174,7 @@ def fastest(x: Tensor, T: int, B: int, H: int, D: int, training: bool, aten: boo
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """What exists, what can run here on float32 tensors, and why not: on CUDA where there is one, else on the CPU.
+    """Every backend, and whether it can run float32 here, or why not: on CUDA where there is one, else on the CPU.
 
     Returns:
         A `BackendStatus` for each backend: name, about, device, and why_not, which is None where it can run.
@@ -196,7 +196,7 @@ def use_backend(name: str | None) -> Iterator[None]:
 
     The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this. The choice is one of the
     thread or task (a ContextVar). Backward runs the backend of its forward, and so does what torch.utils.checkpoint
-    computes again there; a compiled graph runs that of when it was made.
+    computes again there; a compiled graph keeps the backend chosen when it was made.
 
     Args:
         name: "aten", "reference", "step", "sequence" or None.

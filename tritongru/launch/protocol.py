@@ -104,7 +104,7 @@ class Launcher(Protocol):
             dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
 
         Returns:
-            dgates [D, rows, 4H] (dn, dr, dz, dq) and, if wanted, dh_0 [D, B, H].
+            dgates [D, rows, 4H] (dq, dr, dz, dn) and, if wanted, dh_0 [D, B, H].
         """
 
     def product_precision(self, call: LayerCall) -> str:
