@@ -7,7 +7,8 @@ gates and gate gradients are there for a chunk alone, however long the sequence.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ def steps_at_once(T: int, B: int) -> int:
 Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None]]  # of x, of h_0, of the weights in PyTorch's order
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which gradients a pass has to give."""
 
     x: bool
@@ -37,8 +37,7 @@ class Wanted:
     weights: Sequence[Sequence[bool]]  # (w_ih, w_hh[, b_ih, b_hh]) of each direction
 
 
-@dataclass(frozen=True)
-class BackwardPass:
+class BackwardPass(NamedTuple):
     """What a layer's backward starts from; x, y, dy are time-major or packed."""
 
     launcher: Launcher
@@ -60,15 +59,18 @@ def whole(p: BackwardPass) -> Gradients:
     run = p.launcher.backward if not parts.blocks else part("recurrence")(p.launcher.backward)
     dgates, dh_0 = run(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
     del gates  # unless the graph is retained they are gone before anything else comes
-    dx = products.input_gradient(dgates, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
-    rows: Tensor | None = None
+    H = p.call.hidden_size
+    d_x_proj = dgates.narrow(2, H, 3 * H)  # dr dz dn
+    dx = products.input_gradient(d_x_proj.unbind(0), p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
+    x: Tensor | None = None
     d_weights: list[Tensor | None] = []
     for direction, (dgate, want) in enumerate(zip(dgates.unbind(0), p.wanted.weights, strict=True)):
-        if want[0] and rows is None:
+        if want[0] and x is None:
             # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
-            rows = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1])
-        d_weights.append(products.input_weight_gradient(dgate, rows) if want[0] and rows is not None else None)
-        d_weights.append(products.hidden_weight_gradient(dgate, _h_prev(p, direction)) if want[1] else None)
+            x = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1])
+        d_w_ih = products.input_weight_gradient(d_x_proj[direction], x) if want[0] and x is not None else None
+        d_w_hh = products.hidden_weight_gradient(dgate, _h_prev(p, direction)) if want[1] else None
+        d_weights += [d_w_ih, d_w_hh]
         if len(want) == 4:
             db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
             d_weights += [db_ih if want[2] else None, db_hh if want[3] else None]

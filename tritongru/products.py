@@ -95,32 +95,26 @@ def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor
     return torch.nn.functional.linear(x, torch.cat(list(w_ih)), torch.cat(list(b_ih)) if b_ih else None)
 
 
-def of_x_proj(dgates: Tensor) -> Tensor:
-    """[dr dz dn] of dgates [..., 4H]: a view."""
-    H = dgates.shape[-1] // 4
-    return dgates.narrow(-1, H, 3 * H)
-
-
-def input_gradient(dgates: Tensor, w_ih: Sequence[Tensor]) -> Tensor:
-    """dx [N, I] from dgates [D, N, 4H]: the sum over the directions of [dr dz dn] W_i."""
+def input_gradient(d_x_proj: Sequence[Tensor], w_ih: Sequence[Tensor]) -> Tensor:
+    """dx [N, I] from [dr dz dn] [N, 3H] of each direction: the sum over the directions of [dr dz dn] W_i."""
     dx: Tensor | None = None
-    for dgate, weight in zip(of_x_proj(dgates).unbind(0), w_ih, strict=True):
-        dx = dgate.mm(weight) if dx is None else dx.addmm_(dgate, weight)
+    for of_direction, weight in zip(d_x_proj, w_ih, strict=True):
+        dx = of_direction.mm(weight) if dx is None else dx.addmm_(of_direction, weight)
     assert dx is not None
     return dx
 
 
-def input_weight_gradient(dgate: Tensor, x: Tensor) -> Tensor:
-    """dW_i [3H, I] from dgate [N, 4H] and x [N, I] of one direction."""
-    return of_x_proj(dgate).t().mm(x)
+def input_weight_gradient(d_x_proj: Tensor, x: Tensor) -> Tensor:
+    """dW_i [3H, I] from [dr dz dn] [N, 3H] and x [N, I] of one direction."""
+    return d_x_proj.t().mm(x)
 
 
 def hidden_weight_gradient(dgate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
     """dW_h [3H, H] from dgate [N, 4H] and h_prev of one direction, as `Visits.h_prev` gives it."""
     H = dgate.shape[-1] // 4
-    d_hidden, dw = dgate.narrow(1, 0, 3 * H), None  # [dq dr dz]
+    d_hidden, dw = dgate.narrow(1, 0, 3 * H).t(), None  # of dq dr dz
     for rows, h in h_prev:
-        part = d_hidden[rows].t()
+        part = d_hidden[:, rows]
         dw = part.mm(h) if dw is None else dw.addmm_(part, h)
     assert dw is not None
     return dw.roll(-H, 0)
@@ -135,7 +129,7 @@ def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
     """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider; db_i is a view."""
     sums = column_sums(dgate).to(dgate.dtype)
     H = sums.shape[0] // 4
-    return of_x_proj(sums), sums.narrow(0, 0, 3 * H).roll(-H, 0)
+    return sums.narrow(0, H, 3 * H), sums.narrow(0, 0, 3 * H).roll(-H, 0)
 
 
 def column_sums(rows: Tensor) -> Tensor:

@@ -48,13 +48,15 @@ class SavedGates(NamedTuple):
         D, size = self.rzn.shape[-2:]
         row = D * size
         dense = stride_gates == 1 and stride_d == size and not any([stride % row for stride in strides])
+        if dense and self.q.is_contiguous():
+            return self
         return SavedGates(self.rzn if dense else self.rzn.contiguous(), self.q.contiguous())
 
 
 def rzn_strides(rzn: Tensor) -> tuple[int, int]:
     """How many rows of D * 3H one step of T is, and one of B; in a packed batch both are one row."""
-    row = rzn.shape[-2] * rzn.shape[-1]
-    return rzn.stride(0) // row, rzn.stride(-3) // row
+    row, strides = rzn.shape[-2] * rzn.shape[-1], rzn.stride()
+    return strides[0] // row, strides[-3] // row
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -144,6 +145,8 @@ class Kernel:
         self.cooperative, self.interpreted = cooperative, interpreted(kernel)
         self.name: str = kernel.fn.__name__
         self.names = names[len(scalars) :]
+        self.blank = [constants.get(name) for name in self.names]
+        self.asked = [(i, name) for i, name in enumerate(self.names) if name not in constants]  # of each launch
         self.pointers = [i for i, name in enumerate(self.names) if name.endswith("_ptr")]
         self.like = Specimen(kernel, {}, constants, num_warps, num_stages, max_registers, cooperative)
         self.options = self.like.options
@@ -152,7 +155,7 @@ class Kernel:
             rest = kernel.params[len(scalars) :]
             wide = [i for i, p in enumerate(rest) if p.do_not_specialize and not p.is_constexpr]
         pointers = set(self.pointers)
-        self.alignment = {i: 1 if i in wide else 16 for i in self.pointers}  # in bytes, that is compiled in
+        self.aligned = [i for i in self.pointers if i not in wide]  # pointers whose alignment to 16 is compiled in
         self.unspecialised = [i for i in wide if i not in pointers]
         others = pointers.union(wide)
         self.specialised = [i for i, name in enumerate(self.names) if i not in others and name not in constants]
@@ -160,8 +163,10 @@ class Kernel:
 
     def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> Launch:
         """Bound to these arguments as well."""
-        given = {**self.constants, **arguments}
-        return Launch(self, [given[name] for name in self.names], pdl)
+        rest = self.blank.copy()
+        for i, name in self.asked:
+            rest[i] = arguments[name]
+        return Launch(self, rest, pdl)
 
     def values(self, scalars: Mapping[str, int]) -> list[int]:
         """The scalars in the kernel's order."""
@@ -204,7 +209,8 @@ class Launch:
     def each(self, steps: Iterable[tuple[Grid, Sequence[int]]], same: Hashable) -> None:
         """Launch once per step, of a grid and scalars.
 
-        What was handed to the driver is kept: a call with the same arguments and steps hands it over again.
+        What was handed to the driver is kept, once the same arguments and steps have come before: a call with these
+        hands it over again. Addresses that do not come again cost no more than the launches.
 
         same: tells these steps from others of the same kernel.
         """
@@ -216,14 +222,14 @@ class Launch:
         addresses, kinds = self._addresses()
         key = (same, stream, *kinds, *addresses)
         known = _kept.get(key)
-        if known is not None:
+        if known is not None and known.given:
             launch = known.launch
             for given in known.given:
                 launch(*given)
             return
         compiled = _compiled.get((device, False, *kinds))
         if compiled is not None and _repeatable(compiled.run):
-            _kept.keep(key, self._noted(compiled, stream, addresses, steps))
+            _kept.keep(key, self._in_turn(compiled, stream, addresses, steps, note=known is not None))
         else:
             for grid, scalars in steps:
                 self(grid, scalars)
@@ -289,27 +295,30 @@ class Launch:
         kernel, found = self.kernel, self.rest.copy()
         for i in kernel.pointers:
             found[i] = found[i].data_ptr()
-        aligned = [(self.rest[i].dtype, found[i] % kernel.alignment[i]) for i in kernel.pointers]
+        dtypes = [self.rest[i].dtype for i in kernel.pointers]
+        aligned = [found[i] & 15 for i in kernel.aligned]
         numbers = [found[i] for i in kernel.specialised]
         wide = [found[i] > INT32 for i in kernel.unspecialised]
-        return found, (kernel.identity, *aligned, *numbers, *wide)
+        return found, (kernel.identity, *dtypes, *aligned, *numbers, *wide)
 
-    def _noted(
-        self, compiled: Any, stream: int, addresses: list[Any], steps: Iterable[tuple[Grid, Sequence[int]]]
+    def _in_turn(
+        self, compiled: Any, stream: int, addresses: list[Any], steps: Iterable[tuple[Grid, Sequence[int]]], note: bool
     ) -> Pass:
-        """Launch, and note what Triton's launcher, which is Python, hands over to C."""
+        """Launch; and `note` what Triton's launcher, which is Python, hands over to C."""
         found = Pass(compiled, compiled.run.launch, [])
-        run = copy.copy(compiled.run)
+        run = compiled.run
+        after = _dependent(run) if self.pdl else run  # that of all steps but the first
 
         def noted(*given: Any) -> None:
             found.launch(*given)
             found.given.append(given)
 
-        run.launch = noted
+        if note:
+            run, after = _changed(run, launch=noted), _changed(after, launch=noted)
         function, packed = compiled.function, compiled.packed_metadata
         for grid, scalars in steps:
             run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
-            run.launch_pdl = self.pdl
+            run = after
         return found
 
 
@@ -351,7 +360,7 @@ class Direct:
 
 @dataclass(frozen=True)
 class Pass:
-    """What was handed to the driver for the launches of a pass."""
+    """What was handed to the driver for the launches of a pass; nothing, where it was launched once."""
 
     compiled: Any  # which owns what is launched
     launch: Callable[..., None]
@@ -368,11 +377,15 @@ class Kept(dict[Hashable, Pass]):
 
     def keep(self, key: Hashable, found: Pass) -> None:
         with self._lock:
-            if key not in self:
-                self[key] = found
-                self._launches += len(found.given)
+            before = self.pop(key, None)
+            self[key] = found
+            self._launches += self._size(found) - (0 if before is None else self._size(before))
             while self._launches > self.limit:
-                self._launches -= len(self.pop(next(iter(self))).given)
+                self._launches -= self._size(self.pop(next(iter(self))))
+
+    @staticmethod
+    def _size(found: Pass) -> int:
+        return max(1, len(found.given))
 
     def clear(self) -> None:
         with self._lock:
@@ -388,6 +401,7 @@ def forget() -> None:
     """Bind anew whatever is launched next: of tests and benchmarks that put something else in the place of a kernel."""
     _compiled.clear()
     _kept.clear()
+    _dependent.cache_clear()
 
 
 def _watched() -> bool:
@@ -407,11 +421,17 @@ def _here() -> tuple[int, int]:
     return device, driver.get_current_stream(device)
 
 
+@lru_cache(maxsize=1024)
 def _dependent(run: Any) -> Any:
     """Triton's launcher of a kernel as one that asks for programmatic dependent launch."""
-    run = copy.copy(run)
-    run.launch_pdl = True
-    return run
+    return _changed(run, launch_pdl=True)
+
+
+def _changed(run: Any, **fields: Any) -> Any:
+    """Another launcher, the same but for these fields."""
+    found = copy.copy(run)
+    vars(found).update(fields)
+    return found
 
 
 def _repeatable(run: Any) -> bool:

@@ -97,10 +97,10 @@ def backward(
     arguments = dict(
         dy_ptr=dy, dh_n_ptr=dh, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=h_0, dgates_ptr=dgates, dh_0_ptr=dh_0
     )
-    stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
+    (stride_rzn_t, stride_rzn_b), strides = rzn_strides(rzn), dy.stride()
     scalars = dict(
-        stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, size_rows=N, stride_dy_t=dy.stride(0),
-        stride_dy_b=dy.stride(-2), stride_dy_h=dy.stride(-1), want_dh=int(dh_0_dtype is not None),
+        stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, size_rows=N, stride_dy_t=strides[0],
+        stride_dy_b=strides[-2], stride_dy_h=strides[-1], want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
     for launch, grid, values in _launches(once, call, weights, arguments, scalars):
         try:
@@ -184,7 +184,7 @@ def _launches(
     found = status(device)
     found.check()
     lengths, starts, resets = visits.pointers(found.word)
-    arguments |= dict(kernel.constants, lengths_ptr=lengths, starts_ptr=starts, resets_ptr=resets)
+    arguments |= {"lengths_ptr": lengths, "starts_ptr": starts, "resets_ptr": resets}
     scalars |= once.scalars
     if isinstance(tiles, SmallTiles):
         arguments |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
