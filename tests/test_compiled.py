@@ -1,6 +1,5 @@
-"""A layer in graphs of torch.compile: forward, backward, under compiled autograd, of sizes that only data tells.
-
-Tolerance: tests/kit/modules.py; a graph runs the passes that an eager call runs."""
+"""torch.compile around layers: full graphs of one operator per layer, also where sizes are known only when they run;
+compiled autograd; and layers beside graphs, where none of our Python is compiled."""
 
 from __future__ import annotations
 
@@ -14,9 +13,12 @@ from tests.kit import inside
 from tests.kit.modules import (
     FORMS,
     PLAIN,
+    STEP,
     as_function,
     assert_all_close,
+    assert_close,
     assert_same,
+    backends,
     both,
     default_too,
     loss_of,
@@ -32,9 +34,11 @@ from tests.kit.modules import (
 )
 from tests.kit.operators import BACKWARD, FORWARD, Graphs, Seen, arguments, assert_second, compiled, runs
 
-long = pytest.mark.long
 
-# torch.compile.
+def full_graph(call):
+    """The call compiled, and the graphs that are made of it."""
+    graphs = Graphs()
+    return torch.compile(call, backend=graphs, fullgraph=True), graphs
 
 
 @table("form", some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "padded", "cell"))
@@ -42,9 +46,8 @@ long = pytest.mark.long
 def test_a_module_compiles_as_a_full_graph(backend, form, dynamo, ran):
     """Where Dynamo may trace RNNs."""
     theirs, ours = form.pair(backend)
-    graphs = Graphs()
-    found = form.results(torch.compile(ours, backend=graphs, fullgraph=True), of=ours)
-    assert_same(found, form.results(theirs))
+    call, graphs = full_graph(ours)
+    assert_same(form.results(call, of=ours), form.results(theirs))
     by_operator = backend != "aten" and (backend or not form.cell)
     assert (FORWARD in graphs[0]) == bool(by_operator)
     assert set(ran) == (runs(backend) if by_operator else set())
@@ -52,43 +55,31 @@ def test_a_module_compiles_as_a_full_graph(backend, form, dynamo, ran):
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @default_too
-def test_gru_compiles_as_a_full_graph_with_no_setting(backend, dynamo, ran, compiler):
+def test_with_no_setting_gru_is_a_full_graph_and_a_module_breaks_it(backend, dynamo, ran, compiler):
+    """And both compute the same."""
     form = FORMS["two-layers-bidirectional"]
-    theirs, _ = form.pair(None)
+    theirs, ours = form.pair(backend)
     call = torch.compile(as_function(theirs, tritongru.gru, backend=backend), backend=compiler, fullgraph=True)
+    beside = torch.compile(lambda x, h_0: ours(x * 2, h_0), backend=compiler)
     with dynamo.config.patch(allow_rnn=False):
         assert_same(form.results(call, of=theirs), form.results(theirs))
-    assert ran == [*runs(backend)] * 2
-
-
-def test_without_a_setting_a_module_breaks_the_graph_and_computes_the_same(backend, dynamo):
-    theirs, ours = PLAIN.pair(backend)
-    head = nn.Linear(5, 2)
-
-    @torch.compile(backend="eager")
-    def call(module, x):
-        output, h_n = module(x * 2)
-        return head(output), h_n
-
-    output, h_n = theirs(randn(3, 2, 3) * 2)
-    with dynamo.config.patch(allow_rnn=False):
-        assert_all_close(call(ours, randn(3, 2, 3)), [head(output), h_n])
+        assert ran == [*runs(backend)] * 2
+        assert_same(form.results(beside, of=ours), form.results(lambda x, h_0: theirs(x * 2, h_0), of=theirs))
 
 
 @ours_and_default
 def test_a_graph_knows_neither_time_nor_batch(backend, dynamo):
     """As many operations for T = 1000 as for 10, and after the first changes of T and of B no graph is made again."""
     _, ours = pair(backend, 2, 3)
-    graphs, with_padding = Graphs(), Graphs()
-    compiled, padded = (torch.compile(ours, backend=g, fullgraph=True) for g in (graphs, with_padding))
+    (call, graphs), (padded, with_padding) = full_graph(ours), full_graph(ours)
     for T, B in ((4, 2), (5, 2), (5, 3), (6, 4), (9, 2), (3, 7)):
-        loss_of(*compiled(randn(T, B, 2))).backward()
+        loss_of(*call(randn(T, B, 2))).backward()
     if backend in (None, "reference"):
-        compiled(randn(1000, 2, 2))
+        call(randn(1000, 2, 2))
         dynamo.reset()
-        of_long = Graphs()
-        torch.compile(ours, backend=of_long, fullgraph=True)(randn(1000, 2, 2))
-        assert len(of_long[0]) <= len(graphs[-1]) < 40
+        of_long, graphs_of_long = full_graph(ours)
+        of_long(randn(1000, 2, 2))
+        assert len(graphs_of_long[0]) <= len(graphs[-1]) < 40
     dynamo.reset()
     for T, B in ((4, 2), (5, 2), (5, 3), (6, 4), (3, 7)):
         how = {"lengths": torch.randint(1, T + 1, (B,)), "resets": torch.rand(T, B) < 0.3}
@@ -102,33 +93,26 @@ def test_packed_input_compiles_as_a_full_graph(backend, dynamo):
     _, ours = FORMS["two-layers-bidirectional"].pair(backend)
     for with_hx in (True, False):
         dynamo.reset()
-        graphs = Graphs()
-        compiled = torch.compile(ours, backend=graphs, fullgraph=True)
-
-        def call(*given, compiled=compiled):
-            found = compiled(*given)
-            assert isinstance(found[0], PackedSequence)
-            return found
-
+        call, graphs = full_graph(ours)
         for lengths in ((4, 3, 3), (5, 2, 1), (6, 4, 2, 1), (2, 2))[: 2 if backend in ("step", "sequence") else 4]:
             given = packed(*lengths), randn(4, len(lengths), 5, seed=3) if with_hx else None
             assert_same(results(call, *given, of=ours), results(ours, *given), terms=26)
         assert len(graphs) <= 3 and all(graph.count(FORWARD) == 2 for graph in graphs)
+        assert isinstance(call(*given)[0], PackedSequence)
 
 
 @ours_and_default
 def test_one_graph_for_all_lengths_and_resets(backend, dynamo):
     """Their values are what the graph is run with, and a bad one is an error then."""
     _, ours = pair(backend, 3, 5, 2, batch_first=True, bidirectional=True)
-    graphs = Graphs()
-    compiled = torch.compile(ours, backend=graphs, fullgraph=True)
+    call, graphs = full_graph(ours)
     x, h_0 = randn(3, 5, 3), randn(4, 3, 5)
     for seed, lengths in enumerate(((4, 5, 1), (1, 2, 5), (5, 5, 5))):
         how = {"lengths": torch.tensor(lengths), "resets": randn(3, 5, seed=seed) > 0.6}
-        assert_same(results(compiled, x, h_0, of=ours, **how), results(ours, x, h_0, **how), terms=23)
+        assert_same(results(call, x, h_0, of=ours, **how), results(ours, x, h_0, **how), terms=23)
     assert len(graphs) == 1
     with pytest.raises(RuntimeError, match="got 6 where input has 5 steps"):
-        compiled(x, h_0, lengths=torch.tensor([5, 6, 1]), resets=how["resets"])
+        call(x, h_0, lengths=torch.tensor([5, 6, 1]), resets=how["resets"])
 
 
 @default_too
@@ -163,7 +147,7 @@ def test_compiled_autocast_is_eager_autocast(backend, dynamo):
         assert (found[name].float() - e.float()).abs().max() <= limit
 
 
-@long
+@pytest.mark.long
 @ours_and_default
 def test_inductor(backend, dynamo):
     """The compiler that people use, around the operators, for a whole model with a loss."""
@@ -285,74 +269,76 @@ def some(*chosen):
     return torch.tensor(chosen, dtype=torch.bool)
 
 
-def assert_graph_is_nn_gru_s(theirs, ours, call, masks, *given):
-    """`call(module, *given, mask)`, results and gradients of the parameters, for each of the masks."""
+SOME, ONE, ALL, NONE = some(1, 0, 1, 1), some(0, 1, 0, 0), some(1, 1, 1, 1), some(0, 0, 0, 0)
+BY_BATCH = {"num_layers": 2, "bidirectional": True, "batch_first": True}
+
+
+def rows(module, x, mask):
+    return module(x[mask])
+
+
+def columns(module, x, mask):
+    return module(x[:, mask])
+
+
+def cell_twice(cell, x, mask):
+    h = cell(x[mask])
+    return h, cell(x[mask], h)
+
+
+def packed_rows(module, data, batch_sizes, rows, steps):
+    output, h_n = module(PackedSequence(data[rows], batch_sizes[steps]), torch.zeros(2, 3, 4))
+    return output.data, h_n
+
+
+DATA, SIZES_OF_DATA = randn(8, 3), torch.tensor([3, 2, 2, 1])
+MASKS = [(some(1, 1, 1, 1, 1, 1, 0, 0), some(1, 1, 0, 1)), (some(0, 0, 0, 1, 1, 1, 1, 1), some(1, 0, 1, 0))]
+TIME, PACKED = "x must have elements, got ", r"batch_sizes must begin with h_0's batch size, 3, .*got "
+# Options of the layer, its call, what is given but masks, good masks, bad ones and what is said of them
+BATCHES = {
+    "batch": ({}, columns, [randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
+    "batch-first": (BY_BATCH, rows, [randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
+    "cell": (None, cell_twice, [randn(4, 3)], [[SOME], [ONE], [NONE]], []),
+}
+TIMES = {  # of which torch.gru has no graph: it unrolls
+    "time": ({}, rows, [randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[0, 4, 3\]")]),
+    "time-batch-first": (BY_BATCH, columns, [randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[4, 0, 3\]")]),
+    "packed": (
+        {"bidirectional": True}, packed_rows, [DATA, SIZES_OF_DATA], MASKS,
+        [((some(*[1] * 7, 0), ALL), PACKED + r"\[3, 2, 2, 1\]"), ((some(*[1] * 7, 0), NONE), PACKED + r"\[\]")],
+    ),
+}  # fmt: skip
+
+
+@table("case", BATCHES)
+@default_too
+def test_a_batch_whose_size_only_data_tells(backend, case, unbacked, ran):
+    """Of none, too."""
+    assert_right_when_run(backend, case)
+    assert case[0] is None or set(ran) == runs(backend)
+
+
+@table("case", TIMES)
+@ours_and_default
+def test_a_time_that_only_data_tells(backend, case, unbacked):
+    """And packed rows."""
+    assert_right_when_run(backend, case)
+
+
+def assert_right_when_run(backend, case):
+    options, call, given, masks, refused = case
+    theirs, ours = FORMS["cell"].pair(backend) if options is None else pair(backend, 3, 4, **options)
     graph = compiled(call)
     for mask in masks:
-        both(
-            theirs, ours,
-            lambda m, mask=mask: [
-                *(found := (graph if m is ours else call)(m, *given, *mask)),
-                *torch.autograd.grad(loss_of(*found), list(m.parameters())),
-            ],
-        )  # fmt: skip
-    return graph
 
+        def run(m, mask=mask):
+            found = (graph if m is ours else call)(m, *given, *mask)
+            return [*found, *torch.autograd.grad(loss_of(*found), list(m.parameters()))]
 
-OPTIONS = {"plain": {}, "two-layers-bi-batch-first": {"num_layers": 2, "bidirectional": True, "batch_first": True}}
-SOME, ONE, ALL, NONE = some(1, 0, 1, 1), some(0, 1, 0, 0), some(1, 1, 1, 1), some(0, 0, 0, 0)
-
-
-def on_rows_of(dim):
-    return lambda module, x, mask: module(x[mask] if dim == 0 else x[:, mask])
-
-
-@table("options", OPTIONS)
-@default_too
-def test_a_batch_whose_size_only_data_tells(backend, options, unbacked, ran):
-    """Of one, of all and of no sequences, too."""
-    theirs, ours = pair(backend, 3, 4, **options)
-    call = on_rows_of(0 if ours.batch_first else 1)
-    assert_graph_is_nn_gru_s(theirs, ours, call, ([SOME], [ONE], [ALL], [NONE]), randn(4, 4, 3))
-    assert set(ran) == runs(backend)
-
-
-@table("options", OPTIONS)
-@ours_and_default
-def test_a_time_that_only_data_tells(backend, options, unbacked):
-    """torch.gru has no graph for it: it unrolls."""
-    theirs, ours = pair(backend, 3, 4, **options)
-    call, x = on_rows_of(1 if ours.batch_first else 0), randn(4, 4, 3)
-    graph = assert_graph_is_nn_gru_s(theirs, ours, call, ([SOME], [ONE]), x)
-    with pytest.raises(RuntimeError, match=r"x must have elements, got \[(0, 4|4, 0), 3\]"):
-        graph(ours, x, NONE)
-
-
-@default_too
-def test_a_cell_s_batch_that_only_data_tells(backend, unbacked):
-    def call(cell, x, mask):
-        h = cell(x[mask])
-        return h, cell(x[mask], h)
-
-    assert_graph_is_nn_gru_s(*FORMS["cell"].pair(backend), call, ([SOME], [ONE], [NONE]), randn(4, 3))
-
-
-@ours_and_default
-def test_packed_rows_and_lengths_that_only_data_tells(backend, unbacked):
-    """torch.gru has no graph for packed rows."""
-    theirs, ours = pair(backend, 3, 4, bidirectional=True)
-
-    def call(module, data, batch_sizes, rows, steps):
-        hx = torch.zeros(2, 3, 4)
-        output, h_n = module(PackedSequence(data[rows], batch_sizes[steps]), hx)
-        return output.data, h_n
-
-    data, sizes = randn(8, 3), torch.tensor([3, 2, 2, 1])
-    masks = ((some(1, 1, 1, 1, 1, 1, 0, 0), some(1, 1, 0, 1)), (some(0, 0, 0, 1, 1, 1, 1, 1), some(1, 0, 1, 0)))
-    graph = assert_graph_is_nn_gru_s(theirs, ours, call, masks, data, sizes)
-    for steps, got in ((ALL, r"\[3, 2, 2, 1\]"), (NONE, r"\[\]")):
-        with pytest.raises(RuntimeError, match=f"batch_sizes must begin with h_0's batch size, 3, .*got {got}"):
-            graph(ours, data, sizes, some(*[1] * 7, 0), steps)
+        both(theirs, ours, run)
+    for mask, words in refused:
+        with pytest.raises(RuntimeError, match=words):
+            graph(ours, *given, *mask)
 
 
 def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
@@ -362,3 +348,140 @@ def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
     assert call(some(1, 0, 1, 0), some(0, 1, 1, 0)).shape == (3, 2, 5)
     with pytest.raises(RuntimeError, match=r"h_0 must have x's batch size, 2, got \[1, 1, 5\]"):
         call(some(1, 0, 1, 0), ONE)
+
+
+# Beside graphs. Where one breaks, Dynamo compiles each Python function that is called there: none of ours, so that a
+# model with many layers has the graphs that it has with torch's own layers, and meets no limit.
+
+SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
+
+
+@pytest.fixture
+def plain(dynamo):
+    with dynamo.config.patch(allow_rnn=False, fail_on_recompile_limit_hit=True):
+        yield dynamo
+
+
+class Loop(nn.Module):
+    """Layers in a loop: Dynamo gives up on the whole frame where a call in a loop breaks the graph."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+    def forward(self, x):
+        for layer in self.layers:
+            torch._dynamo.graph_break()
+            found = layer(x)
+            x = found[0] if isinstance(found, tuple) else found
+        return x
+
+
+class InARow(Loop):
+    """Operations between the layers that are graphs of their own; those between first and last are a model itself."""
+
+    def __init__(self, layers):
+        super().__init__([layers[0], Loop(layers[1:-1]), layers[-1]])
+
+    def forward(self, x):
+        first, inner, last = self.layers
+        return last(torch.tanh(inner(torch.tanh(first(x * 2)[0]))))[0]
+
+
+def scaled(base):
+    class Scaled(base):
+        """As users write it; but super() of such a module Dynamo of torch 2.15 cannot trace."""
+
+        def forward(self, input, hx=None):
+            output, h_n = base.forward(self, 2 * input, hx)
+            return output / 2, h_n
+
+    return Scaled
+
+
+def graphs_of(dynamo, model, rows):
+    """What Dynamo made of training, inference, frozen weights and inputs of several sizes, and each call's result."""
+    dynamo.reset()
+    graphs, results = Graphs(), []
+    compiled = torch.compile(model, backend=graphs)
+    for mode, shape in enumerate(rows):
+        model.train(mode != 1)
+        model.requires_grad_(mode != 2)
+        with torch.set_grad_enabled(mode != 1):
+            x = randn(*shape, 3).requires_grad_(mode == 3)
+            results.append(compiled(x))
+        if results[-1].requires_grad:
+            results[-1].sum().backward()
+    return graphs, results
+
+
+ROWS = ((4, 2), (5, 2), (5, 3), (3, 4), (1, 2))
+KINDS = {
+    "GRU": (Loop, nn.GRU, tritongru.GRU, ROWS),
+    "nested": (InARow, nn.GRU, tritongru.GRU, ROWS),
+    "subclass": (Loop, scaled(nn.GRU), scaled(tritongru.GRU), ROWS),
+    "GRUCell": (Loop, nn.GRUCell, tritongru.GRUCell, tuple((B,) for _, B in ROWS)),
+}
+
+
+@table("kind", KINDS)
+@backends(None, "reference")
+def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(kind, backend, plain):
+    make, theirs, ours, rows = kind
+    expected = make([theirs(size, size + 1) for size in SIZES])
+    found = make([ours(size, size + 1, backend=backend) for size in SIZES])
+    found.load_state_dict(expected.state_dict())
+    (their_graphs, their_results), (our_graphs, our_results) = (graphs_of(plain, m, rows) for m in (expected, found))
+    assert our_graphs == their_graphs
+    for f, e in zip(our_results, their_results, strict=True):
+        assert_close(f, e, terms=16 * len(SIZES))
+
+
+@backends(None, "reference", STEP)
+@pytest.mark.parametrize("cell", [False, True], ids=["gru", "gru_cell"])
+def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
+    """Nor their backward, which a compiled step of training calls."""
+    layers = [(nn.GRUCell if cell else nn.GRU)(size, size + 1) for size in (3, 4, 5)]
+    graphs = Graphs()
+
+    @torch.compile(backend=graphs)
+    def step(x):
+        for layer in layers:
+            torch._dynamo.graph_break()
+            weights, h = list(layer.parameters()), x.new_zeros(*x.shape[1 - cell : -1], layer.hidden_size)
+            if cell:
+                x = tritongru.gru_cell(x, h, *weights, backend=backend)
+            else:
+                x, _ = tritongru.gru(x, h[None], weights, True, 1, 0.0, True, False, False, backend=backend)
+        x.sum().backward()
+        return x
+
+    for T, B in ((2, 2), (3, 2), (2, 3)):
+        step(randn(B, 3) if cell else randn(T, B, 3))
+    assert graphs == []
+
+
+def test_what_is_given_to_compile_is_still_compiled(dynamo):
+    """The functions, the modules, their methods, and a module's own `compile`."""
+    layer, cell, theirs = tritongru.GRU(3, 4), tritongru.GRUCell(3, 4), nn.GRU(3, 4)
+    x, h_0, weights = randn(3, 2, 3), torch.zeros(1, 2, 4), list(theirs.parameters())
+    calls = {
+        "gru": (tritongru.gru, (x, h_0, weights, True, 1, 0.0, True, False, False)),
+        "gru_cell": (tritongru.gru_cell, (x[0], h_0[0], *weights)),
+        "GRU": (layer, (x,)),
+        "GRU.forward": (layer.forward, (x,)),
+        "subclass": (scaled(tritongru.GRU)(3, 4), (x,)),
+        "GRUCell": (cell, (x[0], h_0[0])),
+        "GRUCell.forward": (cell.forward, (x[0],)),
+    }
+    for name, (function, of) in calls.items():
+        dynamo.reset()
+        call, graphs = full_graph(function)
+        assert_close(tensors(call(*of))[0], tensors(function(*of))[0], what=name)
+        assert len(graphs) == 1 and (FORWARD in graphs[0]) == ("ell" not in name), name
+    for module, given in ((layer, x), (cell, x[0])):
+        dynamo.reset()
+        graphs, expected = Graphs(), tensors(module(given))[0]
+        module.compile(backend=graphs, fullgraph=True)
+        assert_close(tensors(module(given))[0], expected)
+        assert len(graphs) == 1
