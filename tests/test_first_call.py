@@ -7,6 +7,7 @@ import threading
 import time
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ import torch
 pytest.importorskip("triton")
 
 from benchmarks import hostcost
+from tests.kit.versions import TRITON
 from tritongru import registry
 from tritongru.batch import Visits
 from tritongru.launch import first_call, sequence, step
@@ -25,25 +27,11 @@ B, I = 3, 8
 H200 = describe("h200")
 
 
-def kernels_of(module: Any, hidden_size: int) -> list[Any]:
-    from tritongru.kernels import sequence as of_sequence
-    from tritongru.kernels import small as of_small
-    from tritongru.kernels import step as of_step
-
-    if module is step:
-        return [of_step.step_forward, of_step.step_backward]
-    if hidden_size <= 128:
-        return [of_small.small_forward, of_small.small_backward]
-    return [of_sequence.sequence_forward, of_sequence.sequence_backward]
-
-
 @pytest.mark.compiled
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize(("module", "T", "H"), [(step, 4, 20), (step, 1, 20), (sequence, 4, 200), (sequence, 4, 40)])
-def test_what_is_compiled_is_what_is_launched(
-    module: Any, T: int, H: int, dtype: str, packed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_compiled_is_what_is_launched(module, T: int, H: int, dtype: str, packed: bool, monkeypatch) -> None:
     """By the keys under which Triton looks a kernel up: the real launchers, and the launch itself left out."""
     asked: list[object] = []
 
@@ -52,14 +40,14 @@ def test_what_is_compiled_is_what_is_launched(
         return self.kernel
 
     monkeypatch.setattr(hostcost._Always, "get", get)
-    own = {"fp32": torch.float32, "bf16": torch.bfloat16}[dtype]
+    own = first_call.DTYPES[dtype]
     sizes = tuple(max(1, B - t) for t in range(T)) if packed else None
     rows = (T, B) if sizes is None else (sum(sizes),)
     x, h_0 = torch.randn(*rows, I, dtype=own), torch.randn(1, B, H, dtype=own)
     flat = tuple(torch.randn(*shape, dtype=own) for shape in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,)))
     call = LayerCall(Visits.of(x, sizes), 1, H, dtype, "tf32", H200, save_gates=True)
     first_call._seen.clear()
-    with hostcost.without_gpu(*kernels_of(module, H)):
+    with hostcost.without_gpu(*{s.kernel for s in module.specimens(Problem(B, T, I, H, dtype=dtype), H200)}):
         first_call.prepare(module, call, I, flat, recompute=False)
         foreseen = set(asked)
         asked.clear()
@@ -72,62 +60,47 @@ def test_what_is_compiled_is_what_is_launched(
         assert not asked  # known by now
 
 
-class Kernel:
-    """As Triton's, of which a warm-up ends once `together` of them have begun."""
+def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = None) -> Specimen:
+    """Of a kernel of which a compilation ends once `together` of them have begun."""
+    barrier = threading.Barrier(together)
 
-    arg_names = ("x_ptr", "n", "BLOCK")
+    def compile_kernel() -> SimpleNamespace:
+        barrier.wait(timeout=20)  # alone it would not get past this
+        time.sleep(seconds)
+        return SimpleNamespace()
 
-    def __init__(self, together: int, seconds: float = 0.0, error: Exception | None = None):
-        self.barrier, self.seconds, self.error, self.given = threading.Barrier(together), seconds, error, []
-        self.fn = SimpleNamespace(__name__="kernel")
-
-    def warmup(self, *arguments: Any, grid: Any, **options: Any) -> None:
+    def warmup(*arguments: Any, **options: Any) -> None:
         from triton.runtime._async_compile import active_mode
 
-        self.given.append((arguments, grid, options))
-        if self.error:
-            raise self.error
+        if error:
+            raise error
+        then = [lambda *of: None] * (2 if TRITON >= (3, 9) else 1)
+        active_mode.get().submit(object(), compile_kernel, *then)
 
-        def compile_kernel() -> SimpleNamespace:
-            self.barrier.wait(timeout=20)  # alone it would not get past this
-            time.sleep(self.seconds)
-            return SimpleNamespace()
-
-        active_mode.get().submit(len(self.given), compile_kernel, lambda *kernel: None, *self.more())
-
-    @staticmethod
-    def more() -> list[Any]:
-        from tests.kit.versions import TRITON
-
-        return [lambda *of: None] if TRITON >= (3, 9) else []
-
-
-def specimen(kernel: Kernel) -> Specimen:
+    kernel = SimpleNamespace(arg_names=("x_ptr", "n", "BLOCK"), warmup=Mock(side_effect=warmup), barrier=barrier)
     return Specimen(kernel, {"x_ptr": "*bf16:2", "n": "i32:16"}, {"BLOCK": 64}, 4, 1)
 
 
 def test_kernels_compile_side_by_side() -> None:
-    kernel = Kernel(together=3)
-    first_call.compile_side_by_side([specimen(kernel)] * 3)
-    assert not kernel.barrier.broken and len(kernel.given) == 3
-    (x, n, block), grid, options = kernel.given[0]
+    three = specimen(together=3)
+    first_call.compile_side_by_side([three] * 3)
+    assert not three.kernel.barrier.broken and three.kernel.warmup.call_count == 3
+    (x, n, block), options = three.kernel.warmup.call_args
     assert x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 2 and (n, block) == (16, 64)
-    assert grid == (1, 1, 1) and options["num_warps"] == 4
+    assert options["grid"] == (1, 1, 1) and options["num_warps"] == 4
 
 
 def test_a_kernel_that_cannot_be_compiled_is_left_to_its_launch() -> None:
-    first_call.compile_side_by_side([specimen(Kernel(1, error=RuntimeError("ptxas")))])
+    first_call.compile_side_by_side([specimen(error=RuntimeError("ptxas"))])
 
 
-def test_who_waits_more_than_a_second_is_told_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_who_waits_more_than_a_second_is_told_once(monkeypatch, caplog) -> None:
     monkeypatch.setattr(first_call, "_told", False)
     monkeypatch.setattr(first_call, "SECONDS", 0.05)
-    first_call.compile_side_by_side([specimen(Kernel(1))])
+    first_call.compile_side_by_side([specimen()])
     assert not caplog.records
     for _ in range(2):
-        first_call.compile_side_by_side([specimen(Kernel(1, seconds=0.1))])
+        first_call.compile_side_by_side([specimen(seconds=0.1)])
     (record,) = caplog.records
     assert record.levelno == logging.WARNING and record.name == "tritongru"
     assert "compiled its kernels for 0." in record.getMessage()

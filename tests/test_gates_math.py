@@ -34,16 +34,12 @@ def ulps(found: torch.Tensor, true: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.abs(found.double().numpy() - true.numpy()) / spacing)
 
 
-def test_tanh_is_within_two_ulp_everywhere() -> None:
+def test_tanh_and_sigmoid_are_within_what_they_state() -> None:
     tiny = torch.logspace(-30, 0, 60_000, dtype=torch.float64).float()
     x = torch.cat([torch.linspace(-12, 12, 400_001), tiny, -tiny, torch.linspace(0.62, 0.63, 20_001)])
-    t, _ = activations(x)
-    assert ulps(t, torch.tanh(x.double())).max() <= 2.0
-
-
-def test_sigmoid_is_within_what_it_states() -> None:
+    assert ulps(activations(x)[0], torch.tanh(x.double())).max() <= 2.0
     x = torch.linspace(-80, 80, 800_001)
-    _, s = activations(x)
+    s = activations(x)[1]
     error = ulps(s, torch.sigmoid(x.double()))
     assert error[x >= -1].max() <= 2.5
     assert (error - 2.5 <= x.abs() / 2).all()
@@ -52,9 +48,8 @@ def test_sigmoid_is_within_what_it_states() -> None:
 def test_at_infinities_nan_and_zero() -> None:
     x = torch.tensor([float("inf"), -float("inf"), float("nan"), 0.0, -0.0, 200.0, -200.0])
     t, s = activations(x)
-    assert t[:2].tolist() == [1.0, -1.0] and t[2].isnan() and t[5:].tolist() == [1.0, -1.0]
-    assert t[3:5].tolist() == [0.0, 0.0]
-    assert s[:2].tolist() == [1.0, 0.0] and s[2].isnan() and s[3:].tolist() == [0.5, 0.5, 1.0, 0.0]
+    torch.testing.assert_close(t, torch.tanh(x), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(s, torch.sigmoid(x), rtol=0, atol=0, equal_nan=True)
 
 
 def test_rounding_to_bfloat16_is_to_nearest_even() -> None:

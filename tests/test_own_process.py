@@ -1,13 +1,13 @@
 """The mark `own_process` (tests/kit/own_process.py), which only tests that need a GPU use."""
 
 import os
-import subprocess
 import sys
 
 import pytest
 
 from tests.kit.own_process import HERE
 
+pytest_plugins = ["pytester"]
 TESTS = """
 import os, pytest
 pytestmark = pytest.mark.own_process
@@ -29,15 +29,13 @@ def test_dies():
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "xdist"])
-def test_each_has_a_process_and_what_became_of_it_is_the_test_s_own_result(workers, tmp_path):
-    (tmp_path / "test_some.py").write_text(TESTS)
-    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = own_process: .\n")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", HERE))}
-    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
-    environment["PYTEST_PLUGINS"] = "tests.kit.own_process"
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-rs", *workers], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    assert "2 failed, 2 passed, 1 skipped" in done.stdout, done.stdout + done.stderr
-    assert "three is not four" in done.stdout and "nothing to do" in done.stdout and "exit code 0" in done.stdout
-    assert len({(tmp_path / f"ran-{number}").read_text() for number in (1, 2)}) == 2
+def test_each_has_a_process_and_what_became_of_it_is_the_test_s_own_result(workers, pytester, monkeypatch):
+    monkeypatch.delenv(HERE, raising=False)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+    monkeypatch.setenv("PYTEST_PLUGINS", "tests.kit.own_process")
+    pytester.makepyfile(TESTS)
+    pytester.makeini("[pytest]\nmarkers = own_process: .\n")
+    done = pytester.runpytest_subprocess("-rs", *workers)
+    done.assert_outcomes(passed=2, failed=2, skipped=1)
+    done.stdout.fnmatch_lines_random(["*three is not four*", "*nothing to do*", "*exit code 0*"])
+    assert len({(pytester.path / f"ran-{number}").read_text() for number in (1, 2)}) == 2

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from unittest.mock import Mock
 
 import pytest
 
 from tests.kit.ptx import Access, PtxError, execute
 
 M32, BASE = 0xFFFFFFFF, 0x7F00_0000_1000
-
-
-def run(text: str, constraints: str = "=&r,r,r", inputs: Sequence[int] = (), **options) -> list[int]:
-    return execute(text, constraints, inputs, **options)[0]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +31,7 @@ def run(text: str, constraints: str = "=&r,r,r", inputs: Sequence[int] = (), **o
     ],
 )  # fmt: skip
 def test_instructions(text: str, a: int, b: int, expected: int) -> None:
-    assert run(text, inputs=(a, b)) == [expected]
+    assert execute(text, "=&r,r,r", [a, b]) == ([expected], 0)
 
 
 @pytest.mark.parametrize(
@@ -57,26 +53,17 @@ def test_instructions(text: str, a: int, b: int, expected: int) -> None:
 )
 def test_mistakes(text: str, constraints: str, message: str) -> None:
     with pytest.raises(PtxError, match=message):
-        run(text, constraints, [1])
+        execute(text, constraints, [1])
 
 
-def test_tied_operands_are_one_register() -> None:
-    assert run("add.u32 $0, $0, $2;", "=&r,0,r", [1, 2]) == [3]
-
-
-def test_memory_and_the_clock() -> None:
-    loads: list[Access] = []
-    stores: list[tuple[int, list[int]]] = []
-
-    def load(access: Access) -> list[int]:
-        loads.append(access)
-        return [1, 2, 3, 4]
-
+def test_tied_operands_memory_and_the_clock() -> None:
+    """Tied operands are one register."""
+    assert execute("add.u32 $0, $0, $2;", "=&r,0,r", [1, 2]) == ([3], 0)
     text = """{ .reg .b32 a, b;
         ld.relaxed.gpu.global.v4.b32 {$0, a, $1, b}, [$3];
         st.volatile.global.v2.b32 [$3+8], {$1, $0};
         nanosleep.u32 1000; mov.u64 $2, %globaltimer; }"""
-    given = (text, "=&r,=&r,=&l,l", [BASE], load, lambda access, values: stores.append((access.address, values)))
-    assert execute(*given, clock=lambda: 7) == ([1, 3, 7], 1000)
-    assert stores == [(BASE + 8, [3, 1])]
-    assert loads == [Access(BASE, 32, 4, ("relaxed", "gpu", "global", "v4", "b32"))]
+    load, store = Mock(return_value=[1, 2, 3, 4]), Mock()
+    assert execute(text, "=&r,=&r,=&l,l", [BASE], load, store, clock=lambda: 7) == ([1, 3, 7], 1000)
+    load.assert_called_once_with(Access(BASE, 32, 4, ("relaxed", "gpu", "global", "v4", "b32")))
+    store.assert_called_once_with(Access(BASE + 8, 32, 2, ("volatile", "global", "v2", "b32")), [3, 1])

@@ -13,6 +13,7 @@ from benchmarks.cases import Case, Entry
 from benchmarks.generated import generated
 from benchmarks.results import RESULTS
 from benchmarks.timing import HostMeter
+from tests.kit.modules import table
 from tests.kit.mutants import mutant
 from tritongru.registry import has_triton
 
@@ -52,13 +53,13 @@ def test_a_form_is_right(name: str, case: Case) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize(
+@table(
     "edit",
-    [
-        "tl.load(a_ptrs{ + H=>},",  # r for z
-        "{tl.store(state_ptrs, h, mask=mask)=>pass}",  # h not handed on
-        "row = at.to(tl.int64){ + offs_b=>}",  # the first row for all
-    ],
+    {
+        "r for z": "tl.load(a_ptrs{ + H=>},",
+        "h not handed on": "{tl.store(state_ptrs, h, mask=mask)=>pass}",
+        "the first row for all": "row = at.to(tl.int64){ + offs_b=>}",
+    },
 )
 def test_a_mistake_in_the_unfused_form_is_found(edit: str, tmp_path: Path, monkeypatch) -> None:
     kernels = mutant(tmp_path, "study/unfused.py", edit, module="study.unfused")
@@ -92,15 +93,12 @@ def test_committed_rows_are_what_this_version_compiles(name: str) -> None:
     assert study.row(name) == committed
 
 
-def test_committed_rows_are_of_every_form() -> None:
+def test_committed_rows_are_of_every_form_and_the_readme_s() -> None:
+    """`make study` writes it again."""
     rows = study.committed()
     *first, last = study.FORMS
     assert [row["form"] for row in rows] == [*first, *LOST, last]
     assert [row["form"] for row in rows if row["commit"]] == list(LOST)
-
-
-def test_the_readme_is_what_the_rows_make() -> None:
-    """`make study` writes it again."""
     assert generated(study.README, "study") == study.generated(RESULTS)
 
 

@@ -11,12 +11,13 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import tritongru
 from tritongru.launch import exchange
-from tritongru.tools.check import Case, floor
+from tritongru.tools.check import Case, floor, run
 from tritongru.tools.emulator import emulating
 
+from .cases import DTYPES as DTYPES
 from .plans import ShrunkenPlan
 
-FP32, FP16, BF16 = DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+FP32, FP16, BF16 = DTYPES
 
 
 @dataclass(frozen=True)
@@ -56,16 +57,10 @@ class Drawn:
 
     def results(self, module: nn.GRU, dtype: torch.dtype) -> dict[str, Tensor]:
         """Output, h_n and the gradients of one call of a module."""
-        packed = bool(self.call.case.lengths)
-        leaf = (self.x.data if packed else self.x).to(dtype, copy=True).requires_grad_()
-        h_0 = self.h_0.to(dtype, copy=True).requires_grad_(self.call.wants_dh_0)
-        module.zero_grad()
-        output, h_n = module(self.x._replace(data=leaf) if packed else leaf, h_0)
-        output = output.data if packed else output
-        torch.autograd.backward([output, h_n], [self.dy.to(dtype), self.dh_n.to(dtype)])
-        found = {"output": output.detach(), "h_n": h_n.detach(), "x": leaf.grad, "h_0": h_0.grad}
-        found |= {name: p.grad for name, p in module.named_parameters()}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        given = (tensor.to(dtype) for tensor in (self.x, self.h_0, self.dy, self.dh_n))
+        wants = self.call.wants_dh_0
+        with module.register_forward_pre_hook(lambda _, of: (of[0], of[1].requires_grad_(wants))):
+            return run(module, *given)
 
     def of_ours(self, seed: int, **options: Any) -> dict[str, Tensor]:
         with emulating(seed, **options):
@@ -101,6 +96,4 @@ def put(drawn: Drawn, place: str, value: float | None) -> None:
 
 # Waits of these tests are cut to their least, a unit of the clock: 100 steps of the emulator.
 SHORT = {"nanoseconds_per_step": 10_500}
-
-
 SHORT_SECONDS = "0.001"
