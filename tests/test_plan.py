@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -17,10 +18,10 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from benchmarks.traffic import step_traffic
-from tritongru import cli
+from tritongru import cli, planning
 from tritongru.planning import Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip
-from tritongru.planning.devices import DEVICES, GPUS, KIB, MIB, described_as, of_cuda
+from tritongru.planning.devices import GPUS, KIB, MIB, described_as, of_cuda
 from tritongru.planning.step import step_tiles
 from tritongru.tools.counted import with_counts
 
@@ -30,29 +31,15 @@ PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf
 # ---- devices
 
 
-@pytest.mark.parametrize(
-    ("name", "target", "sms", "shared_kib"),
-    [
-        ("a100", ("cuda", 80, 32), 108, 163), ("h100", ("cuda", 90, 32), 132, 227),
-        ("h200", ("cuda", 90, 32), 132, 227),
-        ("b200", ("cuda", 100, 32), 148, 227), ("rtx4090", ("cuda", 89, 32), 128, 99), ("l4", ("cuda", 89, 32), 58, 99),
-        ("rtx5090", ("cuda", 120, 32), 170, 99), ("t4", ("cuda", 75, 32), 40, 64),
-        ("mi300x", ("hip", "gfx942", 64), 304, 64),
-    ],
-)  # fmt: skip
-def test_targets_and_limits(name: str, target: tuple[Any, ...], sms: int, shared_kib: int) -> None:
-    device = describe(name.upper())
-    assert (device.target, device.sms, device.shared_per_program) == (target, sms, shared_kib * KIB)
-    assert device.arch == ("gfx942" if name == "mi300x" else f"sm_{target[1]}")
-    assert device.shared_per_program <= device.shared_per_sm
-    assert min(device.registers_per_sm, device.memory_bytes) > 0
-    assert (device.capability is not None) == (device.vendor == "nvidia")
-
-
-def test_the_interpreter_has_no_target_and_no_binding_limit() -> None:
+def test_described_devices() -> None:
     interpreter = describe("interpreter")
+    for device in map(describe, GPUS):
+        assert device.shared_per_program <= min(device.shared_per_sm, interpreter.shared_per_program)
+        assert min(device.sms, device.registers_per_sm, device.memory_bytes) > 0
+        assert (device.capability is not None) == (device.vendor == "nvidia")
+    assert (describe("H200").target, describe("mi300x").target) == (("cuda", 90, 32), ("hip", "gfx942", 64))
+    assert (H200.arch, describe("mi300x").arch) == ("sm_90", "gfx942")
     assert interpreter.sms == 8  # programs that wait for each other are threads: few
-    assert interpreter.shared_per_program > max(DEVICES[name].shared_per_program for name in GPUS)
     with pytest.raises(ValueError, match="interpreter"):
         _ = interpreter.target
     with pytest.raises(ValueError, match="unknown device 'v100'") as error:
@@ -126,16 +113,9 @@ def test_names_of_products() -> None:
         assert described_as(replace(device, name="NVIDIA L40S")) is None
 
 
-def test_planning_imports_neither_torch_nor_triton() -> None:
-    """Loaded by its files, since the package itself imports torch."""
-    code = (
-        "import sys, types, pathlib, tritongru._version as v; root = pathlib.Path(v.__file__).parent\n"
-        "[sys.modules.pop(m) for m in list(sys.modules) if m.split('.')[0] in ('torch', 'triton', 'tritongru')]\n"
-        "package = types.ModuleType('tritongru'); package.__path__ = [str(root)]; sys.modules['tritongru'] = package\n"
-        "import tritongru.planning\n"
-        "assert not {'torch', 'triton'} & set(sys.modules), 'imported'\n"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_planning_imports_neither_torch_nor_triton_nor_what_does() -> None:
+    for path in Path(planning.__path__[0]).glob("*.py"):
+        assert not re.search(r"^(import|from) (torch|triton|\.\.)", path.read_text(), re.M), path
 
 
 # ---- a plan of a problem

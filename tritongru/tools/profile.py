@@ -31,7 +31,7 @@ from .table import show
 from .trace import PASS, Split, read
 
 WARM_UP, CALLS = 3, 5
-ROWS = 40  # that are printed
+ROWS = 40  # of ops that are printed
 MEANING = {
     "cuda": "times are those of the kernels on the GPU",
     "cpu": "times are the CPU's own: of a part, without the parts inside it",
@@ -163,8 +163,8 @@ def main(arguments: Any, refuse: Callable[[str], NoReturn]) -> int:
         show("Triton launches of a call", ("launch", "count", "MB", "Mflop"), launches)
     else:
         header = ("launch", "count", "us", "MB", "Mflop", "GB/s", "TFLOP/s") if on_gpu else ("op", "count", "us")
-        shown = [row[: len(header)] for row in _rows(found)][:ROWS]
-        show(f"{header[0]}s of a call, the longest {len(shown)} of {len(split.rows)}", header, shown)
+        rows = [row[: len(header)] for row in _rows(found)]
+        show(f"{what} of a call, the longest of {len(rows)} first", header, rows if on_gpu else rows[:ROWS])
     print(f"trace     {path} (chrome://tracing, ui.perfetto.dev)")
     return 0
 
