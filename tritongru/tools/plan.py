@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..planning import Device, Plan, Problem, choose, describe
 from ..products import rnn_precision
 from ..registry import DTYPES, ON_THE_CPU, asked_for, aten_as_measured, computing_dtype, device_of
+from .counted import with_counts
 
 
 def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
@@ -38,8 +39,6 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         >>> found.backend
         'sequence'
     """
-    from .counted import with_counts  # here: it builds on all of the package
-
     if isinstance(module_or_problem, Problem):
         if device is None:
             raise TypeError("plan of a Problem needs a device, got None")
