@@ -14,6 +14,7 @@ from tests.kit.modules import (
     FORMS,
     PLAIN,
     STEP,
+    Form,
     as_function,
     assert_all_close,
     assert_close,
@@ -343,7 +344,8 @@ def assert_right_when_run(backend, case):
 
 def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
     """Of the operator alone: those of x and h_0 here come from two masks."""
-    x, h_0, weights, *others = arguments("reference", T=3, B=4, I=3, H=5, training=False)
+    form = Form(sizes=(3, 4))
+    x, h_0, weights, *others = arguments(form.pair("reference")[1], form, training=False)
     call = compiled(lambda of_x, of_h_0: inside.layer_forward(x[:, of_x], h_0[:, of_h_0], weights, *others)[0])
     assert call(some(1, 0, 1, 0), some(0, 1, 1, 0)).shape == (3, 2, 5)
     with pytest.raises(RuntimeError, match=r"h_0 must have x's batch size, 2, got \[1, 1, 5\]"):

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_packed_sequence
 
 import tritongru
 from tests.kit.inside import default_device_elsewhere
-from tests.kit.modules import assert_close, ours_only, some_forms, states, table
+from tests.kit.modules import assert_close, ours_only, same_bits, some_forms, states, table
 
 
 @ours_only
@@ -45,6 +45,11 @@ def test_the_gates_shown_are_those_that_a_backend_saves(backend, form) -> None:
         last = torch.cat(list(found.h[-1]), -1)
         assert torch.equal(last.isnan(), in_time(h.detach()).isnan())
         assert_close(in_time(h.detach()).nan_to_num(), last.nan_to_num(), what="h")
+
+
+def test_gates_of_unbatched_input_without_h_0() -> None:
+    layer, x = torch.nn.GRU(2, 3, 2, bidirectional=True, batch_first=True), torch.randn(4, 2)
+    assert same_bits(tritongru.gates(layer, x), tritongru.gates(layer, x[None], torch.zeros(4, 1, 3)))
 
 
 def test_gates_refuses_what_is_no_gru() -> None:

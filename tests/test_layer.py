@@ -12,6 +12,7 @@ import torch
 from functorch.compile import aot_function, nop
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,20 +27,26 @@ interpreted = pytest.mark.interpreted
 
 # By themselves.
 
+
+def of_shape(name, backend="reference"):
+    form, how = SHAPES[name]
+    return arguments(form.pair(backend)[1], form, **how)
+
+
 QUICK = {("step", "packed"), ("sequence", "batch-first-bidirectional")}
 QUICK |= {("reference", name) for name in ("packed", "padded", "batch-first-bidirectional", "recompute")}
 OPCHECKS = [
     pytest.param(
-        backend, shape, id=f"{name}-{backend}",
+        backend, *shape, id=f"{name}-{backend}",
         marks=[interpreted] * (backend != "reference") + [pytest.mark.long] * ((backend, name) not in QUICK),
     )
     for backend in ("reference", "step", "sequence") for name, shape in SHAPES.items()
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("backend", "shape"), OPCHECKS)
-def test_opcheck(backend, shape):
-    given = arguments(backend, **shape)
+@pytest.mark.parametrize(("backend", "form", "how"), OPCHECKS)
+def test_opcheck(backend, form, how):
+    given = arguments(form.pair(backend)[1], form, **how)
     opcheck(layer_forward, given)
     if given[6]:
         # The derivative of layer_backward reads batch_sizes, which it cannot while it is traced: eager mode alone.
@@ -52,7 +59,7 @@ def test_opcheck(backend, shape):
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_no_result_holds_memory_that_nobody_wrote(backend, monkeypatch):
     """Rows that do not run save no gates: the operator's q is zero there."""
-    given = arguments(backend, **SHAPES["padded"])
+    given = of_shape("padded", backend)
     with fences(monkeypatch):  # fresh memory is NaN
         found = layer_forward(*given)
     assert all(t.isfinite().all() for t in found)
@@ -64,25 +71,19 @@ def layouts(found):
 
 
 @kit.ours_only
-@kit.table("shape", SHAPES)
-def test_operators_are_the_layer(backend, shape):
+@kit.table("form, how", SHAPES)
+def test_operators_are_the_layer(backend, form, how):
     """The same bits as an eager call, the gradients that are wanted alone, and fakes of the same layout."""
-    given = arguments(backend, **shape)
-    x, h_0, weights, batch_sizes, _, batch_first, training, recompute, lengths, resets = given
-    how = dict(backend=backend, recompute=recompute, lengths=lengths)
-    if resets is not None:
-        how["resets"] = resets.T if batch_first else resets
-    D, bias = len(h_0), len(weights) == 4 * len(h_0)
-    expected = (
-        tritongru.gru(x, h_0, weights, bias, 1, 0.0, False, D == 2, batch_first, **how)
-        if batch_sizes is None
-        else tritongru.gru(x, batch_sizes, h_0, weights, bias, 1, 0.0, False, D == 2, backend=backend)
-    )
+    _, layer = form.pair(backend)
+    given = arguments(layer, form, **how)
+    x, h_0, weights, batch_sizes, *_ = given
+    expected = layer(x if batch_sizes is None else PackedSequence(x, batch_sizes), h_0, **form.how())
+    expected = kit.tensors(expected)
     found = layer_forward(*given)
     assert kit.same_bits(found[:2], expected)
     with FakeTensorMode(allow_non_fake_inputs=True):
         assert layouts(layer_forward(*given)) == layouts(found)
-    if training:
+    if given[6]:
         backward = backward_arguments(given, found)
         leaves, cotangents = [x, h_0, *weights], backward[:2]
         gradients = torch.autograd.grad(expected, leaves, cotangents)
@@ -100,7 +101,8 @@ def test_operators_are_the_layer(backend, shape):
 @pytest.mark.parametrize("recompute", [False, True], ids=["gates-kept", "recompute"])
 @kit.ours_only
 def test_on_an_empty_batch(backend, recompute, batch_first, ran):
-    given = arguments(backend, T=3, B=0, I=3, H=5, D=2, batch_first=batch_first, recompute=recompute)
+    form = kit.Form({"bidirectional": True, "batch_first": batch_first}, sizes=(3, 0), recompute=recompute)
+    given = arguments(form.pair(backend)[1], form)
     y, h_n, *_ = layer_forward(*given)
     assert y.shape == ((0, 3, 10) if batch_first else (3, 0, 10)) and h_n.shape == (2, 0, 5)
     leaves = [*given[:2], *given[2]]
@@ -111,7 +113,7 @@ def test_on_an_empty_batch(backend, recompute, batch_first, ran):
 
 @interpreted
 def test_without_a_name_the_plan_decides_at_each_run(ran):
-    layer_forward(*arguments("", **SHAPES["dense"]))
+    layer_forward(*of_shape("dense", None))
     assert ran == [inside.fastest_on_the_cpu(B=2, T=3, H=5, D=1)]
 
 
@@ -135,7 +137,7 @@ WRONG = {  # of arguments, what is wrong and what is said of it
 
 @kit.table("at, make, message", WRONG)
 def test_errors_name_the_argument_in_every_mode(at, make, message, dynamo):
-    given = arguments("reference", **SHAPES["dense"])
+    given = of_shape("dense")
     given[at] = make(given[at])
     in_a_graph = torch.compile(layer_forward, backend="eager", fullgraph=True)
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -151,7 +153,7 @@ def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
         with pytest.raises(error, match=message):
             call(*given)
 
-    given = arguments("reference", **SHAPES["dense"])
+    given = of_shape("dense")
     backward = backward_arguments(given, layer_forward(*given))
     first = r"dy must be \[3, 2, 5\], got \[2, 2, 5\]"
     refused(RuntimeError, first, layer_backward, backward[0][1:], *backward[1:])
@@ -162,7 +164,7 @@ def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
     names = {"cudnn": "one of aten, reference, step, sequence, got 'cudnn'", "aten": "backend must run a layer"}
     for name, message in names.items():
         refused(ValueError, message, layer_forward, *given[:4], name, *given[5:])
-    given = arguments("reference", **SHAPES["packed"])
+    given = of_shape("packed")
     for sizes in ([2, 3, 1], [3, 2], [3, 2, 0, 1], [2, 2, 2]):
         message = "batch_sizes must begin with h_0's batch size, 3, never rise"
         refused(RuntimeError, message, layer_forward, *given[:3], torch.tensor(sizes), *given[4:])
@@ -177,7 +179,7 @@ def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
         refused(RuntimeError, message, mapped, torch.tensor([[3, 2, 1]] * 2))
     inside.without(monkeypatch, interpreter=True)
     message = "backend 'step' cannot run here: CPU tensors need"
-    refused(RuntimeError, message, layer_forward, *arguments("step", **SHAPES["dense"]))
+    refused(RuntimeError, message, layer_forward, *of_shape("dense", "step"))
 
 
 def test_fake_tensors(backend, ran):
@@ -237,20 +239,6 @@ def test_vmap_of_pytorch_s_own_path_ends_as_nn_gru_s_does():
     x, modules = kit.randn(4, 3, 2, 3), kit.pair("aten", 3, 5)
     expected, found = (kit.outcome(lambda m=module: [torch.vmap(lambda x: m(x)[0])(x)]) for module in modules)
     assert found == expected
-
-
-@pytest.mark.filterwarnings("ignore:There is a performance drop")
-def test_vmap_of_a_cell_and_of_its_derivative(backend, ran):
-    theirs, ours = kit.cell_pair(backend, 3, 5)
-    kit.both(theirs, ours, lambda cell: [torch.vmap(cell)(kit.randn(4, 2, 3))])
-    ran.clear()
-
-    def gradients(cell):  # a derivative of torch.func's: PyTorch's own path
-        each = torch.func.grad(lambda x, h: cell(x, h).square().sum())
-        return [torch.vmap(each)(kit.randn(4, 2, 3), kit.randn(4, 2, 5, seed=3))]
-
-    kit.both(theirs, ours, gradients)
-    assert ran == []
 
 
 # What a torch_dispatch mode sees: one operator each way.

@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .modules import EPS, randn
+from .modules import EPS, PLAIN, Form, randn
 
 FORWARD, BACKWARD = "tritongru.layer_forward.default", "tritongru.layer_backward.default"
 
@@ -16,40 +16,29 @@ class Graphs(list):
         return graph
 
 
-SHAPES = {
-    "dense": dict(T=3, B=2, I=3, H=5),
-    "batch-first-bidirectional": dict(T=3, B=2, I=3, H=5, D=2, batch_first=True),
-    "one-step-no-bias": dict(T=1, B=2, I=3, H=5, batch_first=True, bias=False),
-    "one-row": dict(T=4, B=1, I=3, H=8, batch_first=True),
-    "packed": dict(I=2, H=4, sizes=[3, 2, 1], D=2),
-    "recompute": dict(T=3, B=2, I=3, H=5, recompute=True),
-    "inference": dict(T=3, B=2, I=3, H=5, training=False),
-    "half": dict(T=3, B=2, I=3, H=5, dtype=torch.bfloat16),
-    "padded": dict(T=4, B=3, I=3, H=5, D=2, batch_first=True, lengths=[2, 1, 4], resets=0.4),
+BATCH_FIRST = {"batch_first": True}
+SHAPES = {  # forms of one layer, and what `arguments` is told besides
+    "dense": (PLAIN, {}),
+    "batch-first-bidirectional": (Form(BATCH_FIRST | {"bidirectional": True}), {}),
+    "one-step-no-bias": (Form(BATCH_FIRST | {"bias": False}, sizes=(1, 2)), {}),
+    "one-row": (Form(BATCH_FIRST, sizes=(4, 1)), {}),
+    "packed": (Form({"bidirectional": True}, lengths=(3, 2, 1)), {}),
+    "recompute": (Form(recompute=True), {}),
+    "inference": (PLAIN, {"training": False}),
+    "half": (PLAIN, {"dtype": torch.bfloat16}),
+    "padded": (Form(BATCH_FIRST | {"bidirectional": True}, sizes=(4, 3), resets=True), {}),
 }
 
 
-def arguments(
-    backend, I, H, T=None, B=None, D=1, sizes=None, batch_first=False, bias=True, training=True, recompute=False,
-    dtype=torch.float32, lengths=None, resets=None,
-):  # fmt: skip
-    """Of layer_forward. resets: the probability of one."""
-    B = sizes[0] if sizes else B
-
-    def leaf(*shape, seed):
-        return (0.5 * randn(*shape, seed=seed)).to(dtype).requires_grad_(training)
-
-    rows = (sum(sizes),) if sizes else (B, T) if batch_first else (T, B)
-    weights = [
-        leaf(*s, seed=10 * d + i)
-        for d in range(D)
-        for i, s in enumerate([(3 * H, I), (3 * H, H), (3 * H,), (3 * H,)][: 4 if bias else 2])
-    ]
-    batch_sizes = torch.tensor(sizes) if sizes else None
-    x, h_0 = leaf(*rows, I, seed=7), leaf(D, B, H, seed=8)
-    lengths = None if lengths is None else torch.tensor(lengths)
-    resets = None if resets is None else randn(T, B, seed=6).abs() < resets
-    return [x, h_0, weights, batch_sizes, backend, batch_first, training, recompute, lengths, resets]
+def arguments(layer, form, training=True, dtype=torch.float32):
+    """Of layer_forward, as they are in a call of the layer."""
+    (x, h_0), how = form.given(), form.how()
+    x, batch_sizes = (x.data, x.batch_sizes) if form.lengths else (x, None)
+    x, h_0 = (t.to(dtype).requires_grad_(training) for t in (x, h_0))
+    weights = list(layer.to(dtype).requires_grad_(training).parameters())
+    resets = how["resets"].T if how and layer.batch_first else how.get("resets")
+    flags = layer.backend or "", layer.batch_first, training, form.recompute
+    return [x, h_0, weights, batch_sizes, *flags, how.get("lengths"), resets]
 
 
 def backward_arguments(given, results):
