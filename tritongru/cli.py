@@ -82,6 +82,8 @@ def _size(text: str) -> int:
 
 
 def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
+    if arguments.compile:
+        os.environ.pop("TRITON_INTERPRET", None)  # to compile takes real kernels; said before Triton is imported
     device, backend = describe(arguments.device), arguments.backend
     try:
         problem = Problem(
@@ -99,7 +101,6 @@ def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     elif arguments.compile and not registry.has_triton():
         parser.error("--compile needs Triton (pip install 'tritongru[triton]')")
     elif arguments.compile:
-        os.environ.pop("TRITON_INTERPRET", None)  # compiling needs real kernels
         specimens = registry.find(plan.backend).specimens(problem, device)
         show_reports([compile_report(each, device) for each in specimens], [kind for kind, _ in plan.tiles])
     return 0

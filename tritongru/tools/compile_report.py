@@ -14,7 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -237,17 +237,19 @@ def count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
 
 def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None:
     """Print the reports, a column each, headed by the kernel and which form of it this is."""
-    rows: dict[str, Callable[[CompileReport], object]] = {
-        "warps, stages": lambda r: f"{r.num_warps}, {r.num_stages}",
-        "registers per thread": lambda r: r.registers,
-        "bytes spilled": lambda r: r.spill_bytes,
-        "shared memory, bytes": lambda r: r.shared_bytes,
-        "instructions": lambda r: r.instructions,
-        "matrix instructions": lambda r: r.matrix_instructions,
-        "largest loop, instructions": lambda r: r.loops[0].instructions if r.loops else "unrolled",
-    }
-    lines = [(label, *map(of, reports)) for label, of in rows.items()]
+    fields = (
+        "num_warps",
+        "num_stages",
+        "registers",
+        "spill_bytes",
+        "shared_bytes",
+        "instructions",
+        "matrix_instructions",
+    )
+    lines = [(name.replace("_", " "), *(getattr(r, name) for r in reports)) for name in fields]
+    lines.append(("largest loop", *(r.loops[0].instructions if r.loops else "unrolled" for r in reports)))
     names = dict.fromkeys(name for r in reports for name in r.counts)
     lines += [(f"  {name}", *(r.counts.get(name, 0) for r in reports)) for name in names]
     header = ("per program", *(f"{r.kernel}\n({form})" for r, form in zip(reports, forms, strict=True)))
-    show(f"compiled for {reports[0].target} (no GPU needed, nothing timed)", header, lines)
+    title = f"compiled for {reports[0].target}, nothing timed; registers and spills of a thread, a loop's instructions"
+    show(title, header, lines)
