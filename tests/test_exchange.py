@@ -17,13 +17,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pack_padded_sequence
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 import tritongru
 from tests.kit.drawn import BF16, DTYPES, FP16, FP32, SHORT, SHORT_SECONDS, Call, Drawn, put
-from tests.kit.fences import call_between_fences, poisoned
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import layer as layers
@@ -132,16 +130,25 @@ def test_launches_over_time_give_the_bits_of_one(name: str, steps: int, monkeypa
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("plan", [ShrunkenPlan(), ShrunkenPlan(tiles=2)], ids=["three", "two"])
-def test_launches_over_rows_give_the_bits_of_one(plan: ShrunkenPlan, packed: bool, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("plan", "launches"),
+    [(dict(groups=1), 3), (dict(groups=1, tiles=2), 2), (dict(together=False), 2), (dict(), 1)],
+    ids=str,
+)
+def test_launches_over_rows_or_directions_give_the_bits_of_one(
+    plan: dict, launches: int, packed: bool, monkeypatch
+) -> None:
     case = Case(I=4, H=20, bidirectional=True, lengths=LENGTHS_OF_33) if packed else Case(T=3, B=33, I=4, H=20)
-    drawn = Drawn(Call(plan, case, BF16))
-    with exchanging(monkeypatch, replace(plan, groups=3)):
+    if "together" in plan:
+        case = replace(case, bidirectional=True)
+    drawn = Drawn(Call(ShrunkenPlan(groups=3), case, BF16))
+    with exchanging(monkeypatch, drawn.call.plan):
         whole = drawn.of_ours(0)
-    launches: list[str] = []
-    with exchanging(monkeypatch, plan), runtime.observe(lambda kernel, grid: launches.append(kernel)):
+    found: list[str] = []
+    parts = replace(drawn.call.plan, **plan)
+    with exchanging(monkeypatch, parts), runtime.observe(lambda kernel, grid: found.append(kernel)):
         assert_same(whole, drawn.of_ours(1), "in several launches")
-    assert launches.count("sequence_forward") == (3 if plan.tiles == 1 else 2)
+    assert found.count("sequence_forward") == found.count("sequence_backward") == launches
     drawn.assert_right(whole)
 
 
@@ -228,25 +235,6 @@ def test_what_is_published_is_never_the_sentinel(dtype: torch.dtype) -> None:
     assert torch.equal(out[1:], bits[1:])
 
 
-@pytest.mark.parametrize("name", ["packed-both-directions", "three-tensors"])
-def test_nothing_beyond_a_tensor(name: str, monkeypatch) -> None:
-    """Fences around every buffer, and poison beyond every argument: neither is reached."""
-    call = CALLS[name]
-    case, (T, B, D) = call.case, call.case.sizes
-    torch.manual_seed(0)
-    layer = tritongru.GRU(case.I, case.H, bidirectional=case.bidirectional, dtype=call.dtype, backend="sequence")
-    for p in layer.parameters():
-        p.data = poisoned(p.data)
-    x: Any = torch.randn(T, B, case.I).to(call.dtype)
-    if case.lengths:
-        x = pack_padded_sequence(x, torch.tensor(case.lengths), enforce_sorted=False)
-        x = x._replace(data=poisoned(x.data))
-    h_0 = poisoned(torch.randn(D, B, case.H).to(call.dtype))
-    with exchanging(monkeypatch, call.plan), emulating(0):
-        found = call_between_fences(layer, x if case.lengths else poisoned(x), h_0, monkeypatch)
-    assert all(t.isfinite().all() for t in found)
-
-
 # ---- waits that end without what they waited for ---------------------------------------------------------------------
 
 BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (tile.row != 0))"
@@ -276,39 +264,45 @@ def broken(mistake: str, tmp_path, monkeypatch) -> Iterator[None]:
         yield
 
 
-def forward_alone(drawn: Drawn, **options: Any) -> tuple[Tensor, Tensor]:
+def forward_alone(drawn: Drawn, **options: Any) -> Tensor:
     with emulating(0, **options), torch.no_grad():
-        output, h_n = drawn.ours(drawn.x, drawn.h_0)
-    return output if isinstance(output, Tensor) else output.data, h_n
+        return drawn.ours(drawn.x, drawn.h_0)[0]
 
 
 @pytest.mark.parametrize(
-    ("mistake", "name"),
+    ("mistake", "name", "hears"),
     [
-        pytest.param(NEVER_PUBLISHES["forward"], "odd-H", id="never-publishes-odd-H"),
-        pytest.param(NEVER_PUBLISHES["forward"], "three-tensors", id="never-publishes-three-tensors"),
-        pytest.param(NEVER_RUNS, "odd-H", id="never-runs"),
+        pytest.param(NEVER_PUBLISHES["forward"], "odd-H", "the next call", id="never-publishes"),
+        pytest.param(NEVER_PUBLISHES["forward"], "three-tensors", "synchronize", id="never-publishes-three-tensors"),
+        pytest.param(NEVER_RUNS, "odd-H", "backward", id="never-runs"),
     ],
 )
-def test_a_wait_in_forward_that_runs_out(mistake: str, name: str, tmp_path, monkeypatch) -> None:
-    """The launch ends; rows that were waited for are NaN from there on, others right; the next call says so, once."""
-    drawn = Drawn(CALLS[name])
+def test_a_wait_in_forward_that_runs_out(mistake: str, name: str, hears: str, tmp_path, monkeypatch) -> None:
+    """The launch ends; rows that were waited for are NaN from there on, others right. The user hears of it once: from
+    `synchronize`, or from whichever kernel is launched next."""
+    drawn, word = Drawn(CALLS[name]), status_words.status(torch.device("cpu")).word
     there = torch.ones(drawn.call.case.H, dtype=torch.bool)
     there[16:] = False  # the units of program 1
+    x = drawn.x.clone().requires_grad_()
     with exchanging(monkeypatch, drawn.call.plan):
-        true, _ = forward_alone(drawn)
-        with broken(mistake, tmp_path, monkeypatch):
-            output, h_n = forward_alone(drawn, **SHORT)
-        assert status_words.status(output.device).word.item() == 1  # which the others look at
+        true = forward_alone(drawn)
+        with broken(mistake, tmp_path, monkeypatch), emulating(0, **SHORT):
+            output, h_n = drawn.ours(x, drawn.h_0)
+        assert word.item() == 1  # which the others look at
         assert torch.equal(output[0][:, there], true[0][:, there])
         lost = [0] if mistake is not NEVER_RUNS else [0, 1, 2]
         assert output[1:, lost][..., there].isnan().all() and h_n[:, lost][..., there].isnan().all()
         if mistake is not NEVER_RUNS:
             assert torch.equal(output[:, 1:], true[:, 1:])
-        with pytest.raises(RuntimeError, match=r"ran out on cpu.*TRITONGRU_WAIT_SECONDS"):
-            forward_alone(drawn)
-        assert status_words.status(output.device).word.item() == 0
-        assert torch.equal(forward_alone(drawn)[0], true)
+        loss = output.float().square().mean()
+        assert loss.isnan()
+        with pytest.raises(RuntimeError, match=r"ran out on cpu.*set TRITONGRU_WAIT_SECONDS higher, or use"):
+            {"the next call": lambda: forward_alone(drawn), "synchronize": tritongru.synchronize,
+             "backward": loss.backward}[hears]()  # fmt: skip
+        tritongru.synchronize()
+        assert word.item() == 0
+        assert hears == "backward" or torch.autograd.grad(loss, x)[0].isnan().any()
+        assert torch.equal(forward_alone(drawn), true)
 
 
 @pytest.mark.parametrize("name", ["odd-H", pytest.param("packed-both-directions", marks=LONG)])
@@ -325,30 +319,6 @@ def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> N
         with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
             status_words.check_all()
         status_words.check_all()
-        drawn.assert_right(drawn.of_ours(0))
-
-
-def test_how_a_user_hears_of_it(tmp_path, monkeypatch) -> None:
-    """A loss that is NaN, gradients that are; then the error, once: of `synchronize`, or of whichever layer is next."""
-    drawn, other = (Drawn(CALLS["odd-H"]) for _ in range(2))
-    x = drawn.x.clone().requires_grad_()
-    hears = (
-        lambda loss: tritongru.synchronize(),
-        lambda loss: loss.backward(),  # the next call of any kernel: backward's own
-        lambda loss: forward_alone(other),
-    )
-    with exchanging(monkeypatch, drawn.call.plan):
-        for i, call in enumerate(hears):
-            (folder := tmp_path / str(i)).mkdir()
-            with broken(NEVER_PUBLISHES["forward"], folder, monkeypatch), emulating(0, **SHORT):
-                output, _ = drawn.ours(x, drawn.h_0)
-            loss = output.float().square().mean()
-            assert loss.isnan()
-            with pytest.raises(RuntimeError, match=r"set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"):
-                call(loss)
-            tritongru.synchronize()  # told once
-            if i == 0:
-                assert torch.autograd.grad(loss, x)[0].isnan().any()
         drawn.assert_right(drawn.of_ours(0))
 
 
@@ -396,30 +366,15 @@ def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
         forward_alone(drawn)
 
 
-@pytest.mark.parametrize(("given", "seconds"), [(None, status_words.WAIT_SECONDS), ("0.5", 0.5), ("1999", 1999.0)])
-def test_a_bound(given: str | None, seconds: float, monkeypatch) -> None:
-    if given is None:
-        monkeypatch.delenv("TRITONGRU_WAIT_SECONDS", raising=False)
-    else:
+def test_a_bound(monkeypatch) -> None:
+    monkeypatch.delenv("TRITONGRU_WAIT_SECONDS", raising=False)
+    assert status_words.wait_seconds() == status_words.WAIT_SECONDS
+    for given in ("0.5", "1999"):
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
-    assert status_words.wait_seconds() == seconds
+        assert status_words.wait_seconds() == float(given)
 
 
-# ---- where it runs, and where not ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["directions-together", "a-launch-per-direction"])
-def test_one_launch_each_way(name: str, monkeypatch) -> None:
-    """Both directions in one, or one for each where the plan says so."""
-    drawn = Drawn(CALLS[name])
-    launches: list[tuple[str, tuple[int, int, int]]] = []
-    with exchanging(monkeypatch, drawn.call.plan), runtime.observe(lambda *launch: launches.append(launch)):
-        drawn.of_ours(0)
-    directions = 2 if drawn.call.plan.together else 1
-    grid = drawn.call.plan.of("forward", drawn.call.case.sizes[1], drawn.call.case.H, 2).grid
-    assert grid[2] == directions
-    times = 2 // directions
-    assert launches == [("sequence_forward", grid)] * times + [("sequence_backward", grid)] * times
+# ---- a launch that fails ---------------------------------------------------------------------------------------------
 
 
 def refusing(monkeypatch, message: str, which: str, number: int) -> None:

@@ -228,39 +228,42 @@ def f(request: pytest.FixtureRequest) -> Fragment:
     return Fragment(*request.param)
 
 
-def test_what_is_there_is_found_at_the_first_look(f: Fragment) -> None:
-    """NaNs and infinities too: none is the sentinel."""
-    world = f.both()
-    assert world.looks == 1 and not world.stores
-
-
 def arriving(f: Fragment) -> dict[int, int]:
     """Each element at a look of its own, neighbours in a word at different ones."""
     return dict(enumerate(np.random.default_rng(1).integers(0, 5, f.memory.size).tolist()))
 
 
-def test_values_that_arrive_in_parts(f: Fragment) -> None:
-    """Some after the first look at the clock and the status word."""
-    world = f.both(late={**arriving(f), int(f.places[13, -1]): LOOKS + 6})
-    assert world.looks == LOOKS + 7 and not world.stores
+def never(f: Fragment) -> dict[int, int]:
+    return {int(f.places[13, -1]): -1}
+
+
+ENDS = {  # what is late; the rest of the world; how many looks it takes, and whether the wait runs out
+    "at the first look": (lambda f: {}, {}, 1, False),
+    "in parts": (lambda f: {**arriving(f), int(f.places[13, -1]): LOOKS + 6}, {}, LOOKS + 7, False),
+    "when it runs out": (never, {}, (1 + BOUND) * LOOKS, True),
+    "once another has given up": (never, {"given_up": 1}, LOOKS, False),
+    "where 32 bits of the clock wrap": (never, {"began": ((1 << 32) - 2) << CLOCK_SHIFT}, (1 + BOUND) * LOOKS, True),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_when_a_wait_ends(f: Fragment, end: str) -> None:
+    """NaNs and infinities too are there: none is the sentinel. Past the bound both status words are set."""
+    late, options, looks, out = ENDS[end]
+    world = f.both(late=late(f), **options)
+    assert world.looks == looks and world.stores == [(STATUS, 1), (REPORT, 1)] * out
 
 
 def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(f: Fragment) -> None:
-    """In any half, and in any vector. The status word and the host's are set, and the wait goes on with what it has."""
+    """In any half, and in any vector; the wait goes on with what it has."""
     places, in_vector = f.places[13], 128 // f.width
     chosen = [i * in_vector + i % in_vector for i in range(places.size // in_vector)]
     chosen += range(in_vector) if f.tensors == 1 else []
     for register in chosen:
         world = World(f.memory, {int(places[register]): -1})
         found, _ = f.run_text(world, 13)
-        assert world.looks == (1 + BOUND) * LOOKS and world.stores == [(STATUS, 1), (REPORT, 1)]
+        assert world.looks == (1 + BOUND) * LOOKS
         assert np.flatnonzero(found == (1 << f.width) - 1).tolist() == [register]
-    f.both(late={int(places[-1]): -1})
-
-
-def test_once_another_has_given_up_nobody_waits_long(f: Fragment) -> None:
-    world = f.both(late={int(f.places[13, 3]): -1}, given_up=1)
-    assert world.looks == LOOKS and not world.stores
 
 
 def test_every_pair_of_halves() -> None:
@@ -281,13 +284,6 @@ def test_a_first_look_comes_after_the_delay(delay: int) -> None:
     assert ("nanosleep" in f.wait.text.split("look:")[0]) == bool(delay)
 
 
-def test_the_bound_holds_where_the_clocks_32_bits_wrap() -> None:
-    f = Fragment(16, 1)
-    world = World(f.memory, {int(f.places[0, 0]): -1}, began=((1 << 32) - 2) << CLOCK_SHIFT)
-    f.run_text(world, 0)
-    assert world.looks == (1 + BOUND) * LOOKS and world.stores == [(STATUS, 1), (REPORT, 1)]
-
-
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -300,13 +296,13 @@ def test_a_mistake_in_the_text_is_found(old: str, new: str) -> None:
     f = Fragment(16, 3)
     assert old in f.wait.text
     f.wait = f.wait._replace(text=f.wait.text.replace(old, new))
-    never = {int(f.places[13, place]): -1 for place in (2, 5)}
+    missing = {int(f.places[13, place]): -1 for place in (2, 5)}
     with pytest.raises((AssertionError, PtxError)):
         f.both(late=arriving(f))
-        for missing in never:
-            f.both(late={missing: -1})
-        f.both(late=never, given_up=1)
-        f.both(late=never, began=77 << CLOCK_SHIFT)
+        for place in missing:
+            f.both(late={place: -1})
+        f.both(late=missing, given_up=1)
+        f.both(late=missing, began=77 << CLOCK_SHIFT)
 
 
 @pytest.mark.parametrize(("text", "width"), [(exchange.MULTIPLY, 64), (exchange.ROUND_TO_TF32, 32)], ids=["*", "tf32"])
