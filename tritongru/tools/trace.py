@@ -54,7 +54,7 @@ def read(trace: Mapping[str, Any], calls: int, on_gpu: bool) -> Split:
     on_gpu: times are those of kernels, each in the part that launched it; otherwise of ranges and ops, each without
     what it encloses.
     """
-    events = [e for e in trace["traceEvents"] if e.get("ph") == "X" and e.get("cat") in (*HOST, *DEVICE)]
+    events = [e for e in trace["traceEvents"] if "dur" in e and e.get("cat") in (*HOST, *DEVICE)]
     host = [e for e in events if e["cat"] in HOST]
     passes = [(e["name"].removeprefix(PASS), e) for e in host if e["name"].startswith(PASS)]
     part: dict[int, str] = {}  # by the event's id, as below
