@@ -25,8 +25,7 @@ from tritongru.tools.compile_report import SASS_LINE, CompileReport, bytes_moved
 ASYNCHRONOUS = ("LDGSTS", "LDGDEPBAR", "UTMALDG", "UBLKCP")
 MATRIX = ("HMMA", "HGMMA", "UTCMMA")
 RECEIVED = "LDG.E.128.STRONG.GPU"
-CLOCK = "SR_GLOBALTIMER"
-WAIT, LET = "ACQBULK", "PREEXIT"  # griddepcontrol.wait and .launch_dependents
+WAIT, LET = "ACQBULK", "PREEXIT"  # `gdc_wait` and `gdc_launch_dependents` on sm_90 to sm_120
 
 
 class Binary:
@@ -144,20 +143,12 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
 
 
 def dependence_faults(report: CompileReport, tiles: StepTiles, kind: str, dtype: str) -> list[str]:
-    """What is wrong with the machine code of a kernel of kernels/step.py that begins while the launch before it runs;
-    [] if nothing.
-
-    On sm_90 to sm_120 `gdc_wait` is ACQBULK and `gdc_launch_dependents` PREEXIT. How many bytes a thread loads before
-    the wait is known from the tiles: a dependent load that comes too early, or a weight that comes late, shows there.
-
-    Args:
-        report: of that kernel of a dense layer with biases and saved gates, H divisible by its tiles' units and depth.
-        kind: "forward" or "backward".
-    """
+    """Of a kernel of kernels/step.py that begins while the launch before it runs, of a dense layer with biases and
+    saved gates, H divisible by its tiles' units and depth. How many bytes a thread loads before the wait is known from
+    the tiles: a dependent load that comes too early, or a weight that comes late, shows there."""
     b = Binary(report)
     opcodes = b.opcodes
-    waits = [i for i, opcode in enumerate(opcodes) if opcode.startswith(WAIT)]
-    lets = [i for i, opcode in enumerate(opcodes) if opcode.startswith(LET)]
+    waits, lets = ([i for i, opcode in enumerate(opcodes) if opcode.startswith(name)] for name in (WAIT, LET))
     if len(waits) != 1 or len(lets) != 1:
         return [f"{len(waits)} {WAIT} and {len(lets)} {LET}, one of each is needed"]
     early, between = b.reached([0], b.after, WAIT), b.reached(b.after[lets[0]], b.after, WAIT)
@@ -189,11 +180,10 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
     b, t, size, threads = Binary(report), tiles, BYTES[dtype], 32 * tiles.num_warps
     own = max(1, t.rows * t.units // threads)  # elements of a thread
     forward = kind == "forward"
-    factors = 1 if forward else 3
+    # x_proj, or dy, gates and h_prev; and where a timestep begins: no weights
+    factors, loads, stores = (1, 3, 5) if forward else (3, 6, 4)
     b.expect(b.count("LDL", "STL"), 0, "spills")
     b.expect(b.count("BAR"), 2, "barriers")
-    # x_proj, or dy, gates and h_prev; and where a timestep begins: no weights
-    loads, stores = (3, 5) if forward else (6, 4)
     b.expect(b.count("LDG"), loads * own // t.vector + 1, "loads")
     b.expect(b.bytes("LDG"), loads * own * size + 4, "bytes loaded")
     b.expect(b.count("STG"), stores * own // t.vector, "stores")
@@ -212,10 +202,8 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
     if not products <= found <= products + GATE_MATH * own:
         b.expect(found, products, "multiply-adds", "and those of the gates")
     sums = t.rows * t.units * t.lanes // threads  # of a thread and product
-    lanes, shuffles = t.lanes, 0
-    while lanes > 1:
-        sums = max(1, sums // 2)  # two lanes swap half of them, or add the one that is left
-        lanes, shuffles = lanes // 2, shuffles + sums
+    # two lanes swap half of them, or add the one that is left
+    shuffles = sum(max(1, sums >> i) for i in range(1, t.lanes.bit_length()))
     b.expect(b.count("SHFL"), (3 if forward else 1) * shuffles, "shuffles")
     return b.faults
 
@@ -223,7 +211,7 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
 def time_loop(report: CompileReport) -> int:
     """Instructions of the time loop, without those that run only once a wait looks at the clock."""
     b, lines = Binary(report), [line for line in report.sass.splitlines() if SASS_LINE.match(line)]
-    clocks = {i for i, line in enumerate(lines) if CLOCK in line}
+    clocks = {i for i, line in enumerate(lines) if "SR_GLOBALTIMER" in line}
     after = [[j for j in following if j in b.body - clocks] for following in b.after]
     head = next(i for i in b.body if any(previous not in b.body for previous in b.before[i]))
     return len(b.reached([head], after, "no stop"))

@@ -25,7 +25,7 @@ class PtxError(Exception):
 
 
 class Access(NamedTuple):
-    """A load or store: where, elements of how many bits, how many, and the words of its instruction ("relaxed")."""
+    """A load or store of `count` elements, and the words of its instruction ("relaxed")."""
 
     address: int
     bits: int
@@ -116,25 +116,13 @@ def _nowhere(access: Access, values: Sequence[int] = ()) -> Any:
 
 
 def execute(
-    text: str,
-    constraints: str,
-    inputs: Sequence[int],
-    load: Callable[[Access], Sequence[int]] = _nowhere,
-    store: Callable[[Access, Sequence[int]], None] = _nowhere,
-    clock: Callable[[], int] = lambda: 0,
+    text: str, constraints: str, inputs: Sequence[int], load: Callable[[Access], Sequence[int]] = _nowhere,
+    store: Callable[[Access, Sequence[int]], None] = _nowhere, clock: Callable[[], int] = lambda: 0,
     max_turns: int = 10_000,
-) -> tuple[list[int], int]:
-    """Run a text to its end: bits of the output operands, and the nanoseconds that it slept.
-
-    Args:
-        inputs: bits of the input operands, in their order.
-        load: called at each load with what is loaded; returns as many unsigned integers.
-        store: called at each store with the values.
-        clock: nanoseconds, for %globaltimer.
-
-    Raises:
-        PtxError: for a mistake in the text, an instruction unknown here, or more than `max_turns` branches taken.
-    """
+) -> tuple[list[int], int]:  # fmt: skip
+    """Run a text, given the bits of its inputs: those of its outputs, and the nanoseconds that it slept.
+    `load` and `store` are called at each access, `clock` for %globaltimer. PtxError: a mistake in the text, an
+    instruction unknown here, or more than `max_turns` branches taken."""
     run, count = function_of(text, constraints)
     if len(inputs) != count:
         raise PtxError(f"{len(inputs)} values for {count} operands")

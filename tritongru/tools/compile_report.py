@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..planning.devices import Device
-from .table import show
 
 if TYPE_CHECKING:
     from ..launch.runtime import Specimen
@@ -237,6 +236,8 @@ def count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
 
 def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None:
     """Print the reports, a column each, headed by the kernel and which form of it this is."""
+    from .table import show  # imports rich, which environments that only compile do not have
+
     fields = (
         "num_warps",
         "num_stages",
