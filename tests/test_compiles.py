@@ -152,16 +152,16 @@ def moved(text: str, before: str) -> tuple[str, str]:
 
 LET = "    if PDL:\n        tl.extra.cuda.gdc_launch_dependents()\n"
 WAIT = "    if PDL:\n        tl.extra.cuda.gdc_wait()\n"
-LOADS = "    # load: what no step makes; "
+LOADS = "    ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, "
 MUTANTS = {  # pass, what the lint says, edits
     "h before the wait": ("forward", "bytes loaded", *moved(WAIT, "    h_prev = h_prev.to(tl.float32)\n")),
-    "dgates before the wait": ("backward", "bytes loaded", *moved(WAIT, "    # + dh * z of src")),
-    "weights after the wait": ("forward", "bytes loaded", *moved(WAIT, LOADS + "it")),
-    "weights after the wait, backward": ("backward", "bytes loaded", *moved(WAIT, LOADS + "not")),
+    "dgates before the wait": ("backward", "bytes loaded", *moved(WAIT, "    dh_prev += dh_src * z_src")),
+    "weights after the wait": ("forward", "bytes loaded", *moved(WAIT, LOADS + "False")),
+    "weights after the wait, backward": ("backward", "bytes loaded", *moved(WAIT, LOADS + "True")),
     "no wait": ("forward", "0 ACQBULK", "{gdc_wait=>gdc_launch_dependents}()"),
     "the next launch never let in": ("forward", "0 PREEXIT", "{gdc_launch_dependents=>gdc_wait}()"),
     "no wait where no row runs": ("forward", "without a wait", WAIT.replace("PDL", "{PDL=>rows > 3}")),
-    "the next launch let in before the loads": ("forward", "a load between", *moved(LET, LOADS + "it")),
+    "the next launch let in before the loads": ("forward", "a load between", *moved(LET, LOADS + "False")),
 }
 
 
