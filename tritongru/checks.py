@@ -20,6 +20,7 @@ from . import registry
 from .registry import DTYPES
 
 TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
+UNFIT = "the arguments do not fit a GRU"
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
@@ -146,16 +147,9 @@ def read_sizes(batch_sizes: Tensor | None, x: Tensor, h_0: Tensor) -> tuple[int,
 
 
 def unfit_call(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor,
-    params: Sequence[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    D: int,
-    batch_first: bool,
-    traced: bool,
-) -> str | None:
+    input: Tensor, batch_sizes: Tensor | None, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int,
+    D: int, batch_first: bool, traced: bool,
+) -> str | None:  # fmt: skip
     """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words.
 
     traced: in a graph, whose sizes may be what only data tells: the operator looks when it runs.
@@ -165,17 +159,14 @@ def unfit_call(
         return "an argument is not a tensor"
     if batch_sizes is None:
         if input.dim() != 3:
-            return "input is not 3-D"
+            return UNFIT
         T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
     else:
         if input.dim() != 2 or batch_sizes.dim() != 1 or batch_sizes.device.type != "cpu":
-            return "data is not 2-D or batch_sizes not 1-D on the CPU"
-        if traced:  # their values are there when the graph runs: the operator looks at them
-            B = hx.shape[1] if hx.dim() == 3 else 0
-            return unfit(input, len(batch_sizes), B, hx, params, has_biases, num_layers, D, traced)
-        T, B = len(batch_sizes), int(batch_sizes[0]) if len(batch_sizes) else 0
-        if not add_up(batch_sizes, input, B):
-            return "batch_sizes do not add up to data, or rise"
+            return UNFIT
+        T, B = len(batch_sizes), hx.shape[1] if hx.dim() == 3 else 0
+        if not traced and not add_up(batch_sizes, input, B) and len(batch_sizes):
+            return UNFIT
     return unfit(input, T, B, hx, params, has_biases, num_layers, D, traced)
 
 
@@ -195,16 +186,10 @@ def unfit(
     dtypes = {t.dtype for t in every}
     if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
         return "the arguments have several dtypes"
-    if input.layout != torch.strided or hx.dim() != 3 or hx.shape[:2] != (num_layers * D, B):
-        return "hx does not fit"
     H = hx.shape[-1]
-    each = 4 if has_biases else 2
-    if len(params) != num_layers * D * each:
-        return "the number of parameters does not fit"
-    I = input.shape[-1]
-    for layer in range(num_layers):
-        inner = I if layer == 0 else D * H
-        expected = [(3 * H, inner), (3 * H, H), (3 * H,), (3 * H,)][:each] * D
-        if any(tuple(p.shape) != e for p, e in zip(params[layer * each * D :], expected, strict=False)):
-            return "a parameter's shape does not fit"
-    return None
+    shapes: list[tuple[int, ...]] = []
+    for inner in [input.shape[-1]] + [D * H] * (num_layers - 1):
+        shapes += [(3 * H, inner), (3 * H, H), (3 * H,), (3 * H,)][: 4 if has_biases else 2] * D
+    if input.layout != torch.strided or tuple(hx.shape) != (num_layers * D, B, H) or len(params) != len(shapes):
+        return UNFIT
+    return None if all(tuple(p.shape) == shape for p, shape in zip(params, shapes, strict=True)) else UNFIT

@@ -13,7 +13,7 @@ from . import call, registry
 from .batch import Segments, Visits, checked_lengths
 from .beside import eager_beside_graphs
 from .call import Call, InGraph, into_a_graph, settle, stands_in, tracing, uses_aten
-from .checks import EMPTY, add_up, check_padding, unfit, unfit_call
+from .checks import EMPTY, UNFIT, add_up, check_padding, unfit, unfit_call
 from .reference import gru_layer
 
 _DENSE = (
@@ -129,7 +129,7 @@ def gru_cell(
     if found is None:
         if uses_aten(backend, input) or (into_a_graph() and stands_in(backend, input)):
             return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # traced as it stands
-        reason: str | None = "the arguments do not fit a GRU cell"
+        reason: str | None = UNFIT
         if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
             reason = unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1, into_a_graph())
         chosen = reason or settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)

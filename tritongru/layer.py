@@ -218,10 +218,8 @@ def layer_forward(
 
 
 @layer_forward.register_fake
-def _(
-    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
-    training: bool, recompute: bool, lengths: Tensor | None, resets: Tensor | None,
-) -> Outputs:  # fmt: skip
+def _(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *how: Any) -> Outputs:
+    batch_sizes, backend, batch_first, training, recompute, lengths, resets = how
     flops.count()  # a graph calls the operator where no Python of ours could tell a counter
     _refuse_tangents()
     check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
@@ -273,11 +271,8 @@ def layer_backward(
 
 
 @layer_backward.register_fake
-def _(
-    dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, rzn: Tensor, q: Tensor,
-    weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
-    lengths: Tensor | None, resets: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
+def _(*given: Any) -> list[Tensor]:
+    dy, dh_n, x, h_0, y, _, _, weights, batch_sizes, backend, batch_first, wanted, lengths, resets = given
     check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
     return _zero_gradients(x, h_0, weights, batch_first, wanted)
@@ -330,17 +325,18 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
     x, h_0, y, rzn, q, batch_sizes, lengths, resets, *weights = ctx.saved_tensors
     want_x, want_h_0, want_weights, *_others = ctx.needs_input_grad
     wanted = [want_x, want_h_0, *want_weights]
-    y = y.detach()  # as below
-    found = iter(
-        layer_backward(
-            dy, dh_n, x, h_0, y, rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first, wanted, lengths, resets
-        )
-    )
-    dx, dh_0, *d_weights = (next(found) if want else None for want in wanted)
+    given = dy, dh_n, x, h_0, y.detach(), rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first
+    dx, dh_0, *d_weights = _each(wanted, layer_backward(*given, wanted, lengths, resets))
     return dx, dh_0, list(d_weights), *[None] * 7  # compiled autograd of torch 2.11 has a tuple there
 
 
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
+
+
+def _each(wanted: Sequence[bool], found: list[Tensor]) -> list[Tensor | None]:
+    """Gradients of all that there are, None of those that were not wanted."""
+    gradients = iter(found)
+    return [next(gradients) if want else None for want in wanted]
 
 
 def _backward_by_operator(
@@ -353,14 +349,9 @@ def _backward_by_operator(
     rzn, q = gates[0] if gates else (x.new_empty(0), x.new_empty(0))
     if layer.batch_first and gates:
         rzn = rzn.transpose(0, 1)
-    y = y.detach()  # a second derivative goes by what y is made of; compiled autograd cannot add the None y would get
-    found = iter(
-        layer_backward(
-            dy, dh_n, x, h_0, y, rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first, list(wanted),
-            visits.lengths, visits.resets,
-        )
-    )  # fmt: skip
-    return [next(found) if want else None for want in wanted]
+    # y detached: a second derivative goes by what y is made of; compiled autograd cannot add the None y would get.
+    given = dy, dh_n, x, h_0, y.detach(), rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first
+    return _each(wanted, layer_backward(*given, list(wanted), visits.lengths, visits.resets))
 
 
 def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
@@ -387,43 +378,32 @@ layer_backward.register_autograd(_second_gradients, setup_context=_keep_for_doub
 
 
 @layer_forward.register_vmap
-def _(
-    info: Any, in_dims: tuple[Any, ...], x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None,
-    backend: str, batch_first: bool, training: bool, recompute: bool, lengths: Tensor | None,
-    resets: Tensor | None,
-) -> tuple[Outputs, tuple[int | None, ...]]:  # fmt: skip
+def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Outputs, tuple[int | None, ...]]:
     """One layer for all where the weights are the same: what is mapped over joins the batch. Else a layer for each."""
-    x_dim, h_0_dim, w_dims, sizes_dim, *_others, lengths_dim, resets_dim = in_dims
-    others = backend, batch_first, training, recompute
-    each = info.batch_size
+    x_dim, h_0_dim, w_dims, sizes_dim, *_, lengths_dim, resets_dim = in_dims
+    x, h_0, weights, batch_sizes, backend, batch_first, training, recompute, lengths, resets = given
+    how, each = (batch_sizes, backend, batch_first, training, recompute), info.batch_size
     _refuse_mapped_sizes(sizes_dim is not None)
 
-    def mapped_first(tensor: Tensor, dim: int | None) -> Tensor:
+    def mapped_first(tensor: Tensor | None, dim: int | None) -> Any:
+        if tensor is None:
+            return None
         return tensor.expand(each, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
     x, h_0 = mapped_first(x, x_dim), mapped_first(h_0, h_0_dim)
-    lengths = None if lengths is None else mapped_first(lengths, lengths_dim)
-    resets = None if resets is None else mapped_first(resets, resets_dim)
+    lengths, resets = mapped_first(lengths, lengths_dim), mapped_first(resets, resets_dim)
     if batch_sizes is None and all(dim is None for dim in w_dims):
         at = 0 if batch_first else 1  # of B in x
-        y, h_n, rzn, q = layer_forward(
-            x.movedim(0, at).flatten(at, at + 1),
-            h_0.movedim(0, 1).flatten(1, 2),
-            weights,
-            None,
-            *others,
-            None if lengths is None else lengths.flatten(),
-            None if resets is None else resets.movedim(0, 1).flatten(1),
-        )
+        lengths = None if lengths is None else lengths.flatten()
+        resets = None if resets is None else resets.movedim(0, 1).flatten(1)
+        x, h_0 = x.movedim(0, at).flatten(at, at + 1), h_0.movedim(0, 1).flatten(1, 2)
+        y, h_n, rzn, q = layer_forward(x, h_0, weights, *how, lengths, resets)
         return (y.unflatten(at, (each, -1)), h_n.unflatten(1, (each, -1)), rzn, q), (at, 1, None, None)
     stacked = [mapped_first(w, dim) for w, dim in zip(weights, w_dims, strict=True)]
-    runs = [
-        layer_forward(
-            x[i], h_0[i], [w[i] for w in stacked], batch_sizes, *others,
-            None if lengths is None else lengths[i], None if resets is None else resets[i],
-        )
-        for i in range(each)
-    ]  # fmt: skip
+    runs = []
+    for i in range(each):
+        padding = [None if t is None else t[i] for t in (lengths, resets)]
+        runs.append(layer_forward(x[i], h_0[i], [w[i] for w in stacked], *how, *padding))
     y, h_n, rzn, q = (torch.stack(parts) for parts in zip(*runs, strict=True))
     return (y, h_n, rzn, q), (0, 0, 0, 0)
 
