@@ -91,6 +91,7 @@ def a_call(layer, lengths, grad_h_0: bool = True, cotangents: str = "random") ->
         torch.autograd.backward([output, h_n], [torch.randn_like(output), torch.randn_like(h_n)])
 
 
+PASSES = ("forward", "backward")
 DENSE, ONE_STEP, PACKED = (3, 3), (1, 1, 1), (4, 3, 3, 1)
 LAYERS = [
     *(
@@ -119,14 +120,15 @@ CALLS = {  # the layer's options and H, how it is called, and by which plan
         f"exchanging-H{H}-{together}": (TWO_WAYS, H, (3, 2), {}, ShrunkenPlan(together=together))
         for H in (16, 13) for together in (True, False)
     },
+    **{f"no dh_0-{each}": (dict(backend=each), 11, PACKED, {"grad_h_0": False}, None) for each in ("step", "sequence")},
     "many programs": (dict(backend="step", bias=False), 70, (2,) * 20, {"grad_h_0": False}, "h200"),
 }  # fmt: skip
 
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize(("how", "H", "lengths", "call", "plan"), CALLS.values(), ids=CALLS)
-def test_bytes_are_the_addresses_touched(how, H, lengths, call, plan, monkeypatch):
-    """Each counted once, whichever programs touch it."""
+def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, call, plan, monkeypatch):
+    """An address is counted once, whichever programs touch it."""
     if plan == "h200":
         monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
     with exchanging(monkeypatch, plan if plan != "h200" else None), watched(monkeypatch) as launches:
@@ -137,26 +139,13 @@ def test_bytes_are_the_addresses_touched(how, H, lengths, call, plan, monkeypatc
     for launch in launches:  # backward's directions, and its two visits, may share the one element
         shared = 4 if "cotangents" in call and launch.name == "step_backward" else 0
         assert 0 <= launch.told["bytes"] - launch.bytes <= shared, launch.name
-
-
-@pytest.mark.interpreted
-@pytest.mark.parametrize("want", [True, False], ids=["dh_0", "no-dh_0"])
-@pytest.mark.parametrize("lengths", [(3, 3), (1, 1, 1), (4, 3, 3, 1)], ids=str)
-@pytest.mark.parametrize("backend", ["step", "sequence"])
-def test_flops_are_those_of_the_rows_that_run(backend, lengths, want, monkeypatch):
-    from tritongru.launch import runtime
-
-    I, H = 5, 11
-    told: list = []
-    with runtime.observe_counts(lambda name, counts: told.append((name, counts))):
-        a_call(tritongru.GRU(I, H, backend=backend, dtype=torch.float16), lengths, grad_h_0=want)
-    N, B = sum(lengths), len(lengths)
-    fused = backend == "step" and max(lengths) == 1  # the kernel multiplies x too, and always gives dh_0
-    forward = sum(counts["flops"] for name, counts in told if name.endswith("forward"))
-    backward = sum(counts["flops"] for name, counts in told if name.endswith("backward"))
-    assert forward == 2 * N * 3 * H * (H + I * fused)
-    assert backward == 2 * (N if want or fused else N - B) * 3 * H * H
-    assert all(counts["flops16"] == counts["flops"] for _, counts in told)
+        assert launch.told["flops16" if how.get("dtype") == torch.float16 else "flops32"] == launch.told["flops"]
+    N, B, D, want = sum(lengths), len(lengths), 1 + how.get("bidirectional", False), call.get("grad_h_0", True)
+    fused = how["backend"] == "step" and max(lengths) == 1  # the kernel multiplies x too, and always gives dh_0
+    forward, backward = (sum(each.told["flops"] for each in launches if each.name.endswith(w)) for w in PASSES)
+    assert forward == D * 2 * N * 3 * H * (H + 5 * fused)
+    if want or D == 1 or len(set(lengths)) == 1:
+        assert backward == D * 2 * (N if want or fused else N - B) * 3 * H * H
 
 
 @pytest.mark.compiled
@@ -274,7 +263,7 @@ ON_THE_CPU = [
     op("aten::copy_", 170, 10),
     op("aten::copy_", 180, 40),  # it follows the one before, and ends with addmm
 ]
-FORWARD, BACKWARD = "forward", "backward"
+FORWARD, BACKWARD = PASSES
 TRACES = {  # events, on a GPU, what each part takes and how many launches or ops
     "a kernel belongs to the innermost part that launched it": (GPU, True, {
         (FORWARD, "projection"): (30, 1), (FORWARD, "recurrence"): (24, 2), (FORWARD, ELSEWHERE): (5 + 7 + 9, 3),
