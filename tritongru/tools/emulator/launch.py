@@ -9,7 +9,6 @@ import traceback
 import types
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -35,23 +34,20 @@ class KernelError(EmulatorError):
 
 
 class _Abort(BaseException):
-    """Ends the other programs after an error."""
+    """Ends a program after the error of another."""
 
 
 @dataclass(eq=False)
 class Program:
     index: tuple[int, ...]
     priority: int
-    baton: Any = field(default_factory=threading.Lock)  # free: this program may run
+    baton: Any = field(default_factory=lambda: threading.Semaphore(0))  # free: this program may run
     thread: int = 0
     # what it saw since it last stored or waited: the least and greatest address, all addresses, the values
     looks: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
     hit: bool = False  # another has stored since into what it looked at
     waits: bool = False
     since: int = -1  # the step at which it last gave the baton away
-
-    def __post_init__(self) -> None:
-        self.baton.acquire()
 
 
 @dataclass
@@ -60,15 +56,14 @@ class Scheduler:
 
     Attributes:
         seed: of everything random.
-        policy: "random" hands the baton to anyone, at each point with a probability of 1, 0.3 or 0.05, by the seed;
-            "priorities" to the program of the highest priority that does not wait, with random demotions; "lazy" lets a
-            program run until it waits. By default random for even seeds, priorities for odd ones.
+        policy: "random": at each point anyone goes on, with a probability of 1, 0.3 or 0.05, by the seed; "priorities":
+            who has the highest of those that do not wait, with random demotions; "lazy": who runs, until it waits. By
+            default random for even seeds, priorities for odd ones.
         tear: probability that a tile is loaded or stored in two halves; the lazy policy never does.
         max_steps: of one launch; beyond them it is a Deadlock.
         nanoseconds_per_step: by how much the launch's virtual clock advances at every step of any program. With 0 it
             stands still, and a wait that would run out is a Deadlock, which says what it waits for.
-        steps: points passed at which the baton might change hands, over all launches so far.
-        switches: how often it did.
+        steps, switches: points passed at which the baton might change hands, in all launches so far; how often it did.
     """
 
     seed: int = 0
@@ -115,8 +110,7 @@ class Launch:
             except BaseException as error:  # KeyboardInterrupt, or no more threads: each program ends at its next point
                 self._error = self._error or error
                 for program in self.programs:
-                    with suppress(RuntimeError):  # of a baton that is free
-                        program.baton.release()
+                    program.baton.release()
         if self._error is not None:
             raise self._error
 
@@ -146,7 +140,7 @@ class Launch:
         me, scheduler = self.current, self.scheduler
         scheduler.steps += 1
         if scheduler.steps - self._began > scheduler.max_steps:
-            self._fail(f"the budget of {scheduler.max_steps} steps is used up")
+            self._error = self._deadlock(f"the budget of {scheduler.max_steps} steps is used up")
         chosen = self._choose(me)
         if chosen is not me:
             scheduler.switches += 1
@@ -171,7 +165,7 @@ class Launch:
         ready = [program for program in self._live if not program.waits]
         if not ready:  # nothing can happen but that a wait runs out
             if not self.scheduler.nanoseconds_per_step:
-                self._fail("every live program waits for what nobody changes any more")
+                self._error = self._deadlock("every live program waits for what nobody changes any more")
                 return me or self._live[0]
             self._skipped += self._stride
             self._stride = min(2 * self._stride, LONGEST_SKIP)
@@ -242,20 +236,16 @@ class Launch:
         told.__cause__ = error
         return told
 
-    def _fail(self, what: str) -> None:
-        ended = len(self.programs) - len(self._live)
-        head = f"seed {self.scheduler.seed}: {what} ({ended} of {len(self.programs)} programs have ended)"
-        self._error = Deadlock("\n".join([head, *map(self._doing, self._live)]))
-
-    def _doing(self, program: Program) -> str:
-        frame = sys._current_frames().get(program.thread)
-        at = _lines(traceback.walk_stack(frame) if frame else ())
-        for _, _, addresses, values in program.looks:
-            missing = addresses[values == -1]  # with all bits set: what an exchanging kernel waits to vanish
-            if missing.size:
-                first = self.memory.name(int(missing.flat[0]))
-                return f"  program {program.index} waits for {missing.size} elements, the first {first}, at {at}"
-        return f"  program {program.index} is at {at}"
+    def _deadlock(self, what: str) -> Deadlock:
+        told = f"seed {self.scheduler.seed}: {what} ({len(self._live)} of {len(self.programs)} programs have not ended)"
+        for program in self._live:
+            frame = sys._current_frames().get(program.thread)
+            told += f"\n  program {program.index} at {_lines(traceback.walk_stack(frame) if frame else ())}"
+            # with all bits set: what an exchanging kernel waits to vanish
+            missing = next((found for *_, a, v in program.looks if (found := a[v == -1]).size), None)
+            if missing is not None:
+                told += f" waits for {missing.size} elements, the first {self.memory.name(int(missing.flat[0]))}"
+        return Deadlock(told)
 
 
 def _lines(frames: Iterable[tuple[types.FrameType, int]]) -> str:

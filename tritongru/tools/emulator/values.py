@@ -7,6 +7,7 @@ by Triton's own rules, integers are C's.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
@@ -101,12 +102,6 @@ class Tensor:
     def __index__(self) -> int:
         return self.v.__index__()
 
-    def __neg__(self) -> Tensor:
-        return Tensor(np.negative(self.v), self.dtype)
-
-    def __invert__(self) -> Tensor:
-        return Tensor(np.invert(self.v), self.dtype)
-
     def __repr__(self) -> str:
         return f"{self.dtype}{self.shape} {self.v}"
 
@@ -145,7 +140,7 @@ def operands(a: Any, b: Any, divides: bool = False) -> tuple[Any, Any, Any]:
 
 
 def computed(f: Callable[..., Any], kind: str, x: Any, y: Any) -> Tensor:
-    """A function of numpy's applied to two values. kind: "compares", or "divides", or neither."""
+    """A function of two arrays applied to two values. kind: "compares", or "divides", or neither."""
     v, w, dtype = operands(x, y, kind == "divides")
     if kind == "compares":
         return Tensor(f(v, w), tl.int1)
@@ -157,7 +152,7 @@ def computed(f: Callable[..., Any], kind: str, x: Any, y: Any) -> Tensor:
 
 def shifted(f: Callable[..., Any], x: Any, y: Any) -> Tensor:
     """A sum or difference, of a pointer and an offset in elements too."""
-    if f is np.add and type(y) is Tensor and y.dtype.is_ptr():
+    if f is operator.add and type(y) is Tensor and y.dtype.is_ptr():
         x, y = y, x
     if type(x) is not Tensor or not x.dtype.is_ptr():
         return computed(f, "", x, y)
@@ -169,18 +164,19 @@ def shifted(f: Callable[..., Any], x: Any, y: Any) -> Tensor:
 
 
 OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {
-    "add": partial(shifted, np.add), "sub": partial(shifted, np.subtract), "mul": partial(computed, np.multiply, ""),
+    "add": partial(shifted, operator.add),
+    "sub": partial(shifted, operator.sub),
     "truediv": partial(computed, lambda v, w: np.true_divide(v, w, dtype=v.dtype), "divides"),  # not of integers
     "floordiv": partial(computed, lambda v, w: (v - np.fmod(v, w)) // w, "divides"),
-    "mod": partial(computed, np.fmod, "divides"), "and": partial(computed, np.bitwise_and, ""),
-    "or": partial(computed, np.bitwise_or, ""), "xor": partial(computed, np.bitwise_xor, ""),
-    "lt": partial(computed, np.less, "compares"), "le": partial(computed, np.less_equal, "compares"),
-    "gt": partial(computed, np.greater, "compares"), "ge": partial(computed, np.greater_equal, "compares"),
-    "eq": partial(computed, np.equal, "compares"), "ne": partial(computed, np.not_equal, "compares"),
-}  # fmt: skip
+    "mod": partial(computed, np.fmod, "divides"),
+    **{name: partial(computed, getattr(operator, f"__{name}__"), "") for name in ("mul", "and", "or", "xor")},
+    **{name: partial(computed, getattr(operator, name), "compares") for name in ("lt", "le", "gt", "ge", "eq", "ne")},
+}
 for _name, _operator in OPERATORS.items():
-    setattr(Tensor, f"__{_name}__", lambda self, other, operator=_operator: operator(self, other))
-    setattr(Tensor, f"__r{_name}__", lambda self, other, operator=_operator: operator(other, self))
+    setattr(Tensor, f"__{_name}__", lambda self, other, f=_operator: f(self, other))
+    setattr(Tensor, f"__r{_name}__", lambda self, other, f=_operator: f(other, self))
+for _name, _f in {"neg": operator.neg, "invert": operator.invert}.items():
+    setattr(Tensor, f"__{_name}__", lambda self, f=_f: Tensor(f(self.v), self.dtype))
 
 
 class Shared:
