@@ -22,13 +22,13 @@ from triton.experimental.gluon import language as gl
 
 import tritongru
 from tests.kit.drawn import BF16, DTYPES, FP16, FP32, SHORT, SHORT_SECONDS, Call, Drawn, put
+from tests.kit.inside import several_launches_over_time
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import layer as layers
 from tritongru import status as status_words
 from tritongru.kernels.exchange import publish
 from tritongru.launch import exchange, runtime, sequence
-from tritongru.planning.sequence import SequenceTiles
 from tritongru.tools.check import Case
 from tritongru.tools.emulator import emulate, emulating
 
@@ -96,37 +96,22 @@ def assert_same(found: dict[str, Tensor], other: dict[str, Tensor], what: str) -
 @pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 23), marks=LONG)], ids=["three", "twenty"])
 @pytest.mark.parametrize("name", CALLS)
 def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monkeypatch) -> None:
-    drawn = Drawn(CALLS[name])
-    with exchanging(monkeypatch, drawn.call.plan):
+    """And in launches over time: the state goes from one to the next in float32, that of rows that do not run too."""
+    drawn, launches = Drawn(CALLS[name]), []
+    with exchanging(monkeypatch, drawn.call.plan), runtime.observe(lambda kernel, grid: launches.append(kernel)):
         first, *others = (drawn.of_ours(seed) for seed in seeds)
-    drawn.assert_right(first, f"{name}, seed {seeds[0]}")
-    for seed, other in zip(seeds[1:], others, strict=True):
-        assert_same(first, other, f"{name}: under seed {seed} instead of {seeds[0]}")
+        for steps in (1, 2):
+            several_launches_over_time(monkeypatch, steps)
+            launches.clear()
+            others.append(drawn.of_ours(seeds[steps]))
+            least = -(-drawn.call.case.sizes[0] // steps)
+            assert min(launches.count("sequence_forward"), launches.count("sequence_backward")) >= least
+    drawn.assert_right(first, name)
+    for i, other in enumerate(others, 1):
+        assert_same(first, other, f"{name}, call {i}")
 
 
 # ---- several launches ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [1, 2])
-@pytest.mark.parametrize(
-    "name",
-    ["odd-H", "packed-both-directions", "packed-two-tiles", "three-tensors"]
-    + [
-        pytest.param(name, marks=LONG)
-        for name in ("two-layers", "directions-together", "packed-two-groups", "recompute")
-    ],
-)
-def test_launches_over_time_give_the_bits_of_one(name: str, steps: int, monkeypatch) -> None:
-    """The state goes from launch to launch as it is, in float32; rows that have ended, and that have not begun, too."""
-    drawn = Drawn(CALLS[name])
-    launches: list[str] = []
-    with exchanging(monkeypatch, drawn.call.plan):
-        whole = drawn.of_ours(0)
-        monkeypatch.setattr(SequenceTiles, "visits_per_launch", lambda *_: steps)
-        with runtime.observe(lambda kernel, grid: launches.append(kernel)):
-            assert_same(whole, drawn.of_ours(1), "in several launches")
-    T = drawn.call.case.sizes[0]
-    assert launches.count("sequence_forward") >= -(-T // steps) > 1 and launches.count("sequence_backward") > 1
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
@@ -208,7 +193,7 @@ def test_an_infinite_unit_leaves_the_others_finite(name: str, monkeypatch) -> No
     """Where every weight on an infinite unit is positive, r = z = n = 1: it stays infinite and the others keep theirs.
     Zeros of padded weights times infinity must not reach them."""
     drawn = Drawn(SPECIAL[name])
-    put(drawn, "h_0", float("inf"))
+    put(drawn, "h_0", INFINITY)
     with torch.no_grad():
         drawn.ours.weight_hh_l0[:, 2].abs_()
     ours = assert_not_finite_as_nn_gru(drawn, monkeypatch)

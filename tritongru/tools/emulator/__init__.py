@@ -2,22 +2,18 @@
 
 `emulate` runs the kernel's own source (language.py) on numpy arrays (values.py), in the memory of the tensors passed.
 Each program has a thread, of which exactly one, the holder of the baton, runs (launch.py). The baton may change hands
-at points: before every load, store and look at the clock, and in the middle of a tile, for a load or store is sometimes
-made in two random halves (`tear`), because hardware does not move a tile at once either. A random number generator
-decides, so the same seed gives the same interleaving.
+at points: before every load, store and look at the clock, and in the middle of a tile, which is sometimes moved in two
+random halves, because hardware does not move it at once either. The same seed gives the same interleaving.
 
 Inline PTX has a twin in Python, registered by its text in TWINS: `twin(turn, *arguments, dtype)`, arguments and results
 Tensors, a tuple of results for a tuple of dtypes. By `turn` (Launch) it looks at memory, reads the clock, and waits: a
-kernel waits nowhere else, for a loop of plain loads may be one load to a compiler.
+kernel waits nowhere else, for a loop of plain loads may be one load to a compiler. The clock is virtual, and jumps
+ahead where all programs wait, so that a kernel's own time-outs happen.
 
-Found on the way are deadlocks, accesses outside every tensor passed, and any other error of a program, such as a
-function that the emulator lacks. What a mask left out of a load, and fresh shared memory, is poison: NaN or a large
-number. The clock is virtual, and jumps ahead where all programs wait, so that a kernel's own time-outs happen.
-
-What stays unseen: layouts, and PTX itself. Memory is sequentially consistent here, so a missing cache modifier, or a
-load hoisted by a compiler, looks right; so does an access that leaves one argument and lands in another, and, as a
-program is one thread, a missing barrier between its own accesses to shared memory. A loop that touches neither memory
-nor the clock never ends.
+Found are deadlocks, accesses outside every tensor passed, and other errors of a program. What a mask left out of a
+load, and fresh shared memory, is poison: NaN or a large number. Unseen stay layouts and PTX, a missing cache modifier,
+as memory is sequentially consistent here, and a missing barrier, as a program is one thread; an access that leaves one
+argument and lands in another. A loop that touches neither memory nor the clock never ends.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ classes, which check them, and ignored.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from typing import Any
 
@@ -29,11 +29,6 @@ def arange(start: int, end: int, layout: Any = None) -> Tensor:
 
 def zeros(shape: Sequence[int], dtype: Any, layout: Any = None) -> Tensor:
     return Tensor(np.zeros(shape, STORAGE[dtype]), dtype)
-
-
-def runtime_range(*bounds: Any) -> Iterator[Tensor]:
-    """The loop variable is a tensor, whatever the bounds are."""
-    return (Tensor(np.int32(i), tl.int32) for i in range(*bounds))
 
 
 def shaping(f: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -132,7 +127,7 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "convert_layout": lambda x, *rest, **options: x,
     "program_id": lambda axis: Tensor(np.int32(machine.current.index[axis]), tl.int32),
     "num_programs": lambda axis: Tensor(np.int32(machine.grid[axis]), tl.int32),
-    "range": runtime_range,
+    "range": lambda *bounds: (Tensor(np.int32(i), tl.int32) for i in range(*bounds)),
     "static_range": range,
     "zeros_like": lambda x: zeros(x.shape, x.dtype),
     "expand_dims": shaping(np.expand_dims),
@@ -152,11 +147,6 @@ for _name in ("reshape", "permute"):
     setattr(Tensor, _name, FUNCTIONS[_name])
 
 KERNEL = "__emulated__"  # among the globals of a function that runs here
-
-
-def unknown(name: str, *args: Any, **options: Any) -> None:
-    """Stands for a function of Triton's that the emulator lacks."""
-    raise EmulatorError(f"the emulator does not know {name}")
 
 
 @cache
@@ -181,7 +171,9 @@ def found(value: Any) -> Any:
         return fn
     if fn is not value:
         return bound(fn)
-    return partial(unknown, fn.__name__) if of_triton and isinstance(fn, types.FunctionType) else value
+    if of_triton and isinstance(fn, types.FunctionType):
+        raise EmulatorError(f"the emulator does not know {fn.__name__}")
+    return value
 
 
 @cache

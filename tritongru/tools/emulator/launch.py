@@ -250,9 +250,5 @@ class Launch:
 
 def _lines(frames: Iterable[tuple[types.FrameType, int]]) -> str:
     """The lines of kernel source among some frames, innermost first."""
-    found = [
-        f"{Path(frame.f_code.co_filename).name}:{line} in {frame.f_code.co_name}"
-        for frame, line in frames
-        if KERNEL in frame.f_globals
-    ]
-    return " < ".join(found) or "its beginning"
+    found = ((frame.f_code, line) for frame, line in frames if KERNEL in frame.f_globals)
+    return " < ".join(f"{Path(f.co_filename).name}:{line} in {f.co_name}" for f, line in found) or "its beginning"
