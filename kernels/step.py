@@ -254,9 +254,9 @@ def load_own(at, anew, cols, cols_mask, stride_dy_h, H: tl.constexpr):
 def load_gradients(row_ptrs, row_mask, k, FORM: tl.constexpr):
     """dr, dz, dq of a chunk, [(SPLIT,) BLOCK_B, BLOCK_K]; row_ptrs [BLOCK_B]: where each row of dgates starts."""
     H: tl.constexpr = FORM.H
-    dq = load_left(row_ptrs, row_mask, k, 1, H, FORM)
     dr = load_left(row_ptrs + H, row_mask, k, 1, H, FORM)
     dz = load_left(row_ptrs + 2 * H, row_mask, k, 1, H, FORM)
+    dq = load_left(row_ptrs, row_mask, k, 1, H, FORM)
     return dr, dz, dq
 
 
