@@ -101,6 +101,7 @@ def test_errors_of_the_function_are_torch_s(backend):
     given = [(x, h, p, True, 1), (x, h, p, *flags, 1), (), (z(0, 2, 3), h, p, *flags), ([1.0], h, p, *flags)]
     given += [(x, h, some, *flags) for some in (p[:3], p[:2])] + [(z(2, 2, 5), h, p, *flags)]
     given += [(x, wrong, p, *flags) for wrong in (z(2, 2, 4), z(2, 4), None)]
+    given += [(x, h, p, *flags[:i], wrong, *flags[i + 1 :]) for i in range(6) for wrong in ([0.0], None, "a")]
     calls = [lambda gru, args=args: gru(*args) for args in given]
     calls.append(lambda gru: gru(x, h, p, True, 1, 0.0, False, False, first=False))
     assert all_end_alike(calls, torch.gru, lambda *a, **k: tritongru.gru(*a, **k, backend=backend)) == len(calls)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -330,6 +331,21 @@ def test_command_prints_backend_reason_and_tiles(capsys: pytest.CaptureFixture[s
         cli.main(["plan", "--help"])
     printed = capsys.readouterr().out
     assert all(name in printed for name in GPUS) and "interpreter" not in printed
+
+
+def test_command_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--device", "h200", *SIZES, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["backend"], plan["problem"]["hidden_size"], plan["compiled"]) == ("sequence", 512, [])
+    assert ["sequence_forward", 1] in plan["launches"]["forward"] and plan["cost"]["saved_bytes"] > 0
+
+
+@pytest.mark.compiled
+def test_command_compiles_into_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", "--device", "h200", *SIZES, "--compile", "--json"]) == 0
+    reports = json.loads(capsys.readouterr().out)["compiled"]
+    assert [report["kernel"] for report in reports] == ["sequence_forward", "sequence_backward"]
+    assert all(report["spill_bytes"] == 0 and report["counts"]["HMMA"] > 0 for report in reports)
 
 
 @pytest.mark.compiled

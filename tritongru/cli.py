@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
@@ -58,6 +60,7 @@ def _run(argv: Sequence[str] | None) -> int:
     add("--device", required=True, type=str.lower, choices=sorted(GPUS), help="a described device")
     add("--recompute", action="store_true", help="the layer's recompute=True")
     add("--compile", action="store_true", help="compile its kernels for the device and report on them")
+    add("--json", action="store_true", help="print JSON")
     add = for_profile.add_argument
     add("--module", metavar="FILE.py:FUNCTION", help="a model: the function returns (module, inputs)")
     add("--device", choices=("cuda", "cpu"), help="default: cuda where there is one")
@@ -95,12 +98,17 @@ def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
         plan = counted.with_counts(choose(problem, device, backend), device, backend)
     except ValueError as error:
         parser.error(str(error))
-    print(plan)
-    if arguments.compile and not plan.tiles:
-        print("compiled  nothing: no Triton kernel in this plan")
-    elif arguments.compile and not registry.has_triton():
+    if arguments.compile and plan.tiles and not registry.has_triton():
         parser.error("--compile needs Triton (pip install 'tritongru[triton]')")
+    specimens = registry.find(plan.backend).specimens(problem, device) if arguments.compile and plan.tiles else []
+    reports = [compile_report(each, device) for each in specimens]
+    if arguments.json:
+        compiled = [{name: value for name, value in asdict(report).items() if name != "sass"} for report in reports]
+        print(json.dumps({**asdict(plan), "compiled": compiled}, indent=2))
+        return 0
+    print(plan)
+    if reports:
+        show_reports(reports, [kind for kind, _ in plan.tiles])
     elif arguments.compile:
-        specimens = registry.find(plan.backend).specimens(problem, device)
-        show_reports([compile_report(each, device) for each in specimens], [kind for kind, _ in plan.tiles])
+        print("compiled  nothing: no Triton kernel in this plan")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from types import NoneType
 from typing import Any
 
 import torch
@@ -83,6 +84,8 @@ def gru(
         name = "resets" if lengths is None else "lengths"
         raise RuntimeError(f"{name} must be None with packed input, whose batch_sizes tell its lengths, got a tensor")
     given = dict(zip(names, args, strict=False)) | kwargs
+    if any(isinstance(given[flag], (list, tuple, str, NoneType)) for flag in names[names.index("params") + 1 :]):
+        return torch.gru(*args, **kwargs)  # likewise for a wrong type
     return _gru(
         given["data" if packed else "input"], given.get("batch_sizes"), given["hx"], given["params"],
         given["has_biases"], given["num_layers"], given["dropout"], given["train"], given["bidirectional"],
