@@ -131,8 +131,12 @@ def _few(module: ModuleType, name: str) -> Any:
     def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
         from tritongru.tools.counted import counted
 
-        yield lambda rows: (monkeypatch.setattr(module, name, rows), counted.cache_clear())[1]
-        counted.cache_clear()  # what was counted has these chunks
+        def set_rows(rows: int) -> None:
+            monkeypatch.setattr(module, name, rows)
+            counted.cache_clear()  # what was counted before has other chunks
+
+        yield set_rows
+        counted.cache_clear()
 
     return few
 

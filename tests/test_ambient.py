@@ -144,6 +144,14 @@ def test_a_recompute_runs_the_backend_of_its_forward(region, use_reentrant, outs
     assert torch.equal(x.grad, gradient)
 
 
+@interpreted
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_a_block_inside_a_region_ends_there(use_reentrant, ran):
+    with tritongru.use_backend("reference"):
+        checkpoint(with_a_block_inside, kit.randn(2, 2, 4).requires_grad_(), use_reentrant=use_reentrant)
+    assert ran == ["step", "reference"]
+
+
 def test_cells_selective_checkpoints_and_graphs_that_are_kept_are_remembered(ran):
     cell = tritongru.GRUCell(3, 5)
     x = kit.randn(2, 3).requires_grad_()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 from torch.autograd.functional import hessian
 
 from tests.kit import modules as kit
@@ -134,10 +133,7 @@ def leaves_of(form, module):
     """Results of one call of a module, and all that they depend on."""
     x, h_0 = form.given()
     leaf, h_0 = (x.data if form.lengths else x).requires_grad_(), h_0.requires_grad_()
-    given, how = x._replace(data=leaf) if form.lengths else leaf, form.how()
-    padded_by_torch = how and type(module) is nn.GRU
-    found = kit.by_segments(module, given, h_0, *how.values()) if padded_by_torch else module(given, h_0, **how)
-    return kit.tensors(found), [leaf, h_0, *module.parameters()]
+    return kit.tensors(form.of(module)(x, h_0)), [leaf, h_0, *module.parameters()]
 
 
 def cotangents_of(results, *each):

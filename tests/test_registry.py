@@ -84,9 +84,9 @@ def test_backward_after_the_block_stays_with_the_backend_of_forward(backend):
     layer = tritongru.GRU(3, 5)
     with tritongru.use_backend(backend):
         output, _ = layer(kit.randn(3, 2, 3))
-    with torch.profiler.profile() as profile:
+    with tritongru.use_backend("aten"):
         output.sum().backward()
-    assert "GRULayerBackward" in {event.name for event in profile.events()}
+    assert "GRULayer" in type(output.grad_fn).__name__ and layer.weight_hh_l0.grad.any()
 
 
 def test_unknown_names_are_refused_with_the_valid_ones(monkeypatch):

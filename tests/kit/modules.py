@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import pytest
@@ -90,12 +91,12 @@ def assert_close(actual: Tensor, expected: Tensor, terms: int = 16, what: str = 
     )
 
 
-def assert_all_close(actual: Sequence[Any], expected: Sequence[Any]) -> None:
+def assert_all_close(actual: Sequence[Any], expected: Sequence[Any], terms: int = 16) -> None:
     assert len(actual) == len(expected)
     for index, (a, e) in enumerate(zip(actual, expected, strict=True)):
         assert (a is None) == (e is None), index
         if a is not None:
-            assert_close(a, e, what=f"tensor {index}")
+            assert_close(a, e, terms, f"tensor {index}")
 
 
 def assert_same(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor], terms: int = 16) -> None:
@@ -148,30 +149,23 @@ def results(call: Any, input: Any, hx: Tensor | None = None, of: Any = None, **h
     return {name: tensor.detach() for name, tensor in every.items() if tensor is not None}
 
 
-def by_segments(
-    module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor | None, resets: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What nn.GRU gives where every sequence between two resets of a padded batch is a call of its own."""
-
-    def turned(tensor: Tensor) -> Tensor:
-        return tensor.transpose(0, 1) if module.batch_first else tensor
-
-    x, D = turned(x), 2 if module.bidirectional else 1
-    T, B = x.shape[:2]
-    resets = torch.zeros(T, B, dtype=torch.bool) if resets is None else turned(resets)
-    rows, h_ns = [], []
-    for b, stop in enumerate([T] * B if lengths is None else lengths.tolist()):
-        starts = [0, *(t for t in range(1, stop) if resets[t, b])]
-        ys, ends = [], []
-        for begin, end in zip(starts, [*starts[1:], stop], strict=True):
-            keeps = (begin == 0 and not resets[0, b], end == stop)  # h_0, by direction
-            begin_with = [h if keeps[i % D] else torch.zeros_like(h) for i, h in enumerate(h_0[:, b : b + 1])]
-            y, h_n = module(turned(x[begin:end, b : b + 1]), torch.stack(begin_with))
-            ys.append(turned(y))
-            ends.append(h_n)
-        rows.append(torch.cat([*ys, ys[0].new_zeros(T - stop, *ys[0].shape[1:])]))
-        h_ns.append(torch.stack([ends[0 if i % D else -1][i] for i in range(len(h_0))]))
-    return turned(torch.cat(rows, 1)), torch.cat(h_ns, 1)
+def by_steps(module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor, resets: Tensor) -> tuple[Tensor, Tensor]:
+    """What nn.GRU of one layer gives of a padded batch, by torch.gru_cell of each step."""
+    x, resets = (t.transpose(0, 1) if module.batch_first else t for t in (x, resets))
+    runs = torch.arange(len(x), device="cpu")[:, None] < lengths
+    resets, ys, h_ns = resets & runs, [], []
+    for direction, weights in enumerate(module.all_weights):
+        h, steps = h_0[direction], list(range(len(x)))[:: 1 - 2 * direction]
+        begins = torch.cat([resets[1:], resets[:1] & False]) if direction else resets
+        outputs = []
+        for t in steps:
+            h = h.masked_fill(begins[t, :, None], 0)
+            h = torch.where(runs[t, :, None], torch.gru_cell(x[t], h, *weights), h)
+            outputs.append(h * runs[t, :, None])
+        ys.append(torch.stack(outputs[:: 1 - 2 * direction]))
+        h_ns.append(h)
+    y = torch.cat(ys, -1)
+    return y.transpose(0, 1) if module.batch_first else y, torch.stack(h_ns)
 
 
 @dataclass(frozen=True)
@@ -213,16 +207,18 @@ class Form:
         lengths = T - torch.arange(B, device="cpu") % T
         return {"lengths": lengths, "resets": resets.T if self.options.get("batch_first") else resets}
 
+    def of(self, module: Any) -> Any:
+        """A call of input and h_0."""
+        return partial(partial(by_steps, module) if self.resets and type(module) is nn.GRU else module, **self.how())
+
     def results(self, call: Any, of: Any = None) -> dict[str, Tensor]:
-        """`results` of one call; torch's layer runs a padded batch sequence by sequence."""
+        """`results` of one call."""
         return self.prepared(call, of)()
 
     def prepared(self, call: Any, of: Any = None) -> Callable[[], dict[str, Tensor]]:
         """The call, of arguments that are there."""
-        given, how = self.given(), self.how()
-        if how and type(call) is nn.GRU:
-            return lambda: results(lambda x, h_0: by_segments(call, x, h_0, *how.values()), *given, of=call)
-        return lambda: results(call, *given, of=of, **how)
+        call, of, given = self.of(call), call if of is None else of, self.given()
+        return lambda: results(call, *given, of=of)
 
 
 PLAIN = Form()

@@ -3,7 +3,7 @@
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .modules import EPS, PLAIN, Form, randn
+from .modules import PLAIN, Form, assert_all_close, randn
 
 FORWARD, BACKWARD = "tritongru.layer_forward.default", "tritongru.layer_backward.default"
 
@@ -80,15 +80,6 @@ class Seen(TorchDispatchMode):
         return [name for name in self.names if "mm" in name or "linear" in name or "tritongru" in name]
 
 
-# Of a second derivative, relative to the largest element: as many roundings as in a first one (32 * sqrt(16), as
-# there), and as many again of the first one, on which it rests.
-SECOND = 2 * 32 * 4 * EPS
-
-
 def assert_second(found, expected):
-    """Second derivatives: those of PyTorch's own path on the CPU, which autograd differentiates to any order."""
-    assert [f is None for f in found] == [e is None for e in expected]
-    for index, (f, e) in enumerate(zip(found, expected, strict=True)):
-        if f is not None:
-            scale = max(1.0, e.abs().max().item())
-            torch.testing.assert_close(f, e, rtol=0, atol=SECOND * scale, msg=lambda m, i=index: f"tensor {i}: {m}")
+    """Second derivatives: the roundings of a first one, and as many again of the first one, on which they rest."""
+    assert_all_close(found, expected, terms=2**2 * 16)
