@@ -149,7 +149,7 @@ def wait_for_a_tile(tiles_ptr, SIZE: gl.constexpr):
 
 @pytest.mark.parametrize("policy", ["lazy", "random", "priorities"])
 def test_a_missing_producer_is_a_deadlock(policy: str) -> None:
-    """At once where the clock stands still, else when the steps are used up: to the scheduler each wait has an end."""
+    """Where the clock stands still."""
     tiles = torch.zeros(2, SIZE, dtype=INT32)
     tiles[1, 7:9] = SENTINEL
     with emulating(5, policy=policy, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock) as caught:
@@ -161,21 +161,20 @@ def test_a_missing_producer_is_a_deadlock(policy: str) -> None:
     for index, line in zip(("(1, 0, 0)", "(2, 0, 0)"), programs, strict=True):
         assert f"program {index} at test_scheduler.py:{start + 2} in received < test_scheduler.py:" in line
         assert line.endswith(" in wait_for_a_tile waits for 2 elements, the first tiles_ptr[71] of 128")
-    with emulating(policy=policy, max_steps=500), pytest.raises(Deadlock, match="500 steps is used up"):
-        emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE})
 
 
 @gluon.jit
-def poll(x_ptr):
-    while gl.load(x_ptr, volatile=True) == -1:
+def poll(tiles_ptr):
+    while gl.load(tiles_ptr, volatile=True) == -1:
         pass
 
 
 @pytest.mark.parametrize("policy", ["lazy", "random"])
-def test_who_waits_otherwise_than_by_a_twin_uses_the_steps_up(policy: str) -> None:
-    message = r"(?s)budget of 500 steps.*program \(1, 0, 0\) at .*"
+@pytest.mark.parametrize(("kernel", "constants"), [(poll, {}), (wait_for_a_tile, {"SIZE": SIZE})], ids=["loop", "twin"])
+def test_who_waits_for_ever_uses_the_steps_up(kernel, constants: dict, policy: str) -> None:
+    message = r"(?s)budget of 500 steps.*program \(2, 0, 0\) at .*"
     with emulating(policy=policy, max_steps=500), pytest.raises(Deadlock, match=message):
-        emulate(poll, (2, 1, 1), {"x_ptr": torch.full((1,), SENTINEL, dtype=INT32)}, {})
+        emulate(kernel, (3, 1, 1), {"tiles_ptr": torch.full((2, SIZE), SENTINEL, dtype=INT32)}, constants)
 
 
 @gluon.jit

@@ -117,7 +117,7 @@ def same_rank(a: Any, b: Any) -> None:
 
 
 def spread(v: Any, pointers: Any) -> Any:
-    """A value or mask in the shape of the pointers, which never take its own."""
+    """A value or mask in the shape of the pointers, which are never spread themselves."""
     same_rank(pointers, v)
     return np.broadcast_to(v, pointers.shape)
 
