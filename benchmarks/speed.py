@@ -203,7 +203,7 @@ def losses_text(folder: Path = FOLDER) -> str:
 
 
 def study_times(folder: Path = FOLDER) -> dict[tuple[Key, str], float]:
-    """us of a step of the study by shape and pass: of the fastest form that computes the same, gates not saved."""
+    """us of a step of the Gluon prototype by shape and pass, of its fastest form that computes the same; no gates saved."""
     found: dict[tuple[Key, str], float] = {}
     for row in rows_of("prototypes.csv", folder):
         if row["kernel"] in ("forward", "backward") and row["save_gates"] != "1":
@@ -213,7 +213,7 @@ def study_times(folder: Path = FOLDER) -> dict[tuple[Key, str], float]:
 
 
 def kernel_text(folder: Path = FOLDER) -> str:
-    """The generated part of kernels/README.md: the recurrent kernels alone, and the study's beside them."""
+    """The generated part of kernels/README.md: the recurrent kernels alone, and the prototype's beside them."""
     first: dict[tuple[Key, str], float] = {}
     for key, by_name in kernel_times(folder).items():
         for row in by_name["sequence"]:

@@ -4,8 +4,8 @@ Writes tritongru/planning/tables/h200.csv, which tritongru/planning/measured.py 
 (tune.py): whole calls of one layer, one direction, dense. From suite `grid` where the folder has its rows.
 
 Where it has not: `sequence` has been written anew since its calls were timed, and no row of the old form is a
-candidate. In their place stand the times of the study (prototypes.csv), in the rest of such a call as it was: what its
-kernels took besides the recurrence.
+candidate. In their place stand the times of the Gluon prototype (prototypes.csv), in the rest of such a call as it
+was: what its kernels took besides the recurrence.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
 T = 512  # of every long call
 SHORT = 8  # calls of T up to this take little but what any call costs
 FIRST_FORM = " (as first built)"  # of `step`, whose launches wait for each other there; nothing else of it was timed
-SAVING = 0.2  # us that saving the gates adds to a step of the study at the most, which was timed without
+SAVING = 0.2  # us that saving the gates adds to a step of the prototype at the most, which was timed without
 ON_CHIP = 2048  # half precision below this H stays on chip: what was timed there without `sequence` says little
 LIKE = 512  # from this H on float16 has bfloat16's kernels, and takes cuDNN as long
 # by pass: how a call is timed, how its device's share is, the columns of host.csv, the recurrent kernels
@@ -122,7 +122,7 @@ def _of_calls(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
 
 
 def _of_the_study(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
-    """Of `sequence`: the study's kernels, and what the others of such a call took."""
+    """Of `sequence`: the prototype's kernels, and what the others of such a call took."""
     _, alone, _, passes = WAYS[kind]
     study = [study_times(folder).get((shape.key, pass_)) for pass_ in passes]
     whole, listed = shape.us.get((alone, "sequence")), kernel_times(folder)[shape.key]["sequence"]
@@ -130,7 +130,7 @@ def _of_the_study(kind: str, shape: Shape, folder: Path) -> Iterator[Row]:
         recurrent = {f"sequence_{pass_}" for pass_ in passes}
         rest = whole - sum(float(row["total_us"]) for row in listed if row["kernel"] in recurrent) / T
         us = sum(filter(None, study)) + rest + SAVING * (kind == "training")
-        source = f"study in {shape.key[0]}: prototypes.csv"
+        source = f"prototype in {shape.key[0]}: prototypes.csv"
         yield _row("sequence", us, _any_call(kind, "sequence", folder), us, source)
 
 

@@ -122,13 +122,13 @@ def test_the_figures_of_a_decision_are_printed() -> None:
     for timed in found.candidates:
         figures = f"{timed.call_us(512):.0f} us a layer: {timed.us_per_step:.3g} us"
         assert f"candidate {timed.backend:<9} {figures}" in printed
-    assert "study in bf16: prototypes.csv" in printed
+    assert "prototype in bf16: prototypes.csv" in printed
 
 
 def test_no_row_of_a_form_that_is_gone() -> None:
     """`sequence` was timed in another form: what stands for its kernels now is the study's, and says so."""
     rows = [row for row in csv_rows() if row["backend"] == "sequence"]
-    assert len(rows) > 25 and {row["source"] for row in rows} == {"study in bf16: prototypes.csv"}
+    assert len(rows) > 25 and {row["source"] for row in rows} == {"prototype in bf16: prototypes.csv"}
     assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
     assert all(row["source"].endswith("(as first built)") == (row["backend"] == "step") for row in csv_rows())
 
