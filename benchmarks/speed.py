@@ -203,7 +203,7 @@ def losses_text(folder: Path = FOLDER) -> str:
 
 
 def study_times(folder: Path = FOLDER) -> dict[tuple[Key, str], float]:
-    """us of a step of the Gluon prototype by shape and pass, of its fastest form that computes the same; no gates saved."""
+    """us of a step of the Gluon prototype by shape and pass: its fastest form that computes the same, gates unsaved."""
     found: dict[tuple[Key, str], float] = {}
     for row in rows_of("prototypes.csv", folder):
         if row["kernel"] in ("forward", "backward") and row["save_gates"] != "1":

@@ -286,7 +286,7 @@ def test_the_kernels_as_they_are_survive(setting: str, monkeypatch) -> None:
     assert outcome(setting, monkeypatch) == "survived"
 
 
-@pytest.mark.parametrize(("file", "setting", "how", "edit"), mutants())
+@pytest.mark.parametrize(("file", "setting", "how", "edit"), [*mutants()])
 def test_mutant_is_killed(file: str, setting: str, how: str, edit: str, broken, monkeypatch) -> None:
     broken(SETTINGS[setting].backend, file, edit)
     assert outcome(setting, monkeypatch) == how
