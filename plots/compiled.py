@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from benchmarks.compiled import HIDDEN
 from tritongru.planning import describe
 from tritongru.planning.choose import off_chip
+from tritongru.planning.problem import Recurrence
 from tritongru.tools.style import BLUE, ORANGE, PALE, SKY, VERMILION, YELLOW, Look, figure
 
 from .rows import Row, patches
@@ -47,7 +48,7 @@ def _of(rows: Sequence[Row], backend: str, kind: str, dtype: str, products: str)
 
 
 def _off_chip(H: int, dtype: str, products: str) -> bool:
-    return off_chip(B, H, 1, dtype, products or "tf32", True, describe(DEVICE)) is not None
+    return off_chip(Recurrence(B, H, 1, dtype, products or "tf32", describe(DEVICE)), True) is not None
 
 
 def draw_resources(rows: Sequence[Row]) -> Figure | None:

@@ -14,7 +14,7 @@ from tritongru.gradients import steps_at_once
 from tritongru.planning import Device, Plan, Problem, choose, describe
 from tritongru.planning.choose import off_chip, unserved
 from tritongru.planning.devices import DEVICES
-from tritongru.planning.problem import BYTES
+from tritongru.planning.problem import BYTES, Recurrence
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.tools.counted import with_counts
 from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure
@@ -125,9 +125,10 @@ def residency(device: Device, dtype: str, precision: str) -> list[tuple[str, int
     def class_of(H: int) -> str:
         if unserved(dtype, device):
             return UNSERVED
-        if off_chip(B, H, 1, dtype, precision, True, device):
+        layer = Recurrence(B, H, 1, dtype, precision, device)
+        if off_chip(layer, True):
             return STEPPING
-        tiles = sequence_tiles("backward", B, H, 1, dtype, precision, device)
+        tiles = sequence_tiles("backward", layer)
         return EXCHANGING if isinstance(tiles, SequenceTiles) else RESIDENT
 
     return [(name, max(sizes)) for name, sizes in groupby(range(GRAIN, LAST + 1, GRAIN), class_of)]

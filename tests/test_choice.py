@@ -23,6 +23,7 @@ from tritongru import layer as operators
 from tritongru.planning import Device, Problem, choose, describe, measured
 from tritongru.planning.choose import fastest_backend
 from tritongru.planning.measured import TABLES, Cell, Choice, Timed, nearest, nearest_device
+from tritongru.planning.problem import Recurrence
 
 H200 = describe("h200")
 
@@ -31,7 +32,7 @@ def chosen(
     H: int, B: int, dtype: str, training: bool, T: int = 512, device: Device = H200, precision: str = "tf32",
     aten: bool = True, D: int = 1,
 ) -> Choice:  # fmt: skip
-    return fastest_backend(B, T, H, D, dtype, precision, training, device, aten)
+    return fastest_backend(Recurrence(B, H, D, dtype, precision, device), T, training, aten)
 
 
 @pytest.mark.parametrize("name", table.MEASURED)
@@ -148,9 +149,12 @@ def test_the_nearest_cell_in_octaves() -> None:
     small, large = cells = [Cell("training", "bf16", H, B, 0) for H, B in ((64, 64), (128, 128))]
     of_cells = {**dict.fromkeys(cells, timed), Cell("training", "bf16", 90, 90, 0): timed[:1]}
     for H, B, cell in ((90, 90, small), (91, 91, large), (64, 300, large)):
-        assert nearest(of_cells, "training", "bf16", B, 9, H, ("aten", "step")) == (cell, timed)  # one time is no cell
+        assert nearest(of_cells, "training", Recurrence(B, H, 1, "bf16", "tf32", H200), 9, ("aten", "step")) == (
+            cell,
+            timed,
+        )  # one time is no cell
     for kind, T in (("inference", 9), ("training", 1)):
-        assert nearest(of_cells, kind, "bf16", 64, T, 64, ("aten", "step")) is None
+        assert nearest(of_cells, kind, Recurrence(64, 64, 1, "bf16", "tf32", H200), T, ("aten", "step")) is None
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -170,7 +174,7 @@ def test_the_reasons_of_a_shape_are_few() -> None:
 @pytest.fixture
 def tables(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
     """An empty folder in place of the package's tables."""
-    caches = (nearest_device, measured.table, measured.fastest, fastest_backend)
+    caches = (measured.table, fastest_backend)
     monkeypatch.setattr(measured, "TABLES", tmp_path)
     for cached in caches:
         cached.cache_clear()

@@ -24,8 +24,10 @@ from tests.kit.versions import TRITON
 from tritongru.launch.sequence import specimen
 from tritongru.launch.step import specimens
 from tritongru.planning import Problem, describe
-from tritongru.planning.sequence import SequenceTiles, parse_overrides, sequence_tiles
-from tritongru.planning.step import StepTiles, _shared_bytes, step_tiles
+from tritongru.planning.problem import Recurrence
+from tritongru.planning.sequence import SequenceTiles, sequence_tiles
+from tritongru.planning.step import StepTiles, step_tiles
+from tritongru.planning.tuned import parse_overrides
 from tritongru.tools.compile_report import compile_report
 
 pytestmark = pytest.mark.compiled
@@ -72,7 +74,7 @@ def every(target: str, dtype: str, precision: str) -> dict[tuple[str, StepTiles]
     """The tiles that `step_tiles` returns for these, each with sizes that lead there."""
     found: dict[tuple[str, StepTiles], Choice] = {}
     for kind, H, B in product(("forward", "cell", "backward", "backward_first"), HIDDEN, BATCHES):
-        tiles = step_tiles(kind, B, H, 1, dtype, precision, describe(target))
+        tiles = step_tiles(kind, Recurrence(B, H, 1, dtype, precision, describe(target)))
         found.setdefault((kind, tiles), Choice(target, dtype, B, H, 1 if kind == "cell" else 3, 1, precision, kind))
     return found
 
@@ -100,10 +102,10 @@ def test_a_choice_of_step_compiles(choice: Choice) -> None:
     for kind, launch in zip(("cell" if T == 1 else "forward", "backward_first", "backward"), found, strict=False):
         if meant not in ("", kind):
             continue
-        report, tiles = compile_report(launch, device), step_tiles(kind, B, H, D, dtype, precision, device)
+        report, tiles = compile_report(launch, device), step_tiles(kind, problem.on(device))
         known = TRITON == (3, 6) and (report.kernel, target) in SPILL_A_WORD_ON_3_6 and not report.loops
         spilled = 8 * known + SPILLED_WHERE_PADDED * (how == "padded")
-        wrong = limits(report, device, _shared_bytes(kind, tiles, dtype), spilled, tiles.per_sm)
+        wrong = limits(report, device, tiles.shared_bytes(kind, dtype), spilled, tiles.per_sm)
         if dtype != "fp32" or precision == "tf32" or device.vendor == "amd":
             wrong += [] if report.matrix_instructions > 0 else ["no matrix instruction"]
         assert not wrong, f"{report.kernel} {dict(launch.constants)} on {target}: {wrong}"
@@ -129,7 +131,7 @@ def beside(target: str, kind: str, dtype: str, B: int, H: int) -> list[str]:
     device = describe(target)
     problem = Problem(batch=B, time=3, input_size=48, hidden_size=H, dtype=dtype)
     found = specimens(problem, device)[0 if kind == "forward" else -1]
-    tiles = step_tiles(kind, B, H, 1, dtype, "tf32", device)
+    tiles = step_tiles(kind, problem.on(device))
     assert tiles.pdl and found.constants["PDL"]
     return dependence_faults(compile_report(found, device), tiles, kind, dtype)
 
@@ -201,7 +203,7 @@ def test_all_programs_of_every_plan_are_on_the_device_at_once(device: str) -> No
 
 def form_of(device: str, kind: str, dtype: str, hidden_size: int, batch: int, fields: str = "") -> Form:
     given = parse_overrides(fields) if fields else ()
-    tiles = sequence_tiles(kind, batch, hidden_size, 1, dtype, "tf32", describe(device), given)
+    tiles = sequence_tiles(kind, Recurrence(batch, hidden_size, 1, dtype, "tf32", describe(device), given))
     assert not isinstance(tiles, str), tiles
     return Form(device, kind, tiles, dtype)
 

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import sys
 import time
+from functools import cache
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from benchmarks.results import KEY, ROWS, Environment, ResultsFile, Row, read_ro
 from benchmarks.suites import GRID_T, SUITES, TUNE_T
 from benchmarks.workloads import WORKLOADS
 from tritongru.planning import choose, describe, sequence, step, tuned
+from tritongru.planning.problem import Recurrence
 
 HERE = Environment("2026-01-01", "NVIDIA H200", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
 H200 = describe("h200")
@@ -172,18 +174,14 @@ def test_tiles_win_by_more_than_the_calls_vary(tmp_path):
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
     """A function that plans without what was planned or read before."""
-    caches = (sequence.sequence_tiles, step.step_tiles, tuned.winner)
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tiles")
 
     def tiles(kind, batch, H, dtype, backend=sequence.sequence_tiles, device=H200):
-        for cached in caches:
-            cached.cache_clear()
-        return backend(kind, batch, H, 1, dtype, "tf32", device)
+        tuned.or_winner.cache_clear()
+        return backend(kind, Recurrence(batch, H, 1, dtype, "tf32", device))
 
     yield tiles
     tuned.forget()
-    for cached in caches:
-        cached.cache_clear()
 
 
 def test_planning_reads_what_tuning_writes(planned, tmp_path, monkeypatch):
@@ -198,7 +196,7 @@ def test_planning_reads_what_tuning_writes(planned, tmp_path, monkeypatch):
     assert planned("forward", 65, *shape[1:]).delay != 400  # another class of batches
     assert planned("forward", *shape, device=dataclasses.replace(H200, name="H100")).delay != 400
     with monkeypatch.context() as patch:  # fields that this layer cannot have: the planned tiles
-        patch.setattr(sequence, "winner", lambda *of: "block_h=8,num_warps=16,block_k=32")
+        patch.setattr(tuned, "winner", lambda *of: "block_h=8,num_warps=16,block_k=32")
         assert planned("forward", *shape) == before
     tune.forget("NVIDIA H200")
     assert planned("forward", *shape) == before
@@ -206,7 +204,7 @@ def test_planning_reads_what_tuning_writes(planned, tmp_path, monkeypatch):
 
 def test_step_takes_the_winner_of_the_next_size(planned, monkeypatch):
     row = {"backend": "step", "pass": "forward", "dtype": "bf16", "H": "1024", "B": "32", "fields": "pdl=0"}
-    monkeypatch.setattr(tuned, "_rows", lambda device: (row, {**row, "H": "2048", "fields": "block_h=7"}))
+    monkeypatch.setattr(tuned, "_rows", cache(lambda key: (row, {**row, "H": "2048", "fields": "block_h=7"})))
 
     def pdl(kind, batch, H, dtype="bf16"):
         return planned(kind, batch, H, dtype, step.step_tiles).pdl

@@ -24,6 +24,7 @@ from tritongru import registry
 from tritongru.launch.runtime import observe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import of_cuda
+from tritongru.planning.problem import Recurrence
 from tritongru.products import rnn_precision
 from tritongru.tools.check import CASES, Case, measure
 
@@ -80,7 +81,7 @@ def no_wait_runs_out() -> Iterator[None]:
 def refused(B: int, H: int, D: int, dtype: torch.dtype) -> str | None:
     """Why the chip does not hold a layer."""
     precision = rnn_precision(nvidia=torch.version.hip is None)
-    return off_chip(B, H, D, registry.DTYPES[dtype], precision, True, of_cuda(CUDA.index))
+    return off_chip(Recurrence(B, H, D, registry.DTYPES[dtype], precision, of_cuda(CUDA.index)), True)
 
 
 RULE = [*product(("reference", "step", "sequence"), CASES + MORE_CASES + LARGE_CASES)]

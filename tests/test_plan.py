@@ -148,7 +148,7 @@ def test_the_largest_layer_kept_on_chip(device: str, dtype: str, largest: int) -
     long = replace(PROBLEM, time=5000, batch=16, dtype=dtype)
     assert choose(replace(long, hidden_size=largest), describe(device), "sequence").backend == "sequence"
     plan = choose(replace(long, hidden_size=largest + 600), describe(device))
-    why_not = off_chip(16, largest + 600, 1, dtype, "tf32", True, describe(device))
+    why_not = off_chip(replace(long, hidden_size=largest + 600).on(describe(device)), True)
     assert plan.backend != "sequence" and why_not is not None and why_not in plan.reason
 
 
@@ -220,7 +220,7 @@ def test_what_the_memory_holds_is_not_refused() -> None:
 @pytest.mark.parametrize("name", GPUS)
 @pytest.mark.parametrize("kind", ["forward", "cell", "backward", "backward_first"])
 def test_few_forms_of_a_kernel_whatever_the_batch(name: str, kind: str) -> None:
-    forms = {step_tiles(kind, batch, 512, 1, "bf16", "tf32", describe(name)) for batch in range(1, 600)}
+    forms = {step_tiles(kind, replace(PROBLEM, batch=batch).on(describe(name))) for batch in range(1, 600)}
     # with PDL tiles follow the rows: 16, 32, 64 or 128 of them, and how much of W_h is loaded ahead
     assert len(forms) <= (7 if any(tiles.pdl for tiles in forms) else 2)
 

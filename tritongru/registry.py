@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from . import ambient, status
-from .launch.protocol import Launcher, Overrides
+from .launch.protocol import Launcher
 from .planning import Device, Problem, describe
 from .planning.choose import fastest_backend, off_chip, unserved, with_overrides
 from .planning.devices import of_cuda
+from .planning.problem import Overrides, Recurrence
 from .products import rnn_precision
 
 logger = logging.getLogger("tritongru")
@@ -53,8 +54,7 @@ class Backend:
         """Why it cannot run a layer on x for its size; None if it can."""
         if not self.triton:
             return None
-        device, dtype, (name, overrides) = device_of(x.device), DTYPES[computing_dtype(x)], with_overrides(self.name)
-        return off_chip(B, H, D, dtype, rnn_precision(device.vendor == "nvidia"), training, device, overrides, name)
+        return off_chip(_recurrence(x, B, H, D, self.overrides), training, with_overrides(self.name)[0])
 
     def why_not(self, device: torch.device, dtype: torch.dtype) -> str | None:
         """Why it cannot run on tensors of this device and dtype; None if it can."""
@@ -166,10 +166,16 @@ def aten_as_measured(device: torch.device, dtype: torch.dtype) -> bool:
     return torch.backends.cudnn.enabled and not (dtype == torch.bfloat16 and autocasting(device))
 
 
+def _recurrence(x: Tensor, B: int, H: int, D: int, overrides: Overrides = ()) -> Recurrence:
+    """Of a layer on x."""
+    device = device_of(x.device)
+    precision = rnn_precision(device.vendor == "nvidia")
+    return Recurrence(B, H, D, DTYPES[computing_dtype(x)], precision, device, overrides)
+
+
 def fastest(x: Tensor, T: int, B: int, H: int, D: int, training: bool, aten: bool) -> tuple[Backend, str]:
     """What the plan takes for a layer on x that kernels serve, and why; aten: whether PyTorch's own path may be it."""
-    device, dtype = device_of(x.device), DTYPES[computing_dtype(x)]
-    choice = fastest_backend(B, T, H, D, dtype, rnn_precision(device.vendor == "nvidia"), training, device, aten)
+    choice = fastest_backend(_recurrence(x, B, H, D), T, training, aten)
     return BACKENDS[choice.backend], choice.reason
 
 

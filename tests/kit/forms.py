@@ -8,6 +8,7 @@ from itertools import product
 from typing import NamedTuple
 
 from tritongru.planning.devices import Device, describe
+from tritongru.planning.problem import Recurrence
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.small import SmallTiles
 from tritongru.tools.compile_report import CompileReport, compile_report
@@ -46,7 +47,7 @@ class Form(NamedTuple):
 def plans(device: str) -> Iterable[Form]:
     """Every plan on a device, over the whole range of sizes."""
     for kind, (dtype, precision), H, B, D in product(KINDS, DTYPES, HIDDEN, BATCHES, (1, 2)):
-        tiles = sequence_tiles(kind, B, H, D, dtype, precision, describe(device))
+        tiles = sequence_tiles(kind, Recurrence(B, H, D, dtype, precision, describe(device)))
         if not isinstance(tiles, str):
             yield Form(device, kind, tiles, dtype, precision)
 

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tritongru.launch import sequence
+from tritongru.planning.problem import Recurrence
 from tritongru.planning.sequence import SequenceTiles
 
 
@@ -27,18 +28,18 @@ class ShrunkenPlan:
     groups: int = 1
     together: bool = True  # both directions in one launch
 
-    def of(self, kind: str, batch: int, hidden_size: int, directions: int, *_: object) -> SequenceTiles:
+    def of(self, kind: str, layer: Recurrence) -> SequenceTiles:
         """In place of planning/sequence.py's `sequence_tiles`."""
-        programs = -(-hidden_size // self.block_h)
+        programs = -(-layer.hidden_size // self.block_h)
         block = 16 if self.block_b > 8 else 32
         programs += programs * self.block_h % block > 0  # a block of half precision belongs to whole programs
         found = SequenceTiles(
             block_b=self.block_b, block_h=self.block_h, block_k=self.block_k, num_k=self.num_k,
             num_warps=self.num_warps, shared_gates=self.shared_gates, waits=self.waits if kind == "backward" else 1,
             delay=0, early=self.early, programs_per_sm=1, tiles=self.tiles, programs=programs, groups=self.groups,
-            directions=directions if self.together else 1,
+            directions=layer.directions if self.together else 1,
         )  # fmt: skip
-        assert hidden_size <= found.units, "a plan whose K is too small"
+        assert layer.hidden_size <= found.units, "a plan whose K is too small"
         assert found.programs * found.groups * found.directions <= 16, "a plan of too many programs for the emulator"
         return found
 

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..batch import Visits
 from ..planning.devices import Device
-
-Overrides = tuple[tuple[str, int], ...]
+from ..planning.problem import Overrides, Recurrence
 
 
 class LayerWeights(NamedTuple):
@@ -73,6 +72,11 @@ class LayerCall:
     overrides: Overrides = ()  # fields of the backend's tiles, set for a measurement
     # What a launcher has worked out once, for all calls that differ in values alone; by pass.
     settled: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def recurrence(self) -> Recurrence:
+        sizes = self.visits.batch, self.hidden_size, self.directions
+        return Recurrence(*sizes, self.dtype, self.precision, self.device, self.overrides)
 
 
 class Launcher(Protocol):

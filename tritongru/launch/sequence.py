@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..parts import part
 from ..planning.devices import Device
-from ..planning.problem import Problem
-from ..planning.sequence import Overrides, SequenceTiles, exchanges, sequence_tiles
+from ..planning.problem import Overrides, Problem
+from ..planning.sequence import SequenceTiles, exchanges, sequence_tiles
 from ..planning.small import SmallTiles
 from ..products import project
 from ..status import status, wait_seconds
@@ -113,7 +113,7 @@ def backward(
 
 def product_precision(call: LayerCall) -> str:
     """Around a small layer by FMA, as its own products are (kernels/small.py), whatever the switch says."""
-    return call.precision if exchanges(call.hidden_size, call.device, call.overrides) else "ieee"
+    return call.precision if exchanges(call.recurrence) else "ieee"
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
     once: Settled | None = call.settled.get(kind)
     if once is None:
         v, H, D = call.visits, call.hidden_size, call.directions
-        tiles = sequence_tiles(kind, v.batch, H, D, call.dtype, call.precision, call.device, call.overrides)
+        tiles = sequence_tiles(kind, call.recurrence)
         if isinstance(tiles, str):
             raise RuntimeError(f"backend 'sequence' cannot run here: {tiles}; backend 'step' can")
         if _lacks is not None:
@@ -152,7 +152,7 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
             has_lengths=int(packed or v.lengths is not None),
         )  # fmt: skip
         if isinstance(tiles, SequenceTiles):
-            visits_per_launch = 0 if packed else tiles.visits_per_launch(kind, call.dtype, v.time, v.size_rows, H, D)
+            visits_per_launch = 0 if packed else tiles.visits_per_launch(kind, call.recurrence, v.time, v.size_rows)
             rows, buffer = tiles.rows, _buffer(tiles, _wait(kind, tiles, call.dtype), 1 if kind == "forward" else 3)
         kernel = kernel_of(kind, tiles, call.dtype, call.precision, v.resets is not None)
         once = call.settled[kind] = Settled(tiles, kernel, scalars, visits_per_launch, tiles.grid, rows, buffer)
@@ -193,8 +193,8 @@ def _launches(
     found.seconds = wait_seconds()
     T, D, steps = visits.time, call.directions, once.visits_per_launch
     if not steps:
-        sizes = T, visits.size_rows, call.hidden_size, D
-        steps = tiles.visits_per_launch("backward" if backward else "forward", call.dtype, *sizes)
+        kind = "backward" if backward else "forward"
+        steps = tiles.visits_per_launch(kind, call.recurrence, T, visits.size_rows)
     w, w_reverse = _padded(weights.w_hh, tiles, transpose=backward)
     arguments |= dict(w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=found.word, report_ptr=found.report)
     if not backward:
@@ -282,7 +282,7 @@ def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrid
     """As protocol.py's Launcher has it. How the caller's tensors are aligned makes no other kernel."""
     p, found = problem, []
     for kind in ("forward", "backward") if p.training else ("forward",):
-        tiles = sequence_tiles(kind, p.batch, p.hidden_size, p.directions, p.dtype, p.precision, device, overrides)
+        tiles = sequence_tiles(kind, p.on(device, overrides))
         if isinstance(tiles, str):
             raise ValueError(tiles)
         found.append(specimen(kind, tiles, p.dtype, p.precision))

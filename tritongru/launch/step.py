@@ -18,8 +18,7 @@ from torch import Tensor
 from ..batch import Visits
 from ..kernels import step as kernels
 from ..planning.devices import Device
-from ..planning.problem import Problem
-from ..planning.sequence import Overrides
+from ..planning.problem import Overrides, Problem
 from ..planning.step import StepTiles, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
@@ -139,7 +138,7 @@ def _settled(kind: str, call: LayerCall, **constants: Any) -> tuple[Kernel, Step
     found: tuple[Kernel, StepTiles] | None = call.settled.get(key)
     if found is None:
         v, H, D = call.visits, call.hidden_size, call.directions
-        tiles = step_tiles(kind, v.batch, H, D, call.dtype, call.precision, call.device, call.overrides)
+        tiles = step_tiles(kind, call.recurrence)
         constants |= dict(H=H, D=D, PRECISION=call.precision, PADDED=v.lengths is not None, RESETS=v.resets is not None)
         found = call.settled[key] = kernel_of(kind, tiles, constants), tiles
     return found
@@ -183,7 +182,7 @@ def specimens(
     common = dict(H=H, D=D, PRECISION=p.precision, PADDED=padded, RESETS=padded)
 
     def specimen(kind: str, types: dict[str, str], **constants: Any) -> Specimen:
-        tiles = step_tiles(kind, p.batch, H, D, p.dtype, p.precision, device, overrides)
+        tiles = step_tiles(kind, p.on(device, overrides))
         types |= sizes | (dict(lengths_ptr="*i32", resets_ptr="*i8") if padded else {})
         return kernel_of(kind, tiles, {**common, **constants}).specimen(types, own)
 

@@ -1,7 +1,7 @@
 """Choosing what runs: a pure function of the problem and a described device. Needs no GPU, no Triton, no tensors.
 
 `choose(problem, device)` returns a `Plan`: backend, reason, candidates with what they were measured to take, tiles of
-each kernel. `step_tiles` is the part of it that a launcher asks for at every call.
+each kernel.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 from . import sequence, step
 from .devices import Device
 from .measured import Choice, Timed, fastest
-from .problem import BYTES, Problem
-from .sequence import Overrides, SequenceTiles, parse_overrides, sequence_tiles
+from .problem import BYTES, Overrides, Problem, Recurrence
+from .sequence import SequenceTiles
 from .small import LARGEST, SmallTiles
-from .step import StepTiles, step_tiles
+from .step import StepTiles
+from .tuned import parse_overrides
 
 KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
 MINIMUM_CAPABILITY = 80  # bfloat16 and TF32 matrix instructions, cp.async
@@ -57,25 +58,22 @@ class Plan:
     cost: Cost = Cost()
 
     def __str__(self) -> str:
-        p = self.problem
-        shape = f"B {p.batch}, T {p.time}, I {p.input_size}, H {p.hidden_size}"
-        lines = [
-            f"backend   {self.backend} on {self.device}: {self.reason}",
-            f"problem   {shape}, {p.layers} layer(s), {p.directions} direction(s), {p.dtype}"
-            f"{' (' + p.precision + ' products)' if p.dtype == 'fp32' else ''}, "
-            f"{'training' if p.training else 'inference'}{', packed' if p.packed else ''}",
-        ]
-        lines += [
-            f"candidate {timed.backend:<9} {timed.call_us(p.time):.0f} us a layer: {timed}" for timed in self.candidates
-        ]
-        lines += [f"tiles     {kind}: {t.words}" for kind, t in self.tiles]
-        for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
-            if counts:
-                lines.append(f"{label:<9} " + ", ".join(f"{n} x {name}" for name, n in counts))
-        c = self.cost
+        p, c = self.problem, self.cost
         saved, forward, backward = (
             f"{count / 2**20:.1f} MiB" for count in (c.saved_bytes, c.peak_forward_bytes, c.peak_backward_bytes)
         )
+        lines = [
+            f"backend   {self.backend} on {self.device}: {self.reason}",
+            f"problem   B {p.batch}, T {p.time}, I {p.input_size}, H {p.hidden_size}, "
+            f"{p.layers} layer(s), {p.directions} direction(s), {p.dtype}"
+            f"{' (' + p.precision + ' products)' if p.dtype == 'fp32' else ''}, "
+            f"{'training' if p.training else 'inference'}{', packed' if p.packed else ''}",
+            *(f"candidate {one.backend:<9} {one.call_us(p.time):.0f} us a layer: {one}" for one in self.candidates),
+            *(f"tiles     {kind}: {tiles.words}" for kind, tiles in self.tiles),
+        ]
+        for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
+            if counts:
+                lines.append(f"{label:<9} " + ", ".join(f"{n} x {name}" for name, n in counts))
         if self.launches.forward and p.training:
             lines += [
                 f"saved     {saved} for backward beyond input, output and weights; nn.GRU keeps cuDNN's reserve, "
@@ -101,30 +99,24 @@ def unserved(dtype: str, device: Device) -> str | None:
 class Planner(NamedTuple):
     """How the recurrent launches of a backend are planned."""
 
-    tiles: Callable[..., Any]  # of a kind: its tiles, or in words why the device cannot hold them
+    tiles: Callable[[str, Recurrence], Any]  # of a kind: its tiles, or in words why the device cannot hold them
     kinds: Callable[[int, bool], tuple[str, ...]]  # of launches, by T and whether the call trains
     fields: tuple[str, ...]  # of tiles, that may be set for a measurement
 
 
 PLANNERS = {
-    "step": Planner(step_tiles, step.kinds, step.OVERRIDABLE),
-    "sequence": Planner(sequence_tiles, sequence.kinds, sequence.OVERRIDABLE),
+    "step": Planner(step.step_tiles, step.kinds, step.OVERRIDABLE),
+    "sequence": Planner(sequence.sequence_tiles, sequence.kinds, sequence.OVERRIDABLE),
 }
 TRITON_BACKENDS = tuple(PLANNERS)
 BACKENDS = ("aten", "reference", *TRITON_BACKENDS)
 
 
-@lru_cache(maxsize=4096)
-def off_chip(
-    batch: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool, device: Device,
-    overrides: Overrides = (), backend: str = "sequence",
-) -> str | None:  # fmt: skip
+def off_chip(of: Recurrence, training: bool, backend: str = "sequence") -> str | None:
     """Why the device cannot hold what a backend keeps on chip; None if it can, in every pass that is needed."""
-    for kind in PLANNERS[backend].kinds(2, training):
-        tiles = PLANNERS[backend].tiles(kind, batch, hidden_size, directions, dtype, precision, device, overrides)
-        if isinstance(tiles, str):
-            return tiles
-    return None
+    planner = PLANNERS[backend]
+    found = (planner.tiles(kind, of) for kind in planner.kinds(2, training))
+    return next((why for why in found if isinstance(why, str)), None)
 
 
 def with_overrides(backend: str) -> tuple[str, Overrides]:
@@ -136,23 +128,19 @@ def with_overrides(backend: str) -> tuple[str, Overrides]:
 
 
 @lru_cache(maxsize=4096)
-def fastest_backend(
-    batch: int, time: int, hidden_size: int, directions: int, dtype: str, precision: str, training: bool,
-    device: Device, aten: bool = True,
-) -> Choice:  # fmt: skip
+def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True) -> Choice:
     """What runs the recurrence of a layer that the kernels serve, and why: by measured rows where there are any.
 
     aten: whether PyTorch's own path is a candidate (not where only the output is to be kept, nor in a compiled graph).
     """
-    off = off_chip(batch, hidden_size, directions, dtype, precision, training, device) if time > 1 else None
+    off = off_chip(of, training) if time > 1 else None
     one_launch = time > 1 and off is None
-    by_cudnn = aten and dtype == "fp32" and device.vendor == "nvidia"
-    if by_cudnn and precision == "ieee" and hidden_size > FMA:
+    by_cudnn = aten and of.dtype == "fp32" and of.device.vendor == "nvidia"
+    if by_cudnn and of.precision == "ieee" and of.hidden_size > FMA:
         return Choice("aten", f"float32 without TF32 was not measured above H {FMA}", ())
-    able = ("aten",) * aten + ("sequence",) * one_launch + ("step",)
-    found = fastest(able, batch, time, hidden_size, dtype, training, device)
-    as_exact = ("aten", "sequence") if hidden_size <= LARGEST else ("aten",)
-    if by_cudnn and hidden_size <= FMA_FORWARD and (found is None or found.backend not in as_exact):
+    found = fastest(("aten",) * aten + ("sequence",) * one_launch + ("step",), of, time, training)
+    as_exact = ("aten", "sequence") if of.hidden_size <= LARGEST else ("aten",)
+    if by_cudnn and of.hidden_size <= FMA_FORWARD and (found is None or found.backend not in as_exact):
         exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
         return Choice("aten", exact, found.candidates if found else ())
     if found is not None:
@@ -169,10 +157,10 @@ def too_large(problem: Problem, device: Device) -> str | None:
     """Why the device's memory cannot hold even the weights, the input and the output of a call; None if it can."""
     p, wide = problem, problem.directions * problem.hidden_size
     inputs = p.input_size + (p.layers - 1) * wide  # of all layers together
-    weights = 3 * wide * (inputs + p.layers * (p.hidden_size + (2 if p.bias else 0)))
+    weights = 3 * wide * (inputs + p.layers * (p.hidden_size + 2 * p.bias))
     rows = p.time + p.batch - 1 if p.packed else p.time * p.batch  # at the least
     needed = {
-        "weights and their gradients" if p.training else "weights": weights * (2 if p.training else 1),
+        "weights and their gradients" if p.training else "weights": weights * (1 + p.training),
         "input and output": rows * (p.input_size + wide),
     }
     if not 0 < device.memory_bytes < BYTES[p.dtype] * sum(needed.values()):
@@ -183,12 +171,10 @@ def too_large(problem: Problem, device: Device) -> str | None:
 
 def unserved_by(backend: str, problem: Problem, device: Device) -> str | None:
     """Why a Triton backend cannot serve a problem; None if it can."""
-    p, (name, overrides) = problem, with_overrides(backend)
-    shape = p.batch, p.hidden_size, p.directions, p.dtype, p.precision, p.training
-    return unserved(p.dtype, device) or off_chip(*shape, device, overrides, name)
+    name, overrides = with_overrides(backend)
+    return unserved(problem.dtype, device) or off_chip(problem.on(device, overrides), problem.training, name)
 
 
-@lru_cache(maxsize=1024)
 def choose(problem: Problem, device: Device, backend: str | None = None, aten: bool = True) -> Plan:
     """What would run for `problem` on `device`; `backend` forces one, as the layer's argument does.
 
@@ -197,28 +183,23 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
     Raises:
         ValueError: a forced backend is unknown, or cannot serve the problem; or the device's memory cannot hold it.
     """
-    p = problem
+    p, (name, overrides) = problem, with_overrides(backend or "")
     if why_not := too_large(p, device):
         raise ValueError(why_not)
     if backend is None:
-        why_not = unserved(p.dtype, device)
-        if why_not:
+        if why_not := unserved(p.dtype, device):
             found = Choice("aten", why_not, ())
         else:
-            shape = (p.batch, p.time, p.hidden_size, p.directions)
-            aten = aten and not (p.recompute and p.training)
-            found = fastest_backend(*shape, p.dtype, p.precision, p.training, device, aten)
-    elif (name := with_overrides(backend)[0]) in BACKENDS:
-        why_not = unserved_by(backend, p, device) if name in TRITON_BACKENDS else None
-        if why_not:
-            able = [b for b in BACKENDS if b not in TRITON_BACKENDS or unserved_by(b, p, device) is None]
+            found = fastest_backend(p.on(device), p.time, p.training, aten and not (p.recompute and p.training))
+    elif name not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    else:
+        if name in PLANNERS and (why_not := unserved_by(backend, p, device)):
+            able = [b for b in BACKENDS if b not in PLANNERS or unserved_by(b, p, device) is None]
             raise ValueError(f"backend {backend!r} cannot run here: {why_not}; these can: {', '.join(able)}")
         found = Choice(name, "asked for", ())
-    else:
-        raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
-    overrides = with_overrides(backend)[1] if backend else ()
-    planner, tiles = PLANNERS.get(found.backend), []
-    if planner is not None:
-        sizes = p.batch, p.hidden_size, p.directions, p.dtype, p.precision
-        tiles = [(kind, planner.tiles(kind, *sizes, device, overrides)) for kind in planner.kinds(p.time, p.training)]
-    return Plan(p, device.name, found.backend, found.reason, tuple(tiles), found.candidates)
+    tiles: tuple[tuple[str, Any], ...] = ()
+    if planner := PLANNERS.get(found.backend):
+        of = p.on(device, overrides)
+        tiles = tuple((kind, planner.tiles(kind, of)) for kind in planner.kinds(p.time, p.training))
+    return Plan(p, device.name, found.backend, found.reason, tiles, found.candidates)

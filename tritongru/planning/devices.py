@@ -1,7 +1,5 @@
-"""Devices, as far as the choice of a kernel depends on them.
-
-A device is described here, so that a plan can be made and tested for a GPU that is not present, or read from the GPU in
-the machine by `of_cuda`. Importing this module imports neither torch nor Triton and touches no GPU.
+"""Devices, as far as the choice of a kernel depends on them: described here, so that a plan can be made and tested for
+a GPU that is not present, or read from the GPU in the machine by `of_cuda`. Imports neither torch nor Triton.
 
 Sources of the numbers
     [guide]   CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and the Ampere, Ada, Hopper
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
+REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,11 @@ class Device:
         raise ValueError(f"device {self.name!r} is no GPU: there is nothing to compile for it")
 
 
+def registers(num_warps: int, per_sm: int) -> int:
+    """That a thread may have where so many programs are to be on one SM of NVIDIA's."""
+    return min(255, REGISTERS // (32 * num_warps * per_sm))
+
+
 # Shared memory in KiB, (per program, per SM), by compute capability [guide]. From 8.0 on the system keeps 1 KiB of each
 # program's shared memory for itself, hence 163 of 164.
 _SHARED_KIB = {
@@ -58,22 +62,11 @@ _SHARED_KIB = {
     **dict.fromkeys((86, 89, 120, 121), (99, 100)),
     **dict.fromkeys((90, 100, 103), (227, 228)),
 }
-_REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
 
 def _nvidia(name: str, capability: int, sms: int, gib: int) -> Device:
-    per_program, per_sm = _SHARED_KIB[capability]
-    return Device(
-        name=name,
-        vendor="nvidia",
-        capability=capability,
-        arch=f"sm_{capability}",
-        sms=sms,
-        shared_per_program=per_program * KIB,
-        shared_per_sm=per_sm * KIB,
-        registers_per_sm=_REGISTERS,
-        memory_bytes=gib * GIB,
-    )
+    shared, per_sm = _SHARED_KIB[capability]
+    return Device(name, "nvidia", capability, f"sm_{capability}", sms, shared * KIB, per_sm * KIB, REGISTERS, gib * GIB)
 
 
 # Memory [paper], of the largest form, the vendor's GB taken for GiB: no less than there is.
@@ -86,29 +79,11 @@ DEVICES = {
     "l4": _nvidia("L4", 89, sms=58, gib=24),  # SMs: 7424 cores, 128 each [paper: AD104]
     "rtx5090": _nvidia("RTX 5090", 120, sms=170, gib=32),  # SMs [paper: RTX Blackwell]
     "t4": _nvidia("T4", 75, sms=40, gib=16),  # SMs [paper: Turing, T4]
-    "mi300x": Device(
-        name="MI300X",
-        vendor="amd",
-        capability=None,
-        arch="gfx942",
-        sms=304,  # 8 dies of 38 compute units [rocm]
-        shared_per_program=64 * KIB,  # LDS [rocm]
-        shared_per_sm=64 * KIB,
-        registers_per_sm=512 * KIB // 4,  # vector registers, accumulation registers included [rocm]
-        memory_bytes=192 * GIB,  # [paper: CDNA 3]
-    ),
+    # 8 dies of 38 compute units; LDS; vector registers, accumulation registers included [rocm]; memory [paper: CDNA 3]
+    "mi300x": Device("MI300X", "amd", None, "gfx942", 304, 64 * KIB, 64 * KIB, 512 * KIB // 4, 192 * GIB),
     # Programs run in host memory, where no limit of a GPU binds; those that wait for each other take turns in the
     # emulator (tritongru/tools/emulator): few, for each is a thread.
-    "interpreter": Device(
-        name="interpreter",
-        vendor="interpreter",
-        capability=None,
-        arch="interpreter",
-        sms=8,
-        shared_per_program=1 << 30,
-        shared_per_sm=1 << 30,
-        registers_per_sm=1 << 30,
-    ),
+    "interpreter": Device("interpreter", "interpreter", None, "interpreter", 8, GIB, GIB, GIB),
 }
 GPUS = tuple(key for key, device in DEVICES.items() if device.vendor != "interpreter")
 
@@ -138,30 +113,19 @@ def of_cuda(index: int) -> Device:
         """A property that not every build of torch has; zero means that the driver did not say."""
         return int(getattr(properties, attribute, 0)) or otherwise
 
-    capability: int | None = None
-    registers = reported("regs_per_multiprocessor", _REGISTERS)
+    registers = reported("regs_per_multiprocessor", REGISTERS)
     if torch.version.hip:
-        vendor, arch = "amd", properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
-        per_program = reported("shared_memory_per_block", 64 * KIB)
-        per_sm = per_program
+        of: tuple[str, int | None, str] = "amd", None, properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
+        shared = per_sm = reported("shared_memory_per_block", 64 * KIB)
         registers = known.registers_per_sm if known else registers
     else:
         capability = properties.major * 10 + properties.minor
-        vendor, arch = "nvidia", f"sm_{capability}"
-        without_opt_in = (48, 48)  # KiB that a program has on every capability
-        of_program, of_sm = _SHARED_KIB.get(capability, without_opt_in)
-        per_program, per_sm = reported("shared_memory_per_block_optin", of_program * KIB), of_sm * KIB
-    return Device(
-        name=properties.name,
-        vendor=vendor,
-        capability=capability,
-        arch=arch,
-        sms=properties.multi_processor_count,
-        shared_per_program=per_program,
-        shared_per_sm=reported("shared_memory_per_multiprocessor", per_sm),
-        registers_per_sm=registers,
-        memory_bytes=reported("total_memory", 0),
-    )
+        of = "nvidia", capability, f"sm_{capability}"
+        kib, kib_per_sm = _SHARED_KIB.get(capability, (48, 48))  # that a program has without opt-in, on any
+        shared, per_sm = reported("shared_memory_per_block_optin", kib * KIB), kib_per_sm * KIB
+    per_sm = reported("shared_memory_per_multiprocessor", per_sm)
+    sms, memory = properties.multi_processor_count, reported("total_memory", 0)
+    return Device(properties.name, *of, sms, shared, per_sm, registers, memory)
 
 
 def _described(product: str) -> Device | None:

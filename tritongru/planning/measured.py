@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .devices import DEVICES, Device, described_as
+from .problem import Recurrence
 
 TABLES = Path(__file__).with_name("tables")  # a file's name is the device's key in DEVICES
 # dtype: empty where it makes no difference. T: 1, or empty for calls of more steps. us_per_step and us_per_call are
@@ -43,11 +44,6 @@ class Timed:
         """What a call of T steps takes."""
         return time * self.us_per_step + self.us_per_call
 
-    def slower_on_the_device(self, other: Timed) -> bool:
-        """Whether a step is known to take longer there than one of the other."""
-        mine, theirs = self.device_us_per_step, other.device_us_per_step
-        return mine is not None and theirs is not None and mine > theirs
-
     def __str__(self) -> str:
         device = "" if self.device_us_per_step is None else f" ({self.device_us_per_step:.3g} on the device alone)"
         step = f"{self.us_per_step:.3g} us per step{device} + " if self.us_per_step else ""
@@ -63,8 +59,8 @@ class Cell(NamedTuple):
     batch: int
     time: int
 
-    def octaves(self, hidden_size: int, batch: int) -> float:
-        return math.hypot(math.log2(hidden_size / self.hidden_size), math.log2(batch / self.batch))
+    def octaves(self, of: Recurrence) -> float:
+        return math.hypot(math.log2(of.hidden_size / self.hidden_size), math.log2(of.batch / self.batch))
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,6 @@ class Choice:
     candidates: tuple[Timed, ...]
 
 
-@lru_cache(maxsize=64)
 def nearest_device(device: Device) -> str | None:
     """The key of the device that was measured and is nearest in compute capability, then in SMs."""
 
@@ -92,46 +87,39 @@ def nearest_device(device: Device) -> str | None:
 def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
     """What a device was measured to take."""
     cells: dict[Cell, tuple[Timed, ...]] = {}
-    with (TABLES / f"{key}.csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), int(row["T"] or 0))
-            on_device = float(row["device_us_per_step"]) if row["device_us_per_step"] else None
-            us = float(row["us_per_step"]), float(row["us_per_call"]), on_device
-            cells[at] = (*cells.get(at, ()), Timed(row["backend"], *us, row["source"]))
+    for row in csv.DictReader((TABLES / f"{key}.csv").read_text(encoding="utf-8").splitlines()):
+        at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), int(row["T"] or 0))
+        alone = float(row["device_us_per_step"]) if row["device_us_per_step"] else None
+        us = float(row["us_per_step"]), float(row["us_per_call"]), alone
+        cells[at] = (*cells.get(at, ()), Timed(row["backend"], *us, row["source"]))
     return cells
 
 
 def nearest(
-    cells: Mapping[Cell, tuple[Timed, ...]], kind: str, dtype: str, batch: int, time: int, hidden_size: int,
-    able: tuple[str, ...],
-) -> tuple[Cell, tuple[Timed, ...]] | None:  # fmt: skip
+    cells: Mapping[Cell, tuple[Timed, ...]], kind: str, of: Recurrence, time: int, able: tuple[str, ...]
+) -> tuple[Cell, tuple[Timed, ...]] | None:
     """The nearest cell in which at least two of the backends were timed, and these; at equal distance the smaller."""
-    among = {cell: tuple(one for one in timed if one.backend in able) for cell, timed in cells.items()}
-    found = [
-        cell
-        for cell, timed in among.items()
-        if (cell.kind, cell.time) == (kind, int(time == 1)) and cell.dtype in (dtype, "") and len(timed) >= 2
-    ]
-    if not found:
-        return None
-    best = min(found, key=lambda cell: (cell.octaves(hidden_size, batch), cell.hidden_size, cell.batch))
-    return best, among[best]
+    meant = (
+        (cell, tuple(one for one in timed if one.backend in able))
+        for cell, timed in cells.items()
+        if (cell.kind, cell.time) == (kind, int(time == 1)) and cell.dtype in (of.dtype, "")
+    )
+    found = {cell: timed for cell, timed in meant if len(timed) >= 2}
+    return min(found.items(), key=lambda item: (item[0].octaves(of), item[0].hidden_size, item[0].batch), default=None)
 
 
-@lru_cache(maxsize=4096)
-def fastest(
-    able: tuple[str, ...], batch: int, time: int, hidden_size: int, dtype: str, training: bool, device: Device
-) -> Choice | None:
+def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool) -> Choice | None:
     """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
-    key, kind = nearest_device(device), "training" if training else "inference"
-    found = None if key is None else nearest(table(key), kind, dtype, batch, time, hidden_size, able)
-    if key is None or found is None:
+    key, kind = nearest_device(of.device), "training" if training else "inference"
+    if key is None or (found := nearest(table(key), kind, of, time, able)) is None:
         return None
     cell, timed = found
     candidates = tuple(sorted(timed, key=lambda one: one.call_us(time)))
-    aten = next((one for one in candidates if one.backend == "aten"), None)
-    chosen = next(one for one in candidates if aten is None or not one.slower_on_the_device(aten))
-    where = f"NVIDIA {DEVICES[key].name}" + ("" if described_as(device) == key else f", nearest to {device.name},")
+    aten = next((one.device_us_per_step for one in candidates if one.backend == "aten"), None)
+    chosen = next(one for one in candidates if (one.device_us_per_step or 0) <= (aten or math.inf))
+    where = f"NVIDIA {DEVICES[key].name}" + (
+        "" if described_as(of.device) == key else f", nearest to {of.device.name},"
+    )
     size = f"{cell.dtype + ', ' if cell.dtype else ''}{kind}, H {cell.hidden_size}, B {cell.batch}"
     reason = f"fastest by what was measured on {where} at {size}{', T 1' if time == 1 else ''}"
     if missing := [backend for backend in able if backend not in {one.backend for one in candidates}]:

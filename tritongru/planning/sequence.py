@@ -4,34 +4,29 @@ layers that one program holds are planning/small.py's.
 All programs that hand data to each other must be on the device at once, each with its slice of W_h in registers and
 shared memory. So a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
 
-Tiles are data. K, H padded, comes in classes, each with forms of a kernel in order of preference (`FORMS`): the winners
-of measurements, where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and T themselves are
-arguments of a compiled kernel. tests/test_compiles.py counts the kernels, holds `shared_bytes` against the
-compiler's figure and finds that nothing spills.
+Tiles are data: for each class of K, H padded, forms of a kernel in order of preference (`FORMS`), the winners of
+measurements where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and T themselves are arguments of
+a compiled kernel. tests/test_compiles.py counts the kernels, holds `shared_bytes` against the compiler's figure and
+finds that nothing spills.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
-from .devices import MIB, Device
-from .problem import BYTES
-from .small import FIELDS, LARGEST, SmallTiles, class_of, small_tiles
-from .tuned import winner
+from . import small
+from .devices import MIB, registers
+from .problem import BYTES, Recurrence
+from .small import LARGEST, OnChip, SmallTiles, small_tiles
+from .tuned import check, or_winner
 
-BLOCK_B = 16  # rows of a tile, unless told
-REGISTERS_PER_SM = 1 << 16
 EXCHANGE_BYTES = 4 * MIB  # that the exchange buffer may take in any case
+DELAY = 250  # nanoseconds; 100 and 0 were slower at every shape, more was not tried
 
-Overrides = tuple[tuple[str, int], ...]  # fields of SequenceTiles or SmallTiles by name
 
-
-@dataclass(frozen=True)
-class Turns:
+class Turns(NamedTuple):
     """How a program takes the rows of its group."""
 
     block_b: int = 16
@@ -39,8 +34,7 @@ class Turns:
     waits: int = 0  # where more rows leave fewer registers; 0: as the form
 
 
-@dataclass(frozen=True)
-class Form:
+class Form(NamedTuple):
     """A form of an exchanging kernel for one class of K: fields of SequenceTiles, told there."""
 
     block_h: int
@@ -50,53 +44,70 @@ class Form:
     turns: tuple[Turns, ...] = (Turns(), Turns(tiles=2))  # fewest rows first, for batches that more groups do not fit
 
 
-# By pass and bytes of an element, then by (units of a tensor, tensors) of K: the first form that fits is taken. Fewer
-# warps win up to H 256, in forward. Wide slices leave room for more groups; narrow ones need fewer registers, and
-# forms with more gates in shared memory serve devices with fewer SMs. At H 512 one tile of 64 rows beats four of 16.
-FORMS: Mapping[tuple[str, int], Mapping[tuple[int, int], tuple[Form, ...]]] = {
+# By pass and bytes of an element, then by K: the first form that fits is taken. Fewer warps win up to H 256, in
+# forward. Wide slices leave room for more groups; narrow ones need fewer registers, and forms with more gates in shared
+# memory serve devices with fewer SMs. At H 512 one tile of 64 rows beats four of 16.
+FORMS: Mapping[tuple[str, int], Mapping[int, tuple[Form, ...]]] = {
     ("forward", 2): {
-        (128, 1): (Form(16, 4),),
-        (256, 1): (Form(16, 4),),
-        (512, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2), Turns(64))),),
-        (256, 3): (Form(16, 8),),
-        (1024, 1): (Form(16, 8),),
-        (512, 3): (Form(16, 8, shared_gates=1),),
-        (2048, 1): (Form(16, 8, shared_gates=2), Form(16, 8, shared_gates=1, turns=(Turns(),))),
+        128: (Form(16, 4),),
+        256: (Form(16, 4),),
+        512: (Form(16, 8, turns=(Turns(), Turns(tiles=2), Turns(64))),),
+        768: (Form(16, 8),),
+        1024: (Form(16, 8),),
+        1536: (Form(16, 8, shared_gates=1),),
+        2048: (Form(16, 8, shared_gates=2), Form(16, 8, shared_gates=1, turns=(Turns(),))),
     },
     ("backward", 2): {
-        (128, 1): (Form(16, 4),),
-        (256, 1): (Form(16, 8),),
-        (512, 1): (Form(16, 8),),
-        (256, 3): (Form(16, 8),),
-        (1024, 1): (Form(16, 8, turns=(Turns(), Turns(tiles=2, waits=3))),),
-        (512, 3): (Form(16, 8, shared_gates=1, waits=3),),
-        (2048, 1): (Form(16, 8, shared_gates=2, waits=3),),
+        128: (Form(16, 4),),
+        256: (Form(16, 8),),
+        512: (Form(16, 8),),
+        768: (Form(16, 8),),
+        1024: (Form(16, 8, turns=(Turns(), Turns(tiles=2, waits=3))),),
+        1536: (Form(16, 8, shared_gates=1, waits=3),),
+        2048: (Form(16, 8, shared_gates=2, waits=3),),
     },
     ("forward", 4): {
-        (128, 1): (Form(16, 4),),
-        (256, 1): (Form(16, 8),),
-        (512, 1): (Form(16, 8),),
-        (256, 3): (Form(8, 8), Form(16, 8, shared_gates=1)),
-        (1024, 1): (Form(8, 8), Form(16, 8, shared_gates=1, turns=(Turns(),))),
+        128: (Form(16, 4),),
+        256: (Form(16, 8),),
+        512: (Form(16, 8),),
+        768: (Form(8, 8), Form(16, 8, shared_gates=1)),
+        1024: (Form(8, 8), Form(16, 8, shared_gates=1, turns=(Turns(),))),
     },
     ("backward", 4): {
-        (128, 1): (Form(16, 4),),
-        (256, 1): (Form(16, 8),),
-        (512, 1): (Form(16, 8, waits=3),),
-        (256, 3): (Form(8, 8, waits=3), Form(16, 8, shared_gates=1, waits=3)),
-        (1024, 1): (
+        128: (Form(16, 4),),
+        256: (Form(16, 8),),
+        512: (Form(16, 8, waits=3),),
+        768: (Form(8, 8, waits=3), Form(16, 8, shared_gates=1, waits=3)),
+        1024: (
             Form(8, 8, shared_gates=1, waits=3),
             Form(16, 8, shared_gates=2, waits=3, turns=(Turns(),)),
             Form(16, 8, shared_gates=1, waits=3, turns=(Turns(),)),
         ),
     },
 }
-DELAY = 250  # nanoseconds; 100 and 0 were slower at every shape, more was not tried
+COUNT = range(1, 1 << 31)
+FIELDS: Mapping[str, Sequence[int]] = {  # of SequenceTiles that can be set, and what to
+    "block_b": (8, 16, 32, 64),
+    "block_h": (8, 16, 32),
+    "block_k": tuple(1 << n for n in range(4, 13)),
+    "num_k": (1, 3),
+    "num_warps": (1, 2, 4, 8, 16),
+    "shared_gates": range(4),
+    "waits": (1, 3),
+    "delay": range(1_000_001),
+    "early": (0, 1),
+    "programs_per_sm": COUNT,
+    "tiles": COUNT,
+    "groups": COUNT,
+    "directions": (1, 2),
+}
+OVERRIDABLE = tuple(dict.fromkeys(("exchange", *FIELDS, *small.FIELDS)))
 
 
-@dataclass(frozen=True)
-class SequenceTiles:
-    """What a launch does whose programs exchange. The fields up to `tiles` are constants of the compiled kernel."""
+@dataclass(frozen=True, kw_only=True)
+class SequenceTiles(OnChip):
+    """The programs of a group exchange. Where groups do not take all rows, there are several launches; a bidirectional
+    layer with 1 direction a launch takes two."""
 
     block_b: int  # rows of a tile
     block_h: int  # units of a program
@@ -109,13 +120,6 @@ class SequenceTiles:
     early: int  # 1: what the next tile in turn awaits is asked for before this one's product
     programs_per_sm: int  # that registers are dealt out for
     tiles: int  # row tiles of a group, in turn
-    programs: int  # of a group: slices of the hidden units
-    groups: int  # each with all of W_h; where they do not take all rows, there are several launches
-    directions: int  # of one launch; a bidirectional layer with 1 takes two launches
-
-    @property
-    def grid(self) -> tuple[int, int, int]:
-        return self.programs, self.groups, self.directions
 
     @property
     def rows(self) -> int:
@@ -129,17 +133,9 @@ class SequenceTiles:
 
     @property
     def max_registers(self) -> int:
-        """Registers that a thread may have: all that its SM has for it.
-
-        The assembler does not know that a program has an SM to itself. It aims at two programs of 8 warps, so at 128
-        registers for each thread, and would spill for that.
-        """
-        return min(255, REGISTERS_PER_SM // (32 * self.num_warps * self.programs_per_sm))
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """What tells its compiled kernel from another of the same pass, dtype and precision."""
-        return dataclasses.astuple(self)[: len(dataclasses.fields(self)) - 3]
+        """Of a thread: the assembler does not know that a program has an SM to itself, aims at two programs of 8 warps,
+        so at 128 registers, and would spill for that."""
+        return registers(self.num_warps, self.programs_per_sm)
 
     @property
     def words(self) -> str:
@@ -156,54 +152,27 @@ class SequenceTiles:
         weights = self.shared_gates * self.block_h * self.units * BYTES[dtype]
         return weights + sums + 4 * self.num_warps * self.block_b
 
-    def slot_bytes(self, kind: str, dtype: str) -> int:
-        """Bytes of the exchange buffer for one visit."""
-        gates = 1 if kind == "forward" else 3
-        return self.directions * self.rows * self.units * gates * BYTES[dtype]
-
-    def visits_per_launch(self, kind: str, dtype: str, time: int, rows: int, hidden_size: int, directions: int) -> int:
+    def visits_per_launch(self, kind: str, of: Recurrence, time: int, rows: int) -> int:
         """Visits of one launch: as many as the exchange buffer may have slots for, less one, dealt out evenly.
 
         The buffer takes at most the larger of EXCHANGE_BYTES and a quarter of what training keeps, which is r, z, n, q
         and the output. rows: of the batch over all time steps.
         """
-        kept = 5 * directions * rows * hidden_size * BYTES[dtype]
-        most = max(1, max(EXCHANGE_BYTES, kept // 4) // self.slot_bytes(kind, dtype) - 1)
+        slot = self.directions * self.rows * self.units * (1 if kind == "forward" else 3) * of.size
+        kept = 5 * of.directions * rows * of.hidden_size * of.size
+        most = max(1, max(EXCHANGE_BYTES, kept // 4) // slot - 1)
         return -(-time // -(-time // most))
 
 
-EXCHANGING = tuple(field.name for field in dataclasses.fields(SequenceTiles) if field.name != "programs")
-OVERRIDABLE = ("exchange", *EXCHANGING, *(name for name in FIELDS if name not in EXCHANGING))
-
-
-def parse_overrides(text: str, backend: str = "sequence", fields: Sequence[str] = OVERRIDABLE) -> Overrides:
-    """Fields of a backend's tiles from "block_h=8,num_warps=4"; of `sequence` `exchange=0` asks for kernels/small.py, 1
-    for sequence.py.
-
-    Raises:
-        ValueError: one that is none of `fields`, or no number.
-    """
-    found = {}
-    for part in text.split(","):
-        name, _, value = part.strip().partition("=")
-        if name not in fields:
-            raise ValueError(f"backend {backend!r} takes the fields {', '.join(fields)}, got {name!r}")
-        if not value.isdecimal():
-            raise ValueError(f"field {name} of backend {backend!r} must be a number of digits, got {value!r}")
-        found[name] = int(value)
-    return tuple(found.items())
-
-
-@lru_cache(maxsize=4096)
-def exchanges(hidden_size: int, device: Device, overrides: Overrides = ()) -> bool:
+def exchanges(of: Recurrence) -> bool:
     """Whether programs hand slices of h to each other: where a layer is not small, or overrides say so by what they
     set; in the interpreter unless told otherwise, for one program would show little."""
-    given = dict(overrides)
+    given = dict(of.overrides)
     if "exchange" in given:
         return bool(given["exchange"])
     if by_name := given.keys() - {"num_warps"}:
-        return not by_name & set(FIELDS)
-    return hidden_size > LARGEST or device.vendor == "interpreter"
+        return not by_name & set(small.FIELDS)
+    return of.hidden_size > LARGEST or of.device.vendor == "interpreter"
 
 
 def kinds(T: int, training: bool) -> tuple[str, ...]:
@@ -211,132 +180,96 @@ def kinds(T: int, training: bool) -> tuple[str, ...]:
     return ("forward", "backward")[: 1 + training]
 
 
-@lru_cache(maxsize=4096)
-def sequence_tiles(
-    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, precision: str, device: Device,
-    overrides: Overrides = (),
-) -> SequenceTiles | SmallTiles | str:  # fmt: skip
-    """Tiles of `forward` or `backward`, or why the device cannot hold them. Never depends on T.
+def sequence_tiles(kind: str, of: Recurrence) -> SequenceTiles | SmallTiles | str:
+    """Tiles of `forward` or `backward`, or why the device cannot hold them. Of the fields that can be set `exchange=0`
+    asks for kernels/small.py, 1 for sequence.py.
 
     Raises:
-        ValueError: an unknown kind, or overrides that no kernel can have.
+        ValueError: overrides that no kernel can have.
     """
-    if kind not in ("forward", "backward"):
-        raise ValueError(f"kind must be forward or backward, got {kind!r}")
+    tiles: SequenceTiles | SmallTiles | str = or_winner(_planned, "sequence", kind, of)
+    return tiles
+
+
+def _planned(kind: str, of: Recurrence) -> SequenceTiles | SmallTiles | str:
+    device, H, exchanging = of.device, of.hidden_size, exchanges(of)
     if device.vendor == "amd":
         return f"on {device.name} programs cannot hand h to each other: L2s of several dies are not coherent"
-    given = {name: value for name, value in overrides if name != "exchange"}
-    exchanging = exchanges(hidden_size, device, overrides)
-    fields = EXCHANGING if exchanging else FIELDS
+    given = {name: value for name, value in of.overrides if name != "exchange"}
+    fields = tuple(FIELDS) if exchanging else small.FIELDS
     if unknown := given.keys() - set(fields):
         how = "with" if exchanging else "without"
         raise ValueError(f"{how} exchange the fields are {', '.join(fields)}, got {', '.join(unknown)}")
     if not exchanging:
-        if hidden_size > LARGEST:
-            return f"one program holds all of W_h of H up to {LARGEST}, not {hidden_size}"
-        units = class_of(hidden_size, dtype)
-        if not overrides and (won := winner("sequence", kind, dtype, batch, units, units, device)):
-            with contextlib.suppress(ValueError):  # of another layer: an odd H
-                return small_tiles(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(won)))
-        return small_tiles(kind, batch, hidden_size, directions, dtype, device, given)
-    if dtype == "fp32" and precision == "ieee" and device.vendor == "nvidia":
+        return (
+            small_tiles(kind, of, given)
+            if H <= LARGEST
+            else (f"one program holds all of W_h of H up to {LARGEST}, not {H}")
+        )
+    if of.dtype == "fp32" and of.precision == "ieee" and device.vendor == "nvidia":
         return f"float32 without TF32 has no matrix instructions: only H up to {LARGEST} is kept on chip"
-    return _exchanging(kind, batch, hidden_size, directions, dtype, device, given)
-
-
-def _exchanging(
-    kind: str, batch: int, hidden_size: int, directions: int, dtype: str, device: Device, given: Mapping[str, int]
-) -> SequenceTiles | str:
-    classes = FORMS[kind, BYTES[dtype]]
+    check("sequence", given, FIELDS)
+    classes = FORMS[kind, of.size]
     if device.vendor == "interpreter":  # takes small ones
-        classes = {(max(32, 1 << (hidden_size - 1).bit_length()), 1): (Form(16, 2),)}
-    parts = next((parts for parts in classes if hidden_size <= parts[0] * parts[1]), None)
-    if parts is None:
-        largest = max(part * parts for part, parts in classes)
-        return f"H {hidden_size} is above {largest}, the largest whose weights in {dtype} any device holds"
-    units = parts[0] * parts[1]
-    if not given and (won := winner("sequence", kind, dtype, batch, units, units, device)):
-        with contextlib.suppress(ValueError):  # of another layer: both directions, fewer units
-            tuned = _exchanging(kind, batch, hidden_size, directions, dtype, device, dict(parse_overrides(won)))
-            if isinstance(tuned, SequenceTiles):
-                return tuned
-    needed = []
-    for form in classes[parts]:
-        tiles = _dealt_out(kind, form, parts, batch, hidden_size, directions, dtype, device, given)
-        if isinstance(tiles, SequenceTiles):
+        classes = {max(32, 1 << (H - 1).bit_length()): (Form(16, 2),)}
+    if max(classes) < H:
+        return f"H {H} is above {max(classes)}, the largest whose weights in {of.dtype} any device holds"
+    K = next(K for K in classes if H <= K)
+    refused = {}  # in order
+    for form in classes[K]:
+        tiles = _dealt_out(kind, of, K, form, given)
+        if not isinstance(tiles, str):
             return tiles
-        needed.append(tiles)
-    return f"{device.name} cannot hold W_h of H {hidden_size} in {dtype}: {'; '.join(dict.fromkeys(needed))}"
+        refused[tiles] = form
+    return f"{device.name} cannot hold W_h of H {H} in {of.dtype}: {'; '.join(refused)}"
 
 
-def _dealt_out(
-    kind: str, form: Form, parts: tuple[int, int], batch: int, hidden_size: int, directions: int, dtype: str,
-    device: Device, given: Mapping[str, int],
-) -> SequenceTiles | str:  # fmt: skip
+def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str, int]) -> SequenceTiles | str:
     """A form's tiles, its groups and rows dealt out to the device's SMs; or what it would need more of."""
-    block_h = given.get("block_h", form.block_h)
-    per_sm = given.get("programs_per_sm", 1)
-    if block_h not in (8, 16, 32) or per_sm < 1:
-        raise ValueError(f"block_h must be 8, 16 or 32 and programs_per_sm 1 or more, got {block_h} and {per_sm}")
+    device = of.device
+    block_h, per_sm = given.get("block_h", form.block_h), given.get("programs_per_sm", 1)
     # a block of the exchange buffer belongs to whole programs
-    units = max(block_h, _units_of_block(dtype, given.get("block_b", BLOCK_B)))
-    programs = -(-hidden_size // units) * units // block_h
+    units = max(block_h, _units_of_block(of.dtype, given.get("block_b", 16)))
+    programs = -(-of.hidden_size // units) * units // block_h
     places = max(device.sms * per_sm, programs if device.vendor == "interpreter" else 0)
     if programs > places:
         return f"{programs} programs of {block_h} units are more than its {places} places"
-    together = given.get("directions", directions if directions * programs <= places else 1)
-    most = max(1, places // (programs * together))
+    directions = given.get("directions", of.directions if of.directions * programs <= places else 1)
+    most = max(1, places // (programs * directions))
     for turns in form.turns:
         block_b, in_turn = given.get("block_b", turns.block_b), given.get("tiles", turns.tiles)
-        if block_b not in (8, 16, 32, 64) or in_turn < 1:
-            raise ValueError(f"block_b must be 8, 16, 32 or 64 and tiles 1 or more, got {block_b} and {in_turn}")
-        row_tiles = -(-batch // block_b)
+        row_tiles = -(-of.batch // block_b)
         if row_tiles <= most * in_turn:
             break
     planned = dict(
-        block_b=block_b, block_h=block_h, block_k=parts[0], num_k=parts[1], num_warps=form.num_warps,
-        shared_gates=form.shared_gates, waits=turns.waits or form.waits,
+        block_b=block_b, block_h=block_h, block_k=K // 3 if K % 3 == 0 else K, num_k=3 if K % 3 == 0 else 1,
+        num_warps=form.num_warps, shared_gates=form.shared_gates, waits=turns.waits or form.waits,
         delay=DELAY if in_turn == 1 and device.vendor != "interpreter" else 0, early=0, programs_per_sm=per_sm,
-        tiles=in_turn, programs=programs, groups=min(most, -(-row_tiles // in_turn)), directions=together,
+        tiles=in_turn, programs=programs, groups=min(most, -(-row_tiles // in_turn)), directions=directions,
     )  # fmt: skip
-    tiles = SequenceTiles(**{**planned, **given, **({} if kind == "backward" else {"waits": 1})})
-    _check(tiles, hidden_size, directions, places)
-    shared = tiles.shared_bytes(kind, dtype)
+    t = SequenceTiles(**{**planned, **given, **({} if kind == "backward" else {"waits": 1})})
+    least, together = 16 if t.block_b > 8 else 32, t.programs * t.groups * t.directions
+    for what, holds in {
+        f"block_k * num_k must be H, {of.hidden_size}, or more, got {t.units}": t.units >= of.hidden_size,
+        f"block_k must be {least} units a warp or more, got {t.block_k} / {t.num_warps}": (
+            t.block_k >= least * t.num_warps
+        ),
+        "block_h must be 16 or 32 where block_b is 8, got 8": t.block_b > 8 or t.block_h > 8,
+        "early needs tiles above 1 and waits of 1": not t.early or (t.tiles > 1 and t.waits == 1),
+        f"directions must be 1 or the layer's {of.directions}, got {t.directions}": t.directions <= of.directions,
+        f"{together} programs are more than the {places} that run at once": together <= places or t.groups == 1,
+    }.items():
+        if not holds:
+            raise ValueError(f"tiles of backend 'sequence': {what}")
+    shared = t.shared_bytes(kind, of.dtype)
     if shared > device.shared_per_program or (shared + 1024) * per_sm > device.shared_per_sm:
         return (
             f"{per_sm} program(s) of {block_h} units an SM take {per_sm * shared // 1024} KiB of its "
             f"{device.shared_per_program // 1024} KiB of shared memory"
         )
-    return tiles
+    return t
 
 
 def _units_of_block(dtype: str, rows: int) -> int:
     """Units of a block of the exchange buffer (kernels/exchange.py) in tiles of so many rows."""
     return 512 // BYTES[dtype] // min(rows, 16)
-
-
-def _check(tiles: SequenceTiles, hidden_size: int, directions: int, places: int) -> None:
-    """Raise ValueError where overrides ask for what no kernel can be."""
-    t = tiles
-    least = 16 if t.block_b > 8 else 32
-    together = t.programs * t.groups * t.directions
-    for what, holds in {
-        f"block_k must be a power of 2, got {t.block_k}": t.block_k > 0 and t.block_k & (t.block_k - 1) == 0,
-        f"num_k must be 1 or 3, got {t.num_k}": t.num_k in (1, 3),
-        f"block_k * num_k must be H, {hidden_size}, or more, got {t.units}": t.units >= hidden_size,
-        f"num_warps must be 1, 2, 4, 8 or 16, got {t.num_warps}": t.num_warps in (1, 2, 4, 8, 16),
-        f"block_k must be {least} units a warp or more, got {t.block_k} / {t.num_warps}": (
-            t.block_k >= least * t.num_warps
-        ),
-        "block_h must be 16 or 32 where block_b is 8, got 8": t.block_b > 8 or t.block_h > 8,
-        f"early must be 0 or 1, got {t.early}": t.early in (0, 1),
-        "early needs tiles above 1 and waits of 1": not t.early or (t.tiles > 1 and t.waits == 1),
-        f"shared_gates must be 0 to 3, got {t.shared_gates}": t.shared_gates <= 3,
-        f"waits must be 1 or 3, got {t.waits}": t.waits in (1, 3),
-        f"delay must be 1000000 ns or less, got {t.delay}": t.delay <= 1_000_000,
-        f"directions must be 1 or the layer's {directions}, got {t.directions}": t.directions in (1, directions),
-        f"groups must be 1 or more, got {t.groups}": t.groups >= 1,
-        f"{together} programs are more than the {places} that run at once": together <= places or t.groups == 1,
-    }.items():
-        if not holds:
-            raise ValueError(f"tiles of backend 'sequence': {what}")

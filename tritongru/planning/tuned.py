@@ -1,17 +1,22 @@
-"""Tiles that won a measurement over the planned ones: rows in planning/tiles/, a file per GPU that was measured.
+"""Fields of tiles that are not as planned: set by hand behind a backend's name ("sequence:block_h=8"), or winners of a
+measurement, rows in planning/tiles/, a file per GPU.
 
-`python -m benchmarks --suite tune` writes them. A row is of one pass of a backend, in one dtype: for H up to the row's,
-of `sequence` those of its class of K, and batches up to its B. Only that GPU takes them: what wins is a matter of its
-SMs.
+`python -m benchmarks --suite tune` writes the rows. Each is of one pass of a backend, in one dtype: for H up to the
+row's, of tiles with a class of K for that class, and batches up to its B. Only that GPU takes them: what wins is a
+matter of its SMs.
 """
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from .devices import Device, described_as
+from .devices import described_as
+from .problem import Overrides, Recurrence
 
 FOLDER = Path(__file__).with_name("tiles")
 # fields: as behind a backend's colon. us_per_step, planned_us: of these tiles and of the planned ones.
@@ -19,33 +24,62 @@ COLUMNS = ("backend", "pass", "dtype", "H", "B", "fields", "us_per_step", "plann
 LIKE = {"fp16": "bf16"}  # whose kernels are the same
 
 
-@lru_cache(maxsize=4096)
-def winner(backend: str, kind: str, dtype: str, batch: int, least: int, largest: int, device: Device) -> str:
-    """The fields that won for a class, or none. kind: "forward" or "backward"; least, largest: of a row's H."""
-    rows = [
-        row
-        for row in _rows(device)
-        if (row["backend"], row["pass"], row["dtype"]) == (backend, kind, LIKE.get(dtype, dtype))
-        and least <= int(row["H"]) <= largest
-        and int(row["B"]) >= batch
+def parse_overrides(text: str, backend: str = "", fields: Sequence[str] = ()) -> Overrides:
+    """Fields of a backend's tiles from "block_h=8,num_warps=4".
+
+    Raises:
+        ValueError: one that is none of `fields`, where these are told, or no number.
+    """
+    found = {}
+    for part in text.split(","):
+        name, _, value = part.strip().partition("=")
+        if fields and name not in fields:
+            raise ValueError(f"backend {backend!r} takes the fields {', '.join(fields)}, got {name!r}")
+        if not value.isdecimal():
+            raise ValueError(f"field {name} of backend {backend!r} must be a number of digits, got {value!r}")
+        found[name] = int(value)
+    return tuple(found.items())
+
+
+def check(backend: str, fields: Mapping[str, int], possible: Mapping[str, Sequence[int]]) -> None:
+    """Raise ValueError of the first field that is none of what it may be."""
+    for name, of in possible.items():
+        if (value := fields.get(name, of[0])) not in of:
+            expected = f"{of[0]} to {of[-1]}" if isinstance(of, range) else ", ".join(map(str, of))
+            raise ValueError(f"tiles of backend {backend!r}: {name} must be one of {expected} here, got {value}")
+
+
+@lru_cache(maxsize=8192)
+def or_winner(planner: Callable[[str, Recurrence], Any], backend: str, kind: str, of: Recurrence) -> Any:
+    """What a planner gives; with the fields of a winner where none are set, if the layer can have them."""
+    planned = planner(kind, of)
+    if of.overrides or isinstance(planned, str):
+        return planned
+    with suppress(ValueError):  # of another layer: both directions, an odd H, fewer units
+        if won := winner(backend, kind, of, getattr(planned, "units", 0)):
+            tuned = planner(kind, of._replace(overrides=parse_overrides(won)))
+            return planned if isinstance(tuned, str) else tuned
+    return planned
+
+
+def winner(backend: str, kind: str, of: Recurrence, units: int) -> str:
+    """The fields that won, or none. units: the class of K, of tiles that have one; 0: any row of H or more will do."""
+    found = [
+        (int(row["H"]), int(row["B"]), row["fields"])
+        for row in _rows(described_as(of.device))
+        if (row["backend"], row["pass"], row["dtype"]) == (backend, kind, LIKE.get(of.dtype, of.dtype))
     ]
-    return min(rows, key=lambda row: (int(row["H"]), int(row["B"])), default={"fields": ""})["fields"]
-
-
-def _rows(device: Device) -> tuple[dict[str, str], ...]:
-    return _read(described_as(device))
+    fit = [row for row in found if (row[0] == units if units else row[0] >= of.hidden_size) and row[1] >= of.batch]
+    return min(fit, default=(0, 0, ""))[2]
 
 
 @lru_cache
-def _read(key: str | None) -> tuple[dict[str, str], ...]:
+def _rows(key: str | None) -> tuple[dict[str, str], ...]:
     path = FOLDER / f"{key}.csv"
-    if not path.exists():
-        return ()
-    with path.open(newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
+    return tuple(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else ()
 
 
 def forget() -> None:
     """Read the files again: they have been written."""
-    winner.cache_clear()
-    _read.cache_clear()
+    or_winner.cache_clear()
+    _rows.cache_clear()
