@@ -13,9 +13,9 @@ from triton.experimental.gluon.language._semantic import GluonSemantic
 
 from tritongru.kernels import small as kernels
 from tritongru.planning import describe
-from tritongru.planning.problem import BYTES
+from tritongru.planning.problem import BYTES, Recurrence
 from tritongru.planning.sequence import sequence_tiles
-from tritongru.planning.small import CLASSES, SmallTiles
+from tritongru.planning.small import ROWS, SmallTiles
 from tritongru.tools.emulator import Tensor
 from tritongru.tools.emulator.language import bound
 
@@ -24,13 +24,14 @@ EVERY = [
     for kind in ("forward", "backward")
     for dtype, choices in (("fp32", (1, 2)), ("bf16", (4, 8, 16)))
     for rows in choices
-    for H in CLASSES[BYTES[dtype]]
+    for size, H in ROWS
+    if size == BYTES[dtype]
 ]
 on_every = pytest.mark.parametrize(("kind", "dtype", "rows", "H"), EVERY)
 
 
 def tiles_of(kind: str, dtype: str, rows: int, H: int) -> SmallTiles:
-    tiles = sequence_tiles(kind, 8, H, 1, dtype, "tf32", describe("h200"), (("rows", rows),))
+    tiles = sequence_tiles(kind, Recurrence(8, H, 1, dtype, "tf32", describe("h200"), (("rows", rows),)))
     assert isinstance(tiles, SmallTiles)
     return tiles
 
