@@ -4,8 +4,6 @@ Triton decides when it is imported whether kernels run in its interpreter, so `m
 TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked `compiled`. Elsewhere they skip.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 from collections.abc import Callable, Iterator

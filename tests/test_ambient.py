@@ -1,8 +1,6 @@
 """What surrounds a call: torch.utils.checkpoint, selective too, and the backend that its recompute runs;
 torch.set_default_device. Tolerance: tests/kit/modules.py."""
 
-from __future__ import annotations
-
 import functools
 import gc
 import subprocess

@@ -1,8 +1,6 @@
 """Which rows of a batch run when: what keeping it costs the host; and lengths and resets of a padded batch, against
 nn.GRU run sequence by sequence."""
 
-from __future__ import annotations
-
 import gc
 import math
 import sys

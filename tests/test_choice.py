@@ -1,7 +1,5 @@
 """What the layer takes when nobody asks: by the times that one H200 measured."""
 
-from __future__ import annotations
-
 import csv
 import itertools
 import logging

@@ -4,8 +4,6 @@ Every test holds a layer against torch's own with the same parameters, on each b
 tolerance: tests/kit/modules.py.
 """
 
-from __future__ import annotations
-
 import math
 import subprocess
 import sys

@@ -1,8 +1,6 @@
 """tritongru.gru and gru_cell in torch.gru's and torch.gru_cell's place, and what is refused: by the functions, by the
 modules, and of lengths and resets, which torch does not have."""
 
-from __future__ import annotations
-
 from itertools import product
 
 import pytest

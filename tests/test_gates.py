@@ -1,7 +1,5 @@
 """`tritongru.gates`: what it shows is what a backend computes."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

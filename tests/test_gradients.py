@@ -4,8 +4,6 @@ Derivatives are those of PyTorch's own path on the CPU, which autograd takes to 
 tests/kit/modules.py.
 """
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch.autograd.functional import hessian

@@ -1,8 +1,6 @@
 """What a call launches and allocates: a recurrent launch per timestep each way, no launch and no byte that `plan` does
 not list; and that nothing outside of its memory is touched."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from dataclasses import replace
 from itertools import count

@@ -1,8 +1,6 @@
 """One layer as an operator of PyTorch, tritongru::layer_forward and layer_backward: by itself, for a fake tensor, under
 vmap, and as all that a torch_dispatch mode or `FlopCounterMode` sees of a layer. Tolerance: tests/kit/modules.py."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -117,7 +115,6 @@ def test_without_a_name_the_plan_decides_at_each_run(ran):
     assert ran == [inside.fastest_on_the_cpu(B=2, T=3, H=5, D=1)]
 
 
-B_HH_IN_HALF = "b_hh of direction 0 must be torch.float32 on cpu, as x is"
 WRONG = {  # of arguments, what is wrong and what is said of it
     "x without a dimension": (0, lambda x: x[0], "x must have 3 dimensions without batch_sizes, got [2, 3]"),
     "x of integers": (0, lambda x: x.detach().to(torch.int64), "x must be of dtype torch.float32"),
@@ -128,7 +125,7 @@ WRONG = {  # of arguments, what is wrong and what is said of it
     "h_0 elsewhere": (1, lambda h: h.to("meta"), "on cpu, as x is, got torch.float32 on meta"),
     "three weights": (2, lambda w: w[:3], "weights must be 2 or 4 tensors for 1 direction(s), got 3"),
     "w_hh of another size": (2, lambda w: [w[0], w[0], *w[2:]], "w_hh of direction 0 must be [15, 5], got [15, 3]"),
-    "b_hh in half": (2, lambda w: [*w[:3], w[3].half()], B_HH_IN_HALF),
+    "b_hh in half": (2, lambda w: [*w[:3], w[3].half()], "b_hh of direction 0 must be torch.float32"),
     "batch_sizes of a dense batch": (3, lambda _: torch.tensor([2, 2]), "x must have 2 dimensions with batch_sizes"),
     "lengths of another batch": (8, lambda _: torch.ones(3, dtype=torch.int64), "lengths must be a tensor [2] of int"),
     "resets elsewhere": (9, lambda _: torch.ones(3, 2, dtype=torch.bool, device="meta"), "torch.bool on meta"),

@@ -1,8 +1,6 @@
 """tritongru.GRU and GRUCell as modules in torch.nn's place: construction, state, copies, subclasses, and weights that
 change between two calls. Tolerance: tests/kit/modules.py."""
 
-from __future__ import annotations
-
 import copy
 import inspect
 import io
@@ -100,18 +98,23 @@ def test_names_and_order_of_the_state_and_the_repr_are_torch_s(options):
         assert not list(ours.buffers()) and not list(ours.children()) and repr(ours) == repr(theirs)
 
 
+def through_a_file(what, *trusted):
+    file = io.BytesIO()
+    torch.save(what, file)
+    file.seek(0)
+    with torch.serialization.safe_globals(list(trusted)):
+        return torch.load(file, weights_only=True)
+
+
 @kit.table("options", LAYERS)
 def test_a_checkpoint_goes_both_ways(backend, options):
     """By a file, too, that is loaded with weights_only; a wrong one gives nn.GRU's error."""
     theirs, ours = kit.pair(backend, 3, 4, **options)
     for source, target in ((theirs, ours), (ours, theirs)):
-        kit.tensors(target(kit.randn(2, 2, 3)))
+        target(kit.randn(2, 2, 3))
         with torch.no_grad():
             source.weight_ih_l0.mul_(0.5)
-        file = io.BytesIO()
-        torch.save(source.state_dict(), file)
-        file.seek(0)
-        state = torch.load(file, weights_only=True)
+        state = through_a_file(source.state_dict())
         assert str(target.load_state_dict(state, strict=True)) == "<All keys matched successfully>"
         kit.both(theirs, ours, lambda module: module(kit.randn(2, 2, 3)))
     wrong = nn.GRU(3, 5, 2).state_dict()
@@ -201,14 +204,7 @@ def pickled(module):
 
 
 def from_a_file(module):
-    """With weights_only, of a class that is to be trusted."""
-    file = io.BytesIO()
-    torch.save(module, file)
-    file.seek(0)
-    assert torch.serialization.get_unsafe_globals_in_checkpoint(file) == [f"tritongru.module.{type(module).__name__}"]
-    file.seek(0)
-    with torch.serialization.safe_globals([type(module)]):
-        return torch.load(file, weights_only=True)
+    return through_a_file(module, type(module))
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled, from_a_file])

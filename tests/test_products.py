@@ -1,15 +1,13 @@
 """The library products around the recurrence: column sums, and the precision that PyTorch's RNNs have."""
 
-from __future__ import annotations
-
 from contextlib import ExitStack
 from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.kit.modules import randn
+from tests.kit.operators import Seen
 from tritongru.products import column_sums, products, rnn_precision
 
 
@@ -18,20 +16,13 @@ def test_column_sums(rows: int) -> None:
     """Of bfloat16 in float32, whose partial sums are not rounded: exact where they fit float32. And no sum has so many
     rows that PyTorch's CUDA kernel may take a buffer: from 256 values a thread on (max_values_per_thread of
     aten/src/ATen/native/cuda/Reduce.cuh)."""
-    lengths = []
-
-    class Sums(TorchDispatchMode):
-        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-            if func.overloadpacket.__name__ == "sum":
-                lengths.append(args[0].shape[args[1][0]])
-            return func(*args, **(kwargs or {}))
-
     torch.manual_seed(0)
     values = torch.randint(-8, 9, (rows, 6)).to(torch.bfloat16)
-    with Sums():
+    with Seen() as seen:
         found = column_sums(values)
     assert found.dtype == torch.float32
     assert torch.equal(found.double(), values.double().sum(0))
+    lengths = [args[0].shape[args[1][0]] for name, args in seen.calls if name.startswith("aten.sum.")]
     assert lengths and max(lengths) < 256
 
 

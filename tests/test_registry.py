@@ -4,22 +4,18 @@ Tolerance: tests/kit/modules.py; results under autocast to bfloat16 are held aga
 times the same scale: three roundings of half an eps on the way (input, weight, result) and the recurrence's passing on
 of earlier ones."""
 
-from __future__ import annotations
-
 import logging
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import tritongru
 from tests.kit import inside
 from tests.kit import modules as kit
 from tests.kit.counting import looked_into
-
-aten = torch.ops.aten
+from tests.kit.operators import Seen
 
 
 @pytest.fixture(autouse=True)
@@ -243,19 +239,6 @@ def test_use_backend_is_a_thread_s_own():
         assert (inside.asked_for(), pool.submit(inside.asked_for).result()) == ("reference", None)
 
 
-class ReadByTheHost(TorchDispatchMode):
-    """The tensors whose values the host asks for inside: on a GPU it would wait for each."""
-
-    def __init__(self):
-        super().__init__()
-        self.tensors = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (aten._local_scalar_dense.default, aten.nonzero.default):
-            self.tensors.append(args[0])
-        return func(*args, **(kwargs or {}))
-
-
 @kit.ours_by_form({name: form for name, form in kit.FORMS.items() if not form.resets})
 def test_the_host_reads_no_tensor_of_a_call(backend, form, few_rows_at_once, monkeypatch):
     """Forward and backward, after a first call: nothing but the reports of waits that ran out and of wrong lengths,
@@ -265,8 +248,11 @@ def test_the_host_reads_no_tensor_of_a_call(backend, form, few_rows_at_once, mon
     _, layer = form.pair(backend)
     given = form.given()
     kit.results(layer, *given)
-    with looked_into(monkeypatch), ReadByTheHost() as read:
+    with looked_into(monkeypatch), Seen() as seen:
         kit.results(layer, *given)
+    read = [
+        args[0] for name, args in seen.calls if name in ("aten._local_scalar_dense.default", "aten.nonzero.default")
+    ]
     allowed = [*inside.reports_to_the_host(), *([given[0].batch_sizes] if form.lengths else [])]
     memory = {t.untyped_storage().data_ptr() for t in allowed}
-    assert [t for t in read.tensors if t.untyped_storage().data_ptr() not in memory] == []
+    assert [t for t in read if t.untyped_storage().data_ptr() not in memory] == []

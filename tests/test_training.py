@@ -3,8 +3,6 @@
 `nn.GRU` in the same place is the measure everywhere.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import subprocess

@@ -1,8 +1,6 @@
 """Other tracers than torch.compile: make_fx, export, ONNX, jit.trace; and derivatives of torch.func and of
 forward mode, inside a graph, around one and without, which go PyTorch's own path. Tolerance: tests/kit/modules.py."""
 
-from __future__ import annotations
-
 import io
 from functools import partial
 

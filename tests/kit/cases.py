@@ -1,7 +1,5 @@
 """Shapes and dtypes that every backend is tested on, besides those of `check`."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st

@@ -1,8 +1,6 @@
 """What a call launches, Triton kernels by name and PyTorch's own launches by kind as tools/counted.py names them; and
 how much memory it has at once, counted in what PyTorch is asked for: on the CPU, kernels in the interpreter."""
 
-from __future__ import annotations
-
 import gc
 from collections import Counter
 from collections.abc import Iterator, Sequence

@@ -65,15 +65,19 @@ def runs(backend, by_default="reference"):
 
 
 class Seen(TorchDispatchMode):
-    """The operators that are called inside."""
+    """The operators that are called inside, and with what."""
 
     def __init__(self):
         super().__init__()
-        self.names = []
+        self.calls = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.names.append(str(func))
+        self.calls.append((str(func), args))
         return func(*args, **(kwargs or {}))
+
+    @property
+    def names(self):
+        return [name for name, _ in self.calls]
 
     def products(self):
         """Those that a kernel of a layer is made of: matrix products, and our own operators."""

@@ -4,8 +4,6 @@ Counted, not measured: on meta tensors, which have sizes and no memory, with an 
 in it is what libraries allocate on their own inside an operator, nor the allocator's rounding.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Shrunken plans of kernels/sequence.py: few programs, small tiles, so that the emulator can run them all at once."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The rule of numerics (tritongru/tools/check.py) as assertions."""
 
-from __future__ import annotations
-
 import zlib
 
 import torch
