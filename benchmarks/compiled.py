@@ -37,7 +37,7 @@ from tritongru.tools.files import write_rows
 from .results import SCHEMA
 
 if TYPE_CHECKING:
-    from tritongru.launch.runtime import Specimen
+    from tritongru.launch.runtime import Kernel
 
 FILE = "compiled.csv"  # in benchmarks/results
 DEVICES = ("h200", "a100", "rtx4090", "mi300x")  # one of each architecture that is widely there
@@ -90,7 +90,7 @@ def _plans(*devices: str) -> Iterator[Form]:
 
 
 @cache
-def _specimens(device: str, backend: str, problem: Problem) -> dict[str, Specimen]:
+def _specimens(device: str, backend: str, problem: Problem) -> dict[str, Kernel]:
     """The launches of a plan by kind; a launcher gives them in the order of the plan's tiles."""
     kinds = [kind for kind, _ in choose(problem, describe(device), backend).tiles]
     return dict(zip(kinds, find(backend).specimens(problem, describe(device)), strict=True))

@@ -17,7 +17,7 @@ from tritongru.registry import device_of
 from .cases import Case
 
 if TYPE_CHECKING:
-    from tritongru.launch.runtime import Specimen
+    from tritongru.launch.runtime import Kernel
 
 BLOCK = 256  # elements of a program of the unfused form's kernel
 
@@ -52,12 +52,8 @@ class Unfused(nn.GRU):
 
 def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     """A library product and a launch of kernels/study/unfused.py for each timestep."""
-    from tritongru.kernels.study import unfused as kernels
-    from tritongru.launch.runtime import Kernel, empty, interpreted
-    from tritongru.tools.interpreter import repair
+    from tritongru.launch.runtime import empty
 
-    if interpreted(kernels.unfused_forward):
-        repair()
     T, B, gates = x_proj.shape
     H = gates // 3
     dtype, device = x_proj.dtype, x_proj.device
@@ -65,7 +61,7 @@ def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     y = empty(T, B, H, dtype=dtype, device=device)
     state = h_0.to(torch.float32, copy=True)
     arguments = dict(a_ptr=a, x_ptr=x_proj, b_ptr=b_hh, state_ptr=state, y_ptr=y)
-    launch = Kernel(kernels.unfused_forward, kernels.SCALARS, dict(H=H, BLOCK=BLOCK), num_warps=4).launch(arguments)
+    launch = _unfused_kernel(H).launch(arguments)
     h_prev, w_t = h_0, w_hh.t()
     for t in range(T):
         torch.mm(h_prev, w_t, out=a)
@@ -74,13 +70,16 @@ def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     return y
 
 
-def unfused_specimen(H: int, dtype: str) -> Specimen:
-    """The pointwise launch by its types, for compiling."""
+def _unfused_kernel(H: int) -> Kernel:
     from tritongru.kernels.study import unfused as kernels
-    from tritongru.launch.runtime import Specimen
+    from tritongru.launch.runtime import Kernel
 
-    types = dict.fromkeys(kernels.SCALARS, "i32") | dict.fromkeys(("a_ptr", "x_ptr", "b_ptr", "y_ptr"), f"*{dtype}")
-    return Specimen(kernels.unfused_forward, types | {"state_ptr": "*fp32"}, {"H": H, "BLOCK": BLOCK}, 4, 1)
+    return Kernel(kernels.unfused_forward, {"H": H, "BLOCK": BLOCK}, num_warps=4)
+
+
+def unfused_specimen(H: int, dtype: str) -> Kernel:
+    """The pointwise launch by its types, for compiling."""
+    return _unfused_kernel(H).of_types({"state_ptr": "*fp32"}, f"*{dtype}")
 
 
 class StepWithInput(nn.GRU):

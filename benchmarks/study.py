@@ -35,7 +35,7 @@ from .suites import STUDY_T
 from .traffic import step_traffic
 
 if TYPE_CHECKING:
-    from tritongru.launch.runtime import Specimen
+    from tritongru.launch.runtime import Kernel
 
 FILE = "study.csv"  # in benchmarks/results
 README = Path(__file__).parents[1] / "kernels" / "README.md"
@@ -59,7 +59,7 @@ MIX = {
 class Made:
     """One form as it is compiled: its launch, launches of a call, and what a step of all programs reads."""
 
-    specimen: Specimen
+    specimen: Kernel
     launches: str
     read_bytes: int
     flops: int = 2 * B * 3 * H * H

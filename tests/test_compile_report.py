@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from tests.kit import disassembly
-from tritongru.launch.runtime import Specimen
+from tritongru.launch.runtime import Kernel
 from tritongru.planning.devices import describe
 from tritongru.tools import compile_report as module
 from tritongru.tools.compile_report import compile_report
@@ -58,7 +58,7 @@ def normalize_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
 
 
 def specimen(kernel, arguments, constants, num_warps=4):
-    return Specimen(kernel, arguments, constants, num_warps, num_stages=1)
+    return Kernel(kernel, constants, num_warps, arguments=arguments)
 
 
 PRODUCT = specimen(

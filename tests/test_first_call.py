@@ -20,7 +20,7 @@ from tritongru import registry
 from tritongru.batch import Visits
 from tritongru.launch import first_call, sequence, step
 from tritongru.launch.protocol import LayerCall, LayerWeights
-from tritongru.launch.runtime import Specimen
+from tritongru.launch.runtime import Kernel
 from tritongru.planning import Problem, describe
 
 B, I = 3, 8
@@ -60,7 +60,7 @@ def test_what_is_compiled_is_what_is_launched(module, T: int, H: int, dtype: str
         assert not asked  # known by now
 
 
-def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = None) -> Specimen:
+def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = None) -> Kernel:
     """Of a kernel of which a compilation ends once `together` of them have begun."""
     barrier = threading.Barrier(together)
 
@@ -77,8 +77,10 @@ def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = 
         then = [lambda *of: None] * (2 if TRITON >= (3, 9) else 1)
         active_mode.get().submit(object(), compile_kernel, *then)
 
-    kernel = SimpleNamespace(arg_names=("x_ptr", "n", "BLOCK"), warmup=Mock(side_effect=warmup), barrier=barrier)
-    return Specimen(kernel, {"x_ptr": "*bf16:2", "n": "i32:16"}, {"BLOCK": 64}, 4, 1)
+    kernel = SimpleNamespace(
+        arg_names=("x_ptr", "n", "BLOCK"), warmup=Mock(side_effect=warmup), barrier=barrier, is_gluon=lambda: False
+    )
+    return Kernel(kernel, {"BLOCK": 64}, 4, arguments={"x_ptr": "*bf16:2", "n": "i32:16"})
 
 
 def test_kernels_compile_side_by_side() -> None:

@@ -180,6 +180,13 @@ def test_chunks_bound_the_peak_of_a_long_sequence(few_rows_at_once) -> None:
 
 
 @pytest.mark.compiled
+def test_a_plan_of_a_streaming_step_asks_no_driver() -> None:
+    problem = Problem(batch=3, time=1, input_size=8, hidden_size=16, training=False)
+    launches, _ = counts_of_plan(problem, describe("h200"), "step")
+    assert launches.forward == (("step_forward", 1),)
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize("hidden", [24, 33, 128])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch_first: bool, monkeypatch) -> None:
@@ -271,7 +278,7 @@ def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
     def kernels_after(first_scalar: int = 0, **changed: Any) -> int:
         own = {**given, **changed}
         constants = {name: own.pop(name) for name in compiled_in}
-        launch = runtime.Kernel(kernels.step_forward, kernels.FORWARD_SCALARS, constants, 4).launch(own)
+        launch = runtime.Kernel(kernels.step_forward, constants, 4).launch(own)
         launch((1, 1, 1), (first_scalar,) + (0,) * (len(kernels.FORWARD_SCALARS) - 1))
         return len(runtime._compiled)
 
@@ -283,19 +290,19 @@ def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
         assert kernels_after(stride_x_i=1) == 6 and kernels_after(BLOCK_K=64) == 7
 
 
-def test_what_is_kept_of_passes_is_bounded() -> None:
-    from tritongru.launch.runtime import Kept, Pass
+def test_what_is_kept_is_bounded() -> None:
+    from tritongru.latest import Latest
 
-    kept = Kept(10)
+    kept = Latest[str | int, list[None]](10, lambda key, value: max(1, len(value)))
     for name in "abcd":
-        kept.keep(name, Pass(None, print, [()] * 4))
+        kept.keep(name, [None] * 4)
     assert list(kept) == ["c", "d"]
-    kept.keep("d", Pass(None, print, [()] * 6))  # in place of what was there
+    kept.keep("d", [None] * 6)  # in place of what was there
     assert list(kept) == ["c", "d"]
-    kept.keep("large", Pass(None, print, [()] * 11))
+    kept.keep("large", [None] * 11)
     assert list(kept) == []
     for number in range(20):
-        kept.keep(number, Pass(None, print, []))
+        kept.keep(number, [])
     assert list(kept) == [*range(10, 20)]
 
 

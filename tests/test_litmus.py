@@ -86,7 +86,7 @@ def wrong_elements(
     status = Status(device)
     constants = dict(UNITS=units, K=K, WARPS=warps, WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack)
     registers = 65536 // (32 * warps) - 1
-    kernel = Kernel(all_to_all, ("rounds", "bound"), constants, warps, cooperative=True, max_registers=registers)
+    kernel = Kernel(all_to_all, constants, warps, cooperative=True, max_registers=registers)
     like = torch.empty(1, dtype=dtype, device=device)
     launch = kernel.launch(
         dict(e_ptr=buffer, like_ptr=like, wrong_ptr=wrong, status_ptr=status.word, report_ptr=status.report)

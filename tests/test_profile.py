@@ -70,7 +70,10 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
         note("stores" if verb == "stores" else "loads", addresses, itemsize)
         return checked(self, verb, addresses, itemsize)
 
-    with monkeypatch.context() as patch, runtime.observe_counts(lambda *told: launches.append(Watched(*told))):
+    with (
+        monkeypatch.context() as patch,
+        runtime.observe(lambda *told: launches.append(Watched(*told)), runtime.Launch.counts),
+    ):
         # raising=False: an attribute of the one instance, before the method of its class
         patch.setattr(builder, "create_masked_load", noting("loads", builder.create_masked_load, 0), raising=False)
         patch.setattr(builder, "create_masked_store", noting("stores", builder.create_masked_store, 1), raising=False)
@@ -174,7 +177,7 @@ def test_a_launch_hook_is_told_at_every_launch():
 
         hook.add(note)
         try:
-            with runtime.observe_counts(lambda name, counts: told.append(counts)):
+            with runtime.observe(lambda name, counts: told.append(counts), runtime.Launch.counts):
                 step.forward(call, torch.randn(T, B, I), torch.randn(1, B, H), weights)
         finally:
             hook.remove(note)

@@ -106,13 +106,14 @@ class Visits:
         sizes, starts, _ = kept.tables(self.batch_sizes, device)
         return sizes, starts
 
-    def pointers(self, unread: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def pointers(self, unread: Tensor) -> dict[str, Tensor]:
         """On the device of `unread`, which stands for what a batch does not have and nobody reads: how many time steps
         each row runs (int32), the first row of each time step of a packed batch (int32), and resets (int8)."""
         lengths, starts = unread if self.lengths is None else self.lengths, unread
         if self.batch_sizes is not None:
             _, starts, lengths = kept.tables(self.batch_sizes, unread.device)
-        return lengths, starts, (unread if self.resets is None else self.resets).view(torch.int8)
+        resets = (unread if self.resets is None else self.resets).view(torch.int8)
+        return dict(lengths_ptr=lengths, starts_ptr=starts, resets_ptr=resets)
 
     def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a

@@ -47,7 +47,7 @@ class Backend:
         return _load(self.module)
 
     def specimens(self, problem: Problem, device: Device) -> list[Any]:
-        """What a call of a Triton backend launches, by its types: a `launch.runtime.Specimen` each."""
+        """What a call of a Triton backend launches, by its types: a `launch.runtime.Kernel` each."""
         return self.load().specimens(problem, device, overrides=self.overrides)
 
     def too_large(self, x: Tensor, B: int, H: int, D: int, training: bool) -> str | None:

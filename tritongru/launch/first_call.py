@@ -21,7 +21,7 @@ from triton.runtime.jit import MockTensor
 
 from ..planning.problem import Problem
 from .protocol import LayerCall
-from .runtime import Specimen
+from .runtime import Kernel
 
 logger = logging.getLogger("tritongru")
 
@@ -69,7 +69,7 @@ def prepare(
         compile_side_by_side(launcher.specimens(problem, call.device, aligned=aligned, overrides=call.overrides))
 
 
-def compile_side_by_side(specimens: Sequence[Specimen]) -> None:
+def compile_side_by_side(specimens: Sequence[Kernel]) -> None:
     """Compile for the current device what this process has not compiled yet; errors are left to the launch."""
     start = time.perf_counter()
     with ThreadPoolExecutor(len(specimens)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
@@ -97,7 +97,7 @@ def _tell_once(seconds: float) -> None:
 
 
 def _like(kind: str) -> Any:
-    """An argument that Triton takes for one of this type, as `Specimen` has it."""
+    """An argument that Triton takes for one of this type, as `Kernel` has it."""
     name, _, divisor = kind.partition(":")
     if name.startswith("*"):
         dtype = DTYPES[name[1:]]

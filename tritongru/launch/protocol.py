@@ -52,10 +52,12 @@ class SavedGates(NamedTuple):
         return SavedGates(self.rzn if dense else self.rzn.contiguous(), self.q.contiguous())
 
 
-def rzn_strides(rzn: Tensor) -> tuple[int, int]:
+def rzn_strides(rzn: Tensor | None) -> dict[str, int]:
     """How many rows of D * 3H one step of T is, and one of B; in a packed batch both are one row."""
+    if rzn is None:
+        return dict(stride_rzn_t=0, stride_rzn_b=0)
     row, strides = rzn.shape[-2] * rzn.shape[-1], rzn.stride()
-    return strides[0] // row, strides[-3] // row
+    return dict(stride_rzn_t=strides[0] // row, stride_rzn_b=strides[-3] // row)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,42 +82,42 @@ class LayerCall:
 
 
 class Launcher(Protocol):
-    """A backend's module in launch/. Both functions run inside the device of their tensors, autocast off."""
+    """A backend's module in launch/. Its functions run inside the device of their tensors, autocast off."""
 
     def forward(
         self, call: LayerCall, x: Tensor, h_0: Tensor, weights: LayerWeights, h_n: Tensor | None = None
     ) -> tuple[Tensor, Tensor, SavedGates | None]:
-        """One layer forward.
+        """One layer forward: y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.
 
         Args:
             x: input, time-major [T, B, I] or packed [N, I]; any strides.
             h_0: [D, B, H], any strides.
             weights: of each direction, contiguous.
             h_n: contiguous [D, B, H], where h_n is to be put; None: in fresh memory.
-
-        Returns:
-            y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.
         """
 
     def backward(
         self, call: LayerCall, dy: Tensor, dh_n: Tensor, y: Tensor, h_0: Tensor, gates: SavedGates,
         weights: LayerWeights, dh_0_dtype: torch.dtype | None,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """One layer backward, but for the library products of tritongru/products.py.
+        """One layer backward, but for the library products of tritongru/products.py: dgates [D, rows, 4H] (dq, dr, dz,
+        dn) and, if wanted, dh_0 [D, B, H].
 
         Args:
             dy: gradient of y, time-major, any strides.
             dh_n: gradient of h_n, [D, B, H], in y's dtype or float32.
             y, h_0, gates: what forward took and made.
             dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
-
-        Returns:
-            dgates [D, rows, 4H] (dq, dr, dz, dn) and, if wanted, dh_0 [D, B, H].
         """
 
     def product_precision(self, call: LayerCall) -> str:
         """Of the library products around the recurrence in float32: "tf32" or "ieee"."""
 
     def specimens(self, problem: Any, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Any]:
-        """What a call launches, by its types: a `runtime.Specimen` each, for compiling without a GPU. `aligned=False`
-        takes the caller's tensors at their elements' own alignment. Only a Triton backend has it."""
+        """What a call launches, a `runtime.Kernel` each, for compiling without a GPU. `aligned=False` takes the
+        caller's tensors at their elements' own alignment. Only a Triton backend has it."""
+
+
+def product_precision(call: LayerCall) -> str:
+    """As of a launcher that has no rule of its own."""
+    return call.precision

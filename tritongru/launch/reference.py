@@ -8,6 +8,7 @@ from torch import Tensor
 from ..products import project
 from ..reference import Step, direction_backward, direction_forward, rows_of
 from .protocol import LayerCall, LayerWeights, SavedGates
+from .protocol import product_precision as product_precision
 
 
 def forward(
@@ -17,11 +18,9 @@ def forward(
     x_proj = project(x, weights.w_ih, weights.b_ih).chunk(call.directions, -1)
     ys, h_ns, rzn, q = [], [], [], []
     join = torch.stack if call.visits.batch_sizes is None else torch.cat
-    for direction in range(call.directions):
+    for direction, of_x in enumerate(x_proj):
         b_hh = weights.b_hh[direction] if weights.b_hh else None
-        y, last, steps = direction_forward(
-            x_proj[direction], h_0[direction], weights.w_hh[direction], b_hh, call.visits, direction
-        )
+        y, last, steps = direction_forward(of_x, h_0[direction], weights.w_hh[direction], b_hh, call.visits, direction)
         ys.append(y)
         h_ns.append(last)
         in_time = steps if direction == 0 else steps[::-1]
@@ -32,36 +31,17 @@ def forward(
 
 
 def backward(
-    call: LayerCall,
-    dy: Tensor,
-    dh_n: Tensor,
-    y: Tensor,
-    h_0: Tensor,
-    gates: SavedGates,
-    weights: LayerWeights,
+    call: LayerCall, dy: Tensor, dh_n: Tensor, y: Tensor, h_0: Tensor, gates: SavedGates, weights: LayerWeights,
     dh_0_dtype: torch.dtype | None,
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """As protocol.py's Launcher has it."""
-    visits, H = call.visits, call.hidden_size
+    visits, D, dh_n = call.visits, call.directions, dh_n.to(y.dtype)
     all_dgates, dh_0 = [], []
-    for direction in range(call.directions):
-        half = slice(direction * H, (direction + 1) * H)
-        kept = y[..., half], *gates.rzn[..., direction, :].chunk(3, -1), gates.q[..., direction, :]
+    for direction, (of_y, of_dy) in enumerate(zip(y.chunk(D, -1), dy.chunk(D, -1), strict=True)):
+        kept = of_y, *gates.rzn[..., direction, :].chunk(3, -1), gates.q[..., direction, :]
         steps = [Step(*(rows_of(t, visits, direction, visit) for t in kept)) for visit in range(visits.time)]
-        dgates, dh = direction_backward(
-            dy[..., half],
-            dh_n[direction].to(y.dtype),
-            h_0[direction],
-            steps,
-            weights.w_hh[direction],
-            visits,
-            direction,
-        )
-        all_dgates.append(dgates.reshape(visits.size_rows, 4 * H))
+        given = of_dy, dh_n[direction], h_0[direction], steps, weights.w_hh[direction]
+        dgates, dh = direction_backward(*given, visits, direction)
+        all_dgates.append(dgates.reshape(visits.size_rows, -1))
         dh_0.append(dh)
     return torch.stack(all_dgates), torch.stack(dh_0).to(dh_0_dtype) if dh_0_dtype else None
-
-
-def product_precision(call: LayerCall) -> str:
-    """As protocol.py's Launcher has it."""
-    return call.precision

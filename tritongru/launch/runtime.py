@@ -1,8 +1,4 @@
-"""What every launcher needs: fresh buffers, a kernel with its arguments bound, and who is watching.
-
-Launchers allocate through `empty`, so that tests can fill fresh memory with NaN and fence it; and launch through
-`Launch`, so that tests, `check` and `profile` can count what really ran.
-"""
+"""What every launcher needs: fresh memory, kernels with their arguments bound, and who is told of launches."""
 
 from __future__ import annotations
 
@@ -11,9 +7,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import lru_cache
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache, partial
+from operator import itemgetter
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -21,162 +18,86 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from ..kernels import FUSED
+from ..latest import Latest
 
 Grid = tuple[int, int, int]
-_observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
+INT32 = (1 << 31) - 1
 
-
-class _Recorded(threading.local):
-    kernels: Counter[str] | None = None
-
-
-_recorded = _Recorded()
-
-
-@contextmanager
-def observe(observer: Callable[[str, Grid], None]) -> Iterator[None]:
-    """Call `observer(kernel name, grid)` at every kernel launch inside the block."""
-    with _observing(lambda launch, grid, scalars: observer(launch.kernel.name, grid)):
-        yield
-
-
-@contextmanager
-def observe_counts(observer: Callable[[str, Mapping[str, Any]], None]) -> Iterator[None]:
-    """Call `observer(kernel name, {"flops": .., "bytes": ..})` at every kernel launch; see kernels/metadata.py."""
-    with _observing(lambda launch, grid, scalars: observer(launch.kernel.name, launch.counts(grid, scalars))):
-        yield
-
-
-@contextmanager
-def recording() -> Iterator[Counter[str]]:
-    """Inside, in this thread: kernels are counted by name, and none is launched; observers hear of none."""
-    _recorded.kernels = Counter[str]()
-    try:
-        yield _recorded.kernels
-    finally:
-        _recorded.kernels = None
-
-
-@contextmanager
-def _observing(observer: Callable[[Launch, Grid, Sequence[int]], None]) -> Iterator[None]:
-    _observers.append(observer)
-    try:
-        yield
-    finally:
-        _observers.remove(observer)
-
-
-empty = torch.empty  # of all memory that launchers ask for
+empty = torch.empty  # of all memory that launchers ask for, so that tests can fill and fence it
 
 
 def interpreted(kernel: Any) -> bool:
     """Whether this process runs a kernel in Python: Triton's in Triton's interpreter (TRITON_INTERPRET=1 when they were
     imported), Gluon's, which know of none, in the emulator."""
-    return isinstance(kernel, InterpretedFunction) or (in_gluon(kernel) and bool(triton.knobs.runtime.interpret))
+    return isinstance(kernel, InterpretedFunction) or (kernel.is_gluon() and bool(triton.knobs.runtime.interpret))
 
 
-def in_gluon(kernel: Any) -> bool:
-    """Whether a kernel is written in Gluon."""
-    return bool(getattr(kernel, "is_gluon", lambda: False)())
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """A kernel with all bound that is the same in every launch of a kind. It takes numbers that differ from launch to
+    launch and are not specialised on (`scalars`), then pointers, then other numbers, then constants."""
 
-
-@dataclass(frozen=True)
-class Specimen:
-    """A launch by its types alone: what is needed to compile its kernel for a GPU that is not there.
-
-    `arguments` maps names to "*fp16" (a pointer, 16-byte aligned), "*fp16:2" (aligned to 2 bytes), "i32", "i32:16"
-    (divisible by 16), "i32:1", "i64" or "fp32"; `constants` maps the constexpr names to their values.
-    """
-
-    kernel: Any
-    arguments: Mapping[str, str]
+    kernel: Any  # under triton.jit or gluon.jit
     constants: Mapping[str, Any]
     num_warps: int
-    num_stages: int
-    max_registers: int | None = None  # of a thread; None: the assembler's choice
-    cooperative: bool = False
+    num_stages: int = 1
+    cooperative: bool = False  # all programs are on the device at once, or the launch fails
+    max_registers: int | None = None  # of a thread, on NVIDIA; None: the assembler's choice
+    # To compile it for a GPU that is not there, the types of all else: "*fp16" (a pointer, 16-byte aligned), "*fp16:2"
+    # (aligned to 2 bytes), "i32", "i32:16" (divisible by 16), "i32:1", "i64" or "fp32".
+    arguments: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         return self.kernel.fn.__name__
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
         """What a launch is asked for with besides arguments; Triton tells kernels apart by it, its order included."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if interpreted(self.kernel):
-            return options
-        options |= FUSED
-        if self.cooperative:
-            options["launch_cooperative_grid"] = True
-        if self.max_registers:
-            options["maxnreg"] = self.max_registers
+        if not self.interpreted:
+            options |= FUSED | {"launch_cooperative_grid": True} if self.cooperative else FUSED
+            options |= {"maxnreg": self.max_registers} if self.max_registers else {}
         return options
 
+    @cached_property
+    def interpreted(self) -> bool:
+        return interpreted(self.kernel)
 
-INT32 = (1 << 31) - 1
+    @cached_property
+    def pointers(self) -> slice:
+        """Where pointers are among all that it takes."""
+        at = [i for i, name in enumerate(self.kernel.arg_names) if name.endswith("_ptr")]
+        return slice(at[0], at[-1] + 1)
 
+    @cached_property
+    def scalars(self) -> Callable[[Mapping[str, Any]], tuple[int, ...]]:
+        """From arguments by name those that differ from launch to launch, in the kernel's order."""
+        return itemgetter(*self.kernel.arg_names[: self.pointers.start])
 
-class Kernel:
-    """A kernel with all bound that is the same in every launch of a kind: constants, warps, registers.
+    @cached_property
+    def _rest(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+        return itemgetter(*self.kernel.arg_names[self.pointers.start :])
 
-    Args:
-        kernel: a function under triton.jit or gluon.jit. scalars: the names of its first parameters, which differ from
-            launch to launch and are not specialised on. constants: of other parameters, by name.
-        num_warps, num_stages: as Triton has them.
-        cooperative: all programs are on the device at once, or the launch fails.
-        max_registers: of a thread, on NVIDIA; None: the assembler's choice.
-    """
+    @cached_property
+    def wide(self) -> list[bool]:
+        """Of the numbers behind the pointers: whether nothing is compiled in but their width."""
+        names = self.kernel.arg_names
+        numbers = self.kernel.params[self.pointers.stop : len(names) - len(self.constants)]
+        return [p.do_not_specialize for p in numbers]
 
-    def __init__(
-        self,
-        kernel: Any,
-        scalars: tuple[str, ...],
-        constants: Mapping[str, Any],
-        num_warps: int,
-        num_stages: int = 1,
-        cooperative: bool = False,
-        max_registers: int | None = None,
-    ):
-        names = tuple(kernel.arg_names)
-        if names[: len(scalars)] != scalars:
-            raise TypeError(f"{kernel.__name__} must begin with the scalars {scalars}")
-        self.kernel, self.scalars, self.constants = kernel, scalars, constants
-        self.cooperative, self.interpreted = cooperative, interpreted(kernel)
-        self.name: str = kernel.fn.__name__
-        self.names = names[len(scalars) :]
-        self.blank = [constants.get(name) for name in self.names]
-        self.asked = [(i, name) for i, name in enumerate(self.names) if name not in constants]  # of each launch
-        self.pointers = [i for i, name in enumerate(self.names) if name.endswith("_ptr")]
-        self.like = Specimen(kernel, {}, constants, num_warps, num_stages, max_registers, cooperative)
-        self.options = self.like.options
-        wide: list[int] = []  # numbers of which nothing is compiled in but how wide they are
-        if not self.interpreted:
-            rest = kernel.params[len(scalars) :]
-            wide = [i for i, p in enumerate(rest) if p.do_not_specialize and not p.is_constexpr]
-        pointers = set(self.pointers)
-        self.aligned = [i for i in self.pointers if i not in wide]  # pointers whose alignment to 16 is compiled in
-        self.unspecialised = [i for i in wide if i not in pointers]
-        others = pointers.union(wide)
-        self.specialised = [i for i, name in enumerate(self.names) if i not in others and name not in constants]
-        self.identity = (kernel.fn, scalars, *self.options.values(), *constants.items())
+    @cached_property
+    def identity(self) -> tuple[Hashable, ...]:
+        return (self.kernel.fn, *self.options.values(), *self.constants.items())
 
     def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> Launch:
         """Bound to these arguments as well."""
-        rest = self.blank.copy()
-        for i, name in self.asked:
-            rest[i] = arguments[name]
-        return Launch(self, rest, pdl)
+        return Launch(self, self._rest({**arguments, **self.constants}), pdl)
 
-    def values(self, scalars: Mapping[str, int]) -> list[int]:
-        """The scalars in the kernel's order."""
-        return [scalars[name] for name in self.scalars]
-
-    def specimen(self, types: Mapping[str, str], own: str) -> Specimen:
-        """A launch by its types: those of the parameters named, "i32" for scalars, `own` for all other pointers."""
-        types = dict.fromkeys(self.scalars, "i32") | dict(types)
-        given = {n: types.get(n, own) for n in self.kernel.arg_names if n in types or n.endswith("_ptr")}
-        return replace(self.like, arguments=given)
+    def of_types(self, types: Mapping[str, str], own: str) -> Kernel:
+        """To be compiled ahead of time: with these types, `own` for other pointers and "i32" for other numbers."""
+        names = [name for name in self.kernel.arg_names if name not in self.constants]
+        return replace(self, arguments={n: types.get(n, own if n.endswith("_ptr") else "i32") for n in names})
 
 
 class Launch:
@@ -188,16 +109,17 @@ class Launch:
     kernels/step.py.
     """
 
-    def __init__(self, kernel: Kernel, rest: list[Any], pdl: bool = False):
-        self.kernel, self.rest, self.pdl = kernel, rest, pdl  # which keeps the tensors alive
-        self.again: Callable[[Grid, Sequence[int]], None] | None = None
-        self.observers: Sequence[Callable[[Launch, Grid, Sequence[int]], None]] = _observers
-        if (kernels := _recorded.kernels) is not None:
-            name = (kernel.name,)  # not this launch, which would live on in a cycle with its tensors
-            self.again, self.observers = lambda grid, scalars: kernels.update(name), ()
+    def __init__(self, kernel: Kernel, rest: tuple[Any, ...], pdl: bool = False):
+        self.kernel, self.rest, self.pdl = kernel, rest, pdl
+        count = kernel.pointers.stop - kernel.pointers.start
+        self.tensors, self.others = rest[:count], rest[count:]
+        self.again: Callable[[Grid, Sequence[int]], None] | None = None  # once it is compiled
 
     def __call__(self, grid: Grid, scalars: Sequence[int]) -> None:
-        for observer in self.observers:
+        if (counts := _recorded.kernels) is not None:
+            counts[self.kernel.name] += 1
+            return
+        for observer in _observers:
             observer(self, grid, scalars)
         if self.again is not None:
             self.again(grid, scalars)
@@ -214,25 +136,37 @@ class Launch:
 
         same: tells these steps from others of the same kernel.
         """
-        if self.observers or self.again is not None or self.kernel.interpreted or _watched():
+        compiled = None
+        if not (self.kernel.interpreted or _told()):
+            device, stream = _here()
+            addresses, alike = self.addresses()
+            key = (same, stream, *alike, *addresses)
+            known = _kept.get(key)
+            if known is not None and known.given:
+                launch = known.launch
+                for given in known.given:
+                    launch(*given)
+                return
+            compiled = _compiled.get((device, False, *alike))
+        if compiled is None or not _repeatable(compiled.run):
             for grid, scalars in steps:
                 self(grid, scalars)
             return
-        device, stream = _here()
-        addresses, kinds = self._addresses()
-        key = (same, stream, *kinds, *addresses)
-        known = _kept.get(key)
-        if known is not None and known.given:
-            launch = known.launch
-            for given in known.given:
-                launch(*given)
-            return
-        compiled = _compiled.get((device, False, *kinds))
-        if compiled is not None and _repeatable(compiled.run):
-            _kept.keep(key, self._in_turn(compiled, stream, addresses, steps, note=known is not None))
-        else:
-            for grid, scalars in steps:
-                self(grid, scalars)
+        handed = Handed(compiled, compiled.run.launch, [])
+        run = compiled.run
+        after = _dependent(run) if self.pdl else run  # that of all steps but the first
+        if known is not None:  # note what Triton's launcher, which is Python, hands over to C
+
+            def noted(*given: Any) -> None:
+                handed.launch(*given)
+                handed.given.append(given)
+
+            run, after = _changed(run, launch=noted), _changed(after, launch=noted)
+        function, packed = compiled.function, compiled.packed_metadata
+        for grid, scalars in steps:
+            run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
+            run = after
+        _kept.keep(key, handed)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
@@ -242,124 +176,84 @@ class Launch:
         return found
 
     def _interpret(self, grid: Grid, scalars: Sequence[int]) -> None:
-        from ..tools.interpreter import launching
+        from ..tools import interpreter
 
         jit, given = self.kernel.kernel, (*scalars, *self.rest)
-        with launching:
-            if not in_gluon(jit):
+        with interpreter.launching:
+            if isinstance(jit, InterpretedFunction):
+                interpreter.repair()
                 jit[grid](*given, **self.kernel.options)
                 return
             from ..tools.emulator import emulate
 
             arguments = dict(zip(jit.arg_names, given, strict=True))
-            constants = {p.name: arguments.pop(p.name) for p in jit.params if p.is_constexpr}
+            constants = {name: arguments.pop(name) for name in self.kernel.constants}
             emulate(jit, grid, arguments, constants)
 
     def _launch(self, grid: Grid, scalars: Sequence[int]) -> None:
         """By what is compiled for such arguments, or by the JIT; the launches after this one know."""
-        device, stream = _here()
-        addresses, kinds = self._addresses()
-        key = (device, bool(scalars) and max(scalars) > INT32, *kinds)
-        compiled, run, watched = _compiled.get(key), self.again, _watched()
-        if compiled is None:
-            compiled = self.kernel.kernel[grid](*scalars, *self.rest, **self.kernel.options)
+        (device, stream), rest = _here(), self.rest  # not self, which would live on in a cycle with its tensors
+        addresses, alike = self.addresses()
+        key = (device, bool(scalars) and max(scalars) > INT32, *alike)
+        compiled: Any = _compiled.get(key)
+        hooks = triton.knobs.runtime if _watched() else None
+
+        def hand_over(run: Any, grid: Grid, scalars: Sequence[int]) -> None:
+            if hooks is None:
+                metadata, enter, leave, given = None, None, None, addresses
+            else:
+                metadata, given = compiled.launch_metadata(grid, stream, *scalars, *rest), rest
+                enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
+            run(*grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *scalars, *given)
+
+        if compiled is not None:
+            hand_over(compiled.run, grid, scalars)
+        else:
+            compiled = self.kernel.kernel[grid](*scalars, *rest, **self.kernel.options)
             if compiled is None:  # a hook of Triton kept it from compiling
                 return
-            if not watched:
+            if hooks is None:
                 _compiled[key] = compiled
-        else:
-            run = self._bound(compiled, compiled.run, stream, addresses, watched)
-            run(grid, scalars)
-        if run is None or self.pdl:
-            by = _dependent(compiled.run) if self.pdl else compiled.run
-            run = self._bound(compiled, by, stream, addresses, watched)
-        self.again = run
+        self.again = partial(hand_over, _dependent(compiled.run) if self.pdl else compiled.run)
 
-    def _bound(
-        self, compiled: Any, run: Any, stream: int, addresses: list[Any], watched: bool
-    ) -> Callable[[Grid, Sequence[int]], None]:
-        function, packed, hooks, rest = compiled.function, compiled.packed_metadata, triton.knobs.runtime, self.rest
-
-        def told(grid: Grid, scalars: Sequence[int]) -> None:
-            metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
-            enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
-            run(*grid, stream, function, packed, metadata, enter, leave, *scalars, *rest)
-
-        def bare(grid: Grid, scalars: Sequence[int]) -> None:
-            run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
-
-        return told if watched else bare
-
-    def _addresses(self) -> tuple[list[Any], tuple[Any, ...]]:
+    def addresses(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
         """The arguments, with addresses in place of tensors; and what the JIT would tell apart by, or more."""
-        kernel, found = self.kernel, self.rest.copy()
-        for i in kernel.pointers:
-            found[i] = found[i].data_ptr()
-        dtypes = [self.rest[i].dtype for i in kernel.pointers]
-        aligned = [found[i] & 15 for i in kernel.aligned]
-        numbers = [found[i] for i in kernel.specialised]
-        wide = [found[i] > INT32 for i in kernel.unspecialised]
-        return found, (kernel.identity, *dtypes, *aligned, *numbers, *wide)
+        addresses = [tensor.data_ptr() for tensor in self.tensors]
+        dtypes, aligned = [tensor.dtype for tensor in self.tensors], [address & 15 for address in addresses]
+        numbers = [n > INT32 if wide else n for n, wide in zip(self.others, self.kernel.wide, strict=False)]
+        return (*addresses, *self.others), (self.kernel.identity, *dtypes, *aligned, *numbers)
 
-    def _in_turn(
-        self, compiled: Any, stream: int, addresses: list[Any], steps: Iterable[tuple[Grid, Sequence[int]]], note: bool
-    ) -> Pass:
-        """Launch; and `note` what Triton's launcher, which is Python, hands over to C."""
-        found = Pass(compiled, compiled.run.launch, [])
-        run = compiled.run
-        after = _dependent(run) if self.pdl else run  # that of all steps but the first
+    def with_others(
+        self, grid: Grid, scalars: Sequence[int], given: Sequence[Tensor]
+    ) -> Callable[[Sequence[Tensor]], bool] | None:
+        """This launch once more, as a function of tensors in place of those `given`, which holds none of them. It gives
+        False, and launches nothing, where one of them is not aligned to 16 bytes, or somebody is told of launches.
 
-        def noted(*given: Any) -> None:
-            found.launch(*given)
-            found.given.append(given)
-
-        if note:
-            run, after = _changed(run, launch=noted), _changed(after, launch=noted)
-        function, packed = compiled.function, compiled.packed_metadata
-        for grid, scalars in steps:
-            run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
-            run = after
-        return found
-
-
-@dataclass(frozen=True)
-class Direct:
-    """A launch with all bound but the addresses of its tensors, which are aligned to 16 bytes."""
-
-    compiled: Any  # Triton's CompiledKernel
-    grid: Grid
-    scalars: Sequence[int]
-    order: list[int]  # of each tensor that the kernel takes, which of the given ones it is
-    rest: list[Any]  # what it takes besides
-
-    @classmethod
-    def of(cls, launch: Launch, grid: Grid, scalars: Sequence[int], given: Sequence[Tensor]) -> Direct | None:
-        """None where the launch is not compiled yet, or its tensors, which its kernel takes first, are not the given
-        ones, each another and aligned."""
-        kernel, places = launch.kernel, {id(tensor): i for i, tensor in enumerate(given)}
-        if kernel.interpreted or launch.observers or kernel.pointers != list(range(len(kernel.pointers))):
+        None where the launch is not compiled yet, or its tensors are not those given, each another and aligned.
+        """
+        places = {id(tensor): i for i, tensor in enumerate(given)}
+        order, others = [places.get(id(tensor), -1) for tensor in self.tensors], self.others
+        if self.kernel.interpreted or _told() or -1 in order or len(places) < len(given):
             return None
-        order = [places.get(id(launch.rest[i]), -1) for i in kernel.pointers]
-        compiled = _compiled.get((_here()[0], False, *launch._addresses()[1]))
-        if compiled is None or -1 in order or len(places) < len(given) or any([t.data_ptr() % 16 for t in given]):
+        device, _ = _here()
+        compiled = _compiled.get((device, False, *self.addresses()[1]))
+        if compiled is None or any([tensor.data_ptr() & 15 for tensor in given]):
             return None
-        return cls(compiled, grid, scalars, order, launch.rest[len(order) :])
 
-    def __call__(self, given: Sequence[Tensor]) -> bool:
-        """Launch it with these in place of those that `of` was given; False, and nothing launched, where one of them is
-        not aligned, or somebody is told of launches."""
-        addresses, compiled = [tensor.data_ptr() for tensor in given], self.compiled
-        if _observers or _watched() or _recorded.kernels is not None or any([address & 15 for address in addresses]):
-            return False
-        compiled.run(
-            *self.grid, _here()[1], compiled.function, compiled.packed_metadata, None, None, None,
-            *self.scalars, *[addresses[i] for i in self.order], *self.rest,
-        )  # fmt: skip
-        return True
+        def again(given: Sequence[Tensor]) -> bool:
+            addresses = [tensor.data_ptr() for tensor in given]
+            if _told() or any([address & 15 for address in addresses]):
+                return False
+            stream = triton.runtime.driver.active.get_current_stream(device)
+            of_kernel = compiled.function, compiled.packed_metadata
+            moved = [addresses[i] for i in order]
+            compiled.run(*grid, stream, *of_kernel, None, None, None, *scalars, *moved, *others)
+            return True
+
+        return again
 
 
-@dataclass(frozen=True)
-class Pass:
+class Handed(NamedTuple):
     """What was handed to the driver for the launches of a pass; nothing, where it was launched once."""
 
     compiled: Any  # which owns what is launched
@@ -367,34 +261,8 @@ class Pass:
     given: list[tuple[Any, ...]]
 
 
-class Kept(dict[Hashable, Pass]):
-    """Records of passes, the latest: of no more than so many launches, at half a kilobyte each."""
-
-    def __init__(self, launches: int):
-        super().__init__()
-        self.limit, self._launches = launches, 0
-        self._lock = threading.Lock()
-
-    def keep(self, key: Hashable, found: Pass) -> None:
-        with self._lock:
-            before = self.pop(key, None)
-            self[key] = found
-            self._launches += self._size(found) - (0 if before is None else self._size(before))
-            while self._launches > self.limit:
-                self._launches -= self._size(self.pop(next(iter(self))))
-
-    @staticmethod
-    def _size(found: Pass) -> int:
-        return max(1, len(found.given))
-
-    def clear(self) -> None:
-        with self._lock:
-            super().clear()
-            self._launches = 0
-
-
-_compiled: dict[Hashable, Any] = {}  # Triton's CompiledKernel by what `Launch._alike` says
-_kept = Kept(1 << 14)
+_compiled: dict[Hashable, Any] = {}  # Triton's CompiledKernel by what `Launch.addresses` tells apart
+_kept: Latest[Hashable, Handed] = Latest(1 << 14, lambda key, handed: max(1, len(handed.given)))  # half a KB a launch
 
 
 def forget() -> None:
@@ -402,6 +270,46 @@ def forget() -> None:
     _compiled.clear()
     _kept.clear()
     _dependent.cache_clear()
+
+
+_observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
+
+
+class _Recorded(threading.local):
+    kernels: Counter[str] | None = None
+
+
+_recorded = _Recorded()
+
+
+@contextmanager
+def observe(observer: Callable[[str, Any], None], of: Callable[..., Any] = lambda _, grid, __: grid) -> Iterator[None]:
+    """Inside, at every launch: `observer(kernel name, grid)`; or in place of the grid what `of`, a function of launch,
+    grid and scalars, finds: with `Launch.counts` its flops and bytes, see kernels/metadata.py."""
+
+    def tell(launch: Launch, grid: Grid, scalars: Sequence[int]) -> None:
+        observer(launch.kernel.name, of(launch, grid, scalars))
+
+    _observers.append(tell)
+    try:
+        yield
+    finally:
+        _observers.remove(tell)
+
+
+@contextmanager
+def recording() -> Iterator[Counter[str]]:
+    """Inside, in this thread: kernels are counted by name, and none is launched; observers hear of none."""
+    _recorded.kernels = Counter[str]()
+    try:
+        yield _recorded.kernels
+    finally:
+        _recorded.kernels = None
+
+
+def _told() -> Any:
+    """Whether launches are not made, or not by the shortest way: somebody is told of them."""
+    return _observers or _recorded.kernels is not None or _watched()
 
 
 def _watched() -> bool:
@@ -421,17 +329,17 @@ def _here() -> tuple[int, int]:
     return device, driver.get_current_stream(device)
 
 
+def _changed(run: Any, **fields: Any) -> Any:
+    """Another of Triton's launchers, the same but for these fields."""
+    found = copy.copy(run)
+    vars(found).update(fields)
+    return found
+
+
 @lru_cache(maxsize=1024)
 def _dependent(run: Any) -> Any:
     """Triton's launcher of a kernel as one that asks for programmatic dependent launch."""
     return _changed(run, launch_pdl=True)
-
-
-def _changed(run: Any, **fields: Any) -> Any:
-    """Another launcher, the same but for these fields."""
-    found = copy.copy(run)
-    vars(found).update(fields)
-    return found
 
 
 def _repeatable(run: Any) -> bool:

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
-from typing import Any
+from collections.abc import Iterator, Sequence
+from functools import cache, lru_cache, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,14 +21,14 @@ from torch import Tensor
 from ..parts import part
 from ..planning.devices import Device
 from ..planning.problem import Overrides, Problem
-from ..planning.sequence import SequenceTiles, exchanges, sequence_tiles
+from ..planning.sequence import SequenceTiles, exchanges, kinds, sequence_tiles
 from ..planning.small import SmallTiles
 from ..products import project
 from ..status import status, wait_seconds
 from . import step
 from .exchange import Buffer, Shape
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Grid, Kernel, Launch, Specimen, empty, interpreted
+from .runtime import Grid, Kernel, Launch, empty, interpreted
 
 try:  # Gluon is young: an older Triton lacks it, or what the kernels use of it
     from ..kernels import exchange
@@ -54,24 +53,19 @@ def forward(
         return step.forward(call, x, h_0, weights, h_n)
     x, h_0 = x.resolve_neg(), h_0.resolve_neg().contiguous()  # a kernel reads memory, not what is lazily negated
     D, H, visits, by_row = call.directions, call.hidden_size, call.visits, x.shape[:-1]
-    device, dtype = x.device, x.dtype
+    new = partial(empty, dtype=x.dtype, device=x.device)
     rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
-    q = empty(*by_row, D, H, dtype=dtype, device=device) if call.save_gates else None
-    y = visits.padded(empty(*by_row, D * H, dtype=dtype, device=device))
-    h_n = empty(D, visits.batch, H, dtype=dtype, device=device) if h_n is None else h_n
+    q = new(*by_row, D, H) if call.save_gates else None
+    y = visits.padded(new(*by_row, D * H))
+    h_n = new(D, visits.batch, H) if h_n is None else h_n
     b_hh = weights.b_hh or weights.w_hh  # not read where there are none
-    arguments = dict(
+    given = dict(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, b_ptr=b_hh[0],
-        b_reverse_ptr=b_hh[-1],
+        b_reverse_ptr=b_hh[-1], **rzn_strides(rzn), save_gates=int(call.save_gates), has_bias=int(bool(weights.b_hh)),
     )  # fmt: skip
-    stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
-    scalars = dict(
-        stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, save_gates=int(call.save_gates),
-        has_bias=int(bool(weights.b_hh)),
-    )  # fmt: skip
-    for launch, grid, values in _launches(once, call, weights, arguments, scalars):
+    for launch, scalars in _launches(once, call, weights, given):
         try:
-            launch(grid, values)
+            launch(once.grid, scalars)
         except RuntimeError as refusal:
             _note_refusal(refusal, call, once)
             return step.forward(call, x, h_0, weights, h_n)
@@ -94,17 +88,15 @@ def backward(
     visits, D, H, N = call.visits, call.directions, call.hidden_size, call.visits.size_rows
     dgates = visits.padded(empty(D, N, 4 * H, dtype=y.dtype, device=y.device))
     dh_0 = empty(D, visits.batch, H, dtype=torch.float32, device=y.device)
-    arguments = dict(
-        dy_ptr=dy, dh_n_ptr=dh, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=h_0, dgates_ptr=dgates, dh_0_ptr=dh_0
-    )
-    (stride_rzn_t, stride_rzn_b), strides = rzn_strides(rzn), dy.stride()
-    scalars = dict(
-        stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, size_rows=N, stride_dy_t=strides[0],
-        stride_dy_b=strides[-2], stride_dy_h=strides[-1], want_dh=int(dh_0_dtype is not None),
+    strides = dy.stride()
+    given = dict(
+        dy_ptr=dy, dh_n_ptr=dh, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=h_0, dgates_ptr=dgates, dh_0_ptr=dh_0,
+        **rzn_strides(rzn), size_rows=N, stride_dy_t=strides[0], stride_dy_b=strides[-2], stride_dy_h=strides[-1],
+        want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
-    for launch, grid, values in _launches(once, call, weights, arguments, scalars):
+    for launch, scalars in _launches(once, call, weights, given):
         try:
-            launch(grid, values)
+            launch(once.grid, scalars)
         except RuntimeError as refusal:
             _note_refusal(refusal, call, once)
             return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
@@ -116,16 +108,14 @@ def product_precision(call: LayerCall) -> str:
     return call.precision if exchanges(call.recurrence) else "ieee"
 
 
-@dataclass(frozen=True)
-class Settled:
+class Settled(NamedTuple):
     """What of a pass is the same in every call of its kind."""
 
     tiles: SequenceTiles | SmallTiles
     kernel: Kernel
-    scalars: Mapping[str, int]
-    visits_per_launch: int  # 0 of a packed batch, where they follow from its rows
     grid: Grid
-    rows: int  # of a launch
+    scalars: dict[str, int]
+    visits_per_launch: int = 0  # of a packed batch they follow from its rows
     buffer: Shape | None = None
 
 
@@ -138,7 +128,7 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
     """
     once: Settled | None = call.settled.get(kind)
     if once is None:
-        v, H, D = call.visits, call.hidden_size, call.directions
+        v, H, D, packed = call.visits, call.hidden_size, call.directions, call.visits.batch_sizes is not None
         tiles = sequence_tiles(kind, call.recurrence)
         if isinstance(tiles, str):
             raise RuntimeError(f"backend 'sequence' cannot run here: {tiles}; backend 'step' can")
@@ -146,16 +136,16 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
             return _step_instead(f"the installed Triton lacks what its kernels need ({_lacks})")
         if 4 * D * v.batch * H >= LARGEST:
             return _step_instead(f"a time step of {v.batch} rows has more elements than its kernels count")
-        packed, visits_per_launch, rows, buffer = int(v.batch_sizes is not None), v.time, v.batch, None
         scalars = dict(
-            T=v.time, B=v.batch, H=H, D=D, stride_row=v.stride_row, packed=packed,
+            T=v.time, B=v.batch, H=H, D=D, stride_row=v.stride_row, packed=int(packed),
             has_lengths=int(packed or v.lengths is not None),
         )  # fmt: skip
-        if isinstance(tiles, SequenceTiles):
-            visits_per_launch = 0 if packed else tiles.visits_per_launch(kind, call.recurrence, v.time, v.size_rows)
-            rows, buffer = tiles.rows, _buffer(tiles, _wait(kind, tiles, call.dtype), 1 if kind == "forward" else 3)
         kernel = kernel_of(kind, tiles, call.dtype, call.precision, v.resets is not None)
-        once = call.settled[kind] = Settled(tiles, kernel, scalars, visits_per_launch, tiles.grid, rows, buffer)
+        once = Settled(tiles, kernel, tiles.grid, scalars)
+        if isinstance(tiles, SequenceTiles):
+            visits = 0 if packed else tiles.visits_per_launch(kind, call.recurrence, v.time, v.size_rows)
+            once = once._replace(visits_per_launch=visits, buffer=_buffer(kind, tiles, call.dtype))
+        call.settled[kind] = once
     return None if once.kernel.cooperative and call.device.name in _refused else once
 
 
@@ -176,53 +166,55 @@ def _note_refusal(error: RuntimeError, call: LayerCall, once: Settled) -> None:
 
 
 def _launches(
-    once: Settled, call: LayerCall, weights: LayerWeights, arguments: dict[str, Any], scalars: dict[str, int]
-) -> Iterator[tuple[Launch, Grid, list[int]]]:
-    """Those of a pass, in their order: each is to be made before the next is asked for."""
-    tiles, kernel, visits = once.tiles, once.kernel, call.visits
-    device, dtype, backward = arguments["rzn_ptr"].device, arguments["rzn_ptr"].dtype, "dgates_ptr" in arguments
+    once: Settled, call: LayerCall, weights: LayerWeights, given: dict[str, Any]
+) -> Iterator[tuple[Launch, tuple[int, ...]]]:
+    """Those of a pass, in their order: each is to be made before the next is asked for. given: arguments by name."""
+    tiles, kernel, visits, backward = once.tiles, once.kernel, call.visits, "dgates_ptr" in given
+    device, dtype = given["rzn_ptr"].device, given["rzn_ptr"].dtype
     found = status(device)
     found.check()
-    lengths, starts, resets = visits.pointers(found.word)
-    arguments |= {"lengths_ptr": lengths, "starts_ptr": starts, "resets_ptr": resets}
-    scalars |= once.scalars
+    given |= once.scalars
+    given |= visits.pointers(found.word)
     if isinstance(tiles, SmallTiles):
-        arguments |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
-        yield kernel.launch(arguments), once.grid, kernel.values(scalars)
+        given |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
+        yield kernel.launch(given), kernel.scalars(given)
         return
     found.seconds = wait_seconds()
-    T, D, steps = visits.time, call.directions, once.visits_per_launch
+    T, D, H, steps = visits.time, call.directions, call.hidden_size, once.visits_per_launch
     if not steps:
         kind = "backward" if backward else "forward"
         steps = tiles.visits_per_launch(kind, call.recurrence, T, visits.size_rows)
     w, w_reverse = _padded(weights.w_hh, tiles, transpose=backward)
-    arguments |= dict(w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=found.word, report_ptr=found.report)
+    given |= dict(
+        w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=found.word, report_ptr=found.report,
+        bound=exchange.bound_of(found.seconds),
+    )  # fmt: skip
     if not backward:
-        state = empty(D, visits.batch, call.hidden_size, dtype=torch.float32, device=device) if steps < T else None
-        arguments["state_ptr"] = found.word if state is None else state.view(torch.int32)
+        state = empty(D, visits.batch, H, dtype=torch.float32, device=device) if steps < T else None
+        given["state_ptr"] = found.word if state is None else state.view(torch.int32)
     assert once.buffer is not None
     buffer = Buffer(once.buffer, steps + 1, dtype, device)
-    first_dh, want_dh = arguments.get("dh_n_ptr"), scalars.get("want_dh", 0)
-    scalars["bound"] = exchange.bound_of(found.seconds)
+    first_dh, want_dh = given.get("dh_n_ptr"), given.get("want_dh", 0)
     firsts = range(0, T, steps)
     for first_visit in reversed(firsts) if backward else firsts:
         stop = min(first_visit + steps, T)
-        scalars |= dict(first_visit=first_visit, stop_visit=stop)
+        given |= dict(first_visit=first_visit, stop_visit=stop)
         if backward:  # from one launch to the next dh goes by dh_0
-            scalars["want_dh"] = int(first_visit > 0 or want_dh)
-            arguments["dh_n_ptr"] = first_dh if stop == T else arguments["dh_0_ptr"]
-        for first_row in range(0, visits.batch, once.rows):
+            given["want_dh"] = int(first_visit > 0 or want_dh)
+            given["dh_n_ptr"] = first_dh if stop == T else given["dh_0_ptr"]
+        for first_row in range(0, visits.batch, tiles.rows):
             for direction in range(0, D, tiles.directions):
-                arguments["e_ptr"] = buffer.filled(stop - first_visit + 1)
-                scalars |= dict(first_row=first_row, first_direction=direction)
-                yield kernel.launch(arguments), once.grid, kernel.values(scalars)
+                given |= dict(
+                    e_ptr=buffer.filled(stop - first_visit + 1), first_row=first_row, first_direction=direction
+                )
+                yield kernel.launch(given), kernel.scalars(given)
 
 
-def _buffer(tiles: SequenceTiles, wait: Any, gates: int) -> Shape:
-    of_block, tall = exchange.units_of_block(wait.width, tiles.block_b), exchange.rows_of_block(tiles.block_b)
-    blocks, owned = tiles.units // of_block, tiles.programs * tiles.block_h // of_block
-    block = exchange.BLOCK_BYTES * 8 // wait.width
-    return Shape((tiles.directions, tiles.groups, tiles.tiles, gates, tiles.block_b // tall, blocks, block), owned)
+def _buffer(kind: str, tiles: SequenceTiles, dtype: str) -> Shape:
+    width, gates = _wait(kind, tiles, dtype).width, 1 if kind == "forward" else 3
+    of_block, tall = exchange.units_of_block(width, tiles.block_b), exchange.rows_of_block(tiles.block_b)
+    sizes = tiles.directions, tiles.groups, tiles.tiles, gates, tiles.block_b // tall, tiles.units // of_block
+    return Shape((*sizes, exchange.BLOCK_BYTES * 8 // width), tiles.programs * tiles.block_h // of_block)
 
 
 @part("weights")
@@ -249,24 +241,22 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
     """The kernel of one pass, with its constants."""
     if isinstance(tiles, SmallTiles):
         return small.kernel_of(kind, tiles, resets)
-    forward, wait = kind == "forward", _wait(kind, tiles, dtype)
+    kernel = kernels.sequence_forward if kind == "forward" else kernels.sequence_backward
+    wait, again = _wait(kind, tiles, dtype), _wait(kind, dataclasses.replace(tiles, delay=0), dtype)
+    if interpreted(kernel):
+        from ..tools.emulator import twins
+
+        twins.register(wait)
+        twins.register(again)
     ask, ask_constraints = exchange.ask_text(wait) if wait.asked else ("", "")
     constants = dict(
         RESETS=resets, PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles,
         UNITS=tiles.block_h, PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates,
         ASK=ask, ASK_CONSTRAINTS=ask_constraints, WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack,
     )  # fmt: skip
-    again = _wait(kind, dataclasses.replace(tiles, delay=0), dtype)
-    if not forward:
+    if kind == "backward":
         constants |= dict(WAITS=tiles.waits, WAIT_NEXT=again.text)
-    kernel = kernels.sequence_forward if forward else kernels.sequence_backward
-    if interpreted(kernel):
-        from ..tools.emulator import twins
-
-        twins.register(wait)
-        twins.register(again)
-    scalars = kernels.FORWARD_SCALARS if forward else kernels.BACKWARD_SCALARS
-    return Kernel(kernel, scalars, constants, tiles.num_warps, cooperative=True, max_registers=tiles.max_registers)
+    return Kernel(kernel, constants, tiles.num_warps, cooperative=True, max_registers=tiles.max_registers)
 
 
 @lru_cache(maxsize=256)
@@ -278,10 +268,10 @@ def _wait(kind: str, tiles: SequenceTiles, dtype: str) -> Any:
     )
 
 
-def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Specimen]:
+def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Kernel]:
     """As protocol.py's Launcher has it. How the caller's tensors are aligned makes no other kernel."""
     p, found = problem, []
-    for kind in ("forward", "backward") if p.training else ("forward",):
+    for kind in kinds(p.time, p.training):
         tiles = sequence_tiles(kind, p.on(device, overrides))
         if isinstance(tiles, str):
             raise ValueError(tiles)
@@ -289,11 +279,9 @@ def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrid
     return found
 
 
-def specimen(
-    kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precision: str, resets: bool = False
-) -> Specimen:
+def specimen(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precision: str, resets: bool = False) -> Kernel:
     """The launch of one pass by its types."""
     integers = ("state_ptr", "lengths_ptr", "starts_ptr", "status_ptr", "report_ptr")
     types = dict.fromkeys(integers, "*i32") | dict.fromkeys(("dh_n_ptr", "dh_0_ptr"), "*fp32")
     types |= {"e_ptr": "*i32" if dtype == "fp32" else "*i16", "resets_ptr": "*i8"}
-    return kernel_of(kind, tiles, dtype, precision, resets).specimen(types, f"*{dtype}")
+    return kernel_of(kind, tiles, dtype, precision, resets).of_types(types, f"*{dtype}")

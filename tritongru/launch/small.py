@@ -15,18 +15,14 @@ from .runtime import Kernel, interpreted
 
 def kernel_of(kind: str, tiles: SmallTiles, resets: bool = False) -> Kernel:
     """The kernel of one pass, with its constants."""
-    kernel, scalars = (
-        (kernels.small_forward, kernels.FORWARD_SCALARS)
-        if kind == "forward"
-        else (kernels.small_backward, kernels.BACKWARD_SCALARS)
-    )
+    kernel = kernels.small_forward if kind == "forward" else kernels.small_backward
     if interpreted(kernel):
         import_module("..tools.emulator.twins", __package__)  # where the emulator finds what the inline PTX does
     constants = dict(
         ROWS=tiles.rows, UNITS=tiles.units, WARPS=tiles.num_warps, LANES=tiles.lanes, VECTOR=tiles.vector,
         AHEAD=tiles.ahead, RESETS=resets,
     )  # fmt: skip
-    return Kernel(kernel, scalars, constants, tiles.num_warps)
+    return Kernel(kernel, constants, tiles.num_warps)
 
 
 def as_read(tensor: Tensor, vector: int) -> Tensor:

@@ -8,8 +8,8 @@ backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,10 +19,11 @@ from ..batch import Visits
 from ..kernels import step as kernels
 from ..planning.devices import Device
 from ..planning.problem import Overrides, Problem
-from ..planning.step import StepTiles, step_tiles
+from ..planning.step import StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Direct, Kernel, Specimen, empty, interpreted
+from .protocol import product_precision as product_precision
+from .runtime import Grid, Kernel, empty
 
 
 def _in_units(strides: Sequence[int], features: int) -> tuple[int, ...]:
@@ -36,63 +37,52 @@ def forward(
 ) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As protocol.py's Launcher has it."""
     visits, D, H, I = call.visits, call.directions, call.hidden_size, x.shape[-1]
-    T, B, by_row = visits.time, visits.batch, x.shape[:-1]
-    fuse_input = T == 1
-    device, dtype = x.device, x.dtype
-    direct: Direct | None = call.settled.get("direct")
+    T, B, by_row, fused = visits.time, visits.batch, x.shape[:-1], visits.time == 1
+    dtype, new = x.dtype, partial(empty, dtype=x.dtype, device=x.device)
+    direct = call.settled.get("direct")
     if direct is not None:
-        y = empty(*by_row, D * H, dtype=dtype, device=device)
-        h_n = empty(D, B, H, dtype=dtype, device=device) if h_n is None else h_n
+        y, h_n = new(*by_row, D * H), new(D, B, H) if h_n is None else h_n
         if direct((x, h_0, *[w[0] for w in weights if w], y, h_n)):
             return y, h_n, None
     theirs = x, h_0
     x, h_0 = x.resolve_neg(), h_0.resolve_neg()  # a kernel reads memory, where a lazily negated tensor is not negated
-    if fuse_input:
+    unit, stride_x_b, stride_x_i = 1, 0, 1
+    if fused:
         unit, stride_x_b = _in_units((x.stride(-2),), I)
         stride_x_i = x.stride(-1)
-        rzn = empty(*by_row, D, 3 * H, dtype=dtype, device=device) if call.save_gates else None
+        rzn = new(*by_row, D, 3 * H) if call.save_gates else None
         h = h_0.contiguous()
     else:  # the kernel does not read x
-        unit, stride_x_b, stride_x_i = 1, 0, 1
         rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
-        h = empty(2, D, B, H, dtype=dtype, device=device)
+        h = new(2, D, B, H)
         h.copy_(h_0)
-    q = empty(*by_row, D, H, dtype=dtype, device=device) if call.save_gates else None
-    stride_rzn_t, stride_rzn_b = (0, 0) if rzn is None else rzn_strides(rzn)
+    q = new(*by_row, D, H) if call.save_gates else None
     keep_state = dtype != torch.float32 and T > 1
-    state = empty(D, B, H, dtype=torch.float32, device=device) if keep_state else h
-    y = visits.padded(empty(*by_row, D * H, dtype=dtype, device=device))
-    h_n = empty(D, B, H, dtype=dtype, device=device) if h_n is None else h_n
+    state = empty(D, B, H, dtype=torch.float32, device=x.device) if keep_state else h
+    y = visits.padded(new(*by_row, D * H))
+    h_n = new(D, B, H) if h_n is None else h_n
     w_ih, w_hh = weights.w_ih, weights.w_hh
     b_ih, b_hh = (weights.b_ih, weights.b_hh) if weights.b_hh else (w_hh, w_hh)  # not read where there are none
 
-    kind = "cell" if fuse_input else "forward"
     kernel, tiles = _settled(
-        kind, call, I=I if fuse_input else 0, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fuse_input,
-        KEEP_STATE=keep_state, SAVE_GATES=call.save_gates,
+        "cell" if fused else "forward", call, I=I if fused else 0, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh),
+        FUSE_INPUT=fused, KEEP_STATE=keep_state, SAVE_GATES=call.save_gates,
     )  # fmt: skip
     launch = kernel.launch(
         dict(
-            x_ptr=x if fuse_input else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=state,
+            x_ptr=x if fused else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=state,
             rzn_ptr=y if rzn is None else rzn, q_ptr=y if q is None else q,
             w_ih_ptr=w_ih[0], w_hh_ptr=w_hh[0], b_ih_ptr=b_ih[0], b_hh_ptr=b_hh[0], w_ih_reverse_ptr=w_ih[-1],
             w_hh_reverse_ptr=w_hh[-1], b_ih_reverse_ptr=b_ih[-1], b_hh_reverse_ptr=b_hh[-1],
             B=B, stride_row=visits.stride_row, stride_x_b=stride_x_b, stride_x_i=stride_x_i,
-            stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b, **_padding(visits, h),
+            **rzn_strides(rzn), **_padding(visits, h),
         ),
         tiles.pdl,
     )  # fmt: skip
-    columns, block_b = -(-H // tiles.block_h), tiles.block_b
-    if fuse_input:
-        rows, scalars = next(visits.forward(D))
-        grid = -(-rows // block_b), columns, D
-        launch(grid, scalars)
-        if D == 1 and visits.plain and not call.save_gates:  # streaming: the next such call hands over addresses
-            given = *theirs, *[w[0] for w in weights if w], y, h_n
-            call.settled["direct"] = Direct.of(launch, grid, scalars, given)
-    else:
-        grids = (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visits.forward(D))
-        launch.each(grids, (T, B, visits.batch_sizes))
+    launch.each(_with_grids(visits.forward(D), tiles, call), (T, B, visits.batch_sizes))
+    if fused and D == 1 and visits.plain and not call.save_gates:  # streaming: the next such call hands over addresses
+        (step,) = _with_grids(visits.forward(D), tiles, call)
+        call.settled["direct"] = launch.with_others(*step, (*theirs, *[w[0] for w in weights if w], y, h_n))
     return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
@@ -102,34 +92,34 @@ def backward(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """As protocol.py's Launcher has it."""
     visits, D, H = call.visits, call.directions, call.hidden_size
-    B, N = visits.batch, visits.size_rows
-    device, dtype = y.device, y.dtype
+    B, N, new = visits.batch, visits.size_rows, partial(empty, device=y.device)
     dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
     y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
-    stride_rzn_t, stride_rzn_b = rzn_strides(rzn)
     unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
-    dgates = visits.padded(empty(D, N, 4 * H, dtype=dtype, device=device))
-    dh = empty(D, B, H, dtype=torch.float32, device=device)
-    dh_0 = empty(D, B, H, dtype=dh_0_dtype or dtype, device=device)
+    dgates = visits.padded(new(D, N, 4 * H, dtype=y.dtype))
+    dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
     arguments = dict(
         dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
-        rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0,
-        B=B, stride_row=visits.stride_row, size_rows=N, stride_rzn_t=stride_rzn_t, stride_rzn_b=stride_rzn_b,
-        stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1), **_padding(visits, h_0),
+        rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, B=B, stride_row=visits.stride_row,
+        size_rows=N, stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1),
+        **rzn_strides(rzn), **_padding(visits, h_0),
     )  # fmt: skip
     want_dh_0 = dh_0_dtype is not None
-    for kind, steps in (("backward_first", slice(1)), ("backward", slice(1, None)))[: min(visits.time, 2)]:
-        kernel, tiles = _settled(kind, call, DY_UNIT=unit, FIRST=kind == "backward_first")
-        columns, block_b = -(-H // tiles.block_h), tiles.block_b
-        visited = islice(visits.backward(D, want_dh_0), steps.start, steps.stop)
-        grids = (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited)
-        kernel.launch(arguments, tiles.pdl).each(grids, (visits.time, B, visits.batch_sizes, want_dh_0))
-    return dgates, dh_0 if dh_0_dtype else None
+    visited = visits.backward(D, want_dh_0)
+    for kind in kinds(visits.time, training=True)[1:]:
+        first = kind == "backward_first"
+        kernel, tiles = _settled(kind, call, DY_UNIT=unit, FIRST=first)
+        steps = _with_grids([next(visited)] if first else visited, tiles, call)
+        kernel.launch(arguments, tiles.pdl).each(steps, (visits.time, B, visits.batch_sizes, want_dh_0))
+    return dgates, dh_0 if want_dh_0 else None
 
 
-def product_precision(call: LayerCall) -> str:
-    """As protocol.py's Launcher has it."""
-    return call.precision
+def _with_grids(
+    visited: Iterable[tuple[int, tuple[int, ...]]], tiles: StepTiles, call: LayerCall
+) -> Iterator[tuple[Grid, tuple[int, ...]]]:
+    """Grids and scalars of launches that reach so many rows, with such scalars."""
+    block_b, columns, D = tiles.block_b, -(-call.hidden_size // tiles.block_h), call.directions
+    return (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited)
 
 
 def _settled(kind: str, call: LayerCall, **constants: Any) -> tuple[Kernel, StepTiles]:
@@ -140,25 +130,18 @@ def _settled(kind: str, call: LayerCall, **constants: Any) -> tuple[Kernel, Step
         v, H, D = call.visits, call.hidden_size, call.directions
         tiles = step_tiles(kind, call.recurrence)
         constants |= dict(H=H, D=D, PRECISION=call.precision, PADDED=v.lengths is not None, RESETS=v.resets is not None)
-        found = call.settled[key] = kernel_of(kind, tiles, constants), tiles
+        found = call.settled[key] = _kernel(kind, tiles, constants), tiles
     return found
 
 
-def kernel_of(kind: str, tiles: StepTiles, constants: dict[str, Any]) -> Kernel:
+def _kernel(kind: str, tiles: StepTiles, constants: dict[str, Any]) -> Kernel:
     """The kernel of one of `step_tiles`' kinds with these constants and those of its tiles."""
-    backward = kind.startswith("backward")
-    kernel = kernels.step_backward if backward else kernels.step_forward
-    if interpreted(kernel):
-        from ..tools.interpreter import repair
-
-        repair()
     blocks = dict(
         BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k, SPLIT=tiles.split, AHEAD=tiles.ahead,
         PDL=tiles.pdl,
     )  # fmt: skip
-    scalars = kernels.BACKWARD_SCALARS if backward else kernels.FORWARD_SCALARS
-    options = tiles.num_warps, tiles.num_stages, False, tiles.max_registers
-    return Kernel(kernel, scalars, {**constants, **blocks}, *options)
+    kernel = kernels.step_backward if kind.startswith("backward") else kernels.step_forward
+    return Kernel(kernel, constants | blocks, tiles.num_warps, tiles.num_stages, max_registers=tiles.max_registers)
 
 
 def _padding(visits: Visits, unread: Tensor) -> dict[str, Tensor]:
@@ -172,33 +155,26 @@ def _padding(visits: Visits, unread: Tensor) -> dict[str, Tensor]:
 
 def specimens(
     problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = (), padded: bool = False
-) -> list[Specimen]:
+) -> list[Kernel]:
     """As protocol.py's Launcher has it, of the first layer; `padded` has lengths and resets. The caller's tensors and
     the weights, as cuDNN's flattened ones, may be aligned to their elements alone."""
-    p, H, D, fused = problem, problem.hidden_size, problem.directions, problem.time == 1
-    own = f"*{p.dtype}"
+    p, H, D, fused, own = problem, problem.hidden_size, problem.directions, problem.time == 1, f"*{problem.dtype}"
     theirs = own if aligned else f"{own}:{4 if p.dtype == 'fp32' else 2}"
-    sizes = dict.fromkeys(kernels.SIZES, "i32")
-    common = dict(H=H, D=D, PRECISION=p.precision, PADDED=padded, RESETS=padded)
-
-    def specimen(kind: str, types: dict[str, str], **constants: Any) -> Specimen:
-        tiles = step_tiles(kind, p.on(device, overrides))
-        types |= sizes | (dict(lengths_ptr="*i32", resets_ptr="*i8") if padded else {})
-        return kernel_of(kind, tiles, {**common, **constants}).specimen(types, own)
-
-    weights = [f"{name}{suffix}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for suffix in ("", "_reverse")]
-    types = dict.fromkeys(weights, theirs) | dict(x_ptr=theirs if fused else own, stride_x_i="i32:1")
+    weights = [f"{name}{way}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for way in ("", "_reverse")]
+    types = dict.fromkeys((*weights, "dy_ptr"), theirs) | dict.fromkeys(("stride_x_i", "stride_dy_h"), "i32:1")
+    types |= dict(x_ptr=theirs if fused else own, dh_ptr="*fp32")
     types["state_ptr"] = own if fused or p.dtype == "fp32" else "*fp32"
-    found = [
-        specimen(
-            "cell" if fused else "forward", types, I=p.input_size if fused else 0, X_UNIT=p.input_size if fused else 1,
-            HAS_BIAS=p.bias, FUSE_INPUT=fused, KEEP_STATE=p.dtype != "fp32" and not fused,
-            SAVE_GATES=p.training and not p.recompute,
-        )
-    ]  # fmt: skip
-    types = dict.fromkeys(("dy_ptr", "w_hh_ptr", "w_hh_reverse_ptr"), theirs) | dict(
-        dh_ptr="*fp32", stride_dy_h="i32:1"
-    )
-    for kind in ("backward_first", "backward")[: 2 if p.training and not fused else int(p.training)]:
-        found.append(specimen(kind, dict(types), DY_UNIT=D * H, FIRST=kind == "backward_first"))
+    types |= dict(lengths_ptr="*i32", resets_ptr="*i8") if padded else {}
+    found = []
+    for kind in kinds(p.time, p.training):
+        constants = dict(H=H, D=D, PRECISION=p.precision, PADDED=padded, RESETS=padded)
+        if kind.startswith("backward"):
+            constants |= dict(DY_UNIT=D * H, FIRST=kind == "backward_first")
+        else:
+            constants |= dict(
+                I=p.input_size if fused else 0, X_UNIT=p.input_size if fused else 1, HAS_BIAS=p.bias, FUSE_INPUT=fused,
+                KEEP_STATE=p.dtype != "fp32" and not fused, SAVE_GATES=p.training and not p.recompute,
+            )  # fmt: skip
+        tiles = step_tiles(kind, p.on(device, overrides))
+        found.append(_kernel(kind, tiles, constants).of_types(types, own))
     return found

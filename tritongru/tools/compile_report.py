@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..planning.devices import Device
 
 if TYPE_CHECKING:
-    from ..launch.runtime import Specimen
+    from ..launch.runtime import Kernel
 
 # Instruction classes, each a pattern for the whole opcode up to its first dot. NVIDIA (SASS):
 SASS_CLASSES = {
@@ -75,7 +75,7 @@ class CompileReport:
         return sum(self.counts.get(name, 0) for name in ("HGMMA", "UTCMMA", "HMMA", "mfma"))
 
 
-def compile_report(specimen: Specimen, device: Device) -> CompileReport:
+def compile_report(specimen: Kernel, device: Device) -> CompileReport:
     """Compile a launch for `device` and read the result; a compiler's error is passed on as it is.
 
     Args:
@@ -131,7 +131,7 @@ class _Pointer:
 _SCALARS = {"i32": 7, "i32:16": 32, "i32:1": 1, "i64": 2**40 + 7, "i64:16": 2**40, "fp32": 1.5, "i1": True}
 
 
-def _compile(specimen: Specimen, device: Device) -> Any:
+def _compile(specimen: Kernel, device: Device) -> Any:
     """Triton's CompiledKernel. The JIT's own binder and packer decide the specialisation, as at a launch."""
     import triton
     from triton.backends.compiler import GPUTarget

@@ -74,11 +74,12 @@ def profile(module: nn.Module, inputs: tuple[Any, ...], training: bool, path: Pa
     log = BufferingHandler(1000)
     with ExitStack() as stack:
         if registry.has_triton():
-            from ..launch.runtime import observe_counts
+            from ..launch.runtime import Launch, observe
 
-            stack.enter_context(observe_counts(
-                lambda name, told: found.counted[name].update(count=1, bytes=told["bytes"], flops=told["flops"])
-            ))  # fmt: skip
+            def note(name: str, told: Mapping[str, Any]) -> None:
+                found.counted[name].update(count=1, bytes=told["bytes"], flops=told["flops"])
+
+            stack.enter_context(observe(note, Launch.counts))
         registry.log_once.cache_clear()
         registry.logger.addHandler(log)
         stack.callback(registry.logger.removeHandler, log)
