@@ -34,7 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    if registry.has_triton() and not INTERPRETING:
+    if not INTERPRETING:
         from tests.kit import disassembly
 
         disassembly.keep()
@@ -58,9 +58,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(autouse=True)
 def _reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
     """Note on the report of a test that it launched, or compiled, a Triton kernel."""
-    if not registry.has_triton():
-        yield
-        return
     import triton
 
     from tritongru.launch.runtime import observe
@@ -102,7 +99,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the backends whose layers ran, in order; PyTorch's own path leaves no trace."""
     names: list[str] = []
     for found in registry.BACKENDS.values():
-        if found.module is not None and (not found.triton or registry.has_triton()):
+        if found.module is not None:
             module = found.load()
 
             def watched(*args: Any, name: str = found.name, forward: Any = module.forward, **kwargs: Any) -> Any:

@@ -123,14 +123,6 @@ def loss_of(output: Any, h_n: Tensor) -> Tensor:
     return (data * randn(*data.shape, seed=5)).sum() + (h_n * randn(*h_n.shape, seed=6)).sum()
 
 
-def trained(module: Any, x: Any, hx: Tensor | None = None) -> list[Any]:
-    """Output, h_n and the gradient of each parameter after one backward pass."""
-    module.zero_grad()
-    found = module(x, hx)
-    loss_of(*found).backward()
-    return [*tensors(found), *(p.grad for p in module.parameters())]
-
-
 def results(call: Any, input: Any, hx: Tensor | None = None, of: Any = None, **how: Any) -> dict[str, Tensor]:
     """What a layer, a cell or a call of one returns and, for random cotangents on all of it, the gradients of input, hx
     and the parameters (of `of`), where there are any. The strides of input and hx are kept."""
