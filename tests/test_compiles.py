@@ -8,7 +8,7 @@ that the lint of tests/kit/lint.py sees.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -19,8 +19,9 @@ import pytest
 from tests.kit.compile_elsewhere import examined, python_of
 from tests.kit.forms import DEVICES, KINDS, Form, examine, forms, limits, plans
 from tests.kit.lint import dependence_faults, faults_of, time_loop
-from tests.kit.mutants import mutant
+from tests.kit.mutants import edited, mutant, table
 from tests.kit.versions import TRITON
+from tritongru.launch.runtime import Specimen
 from tritongru.launch.sequence import specimen
 from tritongru.launch.step import specimens
 from tritongru.planning import Problem, describe
@@ -148,33 +149,6 @@ def test_a_step_loads_what_no_step_makes_and_waits(target: str, kind: str, dtype
     assert beside(target, kind, dtype, B, H) == []
 
 
-def moved(text: str, before: str) -> tuple[str, str]:
-    return f"{{{text}=>}}", f"{{=>{text}}}{before}"
-
-
-LET = "    if PDL:\n        tl.extra.cuda.gdc_launch_dependents()\n"
-WAIT = "    if PDL:\n        tl.extra.cuda.gdc_wait()\n"
-LOADS = "    ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, "
-MUTANTS = {  # pass, what the lint says, edits
-    "h before the wait": ("forward", "bytes loaded", *moved(WAIT, "    h_prev = h_prev.to(tl.float32)\n")),
-    "dgates before the wait": ("backward", "bytes loaded", *moved(WAIT, "    dh_prev += dh_src * z_src")),
-    "weights after the wait": ("forward", "bytes loaded", *moved(WAIT, LOADS + "False")),
-    "weights after the wait, backward": ("backward", "bytes loaded", *moved(WAIT, LOADS + "True")),
-    "no wait": ("forward", "0 ACQBULK", "{gdc_wait=>gdc_launch_dependents}()"),
-    "the next launch never let in": ("forward", "0 PREEXIT", "{gdc_launch_dependents=>gdc_wait}()"),
-    "no wait where no row runs": ("forward", "without a wait", WAIT.replace("PDL", "{PDL=>rows > 3}")),
-    "the next launch let in before the loads": ("forward", "a load between", *moved(LET, LOADS + "False")),
-}
-
-
-@pytest.mark.parametrize("name", MUTANTS)
-def test_a_mutant_that_does_not_wait_is_killed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kind, found, *edits = MUTANTS[name]
-    monkeypatch.setattr("tritongru.launch.step.kernels", mutant(tmp_path, "step.py", *edits))
-    faults = beside("h200", kind, "bf16", 32, 512)
-    assert any(found in fault for fault in faults), faults
-
-
 # `sequence`
 
 ARCHITECTURES = {arch: [d for d in DEVICES if describe(d).arch == arch] for arch in {describe(d).arch for d in DEVICES}}
@@ -264,95 +238,108 @@ def test_the_time_loop_is_at_most_a_tenth_longer_than_the_studys(kind: str, hidd
     assert STUDY[kind, hidden_size] / 2 < found <= 1.1 * STUDY[kind, hidden_size]
 
 
-# The lint, on kernels broken on purpose: what is changed of one of H 256 in bfloat16, and the words of its fault.
+# The lint, on kernels broken on purpose.
 
 
 def lint(
-    kind: str, folder: Path, *, H: int = 256, dtype: str = "bf16", kernel: tuple[str, ...] = (), num_stages: int = 1,
-    sass: tuple[str, str] = ("", ""), wait: tuple[str, str] = ("", ""), next_wait: str = "WAIT_NEXT", **tiles: int,
+    kind: str, H: int = 256, dtype: str = "bf16", change: Callable[[Specimen], Specimen] = lambda found: found,
+    binary: Callable[[str], str] = lambda sass: sass, **tiles: int,
 ) -> list[str]:  # fmt: skip
-    """The faults of a kernel with an edit, with another text of its wait or of its binary, or compiled with other tiles
-    than those that the lint is told."""
+    """The faults of a kernel after a change of its launch or of its binary, or with other tiles than those that the
+    lint is told."""
     meant = form_of("h200", kind, dtype, H, 16).tiles
-    found = replace(specimen(kind, replace(meant, **tiles), dtype, "tf32"), num_stages=num_stages)
-    if kernel:
-        module = "sequence" if isinstance(meant, SequenceTiles) else "small"
-        found = replace(found, kernel=vars(mutant(folder, *kernel, module=module))[f"{module}_{kind}"])
-    if "WAIT" in found.constants:
-        waits = dict(WAIT=found.constants["WAIT"].replace(*wait))
-        if kind == "backward":
-            waits |= dict(WAIT_NEXT=found.constants[next_wait])
-        found = replace(found, constants={**found.constants, **waits})
-    report = compile_report(found, describe("h200"))
-    return faults_of(replace(report, sass=report.sass.replace(*sass)), meant, kind, dtype)
+    report = compile_report(change(specimen(kind, replace(meant, **tiles), dtype, "tf32")), describe("h200"))
+    return faults_of(replace(report, sass=binary(report.sass)), meant, kind, dtype)
+
+
+def with_constants(found: Specimen, **constants: str) -> Specimen:
+    return replace(found, constants={**found.constants, **constants})
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_lint_finds_nothing_in_the_kernels(kind: str, tmp_path: Path) -> None:
-    assert lint(kind, tmp_path) == []
+def test_lint_finds_nothing_in_the_kernels(kind: str) -> None:
+    assert lint(kind) == []
 
 
-MISTAKES: dict[str, tuple[str, dict[str, Any]]] = {
-    "weak loads": ("^0 strong loads of 16 bytes", dict(wait=("ld.relaxed.gpu.global.v4", "ld.global.v4"))),
-    "no loop": (r"^loops that load \[\] vectors again", dict(wait=("@p bra found; add", "bra found; add"))),
-    "no sleep": ("^0 sleeps", dict(wait=("nanosleep.u32 250;", ""))),
-    "a weak look at the status word": (
-        "^0 bytes of other strong loads", dict(wait=("ld.relaxed.gpu.global.u32 bits", "ld.global.u32 bits")),
-    ),
-    "lanes that part": ("no WARPSYNC after a wait", dict(sass=("WARPSYNC", "NOP"))),
-    "an asynchronous copy": ("LDGSTS: an asynchronous copy", dict(sass=("LDG.E.U16 ", "LDGSTS.E.128 "))),
-    "a product without matrix instructions": ("0 matrix instructions", dict(sass=("HMMA.", "FFMA."))),
-    "spills": ("bytes spilled", dict(sass=("STS.64", "STL.64"))),
-}  # fmt: skip
-OF_FORWARD = {
-    "weights in shared memory that should be in registers": ("bytes from shared memory", dict(shared_gates=1)),
-    "two stages": ("^num_stages is 2", dict(num_stages=2)),
-    "weak publishing stores": (
-        "bytes of strong stores", dict(kernel=("exchange.py", '{, cache_modifier=".cg")=>)}')),
-    ),
-    "weights loaded in the time loop": ("bytes of weak loads", dict(kernel=(
-        "sequence.py", "{=>weights = load_weights(w_ptr, FORM)\n            }a_r, a_z, q = three_products(h_all,",
-    ))),
-    "one buffer for all sums": ("barriers", dict(kernel=(
-        "sequence.py", "sums = (buffer_of_sums(FORM){, buffer_of_sums(FORM), buffer_of_sums(FORM))=>,) * 3}",
-    ))),
-    "a product dropped": ("matrix instructions", dict(kernel=(
-        "sequence.py", "sums[1].store({add_product(zeros, h, weights, 1, 0, FORM)=>zeros})",
-    ))),
-    "a gate not saved": ("bytes of weak stores", dict(kernel=(
-        "gates.py", "{tl.store(ptrs + H, z.to(dtype), mask=mask)=>pass}",
-    ))),
-}  # fmt: skip
-# Where one gate is awaited after another, the first look alone may come too early.
-OF_BACKWARD = {"a sleep before every gate": ("^3 sleeps", dict(H=512, dtype="fp32", next_wait="WAIT"))}
-OF_SMALL = {
-    "weights loaded in the time loop": (
-        "bytes loaded", "small.py",
-        "{=>w_r, _, _ = load_weights(w_ptr, H, False, FORM)\n        }a_r = product(w_r, h_all,",
-    ),
-    "a product dropped": (
-        "matrix instructions|multiply-adds", "small.py", "a_z = {product(w_z=>0.0 * product(w_r}, h_all,",
-    ),
-    "h handed over twice": (
-        "barriers", "small.py",
-        "{=>h_all = received(h_shared, FORM)\n        hand_over(h_shared, h.to(dtype), FORM)\n        }"
-        "h_all = received(h_shared,",
-    ),
-    "a gate not saved": ("bytes stored", "gates.py", "{    tl.store(ptrs + H, z.to(dtype), mask=mask)\n=>}"),
-    "units read one by one": ("loads", "small.py", "H = {H // VECTOR * VECTOR=>H + 0}"),  # is right in float32
-}  # fmt: skip
-ALL = [(kind, name, *of) for kind in KINDS for name, of in MISTAKES.items()]
-ALL += [("forward", name, *of) for name, of in OF_FORWARD.items()]
-ALL += [("backward", name, *of) for name, of in OF_BACKWARD.items()]
-ALL += [
-    ("forward", f"{name} of a small kernel", fault, dict(H=64, dtype=dtype, kernel=edit))
-    for dtype in ("bf16", "fp32")
-    for name, (fault, *edit) in OF_SMALL.items()
-    if (name, dtype) != ("units read one by one", "fp32")
+def test_lint_finds_other_tiles_stages_and_sleeps() -> None:
+    """Where one gate is awaited after another, the first look alone may come too early."""
+    assert any("bytes from shared memory" in fault for fault in lint("forward", shared_gates=1))
+    (fault,) = lint("forward", change=lambda found: replace(found, num_stages=2))
+    assert fault.startswith("num_stages is 2")
+    (fault,) = lint("backward", 512, "fp32", lambda found: with_constants(found, WAIT_NEXT=found.constants["WAIT"]))
+    assert fault.startswith("3 sleeps")
+
+
+# By module, what is changed (a file, the text of a wait, the binary), and passes or, of small layers, dtypes: name, the
+# words of the fault, and what becomes what
+MISTAKES = r"""
+sequence, wait: forward backward
+    weak loads | ^0 strong loads of 16 bytes | ld{.relaxed.gpu=>}.global.v4
+    no loop | ^loops that load \[\] vectors again | {@p =>}bra found; add
+    no sleep | ^0 sleeps | {nanosleep.u32 250;=>}
+    a weak look at the status word | ^0 bytes of other strong loads | ld{.relaxed.gpu=>}.global.u32 bits
+sequence, binary: forward backward
+    lanes that part | no WARPSYNC after a wait | {WARPSYNC=>NOP}
+    an asynchronous copy | LDGSTS: an asynchronous copy | {LDG.E.U16=>LDGSTS.E.128}
+    a product without matrix instructions | 0 matrix instructions | {HMMA=>FFMA}.
+    spills | bytes spilled | {STS=>STL}.64
+sequence, exchange.py: forward
+    weak publishing stores | bytes of strong stores | {, cache_modifier=".cg"=>})
+sequence, sequence.py: forward
+    weights loaded in the time loop | bytes of weak loads | \
+        {=>weights = load_weights(w_ptr, FORM)\n            }a_r, a_z, q = three_products(h_all,
+    one buffer for all sums | barriers | (buffer_of_sums(FORM){, buffer_of_sums(FORM), buffer_of_sums(FORM))=>,) * 3}
+    a product dropped | matrix instructions | sums[1].store({add_product(zeros, h, weights, 1, 0, FORM)=>zeros})
+sequence, gates.py: forward
+    a gate not saved | bytes of weak stores | {tl.store(ptrs + H, z.to(dtype), mask=mask)=>pass}
+small, small.py: bf16 fp32
+    weights loaded in the time loop | bytes loaded | \
+        {=>w_r, _, _ = load_weights(w_ptr, H, False, FORM)\n        }a_r = product(w_r, h_all,
+    a product dropped | matrix instructions|multiply-adds | a_z = {product(w_z=>0.0 * product(w_r}, h_all,
+    h handed over twice | barriers | \
+        {=>h_all = received(h_shared, FORM)\n        hand_over(h_shared, h.to(dtype), FORM)\n        }h_all = received(
+small, gates.py: bf16 fp32
+    a gate not saved | bytes stored | {tl.store(ptrs + H, z.to(dtype), mask=mask)=>pass}
+small, small.py: bf16
+    units read one by one | loads | H = {H // VECTOR * VECTOR=>H + 0}
+step, step.py: forward
+    h before the wait | bytes loaded | {WAIT=>} | {=>WAIT}    h_prev = h_prev.to(tl.float32)
+    weights after the wait | bytes loaded | {WAIT=>} | {=>WAIT}    ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, False
+    no wait | 0 ACQBULK | {gdc_wait=>gdc_launch_dependents}()
+    the next launch never let in | 0 PREEXIT | {gdc_launch_dependents=>gdc_wait}()
+    no wait where no row runs | without a wait | if {PDL=>rows > 3}:\n        tl.extra.cuda.gdc_wait()
+    the next launch let in before the loads | a load between | {LET=>} | \
+        {=>LET}    ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, False
+step, step.py: backward
+    dgates before the wait | bytes loaded | {WAIT=>} | {=>WAIT}    dh_prev += dh_src * z_src
+    weights after the wait | bytes loaded | {WAIT=>} | {=>WAIT}    ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, True
+"""
+for name, text in {"LET": "gdc_launch_dependents()", "WAIT": "gdc_wait()"}.items():
+    MISTAKES = MISTAKES.replace(name, rf"    if PDL:\n        tl.extra.cuda.{text}\n")
+ALL = [
+    pytest.param(module, file, on, fault, edits, id=f"{module} {on}: {name}")
+    for (module, file, each), (name, fault, *edits) in table(MISTAKES, 4)
+    for on in each.split()
 ]
 
 
-@pytest.mark.parametrize(("kind", "name", "fault", "how"), ALL)
-def test_lint_finds_a_mistake(kind: str, name: str, fault: str, how: dict[str, Any], tmp_path: Path) -> None:
-    faults = lint(kind, tmp_path, **how)
+@pytest.mark.parametrize(("module", "file", "on", "fault", "edits"), ALL)
+def test_lint_finds_a_mistake(
+    module: str, file: str, on: str, fault: str, edits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(found: Specimen) -> Specimen:
+        return with_constants(found, WAIT=edited(found.constants["WAIT"], *edits))
+
+    def kernel(found: Specimen) -> Specimen:
+        return replace(found, kernel=getattr(mutant(tmp_path, file, *edits, module=module), found.name))
+
+    if module == "step":
+        monkeypatch.setattr("tritongru.launch.step.kernels", mutant(tmp_path, file, *edits))
+        faults = beside("h200", on, "bf16", 32, 512)
+    elif module == "small":
+        faults = lint("forward", 64, on, kernel)
+    elif file == "binary":
+        faults = lint(on, binary=lambda sass: edited(sass, *edits))
+    else:
+        faults = lint(on, change=wait if file == "wait" else kernel)
     assert any(re.search(fault, found) for found in faults), faults

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -15,7 +13,7 @@ import torch
 from tests.kit.drawn import SHORT, SHORT_SECONDS, Call, Drawn, put
 from tests.kit.inside import fewer_programs, several_launches_over_time
 from tests.kit.modules import pair
-from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome
+from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome, table
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_finite_where_nn_gru_is
 from tritongru import status as status_words
@@ -251,15 +249,10 @@ exchange.py, three programs: time-out
 
 
 def mutants() -> Iterator[Any]:
-    """Of MUTANTS, where a line that ends with a backslash goes on; of those that are emulated a quarter by default."""
-    group, count = [""], itertools.count()
-    for line in re.sub(r"\\\n\s*", "", MUTANTS).strip().splitlines():
-        name, _, edit = line.strip().partition(" | ")
-        if edit:
-            slow = LONG if next(count) % 4 and "step" not in group[1] else ()
-            yield pytest.param(*group, edit.replace(r"\n", "\n"), id=f"{group[0]}: {name}", marks=slow)
-        else:
-            group = re.split(", |: ", name)
+    """Of MUTANTS; of those that are emulated a quarter by default."""
+    for i, ((file, setting, how), (name, edit)) in enumerate(table(MUTANTS, 2)):
+        slow = LONG if i % 4 and "step" not in setting else ()
+        yield pytest.param(file, setting, how, edit, id=f"{file}: {name}", marks=slow)
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ import importlib
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -72,17 +74,29 @@ SETTINGS = {
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 
+def table(text: str, columns: int) -> Iterator[tuple[list[str], list[str]]]:
+    """The fields of a line "x, y: z", with each of the rows "a | b" below it; a row goes on after a backslash."""
+    group: list[str] = []
+    for line in re.sub(r"\\\n\s*", "", text).strip().splitlines():
+        if " | " in line:
+            yield group, [field.replace(r"\n", "\n") for field in line.strip().split(" | ", columns - 1)]
+        else:
+            group = re.split(", |: ", line.strip())
+
+
+def edited(text: str, edit: str) -> str:
+    """A text in which "h = {n=>z}" has put h = z for h = n."""
+    old, new = (re.sub(r"\{(.*?)=>(.*?)\}", side, edit, flags=re.DOTALL) for side in (r"\1", r"\2"))
+    assert old in text, f"no longer there: {old!r}; this mutant tests nothing"
+    return text.replace(old, new)
+
+
 def mutant(folder: Path, file: str, *edits: str, module: str = "step") -> ModuleType:
-    """`module` of a copy of kernels/ in which each edit has changed `file`: "h = {n=>z}" puts h = z for h = n."""
+    """`module` of a copy of kernels/ in which each edit has changed `file`."""
     name = f"mutant_{folder.name.replace('-', '_')}"
     package = folder / name
     shutil.copytree(KERNELS, package, ignore=shutil.ignore_patterns("__pycache__"))
-    text = (KERNELS / file).read_text()
-    for edit in edits:
-        old, new = (re.sub(r"\{(.*?)=>(.*?)\}", side, edit, flags=re.DOTALL) for side in (r"\1", r"\2"))
-        assert old in text, f"{file} no longer holds {old!r}: this mutant tests nothing"
-        text = text.replace(old, new)
-    (package / file).write_text(text)
+    (package / file).write_text(reduce(edited, edits, (KERNELS / file).read_text()))
     sys.path.insert(0, str(folder))
     try:
         return importlib.import_module(f"{name}.{module}")
