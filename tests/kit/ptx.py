@@ -50,10 +50,10 @@ def to_tf32(value: int) -> int:
 
 def in_python(statement: str) -> str:
     """An instruction as a line of Python, in which AT is the label to go on from."""
-    match = re.fullmatch(r"(?:@(!?)(\w+) )?([a-z]\w*)((?:\.\w+)*) (.*)", statement)
+    match = re.fullmatch(r"(?:@(\w+) )?([a-z]\w*)((?:\.\w+)*) (.*)", statement)
     if match is None:
         raise PtxError(f"no instruction: {statement!r}")
-    negated, guard, name, modifiers, operands = match.groups()
+    guard, name, modifiers, operands = match.groups()
     words, operand = modifiers.split(".")[1:], re.findall(r"\{[^}]*\}|\[[^\]]*\]|[^\s,]+", operands)
     size = re.fullmatch(r"[busf](32|64)", words[-1] if words else "")
     bits = int(size[1]) if size else 0
@@ -80,7 +80,7 @@ def in_python(statement: str) -> str:
             sources = [f"to_tf32({sources[0]})"]
         to = 2 * bits if words[0] == "wide" else 32 if name == "cvt" and "32" in words[-2] else bits
         line = f"{target} = {known.format(*sources, compares=compares)} & {(1 << to) - 1}"
-    return f"if {'not ' if negated else ''}{guard}: {line}" if guard else line
+    return f"if {guard}: {line}" if guard else line
 
 
 @lru_cache(maxsize=64)
