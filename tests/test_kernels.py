@@ -83,24 +83,29 @@ def test_rule_in_chunks(backend: str, case: Case, rows: int, dtype: torch.dtype,
 SMALLEST = [Case(*sizes, bidirectional=True) for sizes in ((1, 1, 1, 1), (2, 1, 3, 1), (2, 3, 1, 2))]
 SOME = (CASES[4], MORE_CASES[1])
 # Every field that a measurement may set: programs of more rows, several of them, of a wider class
-FP32_TILES = ("rows=2", "rows=2,lanes=8", "rows=1,lanes=2,num_warps=1", "rows=2,ahead=1", "rows=1,units=64")
-FP16_TILES = ("rows=4", "rows=8", "rows=16", "rows=8,ahead=1", "rows=4,units=32")
+SMALL_TILES = {
+    FP32: ("rows=2", "rows=2,lanes=8", "rows=1,lanes=2,num_warps=1", "rows=2,ahead=1", "rows=1,units=64"),
+    FP16: ("rows=4", "rows=8", "rows=16", "rows=8,ahead=1", "rows=4,units=32"),
+}
 EXCHANGING_TILES = (
     "block_b=8,block_k=64", "num_warps=1", "block_b=32,waits=3", "tiles=2,early=1", "groups=1,shared_gates=2",
     "block_h=32,block_k=64,num_warps=4,directions=1",
 )  # fmt: skip
+
+
+def with_tiles(*tiles: str) -> list[str]:
+    return [f"sequence:{fields}" for fields in tiles]
+
+
 ONE_DRAW = every(BACKENDS, SMALLEST, DTYPES, long=lambda b, _, dtype: b == "sequence" and dtype != FP32)
 ONE_DRAW += every([SMALL], SMALLEST, [FP32]) + every(["sequence"], CASES + MORE_CASES, [FP32])
 ONE_DRAW += every([SMALL], CASES + MORE_CASES, [FP32], long=lambda _, case, __: case in MORE_CASES)
 ONE_DRAW += every(["sequence", SMALL], SOME, HALF) + every([SMALL], [Case(T=4, B=5, I=3, H=127)], HALF)
-for dtype, tiles in ((FP32, FP32_TILES), (FP16, FP16_TILES)):
-    backends, cases = [f"sequence:{fields}" for fields in tiles], (CASES[4], Case(T=4, B=18, I=3, H=30))
-    ONE_DRAW += every(backends, cases, [dtype], long=lambda _, case, __: case.B == 18)
-ONE_DRAW += every(
-    [f"sequence:{fields}" for fields in EXCHANGING_TILES],
-    [Case(I=4, H=20, bidirectional=True, lengths=(2, 1) * 9)],
-    [FP32],
-)
+for dtype, tiles in SMALL_TILES.items():
+    cases = (CASES[4], Case(T=4, B=18, I=3, H=30))
+    ONE_DRAW += every(with_tiles(*tiles), cases, [dtype], long=lambda _, case, __: case.B == 18)
+PACKED_ROWS = Case(I=4, H=20, bidirectional=True, lengths=(2, 1) * 9)
+ONE_DRAW += every(with_tiles(*EXCHANGING_TILES), [PACKED_ROWS], [FP32])
 
 
 @pytest.mark.parametrize(("backend", "case", "dtype"), ONE_DRAW)
@@ -136,7 +141,7 @@ def test_every_form_of_step_with_a_part_of_the_weights_ahead(form: int, h200_til
 
 
 ANY = every(["step"], DTYPES, [8], [False]) + every(["reference"], [FP32], [25], [False])
-ANY += every(["sequence"], DTYPES, [1], [False])
+ANY += every(["sequence"], DTYPES, [2], [False])
 ANY += every(["step", EXCHANGING], DTYPES, [60], [True], long=lambda *of: True)
 ANY += every([SMALL], DTYPES, [60], [False], long=lambda *of: True)
 
@@ -144,12 +149,11 @@ ANY += every([SMALL], DTYPES, [60], [False], long=lambda *of: True)
 @pytest.mark.parametrize(("backend", "dtype", "examples", "on_a_gpu"), ANY)
 def test_any_shape(backend: str, dtype: torch.dtype, examples: int, on_a_gpu: bool, request) -> None:
     """With the interpreter's tiles or a GPU's; of a small layer with any of its own."""
-    tiles = FP32_TILES if dtype == FP32 else FP16_TILES
-    given_tiles = st.sampled_from([f"sequence:{fields}" for fields in tiles[:4]] if backend == SMALL else [backend])
+    some = with_tiles(*SMALL_TILES[FP32 if dtype == FP32 else FP16][:4]) if backend == SMALL else [backend]
     if on_a_gpu:
         request.getfixturevalue("h200_tiles")
 
-    @given(case=shapes, backend=given_tiles)
+    @given(case=shapes, backend=st.sampled_from(some))
     @settings(quiet, max_examples=examples)
     def any_shape(case: Case, backend: str) -> None:
         assert_not_wrong(case, backend, dtype)
@@ -265,18 +269,18 @@ def test_tensors_that_are_laid_out_in_any_way() -> None:
 # Launches.
 
 
-@pytest.mark.parametrize("backend", ["sequence", SMALL])
+@pytest.mark.parametrize(("backend", "dtype"), [("sequence", FP32), (SMALL, FP32), (SMALL, FP16)])
 @pytest.mark.parametrize(
     "variant",
     [{}, {"bidirectional": True}, {"num_layers": 2, "bidirectional": True}, {"recompute": True}],
     ids=["plain", "bidirectional", "two-layers", "recompute"],
 )
 @pytest.mark.parametrize(("T", "packed"), [(1, False), (4, False), (4, True)], ids=["one-step", "dense", "packed"])
-def test_one_launch_per_sequence(backend: str, packed: bool, variant: dict, T: int, monkeypatch) -> None:
+def test_one_launch_per_sequence(backend: str, dtype, packed: bool, variant: dict, T: int, monkeypatch) -> None:
     """One each way for every layer, both directions and the gradient of h_0 in it; and as many as `plan` says."""
-    layer = tritongru.GRU(5, 6, backend=backend, **variant)
-    x = pack_sequence([torch.randn(T, 5), torch.randn(1, 5)]) if packed else torch.randn(T, 2, 5)
-    h_0 = torch.zeros(layer.num_layers * (2 if layer.bidirectional else 1), 2, 6, requires_grad=True)
+    layer = tritongru.GRU(5, 6, backend=backend, dtype=dtype, **variant)
+    x = (pack_sequence([torch.randn(T, 5), torch.randn(1, 5)]) if packed else torch.randn(T, 2, 5)).to(dtype)
+    h_0 = torch.zeros(layer.num_layers * (2 if layer.bidirectional else 1), 2, 6, dtype=dtype, requires_grad=True)
     with counted(monkeypatch) as forward:
         output, h_n = layer(x, h_0)
     with counted(monkeypatch) as backward:
