@@ -6,11 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pytest
 from triton._C.libtriton import gluon_ir, ir
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language._semantic import GluonSemantic
 
+from tests.kit.modules import table
 from tritongru.kernels import small as kernels
 from tritongru.planning import describe
 from tritongru.planning.problem import BYTES, Recurrence
@@ -19,21 +19,16 @@ from tritongru.planning.small import ROWS, SmallTiles
 from tritongru.tools.emulator import Tensor
 from tritongru.tools.emulator.language import bound
 
-EVERY = [
-    (kind, dtype, rows, H)
+H200 = describe("h200")
+EVERY = {
+    f"{kind}-{dtype}-{rows}-{H}": sequence_tiles(kind, Recurrence(8, H, 1, dtype, "tf32", H200, (("rows", rows),)))
     for kind in ("forward", "backward")
     for dtype, choices in (("fp32", (1, 2)), ("bf16", (4, 8, 16)))
     for rows in choices
     for size, H in ROWS
     if size == BYTES[dtype]
-]
-on_every = pytest.mark.parametrize(("kind", "dtype", "rows", "H"), EVERY)
-
-
-def tiles_of(kind: str, dtype: str, rows: int, H: int) -> SmallTiles:
-    tiles = sequence_tiles(kind, Recurrence(8, H, 1, dtype, "tf32", describe("h200"), (("rows", rows),)))
-    assert isinstance(tiles, SmallTiles)
-    return tiles
+}
+on_every = table("t", EVERY)
 
 
 def form(t: SmallTiles) -> tuple[int, ...]:
@@ -53,16 +48,15 @@ def places(layout: Any, shape: list[int]) -> np.ndarray:
 
 
 @on_every
-def test_every_element_is_owned_and_by_the_lanes_of_one_warp(kind: str, dtype: str, rows: int, H: int) -> None:
+def test_every_element_is_owned_and_by_the_lanes_of_one_warp(t: SmallTiles) -> None:
     """r, z, n overwrite x_proj: whoever else has an element has loaded it by the same instruction."""
-    t = tiles_of(kind, dtype, rows, H)
     owned = places(kernels.own_layout(form(t)), [t.rows, t.units])
     warps = [{tuple(at) for at in warp.reshape(-1, 2)} for warp in owned]
     assert set.union(*warps) == {(row, unit) for row in range(t.rows) for unit in range(t.units)}
     assert sum(map(len, warps)) == t.rows * t.units
     assert owned.shape[2] == max(1, t.rows * t.units // (32 * t.num_warps))
     for register in np.moveaxis(owned, 2, 0):  # one instruction each; in half precision two units of it
-        assert dtype == "fp32" or (register[:, :, 1] % 2 == register[0, 0, 1] % 2).all()
+        assert t.lanes or (register[:, :, 1] % 2 == register[0, 0, 1] % 2).all()
 
 
 def banks(addresses: np.ndarray, width: int) -> int:
@@ -73,10 +67,9 @@ def banks(addresses: np.ndarray, width: int) -> int:
 
 
 @on_every
-def test_no_bank_conflicts(kind: str, dtype: str, rows: int, H: int) -> None:
+def test_no_bank_conflicts(t: SmallTiles) -> None:
     """A load of 16 bytes a lane takes one turn for each 8 lanes, as the tensor core's loads of 8 rows of 16 bytes; a
     store of 4 bytes a lane one, in float32 one for each row."""
-    t = tiles_of(kind, dtype, rows, H)
     shared = kernels.shared_layout(form(t))
     assert list(shared.order) == [1, 0]
 
