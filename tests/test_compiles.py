@@ -21,7 +21,7 @@ from tests.kit.forms import DEVICES, KINDS, Form, examine, forms, limits, plans
 from tests.kit.lint import dependence_faults, faults_of, time_loop
 from tests.kit.mutants import edited, mutant, table
 from tests.kit.versions import TRITON
-from tritongru.launch.runtime import Specimen
+from tritongru.launch.runtime import Kernel
 from tritongru.launch.sequence import specimen
 from tritongru.launch.step import specimens
 from tritongru.planning import Problem, describe
@@ -242,7 +242,7 @@ def test_the_time_loop_is_at_most_a_tenth_longer_than_the_studys(kind: str, hidd
 
 
 def lint(
-    kind: str, H: int = 256, dtype: str = "bf16", change: Callable[[Specimen], Specimen] = lambda found: found,
+    kind: str, H: int = 256, dtype: str = "bf16", change: Callable[[Kernel], Kernel] = lambda found: found,
     binary: Callable[[str], str] = lambda sass: sass, **tiles: int,
 ) -> list[str]:  # fmt: skip
     """The faults of a kernel after a change of its launch or of its binary, or with other tiles than those that the
@@ -252,7 +252,7 @@ def lint(
     return faults_of(replace(report, sass=binary(report.sass)), meant, kind, dtype)
 
 
-def with_constants(found: Specimen, **constants: str) -> Specimen:
+def with_constants(found: Kernel, **constants: str) -> Kernel:
     return replace(found, constants={**found.constants, **constants})
 
 
@@ -327,10 +327,10 @@ ALL = [
 def test_lint_finds_a_mistake(
     module: str, file: str, on: str, fault: str, edits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wait(found: Specimen) -> Specimen:
+    def wait(found: Kernel) -> Kernel:
         return with_constants(found, WAIT=edited(found.constants["WAIT"], *edits))
 
-    def kernel(found: Specimen) -> Specimen:
+    def kernel(found: Kernel) -> Kernel:
         return replace(found, kernel=getattr(mutant(tmp_path, file, *edits, module=module), found.name))
 
     if module == "step":

@@ -32,10 +32,10 @@ def examined(version: str, forms: Sequence[Form]) -> list[tuple[str, list[str]]]
 
     jobs = []
     for form in forms:
-        launch = vars(specimen(*form[1:]))
-        kernel = launch["kernel"].fn
-        launch |= dict(kernel=None, arguments=dict(launch["arguments"]), constants=dict(launch["constants"]))
-        jobs.append((form, kernel.__module__, kernel.__name__, launch))
+        of = specimen(*form[1:])
+        numbers = {name: getattr(of, name) for name in ("num_warps", "num_stages", "max_registers")}
+        launch = dict(arguments=dict(of.arguments), constants=dict(of.constants), **numbers)
+        jobs.append((form, of.kernel.fn.__module__, of.name, launch))
     command = [python_of(version), "-m", "tests.kit.compile_elsewhere"]
     done = subprocess.run(command, cwd=ROOT, input=pickle.dumps(jobs), capture_output=True)
     assert done.returncode == 0, done.stderr.decode()
@@ -56,8 +56,8 @@ def main() -> None:
     disassembly.keep()
     found = []
     for form, module, name, launch in pickle.load(sys.stdin.buffer):
-        launch["kernel"] = getattr(importlib.import_module(module), name)
-        report = compile_report(SimpleNamespace(**launch), describe(form.device))  # type: ignore[arg-type]
+        kernel = getattr(importlib.import_module(module), name)
+        report = compile_report(SimpleNamespace(kernel=kernel, **launch), describe(form.device))
         found.append((triton.__version__, faults(form, report)))
     sys.stdout.buffer.write(pickle.dumps(found))
 
