@@ -17,7 +17,8 @@ from tests.kit.inside import several_launches_over_time
 from tests.kit.modules import BACKENDS, assert_close, randn, same_bits, table
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong, assert_right
-from tritongru.batch import Visits, kept
+from tritongru import batch
+from tritongru.batch import Visits
 from tritongru.tools.check import Case, run
 from tritongru.tools.emulator import emulating
 
@@ -62,18 +63,18 @@ def test_a_pass_keeps_nothing_and_a_step_runs_no_python_of_ours(packed):
 @pytest.mark.parametrize("T, shapes", [(20_000, 40), (4, 3000)], ids=["long", "many"])
 def test_tables_of_packed_batches_are_a_few_mebibytes_in_all(T, shapes):
     """On the host and on the device together; the last one is there when it is asked for again."""
-    kept.clear()
+    batch.kept.clear()
 
-    def tables(B):
-        return Visits(T, B, (B,) * (T - 1) + (1,)).tables(torch.device("cpu"))[0]
+    def table(B):
+        return batch.tables((B,) * (T - 1) + (1,), torch.device("cpu"))[0]
 
     def calls():
         for B in range(1, shapes + 1):
-            table = tables(B)
-        assert tables(shapes).data_ptr() == table.data_ptr()
+            last = table(B)
+        assert table(shapes).data_ptr() == last.data_ptr()
 
     on_host, _ = traced(calls)
-    found = list(kept._found.values())
+    found = list(batch.kept.values())
     assert 0 < len(found) < shapes
     assert on_host + sum(table.nbytes for table in found) < 5 << 20
 

@@ -41,22 +41,17 @@ def chosen() -> str | None:
     if block is None and not _at_the_start.data:  # as in every call of who does not use it
         return None
     name, inside = block or (None, ())
-    return _chosen(name, inside, _regions())
-
-
-def _chosen(name: str | None, inside: Sequence[Any], regions: Sequence[tuple[Any, bool]]) -> str | None:
-    """What holds in the first of `regions`, which lie in each other, where the innermost block says `name` and is
-    inside the regions `inside`."""
-    if not regions:
-        return name
-    (region, again), *outer = regions
-    if any(region is r for r in inside):
-        return name
-    if region not in _at_the_start:
-        if again:  # nobody had chosen anything in forward
-            return None
-        _at_the_start[region] = _chosen(name, inside, outer)
-    return _at_the_start[region]
+    begun = []
+    for region, again in _regions():
+        if any(region is r for r in inside):
+            break
+        if region in _at_the_start or again:  # None: nobody had chosen anything in forward
+            name = _at_the_start.get(region)
+            break
+        begun.append(region)
+    for region in begun:
+        _at_the_start[region] = name
+    return name
 
 
 def _regions() -> list[tuple[Any, bool]]:
@@ -78,8 +73,6 @@ def _regions() -> list[tuple[Any, bool]]:
             elif code.co_name == "unpack_hook" and "frame" in local:
                 found.append((local["frame"], True))
             elif (begun := getattr(local.get("gen"), "gi_frame", None)) and "new_frame" in begun.f_locals:
-                found.append(
-                    (begun.f_locals["new_frame"], False)
-                )  # in `checkpoint` itself, which keeps it in a generator
+                found.append((begun.f_locals["new_frame"], False))  # `checkpoint` itself keeps it in a generator
         frame = frame.f_back
     return found

@@ -7,9 +7,7 @@ t - 1, the reverse one crosses the same boundary on its way to t - 1.
 
 from __future__ import annotations
 
-import threading
 from array import array
-from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +16,7 @@ from itertools import accumulate, cycle, islice, repeat
 import torch
 from torch import Tensor
 
+from .latest import Latest
 from .status import LENGTHS_OUTSIDE, status
 
 
@@ -82,36 +81,23 @@ class Visits:
 
     @cached_property
     def _starts(self) -> list[int]:
-        assert self.batch_sizes is not None
-        return [0, *accumulate(self.batch_sizes)]
+        return [0, *accumulate(self.batch_sizes or ())]
 
     def at(self, direction: int, visit: int) -> int:
-        """Where visit number `visit` of a direction lies: the time step, or the first row of it; 0 outside 0 .. T-1."""
-        if not 0 <= visit < self.time:
-            return 0
+        """Where a direction's visit of that number lies: the time step, or in a packed batch the first row of it."""
         t = visit if direction == 0 else self.time - 1 - visit
         return t if self.batch_sizes is None else self._starts[t]
 
     def rows(self, direction: int, visit: int) -> int:
-        """How many rows run at it; 0 outside 0 .. T-1."""
-        if not 0 <= visit < self.time:
-            return 0
-        if self.batch_sizes is None:
-            return self.batch
-        return self.batch_sizes[visit if direction == 0 else self.time - 1 - visit]
-
-    def tables(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Of a packed batch, int32 on the device: rows of each time step, and the first of them."""
-        assert self.batch_sizes is not None
-        sizes, starts, _ = kept.tables(self.batch_sizes, device)
-        return sizes, starts
+        """How many rows run at it."""
+        return self.batch if self.batch_sizes is None else self.batch_sizes[visit if direction == 0 else -1 - visit]
 
     def pointers(self, unread: Tensor) -> dict[str, Tensor]:
         """On the device of `unread`, which stands for what a batch does not have and nobody reads: how many time steps
         each row runs (int32), the first row of each time step of a packed batch (int32), and resets (int8)."""
         lengths, starts = unread if self.lengths is None else self.lengths, unread
         if self.batch_sizes is not None:
-            _, starts, lengths = kept.tables(self.batch_sizes, unread.device)
+            _, starts, lengths = tables(self.batch_sizes, unread.device)
         resets = (unread if self.resets is None else self.resets).view(torch.int8)
         return dict(lengths_ptr=lengths, starts_ptr=starts, resets_ptr=resets)
 
@@ -122,26 +108,23 @@ class Visits:
         Made as they are asked for, and by no Python of ours: kept, they would take 600 bytes a time step.
         """
         columns: list[Iterable[int]] = [cycle((0, 1))]
-        reached: list[Sequence[int]] = []
+        reached: list[Iterable[int]] = []
         for direction in range(D):
             at, rows = self._in_order(direction)
             columns += [at, rows, [0, *rows[:-1]], [*rows[1:], 0]]
             reached.append(rows)
-        columns += [repeat(0)] * 4 * (2 - D)
-        return zip(self._most(reached, self.time), zip(*columns, strict=False), strict=False)
+        return self._launches(self.time, reached, [*columns, *[repeat(0)] * 4 * (2 - D)])
 
     def backward(self, D: int, want_dh_0: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a backward pass: rows, and BACKWARD_SCALARS. The last of several makes dh_0 alone."""
         columns: list[Iterable[int]] = []
-        reached: list[Sequence[int]] = []
+        reached: list[Iterable[int]] = []
         for direction in range(D):
             at, rows = ([*values[::-1], 0, 0] for values in self._in_order(direction))
             columns += [islice(values, by, None) for values in (at, rows) for by in (0, 1, 2)]
-            # Those of the visit and of the one before it: over time rows never become more.
-            reached.append([*rows[1:-2], rows[-3]] if direction == 0 else rows)
-        columns += [repeat(0)] * 6 * (2 - D)
-        launches = self.time if want_dh_0 or self.time == 1 else self.time - 1
-        return zip(self._most(reached, launches), zip(*columns, strict=False), strict=False)
+            reached.append(map(max, rows, rows[1:]))  # those of the visit and of the one before it
+        count = self.time if want_dh_0 or self.time == 1 else self.time - 1
+        return self._launches(count, reached, [*columns, *[repeat(0)] * 6 * (2 - D)])
 
     def _in_order(self, direction: int) -> tuple[Sequence[int], Sequence[int]]:
         """`at` and `rows` of every visit."""
@@ -149,11 +132,13 @@ class Visits:
         rows = self.batch_sizes or (self.batch,) * self.time
         return (at, rows) if direction == 0 else (at[::-1], rows[::-1])
 
-    def _most(self, rows: Sequence[Sequence[int]], count: int) -> Iterable[int]:
-        """The largest at each of the first `count` places."""
-        if self.batch_sizes is None:
-            return repeat(self.batch, count)
-        return rows[0][:count] if len(rows) == 1 else map(max, rows[0][:count], rows[1])
+    def _launches(
+        self, count: int, reached: Sequence[Iterable[int]], columns: Sequence[Iterable[int]]
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """So many: the most that a direction reaches, and scalars."""
+        most: Iterable[int] = reached[0] if len(reached) == 1 else map(max, *reached)
+        most = repeat(self.batch) if self.batch_sizes is None else most
+        return zip(islice(most, count), zip(*columns, strict=False), strict=False)
 
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
@@ -177,8 +162,8 @@ class Visits:
             by_time[0], by_time[1:] = h_0, y[:-1]
         else:
             by_time[-1], by_time[:-1] = h_0, y[1:]
-        if direction == 1 and self.lengths is not None:
-            by_time[self.lengths.long() - 1, torch.arange(self.batch, device=y.device)] = h_0
+            if self.lengths is not None:
+                by_time[self.lengths.long() - 1, torch.arange(self.batch, device=y.device)] = h_0
         if (cleared := self.cleared(direction)) is not None:
             by_time.masked_fill_(cleared[..., None], 0)
         return found
@@ -186,17 +171,15 @@ class Visits:
     def _rows_before(self, direction: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Packed: for every row, the row of y that holds its h_{t-1}, or itself where it begins from h_0; and which
         rows do, in the order of the batch. Made on the device: the host goes on."""
-        N = self.size_rows
-        sizes, starts = (table.long() for table in self.tables(device))
-        t = torch.repeat_interleave(sizes, output_size=N)
-        at = torch.arange(N, device=device)
+        assert self.batch_sizes is not None
+        sizes, starts, lengths = tables(self.batch_sizes, device)
+        sizes = sizes.long()
+        t = torch.repeat_interleave(sizes, output_size=self.size_rows)
+        at = torch.arange(self.size_rows, device=device)
         if direction == 0:  # no step has more rows than the one before it
             return torch.where(at < self.batch, at, at - sizes[t - 1]), at[: self.batch]
         after = torch.nn.functional.pad(sizes[1:], (0, 1))
-        carried = torch.where(at - starts[t] < after[t], at + sizes[t], at)
-        b = at[: self.batch]
-        lengths = self.time - torch.searchsorted(sizes.flip(0), b, right=True)
-        return carried, starts[lengths - 1] + b
+        return torch.where(at - starts[t] < after[t], at + sizes[t], at), starts[lengths.long() - 1] + at[: self.batch]
 
 
 def checked_lengths(lengths: Tensor, T: int) -> Tensor:
@@ -240,49 +223,20 @@ class Segments:
         return cls(rows, position[runs].bincount().cpu(), (first, last))
 
 
-class Kept:
-    """Tables of packed batches, those used last: copying one stalls the host, and may not be captured in a CUDA graph.
-    No more than `limit` bytes, keys and what objects take included."""
+# Of packed batches: copying one to a device stalls the host, and may not be captured in a CUDA graph. 4 MiB of tables
+# and keys, with a kilobyte for the objects of each.
+kept: Latest[tuple[bytes, torch.device], Tensor] = Latest(4 << 20, lambda key, table: len(key[0]) + table.nbytes + 1024)
 
-    def __init__(self, limit: int):
-        self.limit = limit
-        self._found: OrderedDict[tuple[bytes, torch.device], Tensor] = OrderedDict()  # the longest unused first
-        self._bytes = 0
-        self._lock = threading.Lock()
 
-    def tables(self, sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
-        """Rows of each time step [T], the first of them [T], time steps of each row [B]: parts of one tensor."""
-        T, B = len(sizes), max(sizes)
-        return self._whole(sizes, device).split([T, T, max(1, B)])
-
-    def _whole(self, sizes: Sequence[int], device: torch.device) -> Tensor:
-        key = array("i", sizes).tobytes(), device
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key]
-        lengths = [0] * max(1, max(sizes))
+def tables(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
+    """Of a packed batch, int32: rows of each time step [T], the first of them [T], time steps of each row [B]."""
+    key = array("i", sizes).tobytes(), device
+    table = kept.get(key)
+    if table is None:
+        lengths = [0] * sizes[0]
         for time, (rows, after) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
             lengths[after:rows] = [time + 1] * (rows - after)
         whole = [*sizes, 0, *accumulate(sizes[:-1]), *lengths]
         table = torch.tensor(whole, dtype=torch.int32, device="cpu").to(device)
-        with self._lock:
-            if key not in self._found and self._size(key) <= self.limit:
-                self._found[key] = table
-                self._bytes += self._size(key)
-            while self._bytes > self.limit:
-                self._bytes -= self._size(self._found.popitem(last=False)[0])
-        return table
-
-    def clear(self) -> None:
-        with self._lock:
-            self._found.clear()
-            self._bytes = 0
-
-    @staticmethod
-    def _size(key: tuple[bytes, torch.device]) -> int:
-        """Of an entry: sizes, and its table, of sizes, starts and lengths; and a kilobyte for their objects."""
-        return 3 * len(key[0]) + 4 * max(1, array("i", key[0][:4])[0]) + 1024
-
-
-kept = Kept(4 << 20)
+        kept.keep(key, table)
+    return table.split([len(sizes), len(sizes), sizes[0]])

@@ -5,6 +5,7 @@ That is two operations for each multiply-add of a matrix product; gates and bias
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +17,10 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .registry import has_triton
 
 
-def forward_flops(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *_: Any, out_val: Any = None) -> int:
+def forward_flops(x: Tensor, h_0: Tensor, *_: Any, out_val: Any = None) -> int:
     """Of `tritongru::layer_forward`: x W_i^T and h W_h^T of each row and direction."""
-    return h_0.shape[0] * _of_products(x, h_0.shape[2])
+    D, H = h_0.shape[0], h_0.shape[2]
+    return D * 2 * math.prod(x.shape[:-1]) * 3 * H * (x.shape[-1] + H)
 
 
 def backward_flops(
@@ -28,27 +30,18 @@ def backward_flops(
 ) -> int:  # fmt: skip
     """Of `tritongru::layer_backward`: the products of the gradients that are wanted, dh W_h of each step before h_0's,
     and those of forward once more where the gates are computed again."""
-    (D, _, H), I = h_0.shape, x.shape[-1]
-    rows = x.shape[:-1].numel()
+    (D, B, H), I, rows = h_0.shape, x.shape[-1], math.prod(x.shape[:-1])
     want_x, want_h_0, *want_weights = wanted
     each = len(weights) // D
-    found = 0 if rzn.numel() else D * _of_products(x, H)
+    found = 0 if rzn.numel() else forward_flops(x, h_0)
     for direction in range(D):
         want_w_ih, want_w_hh, *_biases = want_weights[direction * each : (direction + 1) * each]
-        carried = rows if want_h_0 else rows - _first_rows(h_0, batch_sizes, direction)
+        first = B  # rows of a direction's first step; a fake tensor has no values
+        if batch_sizes is not None and direction == 1 and not isinstance(batch_sizes, FakeTensor):
+            first = int(batch_sizes[-1])
+        carried = rows if want_h_0 else rows - first
         found += 2 * 3 * H * ((want_x + want_w_ih) * rows * I + want_w_hh * rows * H + carried * H)
     return found
-
-
-def _of_products(x: Tensor, H: int) -> int:
-    return 2 * x.shape[:-1].numel() * 3 * H * (x.shape[-1] + H)
-
-
-def _first_rows(h_0: Tensor, batch_sizes: Tensor | None, direction: int) -> int:
-    """How many rows a direction's first step has."""
-    if batch_sizes is None or direction == 0 or isinstance(batch_sizes, FakeTensor):  # which has no values
-        return h_0.shape[1]
-    return int(batch_sizes[-1])
 
 
 def count() -> None:

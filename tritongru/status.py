@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -14,8 +15,8 @@ WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WA
 
 
 class Status:
-    """Whether a wait ran out on a device: a word there, which waiting programs look at, and one that the host reads.
-    And whether `lengths` were out of bounds: two words likewise."""
+    """Of a device: a word there, set where a wait ran out, which waiting programs look at, and one that the host reads.
+    Two words likewise of `lengths` that were out of bounds."""
 
     def __init__(self, device: torch.device):
         cuda = device.type == "cuda"
@@ -36,24 +37,24 @@ class Status:
     def check(self) -> None:
         """Raise if a wait ran out since the last look. Reads host memory: no wait for the device, but for the error."""
         if self.report.item():
-            if self.word.is_cuda:
-                torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
-            self.report.zero_()
-            self.word.zero_()
+            self._reset(self.report, self.word)
             raise RuntimeError(
                 f"a wait between the programs of a tritongru sequence kernel ran out on {self.word.device} after "
                 f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
                 "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
             )
         if self.lengths_report.item():
-            if self.word.is_cuda:
-                torch.cuda.synchronize(self.word.device)
-            self.wrong_lengths.zero_()
-            self.lengths_report.zero_()
+            self._reset(self.lengths_report, self.wrong_lengths)
             raise RuntimeError(
                 f"{LENGTHS_OUTSIDE}: got one that is, in an earlier call on {self.word.device}, which took the nearest "
                 "that is allowed"
             )
+
+    def _reset(self, *words: Tensor) -> None:
+        if self.word.is_cuda:
+            torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
+        for word in words:
+            word.zero_()
 
     def note_lengths(self, wrong: Tensor) -> None:
         """Keep in mind whether lengths are `wrong`, a bool on the device; raise if earlier ones were."""
@@ -86,10 +87,7 @@ def wait_seconds() -> float:
     given = os.environ.get("TRITONGRU_WAIT_SECONDS")
     if given is None:
         return WAIT_SECONDS
-    try:
-        seconds = float(given)
-    except ValueError:
-        seconds = -1.0
-    if not 0 < seconds < 2000:
-        raise ValueError(f"TRITONGRU_WAIT_SECONDS must be a number above 0 and below 2000, got {given!r}")
-    return seconds
+    with suppress(ValueError):
+        if 0 < float(given) < 2000:
+            return float(given)
+    raise ValueError(f"TRITONGRU_WAIT_SECONDS must be a number above 0 and below 2000, got {given!r}")

@@ -19,6 +19,7 @@ import triton
 from torch import Tensor
 from triton.runtime.jit import MockTensor
 
+from ..latest import Latest
 from ..planning.problem import Problem
 from .protocol import LayerCall
 from .runtime import Kernel
@@ -26,12 +27,12 @@ from .runtime import Kernel
 logger = logging.getLogger("tritongru")
 
 SECONDS = 1.0  # that are worth a word
-KEPT = 4096  # calls that are remembered
 DTYPES = {
     "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i8": torch.int8, "i16": torch.int16,
     "i32": torch.int32,
 }  # fmt: skip
-_seen: set[Hashable] = set()
+_seen: Latest[Hashable, None] = Latest(4096)  # calls that are remembered
+_told = False
 
 
 class _Unaligned(MockTensor):
@@ -56,9 +57,7 @@ def prepare(
     )  # fmt: skip
     if key in _seen:
         return
-    if len(_seen) >= KEPT:
-        _seen.clear()
-    _seen.add(key)
+    _seen.keep(key, None)
     problem = Problem(
         batch=visits.batch, time=visits.time, input_size=input_size, hidden_size=call.hidden_size,
         directions=call.directions, dtype=call.dtype, training=training, packed=visits.batch_sizes is not None,
@@ -71,6 +70,7 @@ def prepare(
 
 def compile_side_by_side(specimens: Sequence[Kernel]) -> None:
     """Compile for the current device what this process has not compiled yet; errors are left to the launch."""
+    global _told
     start = time.perf_counter()
     with ThreadPoolExecutor(len(specimens)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for specimen in specimens:
@@ -78,21 +78,12 @@ def compile_side_by_side(specimens: Sequence[Kernel]) -> None:
                 given = {name: _like(kind) for name, kind in specimen.arguments.items()} | dict(specimen.constants)
                 arguments = [given[name] for name in specimen.kernel.arg_names]
                 specimen.kernel.warmup(*arguments, grid=(1, 1, 1), **specimen.options)
-    if (took := time.perf_counter() - start) > SECONDS:
-        _tell_once(took)
-
-
-_told = False
-
-
-def _tell_once(seconds: float) -> None:
-    global _told
-    if not _told:
+    if (took := time.perf_counter() - start) > SECONDS and not _told:
         _told = True
         logger.warning(
             "a first call compiled its kernels for %.1f s, as the first of every dtype and size may; Triton keeps them "
             "on disk. This is said once",
-            seconds,
+            took,
         )
 
 

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..kernels import exchange
+from ..kernels import sequence as kernels
 from ..parts import part
 from ..planning.devices import Device
 from ..planning.problem import Overrides, Problem
@@ -25,19 +27,10 @@ from ..planning.sequence import SequenceTiles, exchanges, kinds, sequence_tiles
 from ..planning.small import SmallTiles
 from ..products import project
 from ..status import status, wait_seconds
-from . import step
+from . import small, step
 from .exchange import Buffer, Shape
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .runtime import Grid, Kernel, Launch, empty, interpreted
-
-try:  # Gluon is young: an older Triton lacks it, or what the kernels use of it
-    from ..kernels import exchange
-    from ..kernels import sequence as kernels
-    from . import small
-except (ImportError, AttributeError) as error:
-    _lacks: str | None = str(error)
-else:
-    _lacks = None
 
 logger = logging.getLogger("tritongru")
 
@@ -120,8 +113,8 @@ class Settled(NamedTuple):
 
 
 def settled(kind: str, call: LayerCall) -> Settled | None:
-    """Of "forward" or "backward"; None where `step` has to serve it, because the Triton that is installed lacks Gluon,
-    or the driver refuses what the plan counts on.
+    """Of "forward" or "backward"; None where `step` has to serve it: the layer is too large, or the driver refuses what
+    the plan counts on.
 
     Raises:
         RuntimeError: the device cannot hold the weights.
@@ -132,10 +125,9 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
         tiles = sequence_tiles(kind, call.recurrence)
         if isinstance(tiles, str):
             raise RuntimeError(f"backend 'sequence' cannot run here: {tiles}; backend 'step' can")
-        if _lacks is not None:
-            return _step_instead(f"the installed Triton lacks what its kernels need ({_lacks})")
         if 4 * D * v.batch * H >= LARGEST:
-            return _step_instead(f"a time step of {v.batch} rows has more elements than its kernels count")
+            _log_once("a time step has more elements than its kernels count: backend 'step' runs")
+            return None
         scalars = dict(
             T=v.time, B=v.batch, H=H, D=D, stride_row=v.stride_row, packed=int(packed),
             has_lengths=int(packed or v.lengths is not None),
@@ -149,11 +141,7 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
     return None if once.kernel.cooperative and call.device.name in _refused else once
 
 
-@cache
-def _step_instead(why: str) -> None:
-    logger.warning("backend 'sequence' cannot run: %s; 'step' runs", why)
-
-
+_log_once = cache(logger.warning)
 _refused: set[str] = set()  # names of devices whose driver refused a cooperative launch in this process
 
 
