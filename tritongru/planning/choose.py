@@ -58,31 +58,26 @@ class Plan:
     cost: Cost = Cost()
 
     def __str__(self) -> str:
-        p, c = self.problem, self.cost
-        saved, forward, backward = (
-            f"{count / 2**20:.1f} MiB" for count in (c.saved_bytes, c.peak_forward_bytes, c.peak_backward_bytes)
-        )
+        p, mib = self.problem, [f"{count / 2**20:.1f} MiB" for count in vars(self.cost).values()]
         lines = [
             f"backend   {self.backend} on {self.device}: {self.reason}",
-            f"problem   B {p.batch}, T {p.time}, I {p.input_size}, H {p.hidden_size}, "
-            f"{p.layers} layer(s), {p.directions} direction(s), {p.dtype}"
-            f"{' (' + p.precision + ' products)' if p.dtype == 'fp32' else ''}, "
-            f"{'training' if p.training else 'inference'}{', packed' if p.packed else ''}",
-            *(f"candidate {one.backend:<9} {one.call_us(p.time):.0f} us a layer: {one}" for one in self.candidates),
-            *(f"tiles     {kind}: {tiles.words}" for kind, tiles in self.tiles),
+            f"problem   B {p.batch}, T {p.time}, I {p.input_size}, H {p.hidden_size}, {p.layers} layer(s), "
+            f"{p.directions} direction(s), {p.dtype}{f' ({p.precision} products)' * (p.dtype == 'fp32')}, "
+            f"{'training' if p.training else 'inference'}{', packed' * p.packed}",
         ]
-        for label, counts in (("forward", self.launches.forward), ("backward", self.launches.backward)):
-            if counts:
-                lines.append(f"{label:<9} " + ", ".join(f"{n} x {name}" for name, n in counts))
-        if self.launches.forward and p.training:
+        lines += [f"candidate {one.backend:<9} {one.call_us(p.time):.0f} us a layer: {one}" for one in self.candidates]
+        lines += [f"tiles     {kind}: {tiles.words}" for kind, tiles in self.tiles]
+        for way, counts in vars(self.launches).items():
+            lines += [f"{way:<9} " + ", ".join(f"{n} x {name}" for name, n in counts)] * bool(counts)
+        if self.launches.backward:
             lines += [
-                f"saved     {saved} for backward beyond input, output and weights; nn.GRU keeps cuDNN's reserve, "
+                f"saved     {mib[0]} for backward beyond input, output and weights; nn.GRU keeps cuDNN's reserve, "
                 "whose size only a GPU can tell (python -m benchmarks)",
-                f"peak      {forward} at once in forward, {backward} in backward, what is saved included, beyond "
+                f"peak      {mib[1]} at once in forward, {mib[2]} in backward, what is saved included, beyond "
                 "input, output, weights and their gradients",
             ]
         elif self.launches.forward:
-            lines.append(f"peak      {forward} at once beyond input, output and weights")
+            lines.append(f"peak      {mib[1]} at once beyond input, output and weights")
         return "\n".join(lines)
 
 
@@ -91,8 +86,8 @@ def unserved(dtype: str, device: Device) -> str | None:
     if dtype not in KERNEL_DTYPES:
         return f"the kernels take {', '.join(KERNEL_DTYPES)}, not {dtype}"
     if device.vendor == "nvidia" and (device.capability or 0) < MINIMUM_CAPABILITY:
-        have = (device.capability or 0) / 10
-        return f"the kernels need compute capability {MINIMUM_CAPABILITY / 10}, {device.name} has {have}"
+        needed, has = MINIMUM_CAPABILITY / 10, (device.capability or 0) / 10
+        return f"the kernels need compute capability {needed}, {device.name} has {has}"
     return None
 
 

@@ -1,12 +1,9 @@
 """Devices, as far as the choice of a kernel depends on them: described here, so that a plan can be made and tested for
 a GPU that is not present, or read from the GPU in the machine by `of_cuda`. Imports neither torch nor Triton.
 
-Sources of the numbers
-    [guide]   CUDA C++ Programming Guide, "Technical Specifications per Compute Capability", and the Ampere, Ada, Hopper
-              and Blackwell tuning guides (docs.nvidia.com/cuda): shared memory, registers
-    [paper]   the vendor's architecture white paper or product page: number of SMs
-    [driver]  what the driver reports on that product (cudaDeviceProp), as printed by torch.cuda.get_device_properties
-    [rocm]    AMD GPU specifications (rocm.docs.amd.com, reference/gpu-specs)
+Sources: [guide] the CUDA C++ Programming Guide's "Technical Specifications per Compute Capability" and NVIDIA's tuning
+guides; [paper] the vendor's white paper or product page; [driver] torch.cuda.get_device_properties on that product;
+[rocm] AMD's GPU specifications (rocm.docs.amd.com, reference/gpu-specs).
 """
 
 from __future__ import annotations
@@ -98,12 +95,9 @@ def describe(name: str) -> Device:
 
 @functools.cache
 def of_cuda(index: int) -> Device:
-    """The GPU that torch calls `cuda:index`, NVIDIA's or (in a ROCm build of torch) AMD's.
-
-    SMs, shared memory and architecture are the measured ones, so a MIG slice or another form of a described product is
-    taken for what it is. What this torch does not report comes from the compute capability, or for AMD from the
-    described product of the same name.
-    """
+    """The GPU that torch calls `cuda:index`, NVIDIA's or (in a ROCm build of torch) AMD's, as it is reported: so a MIG
+    slice is taken for what it is. What this torch does not report comes from the compute capability, or for AMD from
+    the described product of the same name."""
     import torch
 
     properties = torch.cuda.get_device_properties(index)

@@ -59,8 +59,10 @@ class Cell(NamedTuple):
     batch: int
     time: int
 
-    def octaves(self, of: Recurrence) -> float:
-        return math.hypot(math.log2(of.hidden_size / self.hidden_size), math.log2(of.batch / self.batch))
+    def distance(self, of: Recurrence) -> tuple[float, int, int]:
+        """In octaves; at equal distance the smaller is nearer."""
+        H, B = self.hidden_size, self.batch
+        return math.hypot(math.log2(of.hidden_size / H), math.log2(of.batch / B)), H, B
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,15 @@ def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
 
 def nearest(
     cells: Mapping[Cell, tuple[Timed, ...]], kind: str, of: Recurrence, time: int, able: tuple[str, ...]
-) -> tuple[Cell, tuple[Timed, ...]] | None:
-    """The nearest cell in which at least two of the backends were timed, and these; at equal distance the smaller."""
-    meant = (
-        (cell, tuple(one for one in timed if one.backend in able))
+) -> tuple[Cell, list[Timed]] | None:
+    """The nearest cell in which at least two of the backends were timed, and these."""
+    found = {
+        cell: among
         for cell, timed in cells.items()
         if (cell.kind, cell.time) == (kind, int(time == 1)) and cell.dtype in (of.dtype, "")
-    )
-    found = {cell: timed for cell, timed in meant if len(timed) >= 2}
-    return min(found.items(), key=lambda item: (item[0].octaves(of), item[0].hidden_size, item[0].batch), default=None)
+        if len(among := [one for one in timed if one.backend in able]) >= 2
+    }
+    return min(found.items(), key=lambda item: item[0].distance(of), default=None)
 
 
 def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool) -> Choice | None:
@@ -114,16 +116,15 @@ def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool) ->
     if key is None or (found := nearest(table(key), kind, of, time, able)) is None:
         return None
     cell, timed = found
-    candidates = tuple(sorted(timed, key=lambda one: one.call_us(time)))
-    aten = next((one.device_us_per_step for one in candidates if one.backend == "aten"), None)
-    chosen = next(one for one in candidates if (one.device_us_per_step or 0) <= (aten or math.inf))
-    where = f"NVIDIA {DEVICES[key].name}" + (
-        "" if described_as(of.device) == key else f", nearest to {of.device.name},"
-    )
-    size = f"{cell.dtype + ', ' if cell.dtype else ''}{kind}, H {cell.hidden_size}, B {cell.batch}"
-    reason = f"fastest by what was measured on {where} at {size}{', T 1' if time == 1 else ''}"
-    if missing := [backend for backend in able if backend not in {one.backend for one in candidates}]:
+    candidates = {one.backend: one for one in sorted(timed, key=lambda one: one.call_us(time))}
+    first, *_ = candidates
+    aten = candidates["aten"].device_us_per_step if "aten" in candidates else None
+    chosen = next(name for name, one in candidates.items() if (one.device_us_per_step or 0) <= (aten or math.inf))
+    where = DEVICES[key].name + ("" if described_as(of.device) == key else f", nearest to {of.device.name},")
+    size = f"{f'{cell.dtype}, ' * bool(cell.dtype)}{kind}, H {cell.hidden_size}, B {cell.batch}{', T 1' * cell.time}"
+    reason = f"fastest by what was measured on NVIDIA {where} at {size}"
+    if missing := [backend for backend in able if backend not in candidates]:
         reason += f", where {' and '.join(missing)} was not timed"
-    if chosen is not candidates[0]:
-        reason += f", but for {candidates[0].backend}, which takes longer than aten in a CUDA graph"
-    return Choice(chosen.backend, reason, candidates)
+    if chosen != first:
+        reason += f", but for {first}, which takes longer than aten in a CUDA graph"
+    return Choice(chosen, reason, tuple(candidates.values()))

@@ -34,6 +34,9 @@ class Turns(NamedTuple):
     waits: int = 0  # where more rows leave fewer registers; 0: as the form
 
 
+ONE, TWO = Turns(), Turns(tiles=2)
+
+
 class Form(NamedTuple):
     """A form of an exchanging kernel for one class of K: fields of SequenceTiles, told there."""
 
@@ -41,55 +44,34 @@ class Form(NamedTuple):
     num_warps: int
     shared_gates: int = 0
     waits: int = 1
-    turns: tuple[Turns, ...] = (Turns(), Turns(tiles=2))  # fewest rows first, for batches that more groups do not fit
+    turns: Sequence[Turns] = (ONE, TWO)  # fewest rows first, for batches that more groups do not fit
 
 
-# By pass and bytes of an element, then by K: the first form that fits is taken. Fewer warps win up to H 256, in
-# forward. Wide slices leave room for more groups; narrow ones need fewer registers, and forms with more gates in shared
-# memory serve devices with fewer SMs. At H 512 one tile of 64 rows beats four of 16.
-FORMS: Mapping[tuple[str, int], Mapping[int, tuple[Form, ...]]] = {
-    ("forward", 2): {
-        128: (Form(16, 4),),
-        256: (Form(16, 4),),
-        512: (Form(16, 8, turns=(Turns(), Turns(tiles=2), Turns(64))),),
-        768: (Form(16, 8),),
-        1024: (Form(16, 8),),
-        1536: (Form(16, 8, shared_gates=1),),
-        2048: (Form(16, 8, shared_gates=2), Form(16, 8, shared_gates=1, turns=(Turns(),))),
-    },
-    ("backward", 2): {
-        128: (Form(16, 4),),
-        256: (Form(16, 8),),
-        512: (Form(16, 8),),
-        768: (Form(16, 8),),
-        1024: (Form(16, 8, turns=(Turns(), Turns(tiles=2, waits=3))),),
-        1536: (Form(16, 8, shared_gates=1, waits=3),),
-        2048: (Form(16, 8, shared_gates=2, waits=3),),
-    },
-    ("forward", 4): {
-        128: (Form(16, 4),),
-        256: (Form(16, 8),),
-        512: (Form(16, 8),),
-        768: (Form(8, 8), Form(16, 8, shared_gates=1)),
-        1024: (Form(8, 8), Form(16, 8, shared_gates=1, turns=(Turns(),))),
-    },
-    ("backward", 4): {
-        128: (Form(16, 4),),
-        256: (Form(16, 8),),
-        512: (Form(16, 8, waits=3),),
-        768: (Form(8, 8, waits=3), Form(16, 8, shared_gates=1, waits=3)),
-        1024: (
-            Form(8, 8, shared_gates=1, waits=3),
-            Form(16, 8, shared_gates=2, waits=3, turns=(Turns(),)),
-            Form(16, 8, shared_gates=1, waits=3, turns=(Turns(),)),
-        ),
-    },
+# By bytes of an element and K, forms of forward and of backward: the first that fits is taken. Fewer warps win up to
+# H 256, in forward. Wide slices leave room for more groups; narrow ones need fewer registers, and forms with more gates
+# in shared memory serve devices with fewer SMs. At H 512 one tile of 64 rows beats four of 16.
+FORMS = {
+    (2, 128): ([Form(16, 4)], [Form(16, 4)]),
+    (2, 256): ([Form(16, 4)], [Form(16, 8)]),
+    (2, 512): ([Form(16, 8, turns=[ONE, TWO, Turns(64)])], [Form(16, 8)]),
+    (2, 768): ([Form(16, 8)], [Form(16, 8)]),
+    (2, 1024): ([Form(16, 8)], [Form(16, 8, turns=[ONE, Turns(tiles=2, waits=3)])]),
+    (2, 1536): ([Form(16, 8, 1)], [Form(16, 8, 1, waits=3)]),
+    (2, 2048): ([Form(16, 8, 2), Form(16, 8, 1, turns=[ONE])], [Form(16, 8, 2, waits=3)]),
+    (4, 128): ([Form(16, 4)], [Form(16, 4)]),
+    (4, 256): ([Form(16, 8)], [Form(16, 8)]),
+    (4, 512): ([Form(16, 8)], [Form(16, 8, waits=3)]),
+    (4, 768): ([Form(8, 8), Form(16, 8, 1)], [Form(8, 8, waits=3), Form(16, 8, 1, waits=3)]),
+    (4, 1024): (
+        [Form(8, 8), Form(16, 8, 1, turns=[ONE])],
+        [Form(8, 8, 1, waits=3), Form(16, 8, 2, waits=3, turns=[ONE]), Form(16, 8, 1, waits=3, turns=[ONE])],
+    ),
 }
 COUNT = range(1, 1 << 31)
 FIELDS: Mapping[str, Sequence[int]] = {  # of SequenceTiles that can be set, and what to
     "block_b": (8, 16, 32, 64),
     "block_h": (8, 16, 32),
-    "block_k": tuple(1 << n for n in range(4, 13)),
+    "block_k": [1 << n for n in range(4, 20)],
     "num_k": (1, 3),
     "num_warps": (1, 2, 4, 8, 16),
     "shared_gates": range(4),
@@ -209,19 +191,21 @@ def _planned(kind: str, of: Recurrence) -> SequenceTiles | SmallTiles | str:
     if of.dtype == "fp32" and of.precision == "ieee" and device.vendor == "nvidia":
         return f"float32 without TF32 has no matrix instructions: only H up to {LARGEST} is kept on chip"
     check("sequence", given, FIELDS)
-    classes = FORMS[kind, of.size]
+    classes: dict[int, Sequence[Form]] = {
+        K: forms[kind == "backward"] for (size, K), forms in FORMS.items() if size == of.size
+    }
     if device.vendor == "interpreter":  # takes small ones
-        classes = {max(32, 1 << (H - 1).bit_length()): (Form(16, 2),)}
+        classes = {max(32, 1 << (H - 1).bit_length()): [Form(16, 2)]}
     if max(classes) < H:
         return f"H {H} is above {max(classes)}, the largest whose weights in {of.dtype} any device holds"
     K = next(K for K in classes if H <= K)
-    refused = {}  # in order
+    refused = []
     for form in classes[K]:
         tiles = _dealt_out(kind, of, K, form, given)
         if not isinstance(tiles, str):
             return tiles
-        refused[tiles] = form
-    return f"{device.name} cannot hold W_h of H {H} in {of.dtype}: {'; '.join(refused)}"
+        refused.append(tiles)
+    return f"{device.name} cannot hold W_h of H {H} in {of.dtype}: {'; '.join(dict.fromkeys(refused))}"
 
 
 def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str, int]) -> SequenceTiles | str:
@@ -248,19 +232,16 @@ def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str
         tiles=in_turn, programs=programs, groups=min(most, -(-row_tiles // in_turn)), directions=directions,
     )  # fmt: skip
     t = SequenceTiles(**{**planned, **given, **({} if kind == "backward" else {"waits": 1})})
-    least, together = 16 if t.block_b > 8 else 32, t.programs * t.groups * t.directions
-    for what, holds in {
-        f"block_k * num_k must be H, {of.hidden_size}, or more, got {t.units}": t.units >= of.hidden_size,
-        f"block_k must be {least} units a warp or more, got {t.block_k} / {t.num_warps}": (
-            t.block_k >= least * t.num_warps
-        ),
-        "block_h must be 16 or 32 where block_b is 8, got 8": t.block_b > 8 or t.block_h > 8,
-        "early needs tiles above 1 and waits of 1": not t.early or (t.tiles > 1 and t.waits == 1),
-        f"directions must be 1 or the layer's {of.directions}, got {t.directions}": t.directions <= of.directions,
-        f"{together} programs are more than the {places} that run at once": together <= places or t.groups == 1,
-    }.items():
-        if not holds:
-            raise ValueError(f"tiles of backend 'sequence': {what}")
+    if given:
+        least = (16 if t.block_b > 8 else 32) * t.num_warps
+        possible = {
+            "block_k": [n for n in FIELDS["block_k"] if n >= least and n * t.num_k >= of.hidden_size],
+            "block_h": FIELDS["block_h"][t.block_b == 8 :],
+            "early": (0, 1) if t.tiles > 1 and t.waits == 1 else (0,),
+            "directions": (1, of.directions),
+            "groups": range(1, max(1, places // (t.programs * t.directions)) + 1),
+        }
+        check("sequence", vars(t), possible)
     shared = t.shared_bytes(kind, of.dtype)
     if shared > device.shared_per_program or (shared + 1024) * per_sm > device.shared_per_sm:
         return (

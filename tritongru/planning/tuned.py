@@ -44,9 +44,9 @@ def parse_overrides(text: str, backend: str = "", fields: Sequence[str] = ()) ->
 def check(backend: str, fields: Mapping[str, int], possible: Mapping[str, Sequence[int]]) -> None:
     """Raise ValueError of the first field that is none of what it may be."""
     for name, of in possible.items():
-        if (value := fields.get(name, of[0])) not in of:
+        if name in fields and fields[name] not in of:
             expected = f"{of[0]} to {of[-1]}" if isinstance(of, range) else ", ".join(map(str, of))
-            raise ValueError(f"tiles of backend {backend!r}: {name} must be one of {expected} here, got {value}")
+            raise ValueError(f"tiles of backend {backend!r}: {name} must be one of {expected} here, got {fields[name]}")
 
 
 @lru_cache(maxsize=8192)
@@ -55,7 +55,7 @@ def or_winner(planner: Callable[[str, Recurrence], Any], backend: str, kind: str
     planned = planner(kind, of)
     if of.overrides or isinstance(planned, str):
         return planned
-    with suppress(ValueError):  # of another layer: both directions, an odd H, fewer units
+    with suppress(ValueError, TypeError):  # of another layer, or of fields that there were once
         if won := winner(backend, kind, of, getattr(planned, "units", 0)):
             tuned = planner(kind, of._replace(overrides=parse_overrides(won)))
             return planned if isinstance(tuned, str) else tuned

@@ -1,8 +1,6 @@
-"""What a call launches and how much memory it takes at once: counted while its own launchers run on meta tensors, which
-have sizes and no memory, with every kernel's launch recorded instead of made. Nothing here is a time.
-
-Not in it is what libraries allocate inside an operator, nor how an allocator rounds. tests/test_launch.py holds the
-counts against calls that compute.
+"""What a call launches and how much memory it takes at once, counted while its own launchers run on meta tensors, which
+have sizes and no memory, and launches are recorded, not made. Nothing here is a time; what libraries allocate inside an
+operator, and how an allocator rounds, is not in it. tests/test_launch.py holds the counts against calls that compute.
 """
 
 from __future__ import annotations
@@ -65,35 +63,40 @@ class Watch(TorchDispatchMode):
         self.storages: dict[int, tuple[StorageWeakRef, int]] = {}  # by address, which a weak reference keeps taken
         self.history: list[dict[int, int]] = []  # after every operation: bytes by address of those that live
 
-    def note(self, tensors: Sequence[object], fresh: bool) -> None:
-        for tensor in tensors:
+    def note(self, tensors: object, fresh: bool) -> None:
+        for tensor in tree_leaves(tensors):
             if isinstance(tensor, Tensor) and tensor.dtype.is_floating_point:
                 storage = tensor.untyped_storage()
-                size = storage.nbytes() if fresh else 0
-                self.storages.setdefault(storage._cdata, (StorageWeakRef(storage), size))
+                self.storages.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes() * fresh))
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.note(tree_leaves((args, kwargs)), fresh=False)  # what was not seen before was made outside
+        self.note((args, kwargs), fresh=False)  # what was not seen before was made outside
         result = func(*args, **(kwargs or {}))
-        self.note(tree_leaves(result), fresh=True)
+        self.note(result, fresh=True)
         op = func.overloadpacket.__name__
         floating = not isinstance(result, Tensor) or result.dtype.is_floating_point
         # other integer arithmetic is the packed batch's index, made on the host
         if op not in NOTHING and (floating or op == "fill_"):
             self.launches[KIND_OF.get(op, f"unknown: {op}")] += 1
-        self.history.append({at: size for at, (weak, size) in self.storages.items() if not weak.expired()})
+        self.history.append(self.living())
         return result
 
-    def now(self, without: Sequence[Tensor] = ()) -> int:
+    def living(self) -> dict[int, int]:
+        return {at: size for at, (weak, size) in self.storages.items() if not weak.expired()}
+
+    def now(self, without: Sequence[Tensor | None] = ()) -> int:
         """Bytes that live, but for those of the tensors in `without`."""
-        left_out = {tensor.untyped_storage()._cdata for tensor in without}
-        return sum(size for at, (weak, size) in self.storages.items() if at not in left_out and not weak.expired())
+        return _bytes(self.living(), without)
 
     def peak(self, without: Sequence[Tensor | None] = ()) -> int:
-        """The most bytes at once since the last call of it, not counting the storages of the tensors in `without`."""
-        left_out = {tensor.untyped_storage()._cdata for tensor in without if tensor is not None}
+        """The most bytes at once since the last call of it, but for those of the tensors in `without`."""
         history, self.history = self.history, []
-        return max(sum(size for at, size in live.items() if at not in left_out) for live in history)
+        return max(_bytes(living, without) for living in history)
+
+
+def _bytes(living: dict[int, int], without: Sequence[Tensor | None]) -> int:
+    left_out = {tensor.untyped_storage()._cdata for tensor in without if tensor is not None}
+    return sum(size for at, size in living.items() if at not in left_out)
 
 
 @lru_cache(maxsize=1024)
@@ -104,8 +107,7 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
     from ..launch.runtime import recording
 
     p, D, H = problem, problem.directions, problem.hidden_size
-    visits = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None)
-    found = find(backend)
+    visits, found = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None), find(backend)
     call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training, found.overrides)
     layer = Layer.of(found, call, recompute=p.recompute)
     dtype = next(kind for kind, name in DTYPES.items() if name == p.dtype)
@@ -122,13 +124,13 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
     with recording() as kernels, Watch() as watch:
         together = empty(p.layers * D, p.batch, H) if p.layers > 1 and not p.training else None  # as `Call` has it
         own = [None] * p.layers if together is None else together.split(D)
-        saved: list[tuple[Tensor, Tensor, list[SavedGates]]] = []  # x, y and gates of each layer
+        saved: list[tuple[Layer, Tensor, Tensor, Tensor, list[SavedGates], tuple[Tensor, ...]]] = []
         h_ns: list[Tensor] = []
-        for state, flat, place in zip(states, weights, own, strict=True):
-            y, h_n, gates = forward_pass(layer, x, state, flat, place)
+        for h_0, flat, place in zip(states, weights, own, strict=True):
+            y, h_n, gates = forward_pass(layer, x, h_0, flat, place)
             h_ns.append(h_n)
             if p.training:
-                saved.append((x, y, [] if gates is None else [gates]))
+                saved.append((layer, x, h_0, y, [gates] if gates else [], flat))
             x = y
             del y, gates
         results = [x, h_ns[0] if p.layers == 1 else torch.cat(h_ns) if together is None else together]
@@ -138,16 +140,13 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
         if not p.training:
             return Launches(_sorted(forward), ()), Cost(0, peak_forward, 0)
         dy: Tensor | None = empty(*results[0].shape)
-        gradients, dh_ns = [dy], empty(*results[1].shape).split(D)
-        gradients += dh_ns
-        for number in reversed(range(p.layers)):
-            x, y, kept = saved.pop()
-            wanted = (number > 0, False, *[True] * len(weights[number]))
-            given = layer, x, states[number], y, kept, weights[number], dy, dh_ns[number]
-            del x, y, kept
-            dy, _, *of_weights = backward_pass(*given, wanted)
-            del given
+        dh_ns = empty(*results[1].shape).split(D)
+        gradients = [dy, *dh_ns]
+        while saved:
+            given = *saved.pop(), dy, dh_ns[len(saved)]
+            dy, _, *of_weights = backward_pass(*given, wanted=(bool(saved), False, *[True] * len(weights[0])))
             gradients += of_weights
+            del given
         backward = kernels + watch.launches - forward
         peak_backward = watch.peak([*results, *gradients])
     return Launches(_sorted(forward), _sorted(backward)), Cost(saved_bytes, peak_forward, peak_backward)

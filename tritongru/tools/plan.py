@@ -39,20 +39,19 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         >>> found.backend
         'sequence'
     """
-    if isinstance(module_or_problem, Problem):
+    module = module_or_problem
+    if isinstance(module, Problem):
         if device is None:
             raise TypeError("plan of a Problem needs a device, got None")
         where = _described(device)
-        return with_counts(choose(module_or_problem, where), where)
-    module = module_or_problem
+        return with_counts(choose(module, where), where)
     if not isinstance(module, torch.nn.GRU):
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
     if input is None:
         raise TypeError("plan of a module needs the input it would be called with, got None")
     T, B = _sizes(module, input)
     weight = cast(Tensor, module.weight_hh_l0)
-    dtype = computing_dtype(weight)
-    where = _described(weight.device if device is None else device)
+    dtype, where = computing_dtype(weight), _described(weight.device if device is None else device)
     problem = Problem(
         batch=B, time=T, input_size=module.input_size, hidden_size=module.hidden_size, layers=module.num_layers,
         directions=2 if module.bidirectional else 1, dtype=DTYPES.get(dtype, str(dtype)),
@@ -76,7 +75,7 @@ def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
         raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
     x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
     module.check_input(x, None)
-    T, B = (x.shape[1], x.shape[0]) if module.batch_first else (x.shape[0], x.shape[1])
+    B, T = x.shape[:2] if module.batch_first else (x.shape[1], x.shape[0])
     if T == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     return T, B
@@ -85,6 +84,5 @@ def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
 def _described(device: Any) -> Device:
     if isinstance(device, Device):
         return device
-    if isinstance(device, str) and not device.startswith(("cuda", "cpu")):
-        return describe(device)
-    return device_of(torch.device(device))
+    known = isinstance(device, str) and not device.startswith(("cuda", "cpu"))
+    return describe(device) if known else device_of(torch.device(device))
