@@ -99,13 +99,13 @@ def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
 
 def nearest(
     cells: Mapping[Cell, tuple[Timed, ...]], kind: str, of: Recurrence, time: int, able: tuple[str, ...]
-) -> tuple[Cell, list[Timed]] | None:
+) -> tuple[Cell, tuple[Timed, ...]] | None:
     """The nearest cell in which at least two of the backends were timed, and these."""
     found = {
         cell: among
         for cell, timed in cells.items()
         if (cell.kind, cell.time) == (kind, int(time == 1)) and cell.dtype in (of.dtype, "")
-        if len(among := [one for one in timed if one.backend in able]) >= 2
+        if len(among := tuple(one for one in timed if one.backend in able)) >= 2
     }
     return min(found.items(), key=lambda item: item[0].distance(of), default=None)
 
