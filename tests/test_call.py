@@ -7,6 +7,7 @@ import pstats
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,9 +15,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
+from tests.kit import modules as kit
 from tritongru import call, registry
 
 T, B, I, H = 5, 3, 4, 6
@@ -89,87 +91,24 @@ def test_the_host_makes_few_calls(launched: list[list[Any]], monkeypatch: pytest
     assert (forward <= 150, forward + backward <= 350, inference <= 125) == (True, True, True), (forward, backward)
 
 
-def dense(**options: Any) -> tuple[Any, ...]:
-    return tritongru.GRU(I, H, **options), torch.randn(T, B, I).transpose(0, int(options.get("batch_first", False))), {}
+@kit.ours_by_form(kit.FORMS | {"dropout": kit.Form({"num_layers": 2, "dropout": 0.5})})
+def test_a_known_call_is_the_call_it_would_be(backend: str, form: kit.Form, known: dict[Any, Any], monkeypatch) -> None:
+    """Bit for bit, with other values in input, h_0 and the parameters, gradients too."""
+    _, ours = form.pair(backend)
 
+    def results(seed: int) -> dict[str, Tensor]:
+        torch.manual_seed(1)
+        return kit.results(form.of(ours), *form.given(seed), of=ours)
 
-def padded(**options: Any) -> tuple[Any, ...]:
-    layer, x, _ = dense(**options)
-    resets = torch.zeros(T, B, dtype=torch.bool)
-    resets[2, 1] = True
-    resets = resets.T if layer.batch_first else resets
-    return layer, x, {"lengths": torch.tensor([5, 2, 4]), "resets": resets}
-
-
-def packed(**options: Any) -> tuple[Any, ...]:
-    return tritongru.GRU(I, H, **options), pack_sequence([torch.randn(n, I) for n in (4, 2, 2)]), {}
-
-
-def cell(**options: Any) -> tuple[Any, ...]:
-    return tritongru.GRUCell(I, H, **options), torch.randn(B, I), {}
-
-
-CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
-    "dense": dense,
-    "batch_first": lambda: dense(batch_first=True),
-    "layers": lambda: dense(num_layers=3, bidirectional=True, bias=False),
-    "recompute": lambda: dense(recompute=True),
-    "dropout": lambda: dense(num_layers=2, dropout=0.5),
-    "one-step": lambda: (tritongru.GRU(I, H, 2), torch.randn(1, B, I), {}),
-    "unbatched": lambda: (tritongru.GRU(I, H), torch.randn(T, I), {}),
-    "padded": padded,
-    "padded-batch_first": lambda: padded(batch_first=True, bidirectional=True),
-    "packed": packed,
-    "packed-layers": lambda: packed(num_layers=2, bidirectional=True),
-    "cell": cell,
-}
-
-
-def other_values(x: Any) -> Any:
-    if isinstance(x, PackedSequence):
-        return x._replace(data=torch.randn_like(x.data))
-    return torch.randn_like(x)  # with x's strides
-
-
-def data_of(x: Any) -> Tensor:
-    return x.data if isinstance(x, PackedSequence) else x
-
-
-def results(module: Any, x: Any, how: dict[str, Any]) -> list[Tensor]:
-    """Output, h_n and the gradients of x and the parameters."""
-    module.zero_grad()
-    torch.manual_seed(1)
-    leaf = data_of(x).detach().requires_grad_()
-    found = module(x._replace(data=leaf) if isinstance(x, PackedSequence) else leaf, **how)
-    outputs = [found] if isinstance(found, Tensor) else [data_of(found[0]), found[1]]
-    torch.autograd.backward(outputs, [torch.randn_like(t) for t in outputs])
-    return [t.detach().clone() for t in (*outputs, leaf.grad, *(p.grad for p in module.parameters()))]
-
-
-@pytest.mark.interpreted
-@pytest.mark.parametrize(
-    ("backend", "name"),
-    [("reference", name) for name in CALLS]
-    + [
-        (backend, name)
-        for backend in ("step", "sequence")
-        for name in ("batch_first", "layers", "recompute", "one-step", "padded", "packed-layers", "cell")
-    ],
-)
-def test_a_known_call_is_the_call_it_would_be(backend: str, name: str, known: dict[Any, Any], monkeypatch) -> None:
-    """Bit for bit, with other values in x and in the parameters, gradients too."""
-    module, x, how = CALLS[name]()
-    module.backend = backend
-    results(module, x, how)
+    results(2)
     with torch.no_grad():
-        for parameter in module.parameters():
+        for parameter in ours.parameters():
             parameter.mul_(-0.5)
-    x, kept = other_values(x), len(known)
-    found = results(module, x, how)
+    kept = len(known)
+    found = results(9)
     assert kept == len(known) == 1
     monkeypatch.setattr(call, "DEVICES", ())
-    for ours, expected in zip(found, results(module, x, how), strict=True):
-        assert torch.equal(ours, expected)
+    assert kit.same_bits(found, results(9))
 
 
 @pytest.mark.parametrize(
@@ -252,12 +191,12 @@ def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
     import gc
     import weakref
 
-    for make in CALLS.values():
-        module, x, how = make()
-        module.backend = "reference"
-        module(x, **how)
-        gone = [weakref.ref(t) for t in (data_of(x), *how.values(), *module.parameters())]
-        del module, x, how
+    for form in kit.FORMS.values():
+        _, module = form.pair("reference")
+        (x, h_0), how = form.given(), form.how()
+        module(x, h_0, **how)
+        gone = [weakref.ref(t) for t in (*kit.tensors((x, h_0)), *how.values(), *module.parameters())]
+        del module, x, h_0, how
         gc.collect()
         assert [ref() for ref in gone] == [None] * len(gone)
     assert known
@@ -401,16 +340,11 @@ def test_weights_and_checks_are_nn_gru_s(known: dict[Any, Any]) -> None:
 
 @pytest.mark.parametrize("wrong", ["batch_sizes", "params", "hx"])
 def test_what_is_no_call_raises_what_torch_gru_raises(wrong: str, known: dict[Any, Any]) -> None:
-    module = torch.nn.GRU(I, H)
-    packed = pack_sequence([torch.randn(2, I), torch.randn(1, I)])
-    given: list[Any] = [packed.data, packed.batch_sizes, torch.zeros(1, 2, H), list(module.parameters())]
-    others = {"batch_sizes": torch.tensor(2), "hx": torch.zeros(2, H), "params": [1, 2, 3, 4]}
-    given[["data", *others].index(wrong)] = others[wrong]
-    given += [True, 1, 0.0, False, False]
-    found = []
-    for function in (torch.gru, lambda *args: tritongru.gru(*args, backend="reference")):
-        try:
-            found.append(function(*given)[0].shape)
-        except Exception as error:
-            found.append((type(error), str(error)))
+    packed = kit.packed(2, 1, input_size=I)
+    given: dict[str, Any] = {"data": packed.data, "batch_sizes": packed.batch_sizes, "hx": torch.zeros(1, 2, H)}
+    given["params"] = list(torch.nn.GRU(I, H).parameters())
+    given[wrong] = {"batch_sizes": torch.tensor(2), "hx": torch.zeros(2, H), "params": [1, 2, 3, 4]}[wrong]
+    flags = True, 1, 0.0, False, False
+    theirs, ours = torch.gru, partial(tritongru.gru, backend="reference")
+    found = [kit.outcome(lambda gru=gru: gru(*given.values(), *flags)) for gru in (theirs, ours)]
     assert found[0] == found[1] and not known
