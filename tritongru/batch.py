@@ -193,34 +193,30 @@ def checked_lengths(lengths: Tensor, T: int) -> Tensor:
     return inside.to(torch.int32)
 
 
-@dataclass(frozen=True)
-class Segments:
-    """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first."""
+def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first.
 
-    rows: Tensor  # [N]: where each packed row lies in time-major rows, t * B + b
-    batch_sizes: Tensor  # [longest] int64 on the CPU
-    ends: tuple[Tensor, Tensor]  # [B] each: which of the sequences is a row's first, and which its last
+    Waits for the device: how many there are follows from values.
 
-    @classmethod
-    def of(cls, visits: Visits, device: torch.device) -> Segments:
-        """Waits for the device: how many there are follows from values."""
-        T, B = visits.time, visits.batch
-        runs, resets = (
-            (torch.full((T, B), fill, device=device) if given is None else given).T.flatten()  # in the order of rows
-            for given, fill in ((visits.runs(), True), (visits.resets, False))
-        )
-        t, at = torch.arange(T, device=device).repeat(B), torch.arange(T * B, device=device)
-        begins = runs & (resets | (t == 0))
-        number = begins.cumsum(0) - 1
-        position = at - at[begins][number]
-        lengths = number[runs].bincount()
-        order = lengths.argsort(descending=True, stable=True)
-        rank = order.argsort()
-        key = (position * len(lengths) + rank[number])[runs]
-        rows = (t * B + at // T)[runs][key.argsort()]
-        first = rank[number.view(B, T)[:, 0]]
-        last = rank[number.view(B, T)[:, -1]]
-        return cls(rows, position[runs].bincount().cpu(), (first, last))
+    Returns:
+        Where each packed row lies in time-major rows, t * B + b [N]; batch sizes, on the CPU; and which is a row's
+        first sequence, and which its last, [B] each.
+    """
+    T, B = visits.time, visits.batch
+    runs, resets = (
+        (torch.full((T, B), fill, device=device) if given is None else given).T.flatten()  # in the order of rows
+        for given, fill in ((visits.runs(), True), (visits.resets, False))
+    )
+    t, at = torch.arange(T, device=device).repeat(B), torch.arange(T * B, device=device)
+    begins = runs & (resets | (t == 0))
+    number = begins.cumsum(0) - 1
+    position = at - at[begins][number]
+    lengths = number[runs].bincount()
+    rank = lengths.argsort(descending=True, stable=True).argsort()
+    key = (position * len(lengths) + rank[number])[runs]
+    rows = (t * B + at // T)[runs][key.argsort()]
+    of_row = rank[number.view(B, T)]
+    return rows, position[runs].bincount().cpu(), (of_row[:, 0], of_row[:, -1])
 
 
 # Of packed batches: copying one to a device stalls the host, and may not be captured in a CUDA graph. 4 MiB of tables

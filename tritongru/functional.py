@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import call, registry
-from .batch import Segments, Visits, checked_lengths
+from .batch import Visits, checked_lengths, segments
 from .beside import eager_beside_graphs
 from .call import Call, InGraph, into_a_graph, settle, stands_in, tracing, uses_aten
 from .checks import EMPTY, UNFIT, add_up, check_padding, unfit, unfit_call
@@ -271,16 +271,16 @@ def _by_segments(
     x: Tensor, visits: Visits, hx: Tensor, D: int, params: list[Tensor], has_biases: bool, num_layers: int, *how: Any
 ) -> tuple[Tensor, Tensor]:
     """A padded batch by torch.gru: the sequences between its resets are the rows of a packed batch."""
-    cut = Segments.of(visits, x.device)
+    rows, batch_sizes, first_and_last = segments(visits, x.device)
     states = torch.arange(len(hx), device=x.device)[:, None]
-    begins, ends = (torch.stack(of[:D]).repeat(num_layers, 1) for of in (cut.ends, cut.ends[::-1]))
+    begins, ends = (torch.stack(of[:D]).repeat(num_layers, 1) for of in (first_and_last, first_and_last[::-1]))
     if visits.resets is not None:
         forward = torch.zeros_like(begins, dtype=torch.bool)
         forward[::D] = visits.resets[0]
         hx = hx.masked_fill(forward[..., None], 0)
-    h_0 = hx.new_zeros(len(hx), int(cut.batch_sizes[0]), hx.shape[-1]).index_put((states, begins), hx)
-    t, b = cut.rows // visits.batch, cut.rows % visits.batch
-    y, h_n = torch.gru(x[t, b], cut.batch_sizes, h_0, params, has_biases, num_layers, *how)
+    h_0 = hx.new_zeros(len(hx), int(batch_sizes[0]), hx.shape[-1]).index_put((states, begins), hx)
+    t, b = rows // visits.batch, rows % visits.batch
+    y, h_n = torch.gru(x[t, b], batch_sizes, h_0, params, has_biases, num_layers, *how)
     return y.new_zeros(visits.time, visits.batch, y.shape[-1]).index_put((t, b), y), h_n[states, ends]
 
 

@@ -14,15 +14,14 @@ SENTINEL = -1
 
 
 class Shape(NamedTuple):
-    """Of an exchange buffer, without its slots."""
+    """Of an exchange buffer, without its slots. Blocks from `owned` on nobody publishes: they are zeros for ever."""
 
     sizes: tuple[int, ...]  # directions, groups, tiles, gates, rows / 16, blocks, elements of a block
-    owned: int  # blocks that programs publish; those after them are zeros for ever
+    owned: int
 
 
 class Buffer:
-    """The exchange buffer of a pass, fresh: [directions, slots, groups, tiles, gates, rows / 16, blocks, elements of a
-    block] for the launch with the most slots; of another one the first of them."""
+    """The exchange buffer of a pass, fresh: [directions, slots, groups, ...] for the launch with the most slots."""
 
     def __init__(self, shape: Shape, slots: int, dtype: torch.dtype, device: torch.device):
         (directions, *sizes), self.owned = shape

@@ -51,10 +51,8 @@ def prepare(
     copied: whether aligned copies of the weights are launched.
     """
     visits, training = call.visits, call.save_gates
-    key = (
-        launcher.__name__, call.overrides, weights[0].device, visits.batch, visits.time == 1, input_size,
-        call.hidden_size, call.directions, call.dtype, call.precision, training, len(weights), recompute,
-    )  # fmt: skip
+    sizes = visits.time == 1, input_size, training, len(weights), recompute
+    key = (launcher.__name__, call.recurrence, weights[0].device, *sizes)
     if key in _seen:
         return
     _seen.keep(key, None)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -76,15 +76,17 @@ class Kernel:
         return itemgetter(*self.kernel.arg_names[: self.pointers.start])
 
     @cached_property
-    def _rest(self) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
-        return itemgetter(*self.kernel.arg_names[self.pointers.start :])
+    def _others(self) -> tuple[Callable[[Mapping[str, Any]], tuple[Any, ...]], tuple[Any, ...]]:
+        """From arguments by name those behind the scalars, and after these the constants."""
+        names = self.kernel.arg_names[self.pointers.start :]
+        asked = itemgetter(*[name for name in names if name not in self.constants])
+        return asked, tuple(self.constants[name] for name in names if name in self.constants)
 
     @cached_property
     def wide(self) -> list[bool]:
         """Of the numbers behind the pointers: whether nothing is compiled in but their width."""
-        names = self.kernel.arg_names
-        numbers = self.kernel.params[self.pointers.stop : len(names) - len(self.constants)]
-        return [p.do_not_specialize for p in numbers]
+        numbers = self.kernel.params[self.pointers.stop :]
+        return [p.do_not_specialize for p in numbers if p.name not in self.constants]
 
     @cached_property
     def identity(self) -> tuple[Hashable, ...]:
@@ -92,7 +94,8 @@ class Kernel:
 
     def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> Launch:
         """Bound to these arguments as well."""
-        return Launch(self, self._rest({**arguments, **self.constants}), pdl)
+        asked, constants = self._others
+        return Launch(self, asked(arguments) + constants, pdl)
 
     def of_types(self, types: Mapping[str, str], own: str) -> Kernel:
         """To be compiled ahead of time: with these types, `own` for other pointers and "i32" for other numbers."""
@@ -198,23 +201,26 @@ class Launch:
         compiled: Any = _compiled.get(key)
         hooks = triton.knobs.runtime if _watched() else None
 
-        def hand_over(run: Any, grid: Grid, scalars: Sequence[int]) -> None:
+        def again(grid: Grid, scalars: Sequence[int]) -> None:
+            function, packed = compiled.function, compiled.packed_metadata
             if hooks is None:
-                metadata, enter, leave, given = None, None, None, addresses
+                run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
             else:
-                metadata, given = compiled.launch_metadata(grid, stream, *scalars, *rest), rest
-                enter, leave = hooks.launch_enter_hook, hooks.launch_exit_hook
-            run(*grid, stream, compiled.function, compiled.packed_metadata, metadata, enter, leave, *scalars, *given)
+                metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
+                told = metadata, hooks.launch_enter_hook, hooks.launch_exit_hook
+                run(*grid, stream, function, packed, *told, *scalars, *rest)
 
         if compiled is not None:
-            hand_over(compiled.run, grid, scalars)
+            run = compiled.run
+            again(grid, scalars)
         else:
             compiled = self.kernel.kernel[grid](*scalars, *rest, **self.kernel.options)
             if compiled is None:  # a hook of Triton kept it from compiling
                 return
             if hooks is None:
                 _compiled[key] = compiled
-        self.again = partial(hand_over, _dependent(compiled.run) if self.pdl else compiled.run)
+        run = _dependent(compiled.run) if self.pdl else compiled.run
+        self.again = again
 
     def addresses(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
         """The arguments, with addresses in place of tensors; and what the JIT would tell apart by, or more."""

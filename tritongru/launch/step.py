@@ -79,10 +79,15 @@ def forward(
         ),
         tiles.pdl,
     )  # fmt: skip
-    launch.each(_with_grids(visits.forward(D), tiles, call), (T, B, visits.batch_sizes))
-    if fused and D == 1 and visits.plain and not call.save_gates:  # streaming: the next such call hands over addresses
-        (step,) = _with_grids(visits.forward(D), tiles, call)
-        call.settled["direct"] = launch.with_others(*step, (*theirs, *[w[0] for w in weights if w], y, h_n))
+    steps = _with_grids(visits.forward(D), tiles, call)
+    if not fused:
+        launch.each(steps, (T, B, visits.batch_sizes))
+    else:
+        grid, scalars = next(steps)
+        launch(grid, scalars)
+        if D == 1 and visits.plain and not call.save_gates:  # streaming: the next such call hands over addresses
+            given = *theirs, *[w[0] for w in weights if w], y, h_n
+            call.settled["direct"] = launch.with_others(grid, scalars, given)
     return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
 
 
