@@ -4,22 +4,21 @@ layers that one program holds are planning/small.py's.
 All programs that hand data to each other must be on the device at once, each with its slice of W_h in registers and
 shared memory. So a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
 
-Tiles are data: for each class of K, H padded, forms of a kernel in order of preference (`FORMS`), the winners of
-measurements where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and T themselves are arguments of
-a compiled kernel. tests/test_compiles.py counts the kernels, holds `shared_bytes` against the compiler's figure and
-finds that nothing spills.
+Tiles are data: `FORMS`, from measurements where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and
+T are arguments of a compiled kernel. tests/test_compiles.py counts the kernels, holds `shared_bytes` against the
+compiler's figure and finds that nothing spills.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple, get_args, get_type_hints
 
 from . import small
 from .devices import MIB, registers
 from .problem import BYTES, Recurrence
-from .small import LARGEST, OnChip, SmallTiles, small_tiles
+from .small import COUNT, LARGEST, OnChip, SmallTiles, small_tiles
 from .tuned import check, or_winner
 
 EXCHANGE_BYTES = 4 * MIB  # that the exchange buffer may take in any case
@@ -67,41 +66,24 @@ FORMS = {
         [Form(8, 8, 1, waits=3), Form(16, 8, 2, waits=3, turns=[ONE]), Form(16, 8, 1, waits=3, turns=[ONE])],
     ),
 }
-COUNT = range(1, 1 << 31)
-FIELDS: Mapping[str, Sequence[int]] = {  # of SequenceTiles that can be set, and what to
-    "block_b": (8, 16, 32, 64),
-    "block_h": (8, 16, 32),
-    "block_k": [1 << n for n in range(4, 20)],
-    "num_k": (1, 3),
-    "num_warps": (1, 2, 4, 8, 16),
-    "shared_gates": range(4),
-    "waits": (1, 3),
-    "delay": range(1_000_001),
-    "early": (0, 1),
-    "programs_per_sm": COUNT,
-    "tiles": COUNT,
-    "groups": COUNT,
-    "directions": (1, 2),
-}
-OVERRIDABLE = tuple(dict.fromkeys(("exchange", *FIELDS, *small.FIELDS)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceTiles(OnChip):
     """The programs of a group exchange. Where groups do not take all rows, there are several launches; a bidirectional
-    layer with 1 direction a launch takes two."""
+    layer with 1 direction a launch takes two. Annotated: what may be set, and what to."""
 
-    block_b: int  # rows of a tile
-    block_h: int  # units of a program
-    block_k: int  # units of each of the tensors that K is made of
-    num_k: int  # tensors
-    num_warps: int
-    shared_gates: int  # whose weights are in shared memory, those of the others in registers
-    waits: int  # of a visit: 3 where backward waits for one gate gradient after another
-    delay: int  # nanoseconds of sleep before the first look, where the data was published just before
-    early: int  # 1: what the next tile in turn awaits is asked for before this one's product
-    programs_per_sm: int  # that registers are dealt out for
-    tiles: int  # row tiles of a group, in turn
+    block_b: Annotated[int, (8, 16, 32, 64)]  # rows of a tile
+    block_h: Annotated[int, (8, 16, 32)]  # units of a program
+    block_k: Annotated[int, [1 << n for n in range(4, 20)]]  # units of each of the tensors that K is made of
+    num_k: Annotated[int, (1, 3)]  # tensors
+    num_warps: Annotated[int, (1, 2, 4, 8, 16)]
+    shared_gates: Annotated[int, range(4)]  # whose weights are in shared memory, those of the others in registers
+    waits: Annotated[int, (1, 3)]  # of a visit: 3 where backward waits for one gate gradient after another
+    delay: Annotated[int, range(1_000_001)]  # ns of sleep before the first look, where data was published just before
+    early: Annotated[int, (0, 1)]  # 1: what the next tile in turn awaits is asked for before this one's product
+    programs_per_sm: Annotated[int, COUNT]  # that registers are dealt out for
+    tiles: Annotated[int, COUNT]  # row tiles of a group, in turn
 
     @property
     def rows(self) -> int:
@@ -144,6 +126,11 @@ class SequenceTiles(OnChip):
         kept = 5 * of.directions * rows * of.hidden_size * of.size
         most = max(1, max(EXCHANGE_BYTES, kept // 4) // slot - 1)
         return -(-time // -(-time // most))
+
+
+HINTS = get_type_hints(SequenceTiles, include_extras=True)
+FIELDS: Mapping[str, Sequence[int]] = {name: get_args(of)[1] for name, of in HINTS.items() if get_args(of)}
+OVERRIDABLE = tuple(dict.fromkeys(("exchange", *FIELDS, *small.FIELDS)))
 
 
 def exchanges(of: Recurrence) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from .problem import BYTES, Recurrence
 from .tuned import check
@@ -22,6 +23,7 @@ WARPS = 8
 LANES = {"forward": 4, "backward": 8}
 # Where two rows spill, but on compute capability 8.0 and 9.0, and 8 lanes on 10.x: there it takes 4.
 TIGHT = ("backward", 4, 128)
+COUNT = range(1, 1 << 31)
 FIELDS = ("rows", "units", "num_warps", "lanes", "ahead")  # that can be set
 
 
@@ -30,8 +32,8 @@ class OnChip:
     """What a launch does whose programs keep W_h. The fields of a subclass are constants of its compiled kernel."""
 
     programs: int  # of a group, over which one copy of W_h is spread
-    groups: int = 1
-    directions: int  # of one launch
+    groups: Annotated[int, COUNT] = 1
+    directions: Annotated[int, (1, 2)]  # of one launch
 
     @property
     def grid(self) -> tuple[int, int, int]:
@@ -89,10 +91,8 @@ def small_tiles(kind: str, of: Recurrence, given: Mapping[str, int]) -> SmallTil
         choices = (1,) if tight else ROWS.get((size, units), (1,))
     alone = (rows for rows in choices if -(-of.batch // rows) * of.directions * num_warps <= WARPS * of.device.sms)
     rows = given.get("rows", next(alone, choices[-1]))
-    planned = dict(
-        rows=rows, units=units, num_warps=num_warps, lanes=lanes, vector=vector, ahead=1 if rows == 16 else 2,
-    )  # fmt: skip
-    fields = {**planned, **given}
+    ahead = 1 if rows == 16 else 2
+    fields = {**dict(rows=rows, units=units, num_warps=num_warps, lanes=lanes, vector=vector, ahead=ahead), **given}
     warps = (n for n in (1, 2, 4, 8) if 32 * n <= units * max(fields["lanes"], 1))
     possible = {
         "units": [n for n in (16, 32, 64, 128) if n >= H],
