@@ -1,10 +1,10 @@
 """What `use_backend` says at a call, which in a checkpoint's recompute is what it said in forward.
 
-torch.utils.checkpoint restores autocast, random numbers and the default device for a recompute, and asks nobody else
-(its context_fn is the caller's): by then the block of `use_backend` may be over, or of another thread. So the choice in
-force where a region begins is kept with the object that PyTorch itself keeps of the region from forward to backward,
-and which is found among the local variables of its functions on the call stack. No other module's code is replaced, and
-nobody walks the stack but a call inside of both `use_backend` and what looks like a checkpoint.
+torch.utils.checkpoint restores autocast, random numbers and the default device for a recompute, and nothing else: by
+then the block of `use_backend` may be over, or of another thread. So the choice in force where a region begins is kept
+with the object that PyTorch keeps of the region from forward to backward, found among the local variables of its
+functions on the call stack. Nobody walks the stack but a call inside of `use_backend` and of what looks like a
+checkpoint.
 """
 
 from __future__ import annotations

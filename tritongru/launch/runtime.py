@@ -83,12 +83,6 @@ class Kernel:
         return asked, tuple(self.constants[name] for name in names if name in self.constants)
 
     @cached_property
-    def wide(self) -> list[bool]:
-        """Of the numbers behind the pointers: whether nothing is compiled in but their width."""
-        numbers = self.kernel.params[self.pointers.stop :]
-        return [p.do_not_specialize for p in numbers if p.name not in self.constants]
-
-    @cached_property
     def identity(self) -> tuple[Hashable, ...]:
         return (self.kernel.fn, *self.options.values(), *self.constants.items())
 
@@ -226,8 +220,9 @@ class Launch:
         """The arguments, with addresses in place of tensors; and what the JIT would tell apart by, or more."""
         addresses = [tensor.data_ptr() for tensor in self.tensors]
         dtypes, aligned = [tensor.dtype for tensor in self.tensors], [address & 15 for address in addresses]
-        numbers = [n > INT32 if wide else n for n, wide in zip(self.others, self.kernel.wide, strict=False)]
-        return (*addresses, *self.others), (self.kernel.identity, *dtypes, *aligned, *numbers)
+        numbers = self.others[: len(self.others) - len(self.kernel.constants)]
+        classes = [(n == 1) + 2 * (n % 16 == 0) + 4 * (n > INT32) for n in numbers]
+        return (*addresses, *self.others), (self.kernel.identity, *dtypes, *aligned, *classes)
 
     def with_others(
         self, grid: Grid, scalars: Sequence[int], given: Sequence[Tensor]
