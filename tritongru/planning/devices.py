@@ -107,11 +107,11 @@ def of_cuda(index: int) -> Device:
         """A property that not every build of torch has; zero means that the driver did not say."""
         return int(getattr(properties, attribute, 0)) or otherwise
 
-    registers = reported("regs_per_multiprocessor", REGISTERS)
+    registers_per_sm = reported("regs_per_multiprocessor", REGISTERS)
     if torch.version.hip:
         of: tuple[str, int | None, str] = "amd", None, properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
         shared = per_sm = reported("shared_memory_per_block", 64 * KIB)
-        registers = known.registers_per_sm if known else registers
+        registers_per_sm = known.registers_per_sm if known else registers_per_sm
     else:
         capability = properties.major * 10 + properties.minor
         of = "nvidia", capability, f"sm_{capability}"
@@ -119,7 +119,7 @@ def of_cuda(index: int) -> Device:
         shared, per_sm = reported("shared_memory_per_block_optin", kib * KIB), kib_per_sm * KIB
     per_sm = reported("shared_memory_per_multiprocessor", per_sm)
     sms, memory = properties.multi_processor_count, reported("total_memory", 0)
-    return Device(properties.name, *of, sms, shared, per_sm, registers, memory)
+    return Device(properties.name, *of, sms, shared, per_sm, registers_per_sm, memory)
 
 
 def _described(product: str) -> Device | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from .devices import Device, registers
 from .problem import BYTES, Recurrence
-from .tuned import or_winner
+from .tuned import check, or_winner
 
 LAUNCHES = 2  # that are on the device at once: one that computes, one that loads
 
@@ -96,9 +96,8 @@ def _with_overrides(kind: str, of: Recurrence) -> StepTiles:
     if tiles.split > 1:  # a part for each warp
         given.setdefault("split", given.get("num_warps", tiles.num_warps))
     tiles = replace(tiles, **given)
-    sizes = tiles.block_b, tiles.block_h, tiles.block_k, tiles.num_warps, tiles.split, tiles.per_sm
-    if any(size < 1 or size & (size - 1) for size in sizes) or tiles.split not in (1, min(tiles.num_warps, 8)):
-        raise ValueError(f"tiles of step must be powers of two, split 1 or the number of up to 8 warps, got {tiles}")
+    sizes = dict.fromkeys(("block_b", "block_h", "block_k", "num_warps", "per_sm"), tuple(1 << n for n in range(13)))
+    check("step", vars(tiles), {**sizes, "split": (1, min(tiles.num_warps, 8))})
     chunks, shared = -(-of.hidden_size // tiles.block_k), of.device.shared_per_program
     tiles = replace(tiles, ahead=min(tiles.ahead, chunks), pdl=bool(tiles.pdl and _pdl(of.device)))
     while "ahead" not in given and tiles.ahead and tiles.shared_bytes(kind, of.dtype) > shared:
