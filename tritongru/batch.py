@@ -65,9 +65,8 @@ class Visits:
 
     def only_running(self, rows: Tensor) -> Tensor:
         """Time-major rows [T, B, ...] with zeros where none runs: what lies there may be NaN."""
-        if self.lengths is None or (runs := self.runs()) is None:
-            return rows
-        return rows.masked_fill(~runs[..., None], 0)
+        runs = self.runs()
+        return rows if runs is None else rows.masked_fill(~runs[..., None], 0)
 
     @property
     def stride_row(self) -> int:
