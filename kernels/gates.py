@@ -91,8 +91,7 @@ def store_rzn(ptrs, r, z, n, mask, H):
 def store_gradients(ptrs, dq, dr, dz, dn, mask, H):
     """Store dq, dr, dz, dn, H elements apart, cast to the dtype of the memory."""
     dtype = ptrs.dtype.element_ty
-    # In this order: from dq on, ptxas spills on sm_89 in step_backward of few rows.
-    tl.store(ptrs + 3 * H, dn.to(dtype), mask=mask)
+    tl.store(ptrs, dq.to(dtype), mask=mask)
     tl.store(ptrs + H, dr.to(dtype), mask=mask)
     tl.store(ptrs + 2 * H, dz.to(dtype), mask=mask)
-    tl.store(ptrs, dq.to(dtype), mask=mask)
+    tl.store(ptrs + 3 * H, dn.to(dtype), mask=mask)
