@@ -45,8 +45,11 @@ def check(backend: str, fields: Mapping[str, int], possible: Mapping[str, Sequen
     """Raise ValueError of the first field that is none of what it may be."""
     for name, of in possible.items():
         if name in fields and fields[name] not in of:
-            expected = f"{of[0]} to {of[-1]}" if isinstance(of, range) else ", ".join(map(str, of))
-            raise ValueError(f"tiles of backend {backend!r}: {name} must be one of {expected} here, got {fields[name]}")
+            every = [f"{of[0]} to {of[-1]}"] if isinstance(of, range) else [*dict.fromkeys(map(str, of))]
+            if len(every) > 6:  # powers of 2
+                every[2:-1] = [".."]
+            expected = ("one of " if len(every) > 1 else "") + ", ".join(every)
+            raise ValueError(f"tiles of backend {backend!r}: {name} must be {expected} here, got {fields[name]}")
 
 
 @lru_cache(maxsize=8192)
