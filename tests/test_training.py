@@ -7,14 +7,13 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor, multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tritongru
@@ -68,15 +67,6 @@ def test_nothing_is_tuned_by_timing() -> None:
     assert [path for path in sources if "autotune" in path.read_text() or "do_bench" in path.read_text()] == []
 
 
-@pytest.fixture(scope="module")
-def a_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Of this process alone: what DistributedDataParallel does to a module is there, what gloo adds up is one."""
-    store = tmp_path_factory.mktemp("gloo") / "store"
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=0, world_size=1)
-    yield
-    dist.destroy_process_group()
-
-
 class Model(nn.Module):
     def __init__(self, backend: str) -> None:
         super().__init__()
@@ -88,17 +78,37 @@ class Model(nn.Module):
         return self.head(self.layer(x)[0][-1])
 
 
-@pytest.mark.parametrize("options", [{}, {"static_graph": True}, {"find_unused_parameters": True}], ids=str)
-def test_distributed_data_parallel_has_the_gradients_of_the_module(backend: str, options: dict, a_group: None) -> None:
-    found = []
-    for wrap in (lambda model: model, lambda model: DistributedDataParallel(model, **options)):
-        model = Model(backend)
-        if "find_unused_parameters" not in options:
-            del model.unused
-        wrapped = wrap(model)
-        for rows in (2, 3):  # the second adds to the gradients of the first, which are kept back where they may be
-            first = rows == 2 and not options and wrapped is not model
-            with wrapped.no_sync() if first else nullcontext():
-                wrapped(kit.randn(6, rows, 3)).square().sum().backward()
-        found.append([p.grad for p in model.parameters()])
-    kit.assert_all_close(*found)
+OPTIONS: list[dict[str, bool]] = [{}, {"static_graph": True}, {"find_unused_parameters": True}]
+
+
+def gradients(backend: str, options: dict[str, bool], rows: slice, distributed: bool = True) -> list[Tensor | None]:
+    """After two calls; those of the first are kept back where they may be, and the second adds to them."""
+    model = Model(backend)
+    if "find_unused_parameters" not in options:
+        del model.unused
+    wrapped = DistributedDataParallel(model, **options) if distributed else model
+    for seed in (2, 3):
+        with wrapped.no_sync() if distributed and seed == 2 and not options else nullcontext():
+            wrapped(kit.randn(6, 4, 3, seed=seed)[:, rows]).square().sum().backward()
+    return [p.grad for p in model.parameters()]
+
+
+def of_a_rank(rank: int, store: str, backends: list[str]) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    rows = slice(2 * rank, 2 * rank + 2)
+    found = [gradients(backend, options, rows) for backend in backends for options in OPTIONS]
+    if rank == 0:
+        torch.save(found, f"{store}.gradients")
+    dist.destroy_process_group()
+
+
+@pytest.mark.interpreted
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    """DistributedDataParallel over gloo: the mean over the ranks is half the gradient of the sum over all rows."""
+    backends, store = ["aten", "reference", "step", "sequence"], tmp_path / "store"
+    multiprocessing.spawn(of_a_rank, (str(store), backends), nprocs=2)
+    found = iter(torch.load(f"{store}.gradients"))
+    for backend in backends:
+        for options in OPTIONS:
+            expected = gradients(backend, options, slice(4), distributed=False)
+            kit.assert_all_close(next(found), [None if g is None else g / 2 for g in expected])
