@@ -109,13 +109,14 @@ def as_on_a_gpu() -> Iterator[NoLaunch]:
     """Inside: tensors of the CPU go an H200's way through whole calls of both backends, up to the `NoLaunch`."""
     from tritongru import call, registry
     from tritongru.kernels import sequence, small, step
+    from tritongru.latest import Latest
     from tritongru.planning import describe
 
     kernels = (step.step_forward, step.step_backward, small.small_forward, small.small_backward)
     kernels += (sequence.sequence_forward, sequence.sequence_backward)
     with ExitStack() as stack:
         stack.enter_context(patch.object(call, "DEVICES", ("cpu",)))
-        stack.enter_context(patch.object(call, "_known", {}))
+        stack.enter_context(patch.object(call, "_known", Latest(1024)))
         stack.enter_context(patch.object(registry, "device_of", lambda device: describe("h200")))
         stack.enter_context(patch.object(registry.Backend, "why_not", lambda *given: None))
         yield stack.enter_context(without_gpu(*kernels))

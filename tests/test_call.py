@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pack_sequence
 import tritongru
 from tests.kit import modules as kit
 from tritongru import call, registry
+from tritongru.latest import Latest
 
 T, B, I, H = 5, 3, 4, 6
 PACKAGE = Path(tritongru.__file__).parent
@@ -29,7 +30,7 @@ PACKAGE = Path(tritongru.__file__).parent
 def known(monkeypatch: pytest.MonkeyPatch) -> dict[call.Key, call.Call]:
     """What is kept, where calls on the CPU are kept as those on CUDA are."""
     monkeypatch.setattr(call, "DEVICES", ("cpu",))
-    monkeypatch.setattr(call, "_known", {})
+    monkeypatch.setattr(call, "_known", Latest(1024))
     return call._known
 
 
@@ -179,7 +180,7 @@ def test_the_weights_of_a_known_call_are_those_of_now(known: dict[Any, Any]) -> 
 
 
 def test_what_is_kept_is_bounded(known: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call, "LIMIT", 3)
+    known.limit = 3
     layer = tritongru.GRU(I, H, backend="reference")
     for rows in range(1, 8):
         layer(torch.randn(T, rows, I))

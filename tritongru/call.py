@@ -7,7 +7,6 @@ the tensors, flags, autocast, what asks for a backend), so that the next call li
 from __future__ import annotations
 
 import logging
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn import Parameter
 
 from . import flops, registry
 from .batch import Visits
+from .latest import Latest
 from .layer import GRULayer, Layer, call_of, forward_pass, layer_forward, prepare
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
@@ -26,7 +26,6 @@ from .registry import Backend, constant_in_graphs
 PLAIN = {Tensor, Parameter}
 TOLD = {*PLAIN, bool, int, float, str}  # types of what a key is made of
 DEVICES = ("cuda",)  # on which calls are kept
-LIMIT = 1024  # kinds of calls that are kept, the latest
 ATEN = registry.ATEN.name
 
 
@@ -71,8 +70,7 @@ class Call:
 
 
 Key = tuple[Any, ...]
-_known: dict[Key, Call] = {}
-_keeping = threading.RLock()
+_known: Latest[Key, Call] = Latest(1024)  # kinds of calls
 
 
 def may_know(x: Any) -> bool:
@@ -125,17 +123,13 @@ def known(key: Key | None) -> Call | None:
 def keep(key: Key | None, call: Call) -> Call:
     """`call`, known from now on."""
     if key is not None:
-        with _keeping:
-            if len(_known) >= LIMIT:
-                del _known[next(iter(_known))]
-            _known[key] = call
+        _known.keep(key, call)
     return call
 
 
 def forget() -> None:
     """Ask anew about whatever is called next."""
-    with _keeping:
-        _known.clear()
+    _known.clear()
 
 
 def uses_aten(backend: str | None, input: Tensor) -> bool:
