@@ -141,8 +141,8 @@ def _planned(kind: str, of: Recurrence) -> StepTiles:
         num_stages = 4  # with more, sm_80 spills a register of odd sizes'
     else:
         num_stages = 3 if wide else 6
-    # 4 programs an SM: at most 128 registers, of which ptxas takes 96. With no bound it takes 72 on sm_89, and spills.
-    per_sm = 4 if kind == "backward" and not shallow and device.vendor == "nvidia" else 1
+    # 2 programs an SM may have 255 registers a thread. Told so, ptxas takes 96; else it takes 72, and spills on sm_89.
+    per_sm = 2 if kind == "backward" and not shallow and device.vendor == "nvidia" else 1
     block_b, block_k = 64 if wide else 16, 32 if shallow else 64
     tiles = StepTiles(block_b, 16, block_k, 4, num_stages, per_sm=per_sm, pdl=pdl and steps)
     while tiles.num_stages > 1 and tiles.shared_bytes(kind, of.dtype) > device.shared_per_program:
