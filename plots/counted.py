@@ -44,7 +44,7 @@ def draw_launches() -> Figure:
     """Launches of a call by T and by kind, bytes that a step reads by H, of `step` and `sequence`."""
     found, axes = figure(
         "step launches a kernel per timestep, each of which reads W_h again; "
-        "sequence launches one for all timesteps and reads W_h once",
+        "sequence has one launch forward and a few backward, and reads W_h once in each",
         [WHERE, f"{KIND} Bytes are those that all programs load, most of which L2 delivers."],
         (10, 8.4), 2, 2,
     )  # fmt: skip
@@ -102,7 +102,7 @@ def _draw_launches_by_kind(axes: Axes, direction: str) -> None:
 
 RESIDENT = "one program holds all of W_h"
 EXCHANGING = "programs hold a slice each and exchange h"
-STEPPING = "does not fit: a launch per timestep (step)"
+STEPPING = "does not fit: of the kernels step alone can run"
 UNSERVED = "not served: PyTorch's own path (aten)"
 CLASSES: dict[str, Look] = {
     RESIDENT: {"facecolor": GREEN},
