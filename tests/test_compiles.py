@@ -94,7 +94,7 @@ def choices() -> Iterable[Any]:
         yield from (pytest.param(choice, marks=LONG) for choice in rest)
 
 
-@pytest.mark.parametrize("choice", choices(), ids=str)
+@pytest.mark.parametrize("choice", [*choices()], ids=str)
 def test_a_choice_of_step_compiles(choice: Choice) -> None:
     target, dtype, B, H, T, D, precision, meant, how = choice
     device, precision = describe(target), "ieee" if "ieee" in (precision, native(target)) else "tf32"
@@ -200,7 +200,7 @@ def every_form() -> Iterable[Any]:
     return (pytest.param(form, marks=LONG if i % 28 else ()) for i, form in enumerate(found))
 
 
-@pytest.mark.parametrize("form", every_form(), ids=str)
+@pytest.mark.parametrize("form", [*every_form()], ids=str)
 def test_a_form_of_sequence_compiles(form: Form) -> None:
     found = examine(form)
     assert not found, f"{form}: {'; '.join(found)}"
