@@ -245,8 +245,7 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypat
         stand_in.run.launch = lambda *given: handed.append(given)
         found = forward(T)  # by the JIT
         assert beside(found) == [False] + [True] * (T - 1) and len(runtime._kept) == 0
-        for _ in range(2):  # as seen once, then noted
-            assert beside(forward(T)) == beside(found) and len(runtime._kept) == 1
+        assert beside(forward(T)) == beside(found) and len(runtime._kept) == 1
         noted = handed.copy()
         assert len(noted) == T and [p.given for p in runtime._kept.values()] == [noted]
         assert forward(T) == noted and len(runtime._kept) == 1

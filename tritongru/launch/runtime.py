@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -128,8 +127,7 @@ class Launch:
     def each(self, steps: Iterable[tuple[Grid, Sequence[int]]], same: Hashable) -> None:
         """Launch once per step, of a grid and scalars.
 
-        What was handed to the driver is kept, once the same arguments and steps have come before: a call with these
-        hands it over again. Addresses that do not come again cost no more than the launches.
+        What was handed to the driver is kept: a call with the same arguments and steps hands it over again.
 
         same: tells these steps from others of the same kernel.
         """
@@ -139,7 +137,7 @@ class Launch:
             addresses, alike = self.addresses()
             key = (same, stream, *alike, *addresses)
             known = _kept.get(key)
-            if known is not None and known.given:
+            if known is not None:
                 launch = known.launch
                 for given in known.given:
                     launch(*given)
@@ -150,19 +148,16 @@ class Launch:
                 self(grid, scalars)
             return
         handed = Handed(compiled, compiled.run.launch, [])
-        run = compiled.run
-        after = _dependent(run) if self.pdl else run  # that of all steps but the first
-        if known is not None:  # note what Triton's launcher, which is Python, hands over to C
 
-            def noted(*given: Any) -> None:
-                handed.launch(*given)
-                handed.given.append(given)
+        def noted(*given: Any) -> None:
+            handed.launch(*given)
+            handed.given.append(given)
 
-            run, after = _changed(run, launch=noted), _changed(after, launch=noted)
+        run = _changed(compiled.run, launch=noted)  # Triton's launcher, which is Python and hands over to C
         function, packed = compiled.function, compiled.packed_metadata
         for grid, scalars in steps:
             run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
-            run = after
+            run.launch_pdl = self.pdl
         _kept.keep(key, handed)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
@@ -255,7 +250,7 @@ class Launch:
 
 
 class Handed(NamedTuple):
-    """What was handed to the driver for the launches of a pass; nothing, where it was launched once."""
+    """What was handed to the driver for the launches of a pass."""
 
     compiled: Any  # which owns what is launched
     launch: Callable[..., None]
@@ -263,7 +258,7 @@ class Handed(NamedTuple):
 
 
 _compiled: dict[Hashable, Any] = {}  # Triton's CompiledKernel by what `Launch.addresses` tells apart
-_kept: Latest[Hashable, Handed] = Latest(1 << 14, lambda key, handed: max(1, len(handed.given)))  # half a KB a launch
+_kept: Latest[Hashable, Handed] = Latest(1 << 14, lambda key, handed: len(handed.given))  # half a KB a launch
 
 
 def forget() -> None:
@@ -331,9 +326,9 @@ def _here() -> tuple[int, int]:
 
 
 def _changed(run: Any, **fields: Any) -> Any:
-    """Another of Triton's launchers, the same but for these fields."""
-    found = copy.copy(run)
-    vars(found).update(fields)
+    """Another of Triton's launchers, the same but for these fields; in a fifth of copy.copy's time."""
+    found = object.__new__(type(run))
+    vars(found).update(vars(run), **fields)
     return found
 
 
