@@ -2,8 +2,9 @@
 
 Tensors are the CPU's, the plans an H200's. Triton's own JIT is asked; in place of what it compiles stands `NoLaunch`,
 in place of its driver a stand-in that names a stream. Library products are computed, of sizes so small that they cost
-what a call of PyTorch's costs. Fresh memory of the CPU is seldom where it was: launches of `step` over many timesteps are
-mostly of addresses not seen before, unlike a training loop's on a GPU. Not counted: what Triton's launcher does in C, which reads the arguments, and CUDA.
+what a call of PyTorch's costs. Fresh memory of the CPU is seldom where it was: launches of `step` over many timesteps
+are mostly of addresses not seen before, unlike a training loop's on a GPU. Not counted: what Triton's launcher does in
+C, which reads the arguments, and CUDA.
 """
 
 from __future__ import annotations
