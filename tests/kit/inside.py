@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritongru import ambient, batch, call, functional, layer, registry, status
+from tritongru import batch, call, functional, layer, registry, status
 from tritongru.planning.sequence import SequenceTiles
 
 layer_forward, layer_backward = layer.layer_forward, layer.layer_backward  # torch.ops.tritongru's, with their schemas
@@ -34,20 +34,6 @@ def fall_back(reason: str, x: torch.Tensor) -> Any:
 def fastest_on_the_cpu(B: int, T: int, H: int, D: int) -> str:
     """Of the backends that the operator chooses among in a call that trains."""
     return registry.fastest(torch.empty(0), T, B, H, D, training=True, aten=False)[0].name
-
-
-def checkpoints_remembered() -> int:
-    """How many regions of torch.utils.checkpoint have a choice of `use_backend` kept for them."""
-    return len(ambient._at_the_start)
-
-
-def without_walking_the_stack(patch: pytest.MonkeyPatch) -> None:
-    """A call that looks for a checkpoint around it fails."""
-
-    class System:
-        _getframe = staticmethod(lambda *_: pytest.fail("the stack was walked"))
-
-    patch.setattr(ambient, "sys", System)
 
 
 def without(patch: pytest.MonkeyPatch, *, triton: bool = False, interpreter: bool = False) -> None:
