@@ -297,6 +297,8 @@ def test_a_mistake_in_the_text_is_found(old: str, new: str) -> None:
     assert old in f.wait.text
     f.wait = f.wait._replace(text=f.wait.text.replace(old, new))
     missing = {int(f.places[13, place]): -1 for place in (2, 5)}
+    with pytest.raises(PtxError, match="constraints"):  # without early clobber an output may lose an input
+        execute(f.wait.text, f.wait.constraints.replace("&", ""), [])
     with pytest.raises((AssertionError, PtxError)):
         f.both(late=arriving(f))
         for place in missing:
