@@ -3,8 +3,6 @@
 import os
 import sys
 
-import pytest
-
 from tests.kit.own_process import HERE
 
 pytest_plugins = ["pytester"]

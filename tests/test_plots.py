@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import shutil
-from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -19,7 +18,6 @@ from plots import compiled as compiled_figures
 from plots import measured
 from plots.rows import LINES
 from tritongru.registry import has_triton
-from tritongru.tools import style
 
 HERE = {
     "schema": results.SCHEMA, "date": "2026-01-01T00:00:00+00:00", "device": "NVIDIA H200", "driver": "580.1",
@@ -68,30 +66,15 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
 
 
 @pytest.mark.parametrize("name", command.ENTRIES)
-def test_every_figure_is_drawn_and_its_words_are_readable(name: str, facts: command.Facts) -> None:
-    """No text beyond the edge, none of the header, the panels' titles and the axes' labels on another."""
+def test_every_figure_is_drawn_and_says_where_its_numbers_come_from(name: str, facts: command.Facts) -> None:
     source, _ = command.ENTRIES[name]
     ((file, figure),) = command.draw(name, facts)
     assert file == name + "-nvidia-h200" * (source in command.OF_A_GPU)
-    with style.settings():
-        figure.canvas.draw()
-    drawn, slack = figure.get_tightbbox(), 0.02  # inches
-    assert drawn.x0 >= -slack and drawn.y0 >= -slack, drawn
-    assert drawn.x1 <= figure.get_figwidth() + slack and drawn.y1 <= figure.get_figheight() + slack, drawn
-    lines = [*figure.texts, *(axes.title for axes in figure.axes), *(axes._left_title for axes in figure.axes)]
-    lines += [label for axes in figure.axes for label in (axes.xaxis.label, axes.yaxis.label)]
-    for one, other in combinations([line for line in lines if line.get_visible() and line.get_text()], 2):
-        assert not one.get_window_extent().overlaps(other.get_window_extent()), (one.get_text(), other.get_text())
     header = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     kinds = {command.SIZES: "Counted from sizes; no GPU", command.COMPILED: "Compiled with Triton"}
     kinds[command.STUDY] = kinds[command.COMPILED]
     kinds[command.STORY] = "5 seeds; bands: mean ± standard deviation over them; torch "
     assert kinds.get(source, "Measured on NVIDIA H200, driver") in header
-
-
-def test_colour_is_never_the_only_cue() -> None:
-    for cue in ("marker", "color"):
-        assert len({LINES[name][cue] for name in measured.COMPARED}) == len(measured.COMPARED)
 
 
 def in_cells(axes) -> tuple[dict, set]:
@@ -147,27 +130,14 @@ def test_times_are_per_step_and_only_of_rows_that_are_right() -> None:
 
 
 def test_what_cannot_be_drawn_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """No rows, no such figure, no such folder, rows of another schema."""
-    (tmp_path / "results").mkdir()
-    arguments = ["--results", str(tmp_path / "results"), "--out", str(tmp_path / "out")]
-    for name, source in (("accuracy", "`python -m benchmarks day` on a CUDA machine"), ("resources", "compiled`")):
-        assert command.main([*arguments, "--only", name]) == 1
-        assert source in capsys.readouterr().out
-    for wrong, words in ((["--only", "roof"], command.ENTRIES), (["--results", str(tmp_path / "no")], ["folder"])):
-        with pytest.raises(SystemExit) as exit:
-            command.main(wrong)
-        said = capsys.readouterr().err
-        assert exit.value.code == 2 and all(word in said for word in words)
-    write(tmp_path / "results" / "gru.csv", results.COLUMNS, [dict.fromkeys(results.COLUMNS, "") | {"schema": "1"}])
+    """No rows, rows of another schema; and what can is a file."""
+    arguments = ["--results", str(tmp_path), "--out", str(tmp_path / "out")]
+    assert command.main([*arguments, "--only", "accuracy"]) == 1
+    assert "`python -m benchmarks day` on a CUDA machine" in capsys.readouterr().out
+    write(tmp_path / "gru.csv", results.COLUMNS, [dict.fromkeys(results.COLUMNS, "") | {"schema": "1"}])
     assert command.main(arguments) == 2 and "another schema" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def test_the_same_data_gives_the_same_file(tmp_path: Path) -> None:
-    for folder in ("one", "two"):
-        assert command.main(["--out", str(tmp_path / folder), "--only", "study"]) == 0
-    one, two = ((tmp_path / folder / "study.png").read_bytes() for folder in ("one", "two"))
-    assert one == two
+    assert command.main(["--out", str(tmp_path), "--only", "study"]) == 0 and (tmp_path / "study.png").exists()
 
 
 # benchmarks/compiled.py

@@ -14,9 +14,10 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
+from tests.kit.modules import tensors
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import parts, registry
 from tritongru.cli import main
@@ -81,69 +82,38 @@ def watched(monkeypatch) -> Iterator[list[Watched]]:
         yield launches
 
 
-def a_call(layer, lengths, grad_h_0: bool = True, cotangents: str = "random") -> None:
-    """Forward and backward; `lengths` of one length are a dense batch."""
-    dtype, D = layer.weight_hh_l0.dtype, 1 + layer.bidirectional
-    sequences = [torch.randn(n, layer.input_size, dtype=dtype) for n in lengths]
-    x = torch.stack(sequences, 1) if len(set(lengths)) == 1 else pack_sequence(sequences)
-    output, h_n = layer(x, torch.randn(D, len(lengths), layer.hidden_size, dtype=dtype).requires_grad_(grad_h_0))
-    output = output.data if isinstance(output, PackedSequence) else output
-    if cotangents == "sum":
-        output.sum().backward()
-    else:
-        torch.autograd.backward([output, h_n], [torch.randn_like(output), torch.randn_like(h_n)])
-
-
-PASSES = ("forward", "backward")
+PASSES, PRODUCTS = ("forward", "backward"), "gradient products"
 DENSE, ONE_STEP, PACKED = (3, 3), (1, 1, 1), (4, 3, 3, 1)
-LAYERS = [
-    *(
-        dict(backend=backend, bidirectional=both, dtype=dtype)
-        for backend in ("step", "sequence")
-        for both in (False, True)
-        for dtype in (torch.float32, torch.float16)
-    ),
-    dict(backend="sequence:exchange=0", bidirectional=True),
-    dict(backend="sequence:exchange=0", bidirectional=True, bias=False),
-]
-TWO_WAYS = dict(backend="sequence", bidirectional=True)
-CALLS = {  # the layer's options and H, how it is called, and by which plan
-    **{
-        f"{'-'.join(map(str, how.values()))}-{lengths}": (how, 11, lengths, {"grad_h_0": how.get("bias", True)}, None)
-        for how in LAYERS for lengths in (DENSE, ONE_STEP, PACKED)
-    },
-    # the gradient of the output is one element
-    **{
-        f"sum-{backend}-{both}-{lengths}": (
-            dict(backend=backend, bidirectional=both), 11, lengths, {"grad_h_0": False, "cotangents": "sum"}, None
-        )
-        for backend in ("step", "sequence") for both in (False, True) for lengths in (DENSE, ONE_STEP)
-    },
-    **{
-        f"exchanging-H{H}-{together}": (TWO_WAYS, H, (3, 2), {}, ShrunkenPlan(together=together))
-        for H in (16, 13) for together in (True, False)
-    },
-    **{f"no dh_0-{each}": (dict(backend=each), 11, PACKED, {"grad_h_0": False}, None) for each in ("step", "sequence")},
-    "many programs": (dict(backend="step", bias=False), 70, (2,) * 20, {"grad_h_0": False}, "h200"),
-}  # fmt: skip
+STEP, SEQUENCE, SMALL = dict(backend="step"), dict(backend="sequence"), dict(backend="sequence:exchange=0")
+BOTH, HALF, NO_BIAS = dict(bidirectional=True), dict(dtype=torch.float16), dict(bias=False)
+CALLS = [  # the layer's options, H, lengths, the plan; without biases h_0 wants no gradient either
+    *((how | more, 11, lengths, None) for how in (STEP, SEQUENCE) for more in ({}, BOTH, HALF, BOTH | HALF, NO_BIAS)
+      for lengths in (DENSE, ONE_STEP, PACKED)),
+    *((SMALL | more, 11, lengths, None) for more in (BOTH, BOTH | NO_BIAS) for lengths in (DENSE, ONE_STEP, PACKED)),
+    *((SEQUENCE | BOTH, H, (3, 2), ShrunkenPlan(together=one)) for H in (16, 13) for one in (True, False)),
+    (STEP | NO_BIAS, 70, (2,) * 20, "h200"),  # many programs
+]  # fmt: skip
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize(("how", "H", "lengths", "call", "plan"), CALLS.values(), ids=CALLS)
-def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, call, plan, monkeypatch):
-    """An address is counted once, whichever programs touch it."""
+@pytest.mark.parametrize(("how", "H", "lengths", "plan"), CALLS)
+def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, plan, monkeypatch):
+    """Forward and backward, of one length dense; an address is counted once, whichever programs touch it."""
     if plan == "h200":
         monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
+    layer, dtype, D = tritongru.GRU(5, H, **how), how.get("dtype"), 1 + how.get("bidirectional", False)
+    sequences, want = [torch.randn(n, 5, dtype=dtype) for n in lengths], how.get("bias", True)
+    x = torch.stack(sequences, 1) if len(set(lengths)) == 1 else pack_sequence(sequences)
     with exchanging(monkeypatch, plan if plan != "h200" else None), watched(monkeypatch) as launches:
-        a_call(tritongru.GRU(5, H, **how), lengths, **call)
+        results = tensors(layer(x, torch.randn(D, len(lengths), H, dtype=dtype).requires_grad_(want)))
+        torch.autograd.backward(results, [torch.randn_like(t) for t in results])
     assert launches
     if isinstance(plan, ShrunkenPlan):
         assert [launch.name for launch in launches].count("sequence_forward") == 2 - plan.together
-    for launch in launches:  # backward's directions, and its two visits, may share the one element
-        shared = 4 if "cotangents" in call and launch.name == "step_backward" else 0
-        assert 0 <= launch.told["bytes"] - launch.bytes <= shared, launch.name
-        assert launch.told["flops16" if how.get("dtype") == torch.float16 else "flops32"] == launch.told["flops"]
-    N, B, D, want = sum(lengths), len(lengths), 1 + how.get("bidirectional", False), call.get("grad_h_0", True)
+    for launch in launches:
+        assert launch.told["bytes"] == launch.bytes, launch.name
+        assert launch.told["flops16" if dtype == torch.float16 else "flops32"] == launch.told["flops"]
+    N, B = sum(lengths), len(lengths)
     fused = how["backend"] == "step" and max(lengths) == 1  # the kernel multiplies x too, and always gives dh_0
     forward, backward = (sum(each.told["flops"] for each in launches if each.name.endswith(w)) for w in PASSES)
     assert forward == D * 2 * N * 3 * H * (H + 5 * fused)
@@ -157,18 +127,13 @@ def test_a_launch_hook_is_told_at_every_launch():
     import triton
     from triton.compiler.compiler import ASTSource
 
-    from benchmarks.hostcost import without_gpu
-    from tritongru.batch import Visits
+    from benchmarks.hostcost import as_on_a_gpu
     from tritongru.kernels import step as kernels
-    from tritongru.launch import runtime, step
-    from tritongru.launch.protocol import LayerCall, LayerWeights
+    from tritongru.launch import runtime
 
-    T, B, I, H = 4, 2, 5, 16
-    call = LayerCall(Visits(T, B), 1, H, "fp32", "tf32", describe("h200"), save_gates=True)
-    weights = LayerWeights.of((torch.randn(3 * H, I), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)), 1)
-    hooked, told = [], []
+    T, hooked, told = 4, [], []
     hook = triton.knobs.runtime.launch_enter_hook
-    with without_gpu(kernels.step_forward) as stand_in:
+    with as_on_a_gpu() as stand_in, torch.no_grad():
         stand_in.src = ASTSource.__new__(ASTSource)
         stand_in.src.fn, stand_in.metadata, stand_in.hooked = kernels.step_forward, None, True
 
@@ -178,7 +143,7 @@ def test_a_launch_hook_is_told_at_every_launch():
         hook.add(note)
         try:
             with runtime.observe(lambda name, counts: told.append(counts), runtime.Launch.counts):
-                step.forward(call, torch.randn(T, B, I), torch.randn(1, B, H), weights)
+                tritongru.GRU(5, 16, backend="step")(torch.randn(T, 2, 5))
         finally:
             hook.remove(note)
     assert len(hooked) == T
@@ -218,11 +183,6 @@ def launched(name: str, at: float, runs: float, dur: float, number: int, tid: in
     return [event(*api, at, 2, tid, correlation=number), event(cat, name, runs, dur, tid=99, correlation=number)]
 
 
-def op(name: str, ts: float, dur: float, number: int | None = None, backward: bool = False, tid: int = 1) -> dict:
-    args = {} if number is None else {"Sequence number": number, "Fwd thread id": int(backward)}
-    return event("cpu_op", name, ts, dur, tid, **args)
-
-
 GPU = [
     a_range(" profile: forward", 0, 1000),
     a_range(": recurrence", 100, 500),
@@ -243,52 +203,19 @@ GPU = [
     *launched("gemm", 2950, 2960, 23, 8, tid=2),
     *launched("gemm", 3500, 3600, 1000, 9),  # between the passes
 ]
-NODE = "autograd::engine::evaluate_function: "
-ATEN_CALL = [
-    a_range(" profile: forward", 0, 1000),
-    op("aten::zeros", 10, 5, 4),  # makes no node: the number is the next op's
-    op("aten::gru", 100, 300, 4),
-    op("aten::_cudnn_rnn", 120, 200, 4),
-    *launched("cudnn", 130, 140, 40, 1),
-    op("aten::linear", 500, 50, 5),
-    *launched("gemm", 510, 560, 3, 2),
-    a_range(" profile: backward", 2000, 1000),
-    op(NODE + "AddmmBackward0", 2100, 50, 5, backward=True, tid=2),
-    *launched("gemm", 2110, 2120, 5, 3, tid=2),
-    op(NODE + "CudnnRnnBackward0", 2200, 300, 4, backward=True, tid=2),
-    *launched("cudnn", 2210, 2300, 90, 4, tid=2),
-]
-ON_THE_CPU = [
-    a_range(" profile: forward", 0, 1000),
-    a_range(": recurrence", 100, 500),
-    a_range(": projection", 150, 100),
-    op("aten::addmm", 160, 60),
-    op("aten::copy_", 170, 10),
-    op("aten::copy_", 180, 40),  # it follows the one before, and ends with addmm
-]
 FORWARD, BACKWARD = PASSES
-TRACES = {  # events, on a GPU, what each part takes and how many launches or ops
-    "a kernel belongs to the innermost part that launched it": (GPU, True, {
+
+
+def test_a_kernel_belongs_to_the_innermost_part_that_launched_it():
+    """(Of a CPU the command below reads real traces.)"""
+    split = trace.read({"traceEvents": GPU}, 1, on_gpu=True)
+    assert split.parts == {  # what each part takes, and how many launches
         (FORWARD, "projection"): (30, 1), (FORWARD, "recurrence"): (24, 2), (FORWARD, ELSEWHERE): (5 + 7 + 9, 3),
-        (BACKWARD, "fill"): (2, 1), (BACKWARD, "recurrence"): (17, 1), (BACKWARD, "gradient products"): (19, 1),
+        (BACKWARD, "fill"): (2, 1), (BACKWARD, "recurrence"): (17, 1), (BACKWARD, PRODUCTS): (19, 1),
         (BACKWARD, ELSEWHERE): (23, 1),
-    }),
-    "PyTorch's own GRU is a part each way": (ATEN_CALL, True, {
-        (FORWARD, ATEN): (40, 1), (FORWARD, ELSEWHERE): (3, 1), (BACKWARD, ATEN): (90, 1), (BACKWARD, ELSEWHERE): (5, 1)
-    }),
-    "on the CPU a part has the time outside the parts inside it": (ON_THE_CPU, False, {
-        (FORWARD, "recurrence"): (400, 1), (FORWARD, "projection"): (100, 4), (FORWARD, ELSEWHERE): (500, 1)
-    }),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(("events", "on_gpu", "parts"), TRACES.values(), ids=TRACES)
-def test_a_trace(events, on_gpu, parts):
-    split = trace.read({"traceEvents": events}, 1, on_gpu)
-    assert split.parts == parts and set(split.wall_us.values()) == {1000}
-    longest = {id(GPU): ("gemm", (72, 3)), id(ATEN_CALL): ("cudnn", (130, 2)), id(ON_THE_CPU): ("aten::copy_", (50, 2))}
-    name, figures = longest[id(events)]
-    assert split.rows[name] == figures and list(split.rows.values()) == sorted(split.rows.values(), reverse=True)
+    }  # fmt: skip
+    assert set(split.wall_us.values()) == {1000} and split.rows["gemm"] == (72, 3)
+    assert list(split.rows.values()) == sorted(split.rows.values(), reverse=True)
 
 
 def test_several_calls_give_the_mean():
@@ -387,10 +314,6 @@ class Model(nn.Module):
         h = self.theirs(self.ours(self.embedding(ids))[0])[0]
         return {"logits": self.head(self.cell(h[:, -1])) * scale, "ids": ids}
 
-class Transformed(nn.Sequential):
-    def forward(self, x):
-        return torch.func.vjp(lambda x: self[0](x)[0], x)[0]
-
 def gru(x=None):
     return tritongru.GRU(3, 4), torch.randn(2, 1, 3) if x is None else x
 
@@ -400,25 +323,16 @@ def model():
 def compiled():
     return torch.compile(nn.Sequential(gru()[0]), backend="eager"), torch.randn(2, 1, 3)
 
-def transformed():
-    return Transformed(gru()[0]), torch.randn(2, 1, 3)
-
 def packed():
     return gru(nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)]))
 
 def five():
     return 5
-
-def frozen():
-    return gru()[0].requires_grad_(False), torch.randn(2, 1, 3)
 """
-PRODUCTS = "gradient products"
 MODELS = {  # by function: parts besides the rest, and what is said of backends
     "model": ({"projection", "recurrence", "recompute", PRODUCTS, ATEN}, "'reference': asked for"),
     "packed": ({"projection", "recurrence", PRODUCTS}, "'reference'"),
     "compiled": ({"projection", "recurrence", PRODUCTS}, ""),  # in an operator as in an eager call
-    "transformed": ({ATEN}, "functional transform: aten"),
-    "frozen": ({"projection", "recurrence"}, "'reference'"),
 }
 
 
@@ -435,17 +349,15 @@ def test_a_model(function, model_py, told):
     backend = () if function == "model" else ("--backend", "reference")
     found = told("--module", f"{model_py}:{function}", *backend)
     assert {name for _, name in found.split.parts} == {*parts, ELSEWHERE}
-    assert set(found.split.wall_us) == ({"forward"} if function == "frozen" else {"forward", "backward"})
     assert said in "".join(found.said)
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("--module {file}", "file.py:function"), ("--module nowhere.py:make", "no Python file 'nowhere.py'"),
-        ("--module {file}:nothing", "no function 'nothing'"), ("--module {file}:five", "(module, inputs), got int"),
-        ("--module {file}:packed --device cuda", "no CUDA device"), ("--module {file}:gru --layers 3", "module alone"),
-        ("--batch 3", "--batch, --hidden and --time"), ("--batch 0 --hidden 1 --time 1", "of at least 1, got '0'"),
+        ("--module nowhere.py:make", "no Python file 'nowhere.py'"), ("--batch 3", "--batch, --hidden and --time"),
+        ("--module {file}:five", "(module, inputs), got int"), ("--module {file}:gru --layers 3", "module alone"),
+        ("--module {file}:packed --device cuda", "no CUDA device"),
     ],
 )  # fmt: skip
 def test_bad_input_is_one_line(arguments, said, model_py, tmp_path, capsys, monkeypatch):

@@ -26,20 +26,6 @@ def test_the_committed_rows_are_of_one_clean_run_on_one_gpu() -> None:
     assert {row["name"] for row in speed.rows_of("ceilings.csv", speed.FOLDER)} >= {"graph_us", "l2_read_tb_s"}
 
 
-def test_the_table_is_short_and_never_one_ratio_without_the_other() -> None:
-    lines = speed.text().splitlines()[2:]
-    assert len(lines) <= 10
-    for line in lines:
-        forward, graph, training, kernels = line.split(" | ")[2:6]
-        assert forward and training
-        if not (graph and kernels):  # then it was not measured
-            key = next(key for key, _ in speed.SHOWN if "{}, H {}, B {}".format(*key) in line)
-            shape = next(shape for shape in speed.shapes() if shape.key == key)
-            backend = re.search(r"`(\w+)`", line)[1]
-            for cell, way in ((graph, "forward_graph"), (kernels, "kernels")):
-                assert bool(cell) == (shape.ratio(way, backend) is not None)
-
-
 def test_every_loss_is_named() -> None:
     """By another way than `ratio`: straight from first_look.csv."""
     said = f"\n{speed.losses_text()}".split("\n- ")
