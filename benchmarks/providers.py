@@ -28,15 +28,15 @@ class Provider:
 
 
 class SideBySide(nn.Module):
-    """Layers of their own over blocks of the features, one after another."""
+    """Layers of their own over blocks of the features, one after another. cuDNN takes no h_0 with gaps."""
 
     def __init__(self, blocks: list[nn.Module]):
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, input: Tensor, hx: Tensor) -> tuple[Tensor, Tensor]:
-        parts = zip(*(t.chunk(len(self.blocks), -1) for t in (input, hx)), strict=True)
-        found = [block(*part) for block, part in zip(self.blocks, parts, strict=True)]
+        inputs, states = (t.chunk(len(self.blocks), -1) for t in (input, hx))
+        found = [block(x, h.contiguous()) for block, x, h in zip(self.blocks, inputs, states, strict=True)]
         output, h_n = (torch.cat(results, -1) for results in zip(*found, strict=True))
         return output, h_n
 

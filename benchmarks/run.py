@@ -8,9 +8,10 @@ providers' calls are sampled in turn.
 
 `p50_us` is per call, of `calls` calls in a row from an idle device to the end of the work, the host's share included:
 of long calls one, as one waits for it; short ones overlap, as in a loop. `device_us` is the same call replayed from a
-CUDA graph, where the host keeps nothing waiting; where it cannot be captured, `note` says why. A capture that fails
-spoils its process: the run ends behind that entry, and one that is resumed goes on. The same tensors are used over and
-over: what fits in L2 is found there. `note` names the host, and says so where the GPU was in use.
+CUDA graph, where the host keeps nothing waiting. A call that waits for the device is in none, and `note` says so. Any
+other capture that fails spoils its process: the run ends behind that entry, and one that is resumed goes on. The same
+tensors are used over and over: what fits in L2 is found there. `note` names the host, and says so where the GPU was in
+use.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from .cases import BASELINE, Case, Entry
 from .providers import Provider, find
 from .results import ROWS, Environment, ResultsFile, Row, folder_of, read
 from .suites import chosen, shrunk
-from .timing import Call, CudaMeter, HostMeter, Timed, interleave, quantiles
+from .timing import Call, CudaMeter, HostMeter, Timed, WaitsError, interleave, quantiles
 
 SAMPLE_US = 1000.0  # calls that are shorter are sampled several in a row ...
 LAUNCHES = 256  # ... as long as the launch queue does not fill
@@ -251,13 +252,10 @@ def _timed(
     note: str,
 ) -> Iterator[Row]:  # fmt: skip
     """The rows of one pass."""
-    case, pass_ = entry.case, work.PASSES[name]
+    pass_ = work.PASSES[name]
     timed: dict[str, Timed] = {}
     for provider, made in ready.items():
-        call = pass_.make(made.module, inputs)
-        if entry.replayed:
-            call = _captured(call, meter) or call
-        timing, failure = _attempt(_warm, call, case, pass_.one_by_one or entry.replayed, meter)
+        timing, failure = _attempt(_warm, entry, pass_, made.module, inputs, meter)
         if timing is None:
             yield from rows(provider.name, [name], **failure)
         else:
@@ -272,13 +270,14 @@ def _timed(
         taken = samples[provider.name]
         times = [s.time_us for s in taken]
         p20, p50, p80, p99 = quantiles(times, (0.2, 0.5, 0.8, 0.99))
-        spoiled, device_us, memory = None, None, None
+        in_no_graph, device_us, memory = None, None, None
         if not entry.replayed:
             try:
                 device_us = _replayed_us(timed[provider.name].call, meter)
-            except CaptureError as error:
-                spoiled = error
-        if pass_.trains and entry.checked and spoiled is None:
+            except (CaptureError, WaitsError) as error:
+                in_no_graph = error
+        spoiled = isinstance(in_no_graph, CaptureError)
+        if pass_.trains and entry.checked and not spoiled:
             memory, _ = _attempt(_memory, made.module, inputs, meter)
         peak, saved = memory or (None, None)
         yield from rows(
@@ -286,17 +285,21 @@ def _timed(
             calls=timed[provider.name].calls, p50_us=p50, p20_us=p20, p80_us=p80,
             p99_us=p99 if pass_.one_by_one else None, ratio=p50 / baseline if baseline else None,
             host_us=quantiles([s.host_us for s in taken])[1], device_us=device_us, peak_mib=peak, saved_mib=saved,
-            errors=made.errors, note=f"{note}; {spoiled}" if spoiled else note,
+            errors=made.errors, note=f"{note}; {in_no_graph}" if in_no_graph else note,
         )  # fmt: skip
-        if spoiled:
-            raise spoiled
+        if in_no_graph and spoiled:
+            raise in_no_graph
 
 
 def _captured(call: Call, meter: HostMeter) -> Call | None:
-    """The call in a CUDA graph; None where there are none."""
+    """The call in a CUDA graph; None where there are none.
+
+    Raises:
+        WaitsError: there can be none of it. CaptureError: it failed.
+    """
     try:
         return meter.captured(call)
-    except torch.AcceleratorError:
+    except WaitsError:
         raise
     except Exception as error:
         raise CaptureError(f"not captured in a CUDA graph: {_brief(error)}") from error
@@ -381,8 +384,11 @@ def _seconds(call: Call, meter: HostMeter) -> float:
     return meter.clock() - start
 
 
-def _warm(call: Call, case: Case, alone: bool, meter: HostMeter) -> Timed:
-    """Warmed up, and with as many calls per sample as make it long enough; `alone`: with one."""
+def _warm(entry: Entry, pass_: work.Pass, module: nn.Module, inputs: work.Inputs, meter: HostMeter) -> Timed:
+    """What is sampled of a pass: warmed up, and as many calls in a row as make a sample long enough, or one alone."""
+    case, call, alone = entry.case, pass_.make(module, inputs), pass_.one_by_one or entry.replayed
+    if entry.replayed:
+        call = _captured(call, meter) or call
     estimate = min(meter.sample(Timed(call)).time_us for _ in range(5))
     wanted = 1 if alone else math.ceil(SAMPLE_US / max(estimate, 1.0))
     return Timed(call, max(1, min(wanted, LAUNCHES // (case.T * case.layers))))

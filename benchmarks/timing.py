@@ -24,6 +24,10 @@ Call = Callable[[], Any]
 CONTEXT = 2 << 30  # bytes of a GPU's memory that this process's own context and libraries may take
 
 
+class WaitsError(RuntimeError):
+    """A call waits for the device: no CUDA graph holds it."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """Microseconds per call: until the work is done, and until the host has issued it."""
@@ -99,12 +103,17 @@ class CudaMeter(HostMeter):
 
     def captured(self, call: Call) -> Call | None:
         """What the call returns is let go, and with it the autograd graph, which would tie later calls to the capture's
-        stream."""
+        stream.
+
+        Raises:
+            WaitsError: found out before the capture, which would fail and spoil the process.
+        """
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            for _ in range(3):  # kernels compiled, workspaces there: a capture allows neither
+            for _ in range(2):  # kernels compiled, workspaces there: a capture allows neither
                 call()
+            _without_waiting(call)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
@@ -120,6 +129,19 @@ class CudaMeter(HostMeter):
     def release(self) -> None:
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def _without_waiting(call: Call) -> None:
+    """The call, or WaitsError where it would wait for the device."""
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        call()
+    except torch.AcceleratorError:
+        raise
+    except RuntimeError as error:
+        raise WaitsError(f"in no CUDA graph: {str(error).splitlines()[0]}") from error
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def interleave(

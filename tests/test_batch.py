@@ -10,10 +10,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tritongru
-from tests.kit.inside import several_launches_over_time
+from tests.kit.inside import in_a_capture, several_launches_over_time
 from tests.kit.modules import BACKENDS, assert_close, randn, same_bits, table
 from tests.kit.plans import ShrunkenPlan, exchanging
 from tests.kit.rule import assert_not_wrong, assert_right
@@ -77,6 +78,16 @@ def test_tables_of_packed_batches_are_a_few_mebibytes_in_all(T, shapes):
     found = list(batch.kept.values())
     assert 0 < len(found) < shapes
     assert on_host + sum(table.nbytes for table in found) < 5 << 20
+
+
+def test_tables_that_a_captured_graph_reads_stay(monkeypatch):
+    """It knows their addresses alone. Of the same batch the next call takes the same ones."""
+    sizes, cpu = (3, 2, 2), torch.device("cpu")
+    in_a_capture(monkeypatch)
+    read = StorageWeakRef(batch.tables(sizes, cpu)[0].untyped_storage())
+    batch.kept.clear()
+    assert not read.expired()
+    assert batch.tables(sizes, cpu)[0].untyped_storage()._cdata == read.cdata
 
 
 # Lengths and resets.

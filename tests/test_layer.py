@@ -1,6 +1,7 @@
 """One layer as an operator of PyTorch, tritongru::layer_forward and layer_backward: by itself, for a fake tensor, under
 vmap, and as all that a torch_dispatch mode or `FlopCounterMode` sees of a layer. Tolerance: tests/kit/modules.py."""
 
+import gc
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -11,7 +12,10 @@ import torch
 from functorch.compile import aot_function, nop
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -94,6 +98,55 @@ def test_operators_are_the_layer(backend, form, how):
         wanted = [index % 2 == 1 for index in range(len(leaves))]
         some = layer_backward(*backward[:11], wanted, *backward[12:])
         assert kit.same_bits(some, [g for g, want in zip(gradients, wanted, strict=True) if want])
+
+
+class Pool(TorchDispatchMode):
+    """The memory that this thread allocates."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {} if func is torch.ops.aten.lift_fresh.default else storages(args)  # which gets torch.tensor's own
+        result = func(*args, **(kwargs or {}))
+        self.made |= {at: StorageWeakRef(of) for at, of in storages(result).items() if at not in given}
+        return result
+
+    def living(self):
+        gc.collect()
+        return {at for at, weak in self.made.items() if not weak.expired()}
+
+
+def storages(*trees):
+    found = [t.untyped_storage() for t in tree_leaves(trees) if isinstance(t, torch.Tensor)]
+    return {storage._cdata: storage for storage in found}
+
+
+@pytest.mark.parametrize("name", ["dense", "packed", "padded"])
+@kit.ours_only
+def test_a_first_run_in_a_memory_pool_keeps_nothing_there(backend, name, monkeypatch):
+    """torch.compile makes its first runs in the pool of its CUDA graphs, which takes what their thread allocates:
+    nothing of that lives on but results."""
+    forward = of_shape(name, backend)
+    backward = backward_arguments(forward, layer_forward(*forward))
+    inside.nothing_kept(monkeypatch)
+    with torch.no_grad(), Pool() as pool:
+        found = [inside.body(layer_forward)(*forward), inside.body(layer_backward)(*backward)]
+    results = storages(forward, backward, found).keys()  # Triton's interpreter makes other tensors of what it is given
+    assert pool.living() and pool.living() <= results
+    assert inside.is_anything_kept() == (name == "packed" or backend.startswith("sequence"))
+
+
+def test_batch_sizes_are_not_captured_for_good(monkeypatch):
+    """Inductor puts an operator into a CUDA graph whose one input on the CPU would have its first values for ever."""
+    packed = of_shape("packed")
+    backward = backward_arguments(packed, layer_forward(*packed))
+    inside.in_a_capture(monkeypatch)
+    for operator, given in ((layer_forward, packed), (layer_backward, backward)):
+        with pytest.raises(RuntimeError, match="a packed batch in a compiled graph cannot be part of a CUDA graph"):
+            operator(*given)
+    layer_forward(*of_shape("padded"))
 
 
 @pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])

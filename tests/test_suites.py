@@ -11,7 +11,7 @@ from benchmarks import cpu, hostcost, providers, results, timing, work
 from benchmarks.cases import BASELINE, Case
 from benchmarks.providers import PROVIDERS, find
 from benchmarks.suites import SUITES
-from benchmarks.timing import CudaMeter, HostMeter, Timed
+from benchmarks.timing import CudaMeter, HostMeter, Timed, WaitsError
 from benchmarks.workloads import BY_CASE, WORKLOADS
 from tritongru.planning import choose, describe
 
@@ -26,22 +26,46 @@ def test_a_sample_is_per_call():
     assert timing.quantiles(range(101), (0.99,)) == [99] and timing.quantiles([7.0]) == [7.0] * 3
 
 
-def test_a_graph_is_captured_warm_and_holds_nothing_that_was_made(monkeypatch):
-    made = []
+@pytest.fixture
+def captured(monkeypatch):
+    """What `CudaMeter.captured` makes of a call; whether it was captured; and whether waiting is an error now."""
+    graphs, modes = [], ["default"]
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, Mock)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph: graphs.append(graph) or nullcontext())
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    return lambda call: CudaMeter.captured(HostMeter(), call), graphs, lambda: modes[-1] == "error"
+
+
+def test_a_graph_is_captured_warm_and_holds_nothing_that_was_made(captured):
+    made, (capture, _, _) = [], captured
 
     def call():
         result = torch.empty(1)
         made.append(weakref.ref(result))
         return result
 
-    for name in ("Stream", "current_stream", "CUDAGraph"):
-        monkeypatch.setattr(torch.cuda, name, Mock)
-    for name in ("stream", "graph"):
-        monkeypatch.setattr(torch.cuda, name, nullcontext)
-    replay = CudaMeter.captured(HostMeter(), call)
+    replay = capture(call)
     assert len(made) == 4 and not any(ref() for ref in made)
     replay()
     assert len(made) == 4  # the graph's launches, not the call again
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("called a synchronizing CUDA operation"), torch.AcceleratorError("ECC")]
+)
+def test_what_waits_for_the_device_is_found_before_a_capture_could_fail(captured, error):
+    capture, graphs, waiting_is_an_error = captured
+
+    def call():
+        if waiting_is_an_error():
+            raise error
+
+    with pytest.raises(RuntimeError, match=str(error)) as found:
+        capture(call)
+    assert isinstance(found.value, WaitsError) == (type(error) is RuntimeError)
+    assert graphs == [] and not waiting_is_an_error()
 
 
 # what is right
@@ -65,8 +89,11 @@ def test_the_rule_allows_what_nn_gru_itself_gets_wrong():
 
 def test_layers_side_by_side_are_layers_of_their_own():
     module = PROVIDERS["default"].make(Case(4, 3, 5, 6, blocks=3), device="cpu", dtype=torch.float32)
-    x, h_0 = torch.randn(4, 3, 15), torch.randn(1, 3, 18)
+    x, h_0, states = torch.randn(4, 3, 15), torch.randn(1, 3, 18), []
+    for layer in module.blocks:
+        layer.register_forward_pre_hook(lambda _, given: states.append(given[1]))
     output, h_n = module(x, h_0)
+    assert len(states) == 3 and all(h.is_contiguous() for h in states)  # cuDNN takes no other
     for block, layer in enumerate(module.blocks):
         expected, last = layer(x[..., 5 * block : 5 * block + 5], h_0[..., 6 * block : 6 * block + 6].contiguous())
         torch.testing.assert_close(output[..., 6 * block : 6 * block + 6], expected)

@@ -14,7 +14,8 @@ from tritongru.planning.choose import TRITON_BACKENDS
 PACKAGE = Path(__file__).parents[1] / "tritongru"
 ROOMS = (  # each may import those before it, and itself
     ("kernels",),
-    ("_version", "beside", "latest", "parts", "status"),
+    ("_version", "beside", "latest", "parts"),
+    ("status",),
     ("planning", "batch"),
     ("products", "reference"),
     ("launch",),

@@ -16,7 +16,7 @@ from itertools import accumulate, cycle, islice, repeat
 import torch
 from torch import Tensor
 
-from .latest import Latest
+from .latest import Latest, capturing, lasting
 from .status import LENGTHS_OUTSIDE, status
 
 
@@ -221,17 +221,20 @@ def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, tupl
 # Of packed batches: copying one to a device stalls the host, and may not be captured in a CUDA graph. 4 MiB of tables
 # and keys, with a kilobyte for the objects of each.
 kept: Latest[tuple[bytes, torch.device], Tensor] = Latest(4 << 20, lambda key, table: len(key[0]) + table.nbytes + 1024)
+in_graphs: dict[tuple[bytes, torch.device], Tensor] = {}  # which captured graphs read, whatever else is kept
 
 
 def tables(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
     """Of a packed batch, int32: rows of each time step [T], the first of them [T], time steps of each row [B]."""
     key = array("i", sizes).tobytes(), device
-    table = kept.get(key)
+    table = kept.get(key, in_graphs.get(key))
     if table is None:
         lengths = [0] * sizes[0]
         for time, (rows, after) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
             lengths[after:rows] = [time + 1] * (rows - after)
         whole = [*sizes, 0, *accumulate(sizes[:-1]), *lengths]
-        table = torch.tensor(whole, dtype=torch.int32, device="cpu").to(device)
+        table = lasting(lambda: torch.tensor(whole, dtype=torch.int32, device="cpu").to(device), device)
         kept.keep(key, table)
+    if capturing(device):
+        in_graphs[key] = table
     return table.split([len(sizes), len(sizes), sizes[0]])

@@ -1,10 +1,13 @@
-"""What may be asked for again: kept, but never more than so much of it."""
+"""What may be asked for again: kept, but never more than so much of it; and memory that outlives a call."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+import torch
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -31,3 +34,36 @@ class Latest(dict[K, V]):
         with self._lock:
             super().clear()
             self._total = 0
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether a CUDA graph is being captured."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def lasting(make: Callable[[], V], device: torch.device) -> V:
+    """What `make` puts on a device to be kept, there for every stream.
+
+    A memory pool that is in use (of a CUDA graph; of the calls that torch.compile warms one up with) overwrites or
+    misses what a call keeps of it. It takes the allocations of one thread: so another one makes this, under none of the
+    modes of the caller's.
+
+    Raises:
+        RuntimeError: a CUDA graph is being captured.
+    """
+    if capturing(device):
+        raise RuntimeError(
+            "backend 'sequence', lengths and every new packed batch need memory that outlives a CUDA graph, not made "
+            f"yet on {device}: call a layer once before the capture"
+        )
+    stream = torch.cuda.current_stream(device) if device.type == "cuda" else None
+
+    def made() -> V:
+        with torch.cuda.stream(stream):
+            found = make()
+        if stream is not None:
+            stream.synchronize()
+        return found
+
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(made).result()

@@ -23,6 +23,7 @@ from .beside import eager_beside_graphs
 from .checks import check_gradients, check_operands, read_sizes
 from .double_backward import second_gradients
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
+from .latest import capturing
 from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
 from .registry import DTYPES, Backend
 
@@ -296,6 +297,13 @@ def _of_operator(
 ) -> Layer:  # fmt: skip
     """What the passes are told; of an empty name what is fastest besides PyTorch's own path, which runs no layer."""
     batch_sizes, lengths, resets = batch
+    if batch_sizes is not None and capturing(x.device):
+        raise RuntimeError(
+            "a packed batch in a compiled graph cannot be part of a CUDA graph, which would run these batch_sizes for "
+            "ever: compile without CUDA graphs (mode 'default' or 'max-autotune-no-cudagraphs'), or with the layers "
+            "beside them: torch._inductor.config.custom_should_partition_ops = ['tritongru::layer_forward', "
+            "'tritongru::layer_backward']"
+        )
     by_time = x.transpose(0, 1) if batch_first else x
     lengths = None if lengths is None else checked_lengths(lengths, len(by_time))
     resets = None if resets is None else resets.contiguous()

@@ -6,9 +6,12 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from functools import partial
 
 import torch
 from torch import Tensor
+
+from .latest import lasting
 
 LENGTHS_OUTSIDE = "Expected sequence length to be larger than 0 in RNN, and no element of lengths above that of input"
 WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WAIT_SECONDS says otherwise
@@ -19,19 +22,16 @@ class Status:
     Two words likewise of `lengths` that were out of bounds."""
 
     def __init__(self, device: torch.device):
-        cuda = device.type == "cuda"
-        if cuda and torch.cuda.is_current_stream_capturing():  # these words outlive the graph, and its memory pool
-            raise RuntimeError(
-                f"neither backend 'sequence' nor lengths have been used on {device} yet: call a layer once before the "
-                "capture of a CUDA graph"
-            )
-        with torch.inference_mode(False):  # whatever mode the first call is in, these are written again
-            self.word = torch.zeros(1, dtype=torch.int32, device=device)
-            self.report = torch.zeros(1, dtype=torch.int32, device="cpu", pin_memory=cuda)
-            self.wrong_lengths = torch.zeros((), dtype=torch.bool, device=device)
-            self.lengths_report = torch.zeros((), dtype=torch.bool, device="cpu", pin_memory=cuda)
-        if cuda:
-            torch.cuda.current_stream(device).synchronize()  # once: another stream may be the first to read the word
+        host = partial(torch.zeros, device="cpu", pin_memory=device.type == "cuda")
+        self.word, self.report, self.wrong_lengths, self.lengths_report = lasting(
+            lambda: (
+                torch.zeros(1, dtype=torch.int32, device=device),
+                host(1, dtype=torch.int32),
+                torch.zeros((), dtype=torch.bool, device=device),
+                host((), dtype=torch.bool),
+            ),
+            device,
+        )
         self.seconds = WAIT_SECONDS  # the bound of the last launch
 
     def check(self) -> None:
@@ -46,8 +46,8 @@ class Status:
         if self.lengths_report.item():
             self._reset(self.lengths_report, self.wrong_lengths)
             raise RuntimeError(
-                f"{LENGTHS_OUTSIDE}: got one that is, in an earlier call on {self.word.device}, which took the nearest "
-                "that is allowed"
+                f"{LENGTHS_OUTSIDE}: got one that is, in this call or an earlier one on {self.word.device}, which took "
+                "the nearest that is allowed"
             )
 
     def _reset(self, *words: Tensor) -> None:

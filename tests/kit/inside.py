@@ -56,6 +56,29 @@ def default_device_elsewhere() -> Iterator[None]:
         torch.set_default_device(None)
 
 
+def nothing_kept(patch: pytest.MonkeyPatch) -> None:
+    """As before the first call of a process."""
+    patch.setattr(status, "_statuses", {})
+    batch.kept.clear()
+
+
+def in_a_capture(patch: pytest.MonkeyPatch) -> None:
+    """As where a CUDA graph is being captured, of CPU tensors."""
+    for module in (batch, layer):
+        patch.setattr(module, "capturing", lambda device: True)
+    patch.setattr(batch, "in_graphs", {})
+
+
+def is_anything_kept() -> bool:
+    """Memory that outlives a call."""
+    return bool(status._statuses or batch.kept)
+
+
+def body(operator: Any) -> Any:
+    """The Python of one of ours, called past PyTorch's dispatcher: what a mode sees then is what it does."""
+    return operator._init_fn
+
+
 def reports_to_the_host() -> list[torch.Tensor]:
     """Host memory of waits that ran out and of wrong lengths."""
     return [report for of in status._statuses.values() for report in (of.report, of.lengths_report)]
