@@ -15,26 +15,21 @@ LARGEST = 1 << 30
 # By backend: fields, and the batches that they are meant for.
 CANDIDATES: dict[str, tuple[tuple[str, int, int], ...]] = {
     "sequence": (
-        ("num_warps=4", 1, LARGEST),
-        ("num_warps=8", 1, LARGEST),
-        ("programs_per_sm=2,num_warps=4", 1, LARGEST),
+        ("programs_per_sm=2,num_warps=4", 64, LARGEST),
+        ("programs_per_sm=2,num_warps=4,delay=400", 64, LARGEST),
+        ("programs_per_sm=2,num_warps=4,block_b=32", 128, LARGEST),
         ("delay=100", 1, LARGEST),
         ("delay=400", 1, LARGEST),
         ("block_b=8", 1, 8),
+        ("block_b=8,delay=400", 1, 8),
         ("block_h=8", 1, 64),
-        ("tiles=2", 32, LARGEST),
-        ("tiles=2,early=1", 32, LARGEST),
-        ("block_b=32", 64, LARGEST),
-        ("block_b=64", 128, LARGEST),
+        ("block_h=8,delay=400", 1, 64),
+        ("tiles=2", 32, 64),
+        ("block_b=32", 32, LARGEST),
+        ("block_b=32,delay=400", 32, LARGEST),
+        ("block_b=32,tiles=2", 128, LARGEST),
         # of layers that one program holds
-        ("rows=1", 1, LARGEST),
-        ("rows=2", 1, LARGEST),
-        ("rows=4", 1, LARGEST),
-        ("rows=8", 5, LARGEST),
-        ("rows=16", 9, LARGEST),
         ("lanes=2", 1, LARGEST),
-        ("lanes=4", 1, LARGEST),
-        ("lanes=8", 1, LARGEST),
         ("ahead=1", 1, LARGEST),
     ),
     "step": (
@@ -48,7 +43,7 @@ CANDIDATES: dict[str, tuple[tuple[str, int, int], ...]] = {
 # The classes that are timed: dtypes, H, B. bf16 speaks for fp16, whose kernels are the same; H is the largest of its
 # class of K (`step`: and of those between it and the next smaller one), B of the batches up to it.
 CLASSES: dict[str, tuple[tuple[str, ...], tuple[int, ...], tuple[int, ...]]] = {
-    "sequence": (("bf16", "fp32"), (512, 1024, 256, 2048, 128, 64), (64, 256, 8, 128)),
+    "sequence": (("bf16", "fp32"), (512, 1024, 256, 2048, 128, 64), (64, 256, 8, 128, 32)),
     "step": (("bf16",), (2816, 1024, 2048), (32, 192, 512)),
 }
 TILED = tuple((backend, *of_size) for backend, sizes in CLASSES.items() for of_size in product(*sizes))

@@ -41,12 +41,14 @@ def right(device: Device) -> Iterator[Entry]:
 
 def tune(device: Device) -> Iterator[Entry]:
     """Every class of tiles with its candidates, of which a row is a replay: the recurrence and little else."""
+    providers: dict[Case, tuple[str, ...]] = {}
     for backend, dtype, H, B in TILED:
         case = Case(TUNE_T, B, H, H, dtype)
         if fields := candidates(backend, case.problem(training=True), device):
-            providers = (BASELINE, backend, *(f"{backend}:{text}" for text in fields))
-            how = dict(rounds=10, replayed=True, note="replayed from a CUDA graph")
-            yield Entry(case, ("forward", "forward+backward"), providers, **how)
+            providers[case] = (*providers.get(case, (BASELINE,)), backend, *(f"{backend}:{text}" for text in fields))
+    for case, of_case in providers.items():
+        how = dict(rounds=10, replayed=True, note="replayed from a CUDA graph")
+        yield Entry(case, ("forward", "forward+backward"), of_case, **how)
 
 
 # Small and odd, for compute-sanitizer, which slows a kernel a hundredfold. The last three exchange: odd H and a padded

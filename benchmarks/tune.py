@@ -1,4 +1,5 @@
-"""What suite `tune` found: tiles that win over the planned ones by more than the calls vary, written as data.
+"""What suite `tune` found: for each class of tiles those that win over the planned ones by more than the calls vary, or
+none, written as data.
 
 Of each class of tiles the candidates were replayed from CUDA graphs in turn (run.py), forward with gradients wanted,
 and that with backward; backward is the difference. A candidate wins a pass where its p80 lies below the p20 of the
@@ -24,7 +25,7 @@ Times = tuple[float, float, float]  # p20, p50, p80, in us of a call
 
 
 def winners(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, object]]:
-    """Of measured rows, those of tritongru/planning/tiles."""
+    """Of measured rows, those of tritongru/planning/tiles: one of each class and pass."""
     measured: dict[tuple[str, int, int], dict[str, dict[str, Times]]] = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         if row["status"] == "ok" and row["p50_us"]:
@@ -33,17 +34,16 @@ def winners(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, object]]:
     for backend, dtype, H, B in TILED:
         by_provider = measured.get((dtype, H, B), {})
         for kind, before in _passes(by_provider.get(backend, {})).items():
-            found: dict[str, Times] = {}
+            found = {"": before}
             for provider, timed in by_provider.items():
                 base, _, fields = provider.partition(":")
                 if base == backend and fields and (times := _passes(timed).get(kind)) and times[2] < before[0]:
                     found[fields] = times
-            if found:
-                best = min(found, key=lambda fields: found[fields][1])
-                yield {
-                    "backend": backend, "pass": kind, "dtype": dtype, "H": H, "B": B, "fields": best,
-                    "us_per_step": f"{found[best][1] / TUNE_T:.4g}", "planned_us": f"{before[1] / TUNE_T:.4g}",
-                }  # fmt: skip
+            best = min(found, key=lambda fields: found[fields][1])
+            yield {
+                "backend": backend, "pass": kind, "dtype": dtype, "H": H, "B": B, "fields": best,
+                "us_per_step": f"{found[best][1] / TUNE_T:.4g}", "planned_us": f"{before[1] / TUNE_T:.4g}",
+            }  # fmt: skip
 
 
 def _passes(timed: dict[str, Times]) -> dict[str, Times]:
@@ -68,7 +68,8 @@ def write(out: Path) -> str:
         writer.writerows(found)
     tuned.forget()
     call.forget()  # calls that are known have their tiles
-    return f"{len(found)} tiles that win over the planned ones are in {path.parent.name}/{path.name}"
+    won = sum(bool(row["fields"]) for row in found)
+    return f"of {len(found)} classes of tiles {won} have better ones than planned, in {path.parent.name}/{path.name}"
 
 
 def file_of(product: str) -> Path | None:

@@ -69,7 +69,6 @@ class Wait(NamedTuple):
     displacements: tuple[int, ...]  # of each vector in turn, in bytes from the thread's address
     pack: int  # elements of a thread in each of the tensors
     width: int  # bits of an element
-    asked: bool  # the first look was taken before
 
 
 def displacements(rows: int, part: int, parts: int, gates: int, warps: int, width: int) -> tuple[int, ...]:
@@ -89,28 +88,7 @@ def displacements(rows: int, part: int, parts: int, gates: int, warps: int, widt
     return tuple(found)
 
 
-def _loads(places: tuple[int, ...], address: str) -> list[str]:
-    """Of all vectors of a thread into the operands that come first."""
-    found = []
-    for i, place in enumerate(places):
-        registers = ", ".join(f"${4 * i + j}" for j in range(4))
-        found.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, [{address}+{place}];")
-    return found
-
-
-def ask_text(wait: Wait) -> tuple[str, str]:
-    """The loads of a wait alone, as text and constraints: a first look, whose outputs `wait_text(asked=True)` takes.
-
-    Operand: the address of the thread's first vector.
-    """
-    outputs = 4 * len(wait.displacements)
-    text = " ".join(_loads(wait.displacements, f"${outputs}"))
-    return text, ",".join(["=&r"] * outputs + ["l"] * wait.pack)
-
-
-def wait_text(
-    rows: int, part: int, parts: int, gates: int, warps: int, width: int, delay: int, asked: bool = False
-) -> Wait:
+def wait_text(rows: int, part: int, parts: int, gates: int, warps: int, width: int, delay: int) -> Wait:
     """The wait for `gates` gates of `parts` tensors [warps, rows, part / warps] each.
 
     Operands, each the same in all elements of a thread: int64 the address of the thread's first vector, of the device's
@@ -118,23 +96,20 @@ def wait_text(
 
     Args:
         delay: nanoseconds of sleep before the first look, which comes in vain if it comes too early.
-        asked: the first look was taken before (`ask_text`): what it found comes as the first operands, in the very
-            registers of the outputs, and there is no sleep.
     """
     places = displacements(rows, part, parts, gates, warps, width)
     pack = rows * part // warps // 32
     outputs = 4 * len(places)
-    address, status, report, bound = (f"${outputs * (2 if asked else 1) + i * pack}" for i in range(4))
+    address, status, report, bound = (f"${outputs + i * pack}" for i in range(4))
     lines = [
         "{", ".reg .pred p;", ".reg .b32 missing, bits, looks, now, end;", ".reg .b64 clock;", "mov.u32 looks, 0;",
     ]  # fmt: skip
-    if asked:
-        lines.append("bra.uni check;")
-    elif delay:
+    if delay:
         lines.append(f"nanosleep.u32 {delay};")
-    lines += ["look:", *_loads(places, address)]
-    if asked:
-        lines.append("check:")
+    lines.append("look:")
+    for i, place in enumerate(places):
+        registers = ", ".join(f"${4 * i + j}" for j in range(4))
+        lines.append(f"ld.relaxed.gpu.global.v4.b32 {{{registers}}}, [{address}+{place}];")
     if width == 16:
         # The highest bit of a half of (0xFFFE - x) & x is set where the half is 0xFFFF. The lower half borrows from the
         # upper one only if it is the sentinel itself: whether there is any is told rightly, whatever that does above.
@@ -156,9 +131,8 @@ def wait_text(
         f"mov.u32 bits, 1; st.relaxed.gpu.global.u32 [{status}], bits; st.relaxed.sys.global.u32 [{report}], bits;",
         "found:", "}",
     ]  # fmt: skip
-    given = [str(i) for i in range(outputs)] if asked else []
-    constraints = ",".join(["=&r"] * outputs + given + ["l"] * (3 * pack) + ["r"] * pack)
-    return Wait(" ".join(lines), constraints, places, pack, width, asked)
+    constraints = ",".join(["=&r"] * outputs + ["l"] * (3 * pack) + ["r"] * pack)
+    return Wait(" ".join(lines), constraints, places, pack, width)
 
 
 @gluon.jit
@@ -213,10 +187,8 @@ def as_factor(x, PRECISION: gl.constexpr):
 
 
 class Texts(NamedTuple):
-    """How a thread waits, as the host says it: `wait_text` and `ask_text`; ASK is "" where nothing is asked early."""
+    """How a thread waits, as the host says it: `wait_text`."""
 
-    ASK: Any
-    ASK_CONSTRAINTS: Any
     WAIT: Any
     CONSTRAINTS: Any
     PACK: Any
@@ -236,22 +208,10 @@ def bits_of(dtype, TENSORS):
 
 
 @gluon.jit
-def first_look(address, TEXTS: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr):
-    """Ask for TENSORS factors early: for `received`, which looks at what came. () where nothing is asked early."""
-    if TEXTS.ASK == "":
-        return ()
-    else:
-        kinds: gl.constexpr = bits_of(dtype, TENSORS)
-        return gl.inline_asm_elementwise(
-            TEXTS.ASK, TEXTS.ASK_CONSTRAINTS, [address], dtype=kinds, is_pure=False, pack=TEXTS.PACK
-        )
-
-
-@gluon.jit
-def received(asked, address, words, TEXTS: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr):
-    """Wait for TENSORS factors. asked: what a first look found before, or ()."""
+def received(address, words, TEXTS: gl.constexpr, TENSORS: gl.constexpr, dtype: gl.constexpr):
+    """Wait for TENSORS factors."""
     kinds: gl.constexpr = bits_of(dtype, TENSORS)
-    given = asked + (address, words.status, words.report, words.bound)
+    given = (address, words.status, words.report, words.bound)
     seen = gl.inline_asm_elementwise(TEXTS.WAIT, TEXTS.CONSTRAINTS, given, dtype=kinds, is_pure=False, pack=TEXTS.PACK)
     found = ()
     for i in gl.static_range(TENSORS):

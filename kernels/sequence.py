@@ -23,9 +23,6 @@ gates are in shared memory. A matrix instruction is 16 x 8. What comes from the 
 where a tile has 8 rows it is the right factor. So tiles are [rows, units], or [units, rows] with 8 rows; all code but
 the product works on either.
 
-Asking early. With ASK, a program asks for what its next row tile awaits before the product of this one, and looks at
-it afterwards.
-
 One rule for rows. Every row of a tile is published at every visit. A row that does not run publishes the state that it
 keeps; in backward it publishes zeros, and carries product + carry. So no wait needs a mask, and h_0 is published like
 any other state, in slot 0.
@@ -47,7 +44,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from . import metadata, visits
-from .exchange import Texts, Words, as_factor, first_look, first_vector, place_in_tile, publish, received
+from .exchange import Texts, Words, as_factor, first_vector, place_in_tile, publish, received
 from .gates import gru_gate_gradients, gru_gates, load_rzn, store_gradients
 from .visits import Tile, cleared, load_saved, place_of, save, timestep
 
@@ -246,30 +243,27 @@ def three_products(h, weights, sums, FORM: gl.constexpr):
 
 @gluon.jit
 def product_of_gradients(
-    asked, tile, following, group, weights, sums, WAITS: gl.constexpr, TEXTS: gl.constexpr, NEXT: gl.constexpr,
-    FORM: gl.constexpr,
-):  # fmt: skip
-    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, of each thread its own elements. Also
-    takes the first look at those of the next tile."""
+    tile, group, weights, sums, WAITS: gl.constexpr, TEXTS: gl.constexpr, NEXT: gl.constexpr, FORM: gl.constexpr
+):
+    """Wait for dr, dz, dq of a tile: dr W_hr + dz W_hz + dq W_hn, of each thread its own elements."""
     PARTS: gl.constexpr = FORM.PARTS
     BYTES: gl.constexpr = FORM.ROWS * PARTS * FORM.PART * FORM.WIDTH // 8
     address = tile.to(gl.int64) + group.vector
     acc = gl.zeros(parts_of_sums(FORM), gl.float32, layout=products(FORM.WARPS))
     if WAITS == 1:
-        seen = received(asked, address, group.words, TEXTS, 3 * PARTS, FORM.DTYPE)
-        asked = first_look(following.to(gl.int64) + group.vector, TEXTS, 3 * PARTS, FORM.DTYPE)
+        seen = received(address, group.words, TEXTS, 3 * PARTS, FORM.DTYPE)
         acc = add_product(acc, seen, weights, 0, 0, FORM)
         acc = add_product(acc, seen, weights, 1, PARTS, FORM)
         acc = add_product(acc, seen, weights, 2, 2 * PARTS, FORM)
     else:
-        dr = received((), address, group.words, TEXTS, PARTS, FORM.DTYPE)
+        dr = received(address, group.words, TEXTS, PARTS, FORM.DTYPE)
         acc = add_product(acc, dr, weights, 0, 0, FORM)
-        dz = received((), address + BYTES, group.words, NEXT, PARTS, FORM.DTYPE)
+        dz = received(address + BYTES, group.words, NEXT, PARTS, FORM.DTYPE)
         acc = add_product(acc, dz, weights, 1, 0, FORM)
-        dq = received((), address + 2 * BYTES, group.words, NEXT, PARTS, FORM.DTYPE)
+        dq = received(address + 2 * BYTES, group.words, NEXT, PARTS, FORM.DTYPE)
         acc = add_product(acc, dq, weights, 2, 0, FORM)
     sums.store(acc)
-    return sum_over_warps(sums, FORM), asked
+    return sum_over_warps(sums, FORM)
 
 
 @gluon.jit(
@@ -330,8 +324,6 @@ def sequence_forward(
     WARPS: gl.constexpr,
     SHARED: gl.constexpr,  # gates whose weights are in shared memory: n, then z, then r
     # how it waits (kernels/exchange.py)
-    ASK: gl.constexpr,  # a first look, taken for the next tile in turn before this one's product; or ""
-    ASK_CONSTRAINTS: gl.constexpr,
     WAIT: gl.constexpr,
     CONSTRAINTS: gl.constexpr,
     PACK: gl.constexpr,
@@ -341,7 +333,7 @@ def sequence_forward(
     FORM: gl.constexpr = Form(
         ROWS, TILES, UNITS, PARTS, PART, WARPS, SHARED, PRECISION, dtype, dtype.primitive_bitwidth
     )
-    TEXTS: gl.constexpr = Texts(ASK, ASK_CONSTRAINTS, WAIT, CONSTRAINTS, PACK)
+    TEXTS: gl.constexpr = Texts(WAIT, CONSTRAINTS, PACK)
     batch = visits.Batch(T, B, packed, has_lengths, lengths_ptr, resets_ptr, starts_ptr)
     direction = first_direction + gl.program_id(2)
     memory = visits.memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr)
@@ -371,7 +363,6 @@ def sequence_forward(
         h += (gl.where(first_visit == 0, h_0.to(gl.float32), bits.to(gl.float32, bitcast=True)),)
         publish(here + i * SIZE + group.own, as_factor(h[i].to(dtype), PRECISION))
         x += (load_rzn(timestep(memory.rzn, at[0]) + begin.of_x, (t < begin.length) & (first_visit < stop), H),)
-    asked = first_look(here.to(gl.int64) + group.vector, TEXTS, PARTS, dtype)
 
     for visit in range(first_visit, stop):
         t_next = t + step_t
@@ -388,9 +379,7 @@ def sequence_forward(
             clear = cleared(t_next, tile, direction, batch, RESETS)
 
             # wait
-            h_all = received(asked, place.to(gl.int64) + group.vector, group.words, TEXTS, PARTS, dtype)
-            following = here + group.slot if i + 1 == TILES else place + SIZE
-            asked = first_look(following.to(gl.int64) + group.vector, TEXTS, PARTS, dtype)
+            h_all = received(place.to(gl.int64) + group.vector, group.words, TEXTS, PARTS, dtype)
 
             # product
             a_r, a_z, q = three_products(h_all, weights, sums, FORM)
@@ -487,8 +476,6 @@ def sequence_backward(
     WARPS: gl.constexpr,
     SHARED: gl.constexpr,
     WAITS: gl.constexpr,  # 1: all three gate gradients are awaited at once; 3: one after another
-    ASK: gl.constexpr,
-    ASK_CONSTRAINTS: gl.constexpr,
     WAIT: gl.constexpr,
     WAIT_NEXT: gl.constexpr,  # the same without a sleep: what is awaited after another gate is there by then
     CONSTRAINTS: gl.constexpr,
@@ -499,8 +486,8 @@ def sequence_backward(
     FORM: gl.constexpr = Form(
         ROWS, TILES, UNITS, PARTS, PART, WARPS, SHARED, PRECISION, dtype, dtype.primitive_bitwidth
     )
-    TEXTS: gl.constexpr = Texts(ASK, ASK_CONSTRAINTS, WAIT, CONSTRAINTS, PACK)
-    NEXT: gl.constexpr = Texts("", "", WAIT_NEXT, CONSTRAINTS, PACK)
+    TEXTS: gl.constexpr = Texts(WAIT, CONSTRAINTS, PACK)
+    NEXT: gl.constexpr = Texts(WAIT_NEXT, CONSTRAINTS, PACK)
     batch = visits.Batch(T, B, packed, has_lengths, lengths_ptr, resets_ptr, starts_ptr)
     direction = first_direction + gl.program_id(2)
     memory = visits.memory_of(H, D, stride_row, stride_rzn_t, rzn_ptr, q_ptr, y_ptr)
@@ -529,7 +516,6 @@ def sequence_backward(
             publish(here + (3 * i + gate) * GATE + group.own, nothing)
         carry += (gl.load(dh_n_ptr + begin.of_state, mask=begin.inside, other=0.0),)
         given += (load_own(memory, dys, h_0_ptr, at[0], at[1], t, t + step_t, begin, last >= first_visit),)
-    asked = first_look(here.to(gl.int64) + group.vector, TEXTS, 3 * PARTS, dtype)
 
     for back in range(first_visit, last + 1):
         t_next = t + step_t
@@ -546,10 +532,7 @@ def sequence_backward(
             clear = cleared(t, tile, direction, batch, RESETS)
 
             # wait, product
-            following = here + group.slot if i + 1 == TILES else place + 3 * GATE
-            product, asked = product_of_gradients(
-                asked, place, following, group, weights, sums, WAITS, TEXTS, NEXT, FORM
-            )
+            product = product_of_gradients(place, group, weights, sums, WAITS, TEXTS, NEXT, FORM)
 
             # gates
             dy, r, z, n, q, h_prev = given[i]
@@ -576,8 +559,5 @@ def sequence_backward(
         for i in gl.static_range(TILES):
             end = Tile(*tiles[i])
             place = here + 3 * i * GATE
-            following = place if i + 1 == TILES else place + 3 * GATE
-            product, asked = product_of_gradients(
-                asked, place, following, group, weights, sums, WAITS, TEXTS, NEXT, FORM
-            )
+            product = product_of_gradients(place, group, weights, sums, WAITS, TEXTS, NEXT, FORM)
             gl.store(dh_0_ptr + end.of_state, product + carry[i], mask=end.inside)

@@ -46,7 +46,6 @@ WIDE = ShrunkenPlan(block_h=32, block_k=64)
 NARROW = ShrunkenPlan(block_h=8)
 THREE = ShrunkenPlan(num_k=3, waits=3)
 EIGHT = ShrunkenPlan(block_b=8, block_k=64)
-EARLY = ShrunkenPlan(tiles=2, early=1)
 
 CALLS = {
     "odd-H": Call(ShrunkenPlan(), Case(T=4, B=3, I=5, H=20), FP32),
@@ -65,11 +64,7 @@ CALLS = {
     "eight-rows-packed": Call(
         replace(EIGHT, tiles=2, waits=3, shared_gates=2), Case(I=4, H=37, bidirectional=True, lengths=(2, 1) * 5), FP32
     ),
-    "asked-early": Call(EARLY, Case(T=4, B=17, I=3, H=30), FP16),
-    "asked-early-packed": Call(
-        replace(EARLY, num_k=3), Case(I=4, H=18, bidirectional=True, lengths=LENGTHS_OF_18), FP32, False
-    ),
-    "asked-early-of-eight-rows": Call(replace(EIGHT, tiles=3, early=1), Case(T=2, B=17, I=3, H=20), BF16),
+    "three-tiles-of-eight-rows": Call(replace(EIGHT, tiles=3), Case(T=2, B=17, I=3, H=20), BF16),
     "directions-together": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=20, bidirectional=True), FP32),
     "a-launch-per-direction": Call(ShrunkenPlan(together=False), Case(T=3, B=3, I=5, H=19, bidirectional=True), BF16),
     "packed-sorted": Call(ShrunkenPlan(), Case(I=4, H=20, lengths=(4, 3, 3, 1)), FP16),

@@ -88,7 +88,7 @@ SMALL_TILES = {
     FP16: ("rows=4", "rows=8", "rows=16", "rows=8,ahead=1", "rows=4,units=32"),
 }
 EXCHANGING_TILES = (
-    "block_b=8,block_k=64", "num_warps=1", "block_b=32,waits=3", "tiles=2,early=1", "groups=1,shared_gates=2",
+    "block_b=8,block_k=64", "num_warps=1", "block_b=32,waits=3", "tiles=2", "groups=1,shared_gates=2",
     "block_h=32,block_k=64,num_warps=4,directions=1",
 )  # fmt: skip
 
@@ -308,8 +308,7 @@ def test_a_program_for_every_tile_of_rows(backend: str, dtype: torch.dtype, grid
     [
         ("block_x=8", "takes the fields"), ("block_h=x", "a number of digits"),
         ("block_h=24", "block_h must be one of 8, 16, 32"), ("block_b=24", "block_b must be one of 8, 16, 32, 64"),
-        ("block_b=8,block_h=8,block_k=64", "block_h must be one of 16, 32 here"), ("early=1", "early must be 0 here"),
-        ("tiles=2,early=2", "early must be one of 0, 1"), ("num_warps=3", "num_warps must be"),
+        ("block_b=8,block_h=8,block_k=64", "block_h must be one of 16, 32 here"), ("num_warps=3", "num_warps must be"),
         ("block_b=8,num_warps=2", "block_k must be one of 64, 128, .., 524288"), ("waits=2", "must be one of 1, 3"),
         ("num_k=2", "num_k must be one of 1, 3"), ("block_k=48", "block_k must be one of 16, 32, .., 524288 here"),
         ("shared_gates=4", "shared_gates must be 0 to 3"), ("directions=2", "directions must be 1 here"),

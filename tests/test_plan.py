@@ -183,7 +183,6 @@ SAID = [  # problem, backend, what is said
     ({}, "step:split=4", "split must be one of 1, 8 here, got 4"),
     ({}, "step:num_warps=16", "split must be one of 1, 8 here, got 16"),
     ({}, "sequence:block_h=24", "block_h must be one of 8, 16, 32 here, got 24"),
-    ({}, "sequence:early=1", "early must be 0 here, got 1"),
     ({}, "sequence:groups=9", "groups must be 1 to 4 here, got 9"),
     ({}, "sequence:delay=1000001", "delay must be 0 to 1000000 here, got 1000001"),
     ({}, "sequence:exchange=1,rows=2", "with exchange the fields are .*, got rows"),

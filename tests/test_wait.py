@@ -17,10 +17,10 @@ from triton.experimental.gluon.language._semantic import GluonSemantic
 
 from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
-from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, ask_text, displacements, wait_text
+from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, displacements, wait_text
 from tritongru.tools.emulator import TWINS, Tensor
 from tritongru.tools.emulator.language import bound
-from tritongru.tools.emulator.twins import first_look, twin
+from tritongru.tools.emulator.twins import twin
 
 KINDS = {16: tl.int16, 32: tl.int32}
 UNSIGNED = {16: np.uint16, 32: np.uint32}
@@ -142,10 +142,10 @@ class World:
 class Fragment:
     """The wait of one warp, and where its elements are."""
 
-    def __init__(self, width: int, gates: int, parts: int = 1, rows: int = 16, asked: bool = False, delay: int = 0):
+    def __init__(self, width: int, gates: int, parts: int = 1, rows: int = 16, delay: int = 0):
         self.width, self.rows, self.tensors, self.size = width, rows, gates * parts, width // 8
         self.K = (32 if width == 16 else 16) * 16 // rows
-        self.wait = wait_text(rows, self.K, parts, gates, 1, width, delay, asked)
+        self.wait = wait_text(rows, self.K, parts, gates, 1, width, delay)
         self.order = elements_of(rows, self.K, 1, width)[0]
         # of each register of each lane the place of its element: [32, tensors * registers of one]
         first = in_kernel(exchange.first_vector, *np.moveaxis(self.order, -1, 0), self.K, rows, width)[:, :1]
@@ -178,10 +178,7 @@ class Fragment:
             assert access.modifiers[:2] == ("relaxed", "gpu" if access.address == STATUS else "sys")
             world.stores.append((access.address, *values))
 
-        asked: list[int] = []
-        if self.wait.asked:
-            asked, _ = execute(*ask_text(self.wait), [first] * pack, load, store, world.clock)
-        inputs = asked + [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
+        inputs = [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
         found, slept = execute(self.wait.text, self.wait.constraints, inputs, load, store, world.clock)
         assert len(found) == 4 * len(self.wait.displacements)
         return np.array(found, np.uint32).view(UNSIGNED[self.width]), slept
@@ -193,9 +190,8 @@ class Fragment:
         first = np.broadcast_to(first, (self.rows, self.K)).astype(np.int64)
         address = Tensor(BASE + (first.T if self.rows == 8 else first)[None], tl.int64)
         kinds = (KINDS[self.width],) * self.tensors
-        given = first_look(self.wait, world, address, kinds) if self.wait.asked else ()
         words = [Tensor(np.int64(x), tl.int64) for x in (STATUS, REPORT, BOUND)]
-        found = twin(self.wait, world, *given, address, *words, dtype=kinds)
+        found = twin(self.wait, world, address, *words, dtype=kinds)
         elements = np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
         return elements.swapaxes(1, 2) if self.rows == 8 else elements
 
@@ -217,10 +213,7 @@ class Fragment:
         return world
 
 
-FORMS = [
-    (16, 1), (16, 3), (16, 1, 3), (32, 1), (32, 3), (32, 3, 3), (16, 1, 1, 8), (32, 3, 1, 8), (16, 1, 1, 16, True),
-    (32, 3, 1, 16, True), (16, 3, 3, 8, True),
-]  # fmt: skip
+FORMS = [(16, 1), (16, 3), (16, 1, 3), (32, 1), (32, 3), (32, 3, 3), (16, 1, 1, 8), (32, 3, 1, 8)]
 
 
 @pytest.fixture(params=FORMS, ids=str)

@@ -111,8 +111,7 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
     b.expect(b.count(*MATRIX), t.tiles * 3 * of_gate * of_vector, "matrix instructions", why)
     b.expect(b.count("BAR"), 2 * t.tiles, "barriers", "the parts of the sums take two for each row tile")
 
-    looks = waits + t.tiles * t.early
-    b.expect(loop[RECEIVED], looks * vectors, "strong loads of 16 bytes", "some are weak, narrow or gone")
+    b.expect(loop[RECEIVED], waits * vectors, "strong loads of 16 bytes", "some are weak, narrow or gone")
     again = [n for inner in b.inner if inner < b.body and (n := sum(opcodes[i] == RECEIVED for i in inner))]
     if again != [vectors] * waits:
         b.faults.append(f"loops that load {again} vectors again, the tiles need {waits} of {vectors} each")

@@ -64,7 +64,6 @@ SETTINGS = {
     "three tensors": exchanges(replace(WIDE, H=70), num_k=3, shared_gates=3),
     "eight rows": exchanges(Case(I=4, H=37, lengths=(1, 3, 2)), torch.float16, block_b=8, block_k=64),
     "two tiles": exchanges(replace(MANY_ROWS, resets=0.4), tiles=2),
-    "asked early": exchanges(MANY_ROWS, tiles=2, early=1),
     "two groups": exchanges(MANY_ROWS, groups=2),
     "two directions": exchanges(replace(DENSE, bidirectional=True), together=False),
     "packed both": exchanges(PACKED),

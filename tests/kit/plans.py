@@ -22,7 +22,6 @@ class ShrunkenPlan:
     waits: int = 1  # of backward
     block_b: int = 16
     tiles: int = 1
-    early: int = 0
     groups: int = 1
     together: bool = True  # both directions in one launch
 
@@ -34,7 +33,7 @@ class ShrunkenPlan:
         found = SequenceTiles(
             block_b=self.block_b, block_h=self.block_h, block_k=self.block_k, num_k=self.num_k,
             num_warps=self.num_warps, shared_gates=self.shared_gates, waits=self.waits if kind == "backward" else 1,
-            delay=0, early=self.early, programs_per_sm=1, tiles=self.tiles, programs=programs, groups=self.groups,
+            delay=0, programs_per_sm=1, tiles=self.tiles, programs=programs, groups=self.groups,
             directions=layer.directions if self.together else 1,
         )  # fmt: skip
         assert layer.hidden_size <= found.units, "a plan whose K is too small"

@@ -236,11 +236,10 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
 
         twins.register(wait)
         twins.register(again)
-    ask, ask_constraints = exchange.ask_text(wait) if wait.asked else ("", "")
     constants = dict(
         RESETS=resets, PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles,
         UNITS=tiles.block_h, PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates,
-        ASK=ask, ASK_CONSTRAINTS=ask_constraints, WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack,
+        WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack,
     )  # fmt: skip
     if kind == "backward":
         constants |= dict(WAITS=tiles.waits, WAIT_NEXT=again.text)
@@ -251,9 +250,7 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
 def _wait(kind: str, tiles: SequenceTiles, dtype: str) -> Any:
     gates = 3 if kind == "backward" and tiles.waits == 1 else 1
     width = 32 if dtype == "fp32" else 16
-    return exchange.wait_text(
-        tiles.block_b, tiles.block_k, tiles.num_k, gates, tiles.num_warps, width, tiles.delay, bool(tiles.early)
-    )
+    return exchange.wait_text(tiles.block_b, tiles.block_k, tiles.num_k, gates, tiles.num_warps, width, tiles.delay)
 
 
 def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Kernel]:

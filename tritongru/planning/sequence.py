@@ -81,7 +81,6 @@ class SequenceTiles(OnChip):
     shared_gates: Annotated[int, range(4)]  # whose weights are in shared memory, those of the others in registers
     waits: Annotated[int, (1, 3)]  # of a visit: 3 where backward waits for one gate gradient after another
     delay: Annotated[int, range(1_000_001)]  # ns of sleep before the first look, where data was published just before
-    early: Annotated[int, (0, 1)]  # 1: what the next tile in turn awaits is asked for before this one's product
     programs_per_sm: Annotated[int, COUNT]  # that registers are dealt out for
     tiles: Annotated[int, COUNT]  # row tiles of a group, in turn
 
@@ -215,7 +214,7 @@ def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str
     planned = dict(
         block_b=block_b, block_h=block_h, block_k=K // 3 if K % 3 == 0 else K, num_k=3 if K % 3 == 0 else 1,
         num_warps=form.num_warps, shared_gates=form.shared_gates, waits=turns.waits or form.waits,
-        delay=DELAY if in_turn == 1 and device.vendor != "interpreter" else 0, early=0, programs_per_sm=per_sm,
+        delay=DELAY if in_turn == 1 and device.vendor != "interpreter" else 0, programs_per_sm=per_sm,
         tiles=in_turn, programs=programs, groups=min(most, -(-row_tiles // in_turn)), directions=directions,
     )  # fmt: skip
     t = SequenceTiles(**{**planned, **given, **({} if kind == "backward" else {"waits": 1})})
@@ -224,7 +223,6 @@ def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str
         possible = {
             "block_k": [n for n in FIELDS["block_k"] if n >= least and n * t.num_k >= of.hidden_size],
             "block_h": FIELDS["block_h"][t.block_b == 8 :],
-            "early": (0, 1) if t.tiles > 1 and t.waits == 1 else (0,),
             "directions": (1, of.directions),
             "groups": range(1, max(1, places // (t.programs * t.directions)) + 1),
         }

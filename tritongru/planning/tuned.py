@@ -1,9 +1,10 @@
 """Fields of tiles that are not as planned: set by hand behind a backend's name ("sequence:block_h=8"), or winners of a
 measurement, rows in planning/tiles/, a file per GPU.
 
-`python -m benchmarks --suite tune` writes the rows. Each is of one pass of a backend, in one dtype: for H up to the
-row's, of tiles with a class of K for that class, and batches up to its B. Only that GPU takes them: what wins is a
-matter of its SMs.
+`python -m benchmarks --suite tune` writes the rows, one for each class of tiles that it timed, without fields where the
+planned tiles won. Each is of one pass of a backend, in one dtype: for H up to the row's, of tiles with a class of K for
+that class; and for batches above those of the row before, the last one's for all above. GPUs of the same compute
+capability and as many SMs take them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .devices import described_as
+from .devices import DEVICES, Device
 from .problem import Overrides, Recurrence
 
 FOLDER = Path(__file__).with_name("tiles")
@@ -66,20 +67,27 @@ def or_winner(planner: Callable[[str, Recurrence], Any], backend: str, kind: str
 
 
 def winner(backend: str, kind: str, of: Recurrence, units: int) -> str:
-    """The fields that won, or none. units: the class of K, of tiles that have one; 0: any row of H or more will do."""
+    """The fields that won; none where the planned tiles did, or nothing was timed. units: the class of K, of tiles that
+    have one; 0: any row of H or more will do."""
     found = [
         (int(row["H"]), int(row["B"]), row["fields"])
-        for row in _rows(described_as(of.device))
+        for row in _rows(of.device)
         if (row["backend"], row["pass"], row["dtype"]) == (backend, kind, LIKE.get(of.dtype, of.dtype))
     ]
-    fit = [row for row in found if (row[0] == units if units else row[0] >= of.hidden_size) and row[1] >= of.batch]
-    return min(fit, default=(0, 0, ""))[2]
+    H = units or min((H for H, *_ in found if of.hidden_size <= H), default=0)
+    of_class = sorted(row for row in found if row[0] == H)
+    return next((fields for _, B, fields in of_class if of.batch <= B), of_class[-1][2] if of_class else "")
 
 
 @lru_cache
-def _rows(key: str | None) -> tuple[dict[str, str], ...]:
-    path = FOLDER / f"{key}.csv"
-    return tuple(csv.DictReader(path.read_text(encoding="utf-8").splitlines())) if path.exists() else ()
+def _rows(device: Device) -> tuple[dict[str, str], ...]:
+    """What was timed on a GPU with the same SMs."""
+    found: list[dict[str, str]] = []
+    for path in sorted(FOLDER.glob("*.csv")):
+        timed = DEVICES[path.stem]
+        if (timed.vendor, timed.capability, timed.sms) == (device.vendor, device.capability, device.sms):
+            found += csv.DictReader(path.read_text(encoding="utf-8").splitlines())
+    return tuple(found)
 
 
 def forget() -> None:

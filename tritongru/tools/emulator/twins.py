@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 
-from ...kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, ask_text, units_of_block
+from ...kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, units_of_block
 from . import TWINS, Tensor
 
 
@@ -29,16 +29,17 @@ def _bytes(wait: Wait, rows: int, k: int, tensors: int) -> Any:
     return (found.swapaxes(1, 2) if right else found)[:, None]
 
 
-def first_look(wait: Wait, turn: Any, address: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
-    """What `ask_text` does, for all threads of a program at once."""
+def look(wait: Wait, turn: Any, address: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    """The loads of a wait, for all threads of a program at once."""
     found = turn.load(address.v[None] + _bytes(wait, *address.v.shape[1:], len(dtype)), dtype[0]).v
     return tuple(Tensor(x, dtype[0]) for x in found)
 
 
-def twin(wait: Wait, turn: Any, *given: Tensor, dtype: tuple[Any, ...]) -> tuple[Tensor, ...]:
+def twin(
+    wait: Wait, turn: Any, address: Tensor, status: Tensor, report: Tensor, bound: Tensor, dtype: tuple[Any, ...]
+) -> tuple[Tensor, ...]:
     """What the text of a wait does, for all threads of a program at once."""
-    *asked, address, status, report, bound = given
-    found = tuple(asked) or first_look(wait, turn, address, dtype)
+    found = look(wait, turn, address, dtype)
     looks = end = 0
     while any((x.v == -1).any() for x in found):
         looks += 1
@@ -52,9 +53,9 @@ def twin(wait: Wait, turn: Any, *given: Tensor, dtype: tuple[Any, ...]) -> tuple
                 for word in (status, report):
                     turn.store(word.v, Tensor(np.int32(1), tl.int32))
                 break
-        elif looks > 1 or not asked:  # what was missing at an early look may have come since
+        else:
             turn.wait()
-        found = first_look(wait, turn, address, dtype)
+        found = look(wait, turn, address, dtype)
     return found
 
 
@@ -74,7 +75,5 @@ TWINS |= {MULTIPLY.value: times, ROUND_TO_TF32.value: rounded_to_tf32}
 
 
 def register(wait: Wait) -> None:
-    """Let the emulator run the text of a wait, and of the first look that may come before it."""
+    """Let the emulator run the text of a wait."""
     TWINS[wait.text] = partial(twin, wait)
-    if wait.asked:
-        TWINS[ask_text(wait)[0]] = partial(first_look, wait)
