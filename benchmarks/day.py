@@ -4,6 +4,7 @@
     right      every backend and dtype on the grid's sizes against float64
     tune       for each class of tiles its candidates; what wins is written as data that planning reads
     grid       T 128 over H, B, dtype: nn.GRU, step, sequence, as they are called and in CUDA graphs
+    long       T 512, and memory
     workloads  the GRUs that people train
     study      the forms of kernels/README.md
     tests      python -m pytest -m gpu, in several processes side by side; what captures graphs has one of its own
@@ -101,8 +102,9 @@ CHECKED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITONGRU_WAIT_SECONDS": "600
 PARTS = (
     Part("compile", 1.9, ("warm", "suite first"), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
     Part("right", 0.5, ("suite right",)),
-    Part("tune", 1.5, ("suite tune",)),
-    Part("grid", 2.4, ("suite grid",)),
+    Part("tune", 1.3, ("suite tune",)),
+    Part("grid", 2.3, ("suite grid",)),
+    Part("long", 0.3, ("suite long",)),
     Part("workloads", 0.8, ("suite workloads",)),
     Part("study", 0.1, ("suite study",)),
     Part("tests", 1.2, tuple(f"tests {shard}" for shard in range(PROCESSES))),

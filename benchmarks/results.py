@@ -26,6 +26,8 @@ from .cases import Case
 SCHEMA = 2  # raise it with any change of the columns or of what they mean
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+# What measuring writes is no change of the code that was measured.
+WRITTEN = (":(exclude)benchmarks/results", ":(exclude)tritongru/planning/tiles")
 UNKNOWN = "unknown"
 ERRORS = ("output", "h_n", "x", "h_0", "w_ih", "w_hh", "b_ih", "b_hh")  # the tensors whose errors are kept
 
@@ -204,7 +206,7 @@ def _commit() -> tuple[str, str]:
     """Commit and whether the checkout differs from it; TRITONGRU_COMMIT speaks for a copy without git."""
     if (ROOT / ".git").exists():
         head = _output("git", "rev-parse", "HEAD")
-        changes = _output("git", "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results", none_is="")
+        changes = _output("git", "status", "--porcelain", "--", ".", *WRITTEN, none_is="")
         if head != UNKNOWN:
             return head, UNKNOWN if changes == UNKNOWN else "yes" if changes else "no"
     return os.environ.get("TRITONGRU_COMMIT") or UNKNOWN, UNKNOWN

@@ -16,7 +16,7 @@ from .workloads import WORKLOADS
 
 BACKENDS = (BASELINE, "step", "sequence")
 DTYPES = ("bf16", "fp32", "fp16")
-GRID_T, SHORT_T, RIGHT_T, TUNE_T, STUDY_T, FIRST_T = 128, 2, 20, 160, 384, 100
+GRID_T, SHORT_T, RIGHT_T, TUNE_T, STUDY_T, FIRST_T, LONG_T = 128, 2, 20, 160, 384, 100, 512
 GRID_H = (512, 1024, 256, 128, 2048, 64, 768, 1536, 384, 192, 32, 2816)  # most used first, as below
 GRID_B = (32, 128, 1, 512, 16, 64, 256, 4)
 FORMS = ("unfused", "step", "step-input", "sequence")  # of kernels/README.md
@@ -31,6 +31,16 @@ def grid(device: Device) -> Iterator[Entry]:
     sizes = sorted(product(GRID_H, GRID_B), key=lambda at: GRID_H.index(at[0]) + GRID_B.index(at[1]))
     for dtype, (H, B) in product(DTYPES, sizes):
         yield Entry(Case(GRID_T, B, H, H, dtype), providers=BACKENDS, checked=False, rounds=5)
+
+
+def long(device: Device) -> Iterator[Entry]:
+    """Many timesteps, and what a call holds in memory."""
+    sizes = ((32, 512), (16, 1024), (64, 1024), (1, 512), (128, 512), (64, 256))
+    cases = [Case(LONG_T, B, H, H, "bf16") for B, H in sizes]
+    cases += [Case(LONG_T, 32, 512, 512, "bf16", packed=True), Case(LONG_T, 32, 512, 512, "bf16", bidirectional=True)]
+    cases += [Case(LONG_T, 32, H, H) for H in (512, 256)] + [Case(LONG_T, 16, 128, 128, "fp16")]
+    for case in cases:
+        yield Entry(case, providers=BACKENDS, rounds=5)
 
 
 def right(device: Device) -> Iterator[Entry]:
@@ -68,6 +78,7 @@ MEMCHECK = (
 SUITES: dict[str, Callable[[Device], Sequence[Entry]]] = {
     "workloads": lambda device: [workload.entry for workload in WORKLOADS],
     "grid": lambda device: [*grid(device)],
+    "long": lambda device: [*long(device)],
     "right": lambda device: [*right(device)],
     "tune": lambda device: [*tune(device)],
     "first": lambda device: [Entry(Case(FIRST_T, 32, 512, 512, "bf16"), ("forward+backward",), BACKENDS, rounds=5)],

@@ -24,7 +24,7 @@ from .compiled import no_compiler
 from .providers import PROVIDERS, find
 from .suites import SUITES
 
-WARMED = ("tune", "grid", "right", "workloads")
+WARMED = ("tune", "grid", "right", "workloads", "long")
 Call = tuple[Case, str, bool]  # case, backend, whether it trains
 
 
