@@ -82,7 +82,7 @@ def words(command: str, run: Run) -> Sequence[str]:
         # Only files with a GPU test: to collect the others would take each process seconds.
         paths = sorted((ROOT / "tests").glob("test_*.py"))
         files = [str(path) for path in paths if "mark.gpu" in path.read_text(encoding="utf-8")]
-        options = ("-v", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={of}/{PROCESSES}")
+        options = ("-v", "--durations=5", "-m", "gpu", "-p", "no:cacheprovider", f"--shard={of}/{PROCESSES}")
         return (PYTHON, "-m", "pytest", *options, *files, *["--collect-only"] * run.dry)
     if name in ("summary", "table"):
         return (*here, name, "--out", str(run.out))

@@ -105,10 +105,7 @@ def test_the_whole_day_is_rehearsed(tmp_path):
 def test_kernels_are_compiled_beforehand_for_the_suites(capsys):
     found = list(warm.calls(("grid",), H200))
     assert {case.T for case, _, _ in found} == {1, 2} and len(found) < 2 * len(SUITES["grid"](H200))
-    assert (
-        warm.main(dry=True) == 0
-        and "compile the forms of tune" in capsys.readouterr().out
-    )
+    assert warm.main(dry=True) == 0 and "compile the forms of tune" in capsys.readouterr().out
 
 
 # tiles and times as data
