@@ -16,8 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import profiler
 
-from . import flops, parts, products, registry
+from . import flops, products, registry
 from .batch import Visits, checked_lengths
 from .beside import eager_beside_graphs
 from .checks import check_gradients, check_operands, read_sizes
@@ -25,6 +26,7 @@ from .double_backward import second_gradients
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
 from .latest import capturing
 from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
+from .parts import part
 from .registry import DTYPES, Backend
 
 
@@ -137,7 +139,9 @@ def forward_pass(
         with surroundings(x, layer.products):
             return forward_pass(layer, x, h_0, flat, h_n, inside=True)
     call = replace(layer.call, save_gates=False) if layer.recompute else layer.call
-    run = layer.launcher.forward if not parts.blocks else parts.part("recurrence")(layer.launcher.forward)
+    run = layer.launcher.forward
+    if profiler._is_profiler_enabled:  # else a frame less
+        run = part("recurrence")(run)
     x = x.transpose(0, 1) if layer.batch_first else x
     y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie), h_n)
     if layer.batch_first:

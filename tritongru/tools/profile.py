@@ -1,7 +1,8 @@
 """`python -m tritongru profile`: where the time of a model's call goes, by parts and by launches, and a Chrome trace.
 
 A few calls are profiled by torch.profiler after others that compile and warm up. What is printed is read from the trace
-that is written. Bytes and flops of the Triton launches are those of kernels/metadata.py, counted at the first call.
+that is written: ranges `tritongru: <part>` (parts.py) tell the parts. Bytes and flops of the Triton launches are those
+of kernels/metadata.py, counted at the first call.
 """
 
 from __future__ import annotations
@@ -10,13 +11,12 @@ import json
 import logging
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
-from importlib.util import module_from_spec, spec_from_file_location
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from logging.handlers import BufferingHandler
 from pathlib import Path
-from typing import Any, NoReturn
+from runpy import run_path
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,8 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from .. import registry
 from ..module import GRU
-from ..parts import profiling
+from ..parts import PREFIX
 from .table import show
-from .trace import PASS, Split, read
 
 WARM_UP, CALLS = 3, 5
 ROWS = 40  # of ops that are printed
@@ -37,67 +36,142 @@ MEANING = {
     "cpu": "times are the CPU's own: of a part, without the parts inside it",
     "interpreter": "kernels ran in Triton's interpreter: the times are its own, and mean nothing of a GPU",
 }
+PASS = "tritongru profile: "  # and the pass: ranges around the calls
+ATEN, ELSEWHERE = "PyTorch's own GRU", "elsewhere"
+HOST = ("user_annotation", "cpu_op", "cuda_runtime", "cuda_driver")  # categories of a trace's events
+DEVICE = ("kernel", "gpu_memcpy", "gpu_memset")
 
 
-@dataclass
-class Found:
+class Figures(NamedTuple):
+    """Of one call, the mean over those of a trace."""
+
+    us: float
+    n: float  # of launches, on the CPU of ops and ranges
+
+
+class Split(NamedTuple):
+    parts: dict[tuple[str, str], Figures]  # by pass and part
+    rows: dict[str, Figures]  # by the name of a launch, on the CPU of an op; the longest first
+    wall_us: dict[str, float]  # of each pass, on the host's clock
+
+
+class Found(NamedTuple):
     """What profiling a call found."""
 
-    kind: str  # "cuda", "cpu" or "interpreter"
-    split: Split = field(default_factory=lambda: Split({}, {}, {}))
-    calls: int = CALLS
-    counted: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))  # of a call, by kernel
-    said: list[str] = field(default_factory=list)  # what the layers logged: which backend, and why
+    kind: str  # of MEANING
+    split: Split
+    calls: int
+    counted: Mapping[str, Counter[str]]  # of a call, by kernel
+    said: list[str]  # what the layers logged: which backend, and why
+
+
+def _part(name: str, around: str) -> str:
+    """The part that an event of the host begins, or lies in."""
+    if name.startswith(PREFIX):
+        return name.removeprefix(PREFIX)
+    return ATEN if name in ("aten::gru", "aten::gru_cell") or name.endswith("RnnBackward0") else around
+
+
+def read(events: Iterable[Mapping[str, Any]], calls: int, on_gpu: bool) -> Split:
+    """The split of a Chrome trace's events, of `calls` calls.
+
+    on_gpu: times are those of kernels, each in the part that launched it; otherwise of ranges and ops, each without
+    what it encloses.
+    """
+    timed = [(e["ts"], e["ts"] + e["dur"], e) for e in events if e.get("cat") in (*HOST, *DEVICE) and "dur" in e]
+    timed.sort(key=lambda event: (event[0], -event[1]))  # what encloses another begins no later
+    found: list[list[Any]] = []  # of what has a time: when the host came to it, part, name, us
+    launched: dict[Any, tuple[float, str]] = {}  # when and in which part, by correlation
+    open_: dict[Any, list[Any]] = defaultdict(list)  # on each thread, the outermost first: end, entry of `found`
+    for begin, end, e in timed:
+        if e["cat"] in HOST:
+            stack = open_[e["pid"], e["tid"]]
+            while stack and stack[-1][0] <= begin:
+                stack.pop()
+            part = _part(e["name"], stack[-1][1][1] if stack else ELSEWHERE)
+            if stack:
+                stack[-1][1][3] -= e["dur"]
+            found.append([begin, part, e["name"], e["dur"]])
+            stack.append((end, found[-1]))
+            launched[_correlation(e)] = begin, part
+    if on_gpu:
+        launched.pop(None, None)
+        of_device = [(begin, e) for begin, _, e in timed if e["cat"] in DEVICE]
+        found = [[*launched.get(_correlation(e), (at, ELSEWHERE)), e["name"], e["dur"]] for at, e in of_device]
+    wall, (parts, rows) = Counter[str](), (defaultdict[Any, list[float]](list) for _ in range(2))
+    for begin, end, e in timed:
+        if e["name"].startswith(PASS):
+            in_pass = e["name"].removeprefix(PASS)
+            wall[in_pass] += e["dur"]
+            for at, part, name, us in found:  # passes wait for the device: a kernel runs in the one that launched it
+                if begin <= at <= end:
+                    parts[in_pass, part].append(us)
+                    rows[name].append(us)
+    order = list(wall)
+    of_parts = sorted(_figures(parts, calls), key=lambda of: (order.index(of[0][0]), of[0][1] == ELSEWHERE))
+    return Split(dict(of_parts), dict(_figures(rows, calls)), {name: us / calls for name, us in wall.items()})
+
+
+def _correlation(event: Mapping[str, Any]) -> Any:
+    """Of a launch and of what it launched, the same number."""
+    return event.get("args", {}).get("correlation")
+
+
+def _figures(found: Mapping[Any, list[float]], calls: int) -> list[tuple[Any, Figures]]:
+    """The longest first."""
+    figures = ((key, Figures(sum(us) / calls, len(us) / calls)) for key, us in found.items())
+    return sorted(figures, key=lambda of: -of[1].us)
 
 
 def profile(module: nn.Module, inputs: tuple[Any, ...], training: bool, path: Path) -> Found:
     """Profile `module(*inputs)`, where it trains with backward of all outputs. The Chrome trace goes to `path`."""
     on_gpu = any(t.is_cuda for t in tree_leaves((inputs, *module.parameters())) if isinstance(t, Tensor))
-    found = Found("cuda" if on_gpu else "cpu")
-
-    def call(around: Callable[[str], AbstractContextManager[Any]]) -> None:
-        module.zero_grad(set_to_none=True)
-        with around(f"{PASS}forward"), torch.set_grad_enabled(training):
-            result = module(*inputs)
-            wait()
-        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.requires_grad]
-        cotangents = [torch.randn_like(t) for t in outputs]
-        if outputs:
-            with around(f"{PASS}backward"):
-                torch.autograd.backward(outputs, cotangents)
-                wait()
 
     def wait() -> None:
         if on_gpu:
             torch.cuda.synchronize()
 
-    log = BufferingHandler(1000)
+    def call() -> None:
+        module.zero_grad(set_to_none=True)
+        with record_function(f"{PASS}forward"), torch.set_grad_enabled(training):
+            result = module(*inputs)
+            wait()
+        outputs = [t for t in tree_leaves(result) if isinstance(t, Tensor) and t.requires_grad]
+        cotangents = [torch.randn_like(t) for t in outputs]
+        if outputs:
+            with record_function(f"{PASS}backward"):
+                torch.autograd.backward(outputs, cotangents)
+                wait()
+
+    counted: dict[str, Counter[str]] = defaultdict(Counter)
+
+    def note(name: str, told: Mapping[str, Any]) -> None:
+        counted[name].update(count=1, bytes=told["bytes"], flops=told["flops"])
+
+    log, level = BufferingHandler(1000), registry.logger.level
     with ExitStack() as stack:
         if registry.has_triton():
             from ..launch.runtime import Launch, observe
-
-            def note(name: str, told: Mapping[str, Any]) -> None:
-                found.counted[name].update(count=1, bytes=told["bytes"], flops=told["flops"])
 
             stack.enter_context(observe(note, Launch.counts))
         registry.log_once.cache_clear()
         registry.logger.addHandler(log)
         stack.callback(registry.logger.removeHandler, log)
-        stack.callback(registry.logger.setLevel, registry.logger.level)
         registry.logger.setLevel(logging.INFO)
-        call(nullcontext)
-    found.said = [record.getMessage() for record in log.buffer]
-    if found.counted and not on_gpu:
-        found.kind, found.calls = "interpreter", 1
-    for _ in range(WARM_UP - 1 if found.calls > 1 else 0):
-        call(nullcontext)
-    with profiling(), torch.profiler.profile() as profiler:
-        for _ in range(found.calls):
-            call(record_function)
+        stack.callback(registry.logger.setLevel, level)
+        call()
+    interpreted = bool(counted) and not on_gpu
+    calls = 1 if interpreted else CALLS
+    for _ in range(0 if interpreted else WARM_UP - 1):
+        call()
+    with torch.profiler.profile() as profiler:
+        for _ in range(calls):
+            call()
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
-    found.split = read(json.loads(path.read_text(encoding="utf-8")), found.calls, on_gpu)
-    return found
+    split = read(json.loads(path.read_text(encoding="utf-8"))["traceEvents"], calls, on_gpu)
+    kind = "interpreter" if interpreted else "cuda" if on_gpu else "cpu"
+    return Found(kind, split, calls, counted, [record.getMessage() for record in log.buffer])
 
 
 def given(arguments: Any, device: torch.device, refuse: Callable[[str], NoReturn]) -> tuple[nn.Module, tuple[Any, ...]]:
@@ -112,16 +186,13 @@ def given(arguments: Any, device: torch.device, refuse: Callable[[str], NoReturn
         layer = GRU(I, a.hidden, a.layers or 1, bidirectional=a.bidirectional, **where)
         return layer, (torch.randn(a.time, a.batch, I, **where),)
     file, _, name = a.module.rpartition(":")
-    spec = spec_from_file_location(Path(file).stem, file) if Path(file).is_file() else None
-    if spec is None or spec.loader is None:
+    if not Path(file).is_file():
         refuse(f"--module must be file.py:function, and there is no Python file {file!r}")
-    loaded = module_from_spec(spec)
     sys.path.insert(0, str(Path(file).parent.resolve()))  # what it imports from beside it
-    sys.modules.setdefault(spec.name, loaded)
-    spec.loader.exec_module(loaded)
-    if not hasattr(loaded, name):
+    loaded = run_path(file)
+    if name not in loaded:
         refuse(f"--module must be file.py:function, and there is no function {name!r} in {file}")
-    match getattr(loaded, name)():
+    match loaded[name]():
         case (nn.Module() as module, inputs):
             pass
         case other:
@@ -144,11 +215,11 @@ def main(arguments: Any, refuse: Callable[[str], NoReturn]) -> int:
     path = arguments.out / "trace.json"
     with registry.use_backend(arguments.backend):
         found = profile(module.train(not arguments.inference), inputs, not arguments.inference, path)
+    split = found.split
     print(f"{torch.cuda.get_device_name(device) if on_gpu else 'CPU'}, torch {torch.__version__}")
     for line in found.said or ["aten: it was asked for, or there is no layer of tritongru"]:
         print(f"backend   {line}")
     print(f"calls     {found.calls}, the mean of them; {MEANING[found.kind]}")
-    split = found.split
     parts: list[tuple[str, ...]] = []
     for pass_, wall_us in split.wall_us.items():
         of_pass = {part: f for (in_pass, part), f in split.parts.items() if in_pass == pass_}
@@ -164,7 +235,7 @@ def main(arguments: Any, refuse: Callable[[str], NoReturn]) -> int:
         show("Triton launches of a call", ("launch", "count", "MB", "Mflop"), launches)
     else:
         header = ("launch", "count", "us", "MB", "Mflop", "GB/s", "TFLOP/s") if on_gpu else ("op", "count", "us")
-        rows = [row[: len(header)] for row in _rows(found)]
+        rows = _rows(found)
         show(f"{what} of a call, the longest of {len(rows)} first", header, rows if on_gpu else rows[:ROWS])
     print(f"trace     {path} (chrome://tracing, ui.perfetto.dev)")
     return 0
@@ -174,11 +245,12 @@ def _counts(told: Mapping[str, int]) -> tuple[str, str]:
     return f"{told['bytes'] / 1e6:.3f}", f"{told['flops'] / 1e6:.3f}"
 
 
-def _rows(found: Found) -> Iterator[tuple[object, ...]]:
+def _rows(found: Found) -> list[tuple[object, ...]]:
     """Launches, or ops. One that was counted at the first call as often as it is in the trace has rates."""
+    rows: list[tuple[object, ...]] = []
     for name, f in found.split.rows.items():
-        told = found.counted.get(name, {"count": 0})
-        rates: tuple[str, ...] = ()
+        told, rates = found.counted.get(name, {"count": 0}), tuple[str, ...]()
         if told["count"] == f.n:
             rates = *_counts(told), f"{told['bytes'] / f.us / 1e3:.3g}", f"{told['flops'] / f.us / 1e6:.3g}"
-        yield name, f"{f.n:g}", f"{f.us:.1f}", *rates
+        rows.append((name, f"{f.n:g}", f"{f.us:.1f}", *rates))
+    return rows
