@@ -228,25 +228,15 @@ def _number(pattern: str, text: str) -> int:
 def count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
     """How many of the opcodes fall into each class, in the order of the classes."""
     kinds = Counter(opcode.split(".")[0] for opcode in opcodes)
-    counts = {
-        name: sum(n for kind, n in kinds.items() if re.fullmatch(pattern, kind)) for name, pattern in classes.items()
-    }
-    return {name: n for name, n in counts.items() if n}
+    of_class = {name: sum(n for kind, n in kinds.items() if re.fullmatch(how, kind)) for name, how in classes.items()}
+    return {name: n for name, n in of_class.items() if n}
 
 
 def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None:
     """Print the reports, a column each, headed by the kernel and which form of it this is."""
     from .table import show  # imports rich, which environments that only compile do not have
 
-    fields = (
-        "num_warps",
-        "num_stages",
-        "registers",
-        "spill_bytes",
-        "shared_bytes",
-        "instructions",
-        "matrix_instructions",
-    )
+    fields = "num_warps num_stages registers spill_bytes shared_bytes instructions matrix_instructions".split()
     lines = [(name.replace("_", " "), *(getattr(r, name) for r in reports)) for name in fields]
     lines.append(("largest loop", *(r.loops[0].instructions if r.loops else "unrolled" for r in reports)))
     names = dict.fromkeys(name for r in reports for name in r.counts)
