@@ -168,19 +168,12 @@ class Launch:
         return found
 
     def _interpret(self, grid: Grid, scalars: Sequence[int]) -> None:
-        from ..tools import interpreter
+        from ..tools.emulator import emulate
 
-        jit, given = self.kernel.kernel, (*scalars, *self.rest)
-        with interpreter.launching:
-            if isinstance(jit, InterpretedFunction):
-                interpreter.repair()
-                jit[grid](*given, **self.kernel.options)
-                return
-            from ..tools.emulator import emulate
-
-            arguments = dict(zip(jit.arg_names, given, strict=True))
-            constants = {name: arguments.pop(name) for name in self.kernel.constants}
-            emulate(jit, grid, arguments, constants)
+        jit = self.kernel.kernel
+        arguments = dict(zip(jit.arg_names, (*scalars, *self.rest), strict=True))
+        constants = {name: arguments.pop(name) for name in self.kernel.constants}
+        emulate(jit, grid, arguments, constants, self.kernel.cooperative)
 
     def _launch(self, grid: Grid, scalars: Sequence[int]) -> None:
         """By what is compiled for such arguments, or by the JIT; the launches after this one know."""

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from threading import RLock
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ from .values import POINTERS, EmulatorError, Tensor, tensor
 __all__ = ["TWINS", "Deadlock", "EmulatorError", "KernelError", "OutOfBounds", "Tensor", "emulate", "emulating"]
 
 _scheduler: Scheduler | None = None
+_launching = RLock()
 
 
 def _argument(name: str, value: Any) -> Any:
@@ -46,28 +48,34 @@ def _argument(name: str, value: Any) -> Any:
     return None if value is None else tensor(value)
 
 
-def emulate(kernel: Any, grid: Sequence[int], arguments: Mapping[str, Any], constants: Mapping[str, Any]) -> None:
-    """Run one launch of a function under gluon.jit. Outside `emulating` a program runs until it waits for another.
+def emulate(
+    kernel: Any, grid: Sequence[int], arguments: Mapping[str, Any], constants: Mapping[str, Any], together: bool = True
+) -> None:
+    """Run one launch of a function under gluon.jit or triton.jit.
+
+    Outside `emulating` a program runs until it waits for another; one thread launches at a time.
 
     Args:
         grid: three sizes.
         arguments: tensors on the CPU, numbers and None, by name.
         constants: what is known at compile time, by name.
+        together: programs wait for each other; else they run one after the other.
 
     Raises:
         Deadlock, OutOfBounds, KernelError: of its programs.
         EmulatorError: while another launch runs; for other arguments.
     """
-    if language.machine is not None:
-        raise EmulatorError("a launch while another one runs")
-    given = {name: _argument(name, value) for name, value in arguments.items()}
-    run = partial(language.bound(kernel.fn), **given, **{n: language.found(value) for n, value in constants.items()})
-    scheduler = _scheduler or Scheduler(policy="lazy", nanoseconds_per_step=0)
-    language.machine = Launch(scheduler, run, grid, Memory(arguments))
-    try:
-        language.machine.run()
-    finally:
-        language.machine = None
+    with _launching:
+        if language.machine is not None:
+            raise EmulatorError("a launch while another one runs")
+        given = {name: _argument(name, value) for name, value in arguments.items()}
+        given |= {name: language.found(value) for name, value in constants.items()}
+        scheduler = _scheduler or Scheduler(policy="lazy", nanoseconds_per_step=0)
+        language.machine = Launch(scheduler, partial(language.bound(kernel.fn), **given), grid, Memory(arguments))
+        try:
+            language.machine.run(together)
+        finally:
+            language.machine = None
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import triton.language as tl
 
-from .values import STORAGE, EmulatorError, Tensor, allocate_shared_memory, computed, operands, poison, spread, tensor
+from .values import STORAGE, EmulatorError, Tensor, allocate_shared_memory, computed, operands, poison, tensor
 
 TWINS: dict[str, Callable[..., Any]] = {}
 machine: Any = None  # the launch that runs (launch.py's Launch): memory, and who the running program is
@@ -82,6 +82,10 @@ def mma_v2(a: Tensor, b: Tensor, acc: Tensor, input_precision: str = "tf32") -> 
     return Tensor(out + acc.v, tl.float32)
 
 
+def dot(a: Tensor, b: Tensor, acc: Tensor, input_precision: str = "tf32") -> Tensor:
+    return mma_v2(a, b, acc, input_precision)
+
+
 def lanes(pointer: Any, mask: Any) -> tuple[Any, Any, Any]:
     """What a pointer points to, its addresses, and which of them are accessed: None for all."""
     if not isinstance(pointer, Tensor) or not pointer.dtype.is_ptr():
@@ -91,7 +95,7 @@ def lanes(pointer: Any, mask: Any) -> tuple[Any, Any, Any]:
     mask = tensor(mask)
     if mask.dtype != tl.int1:
         raise ValueError(f"a mask must be boolean, got {mask!r}")
-    active = spread(mask.v, pointer.v)
+    active = np.broadcast_to(mask.v, pointer.v.shape)
     return pointer.dtype.element_ty, pointer.v, None if active.all() else active
 
 
@@ -109,7 +113,7 @@ def load(pointer: Tensor, mask: Any = None, other: Any = None, **hints: Any) -> 
 
 def store(pointer: Tensor, value: Any, mask: Any = None, **hints: Any) -> None:
     dtype, addresses, active = lanes(pointer, mask)
-    values = spread(tensor(value).to(dtype).v, addresses)
+    values = np.broadcast_to(tensor(value).to(dtype).v, addresses.shape)
     if active is not None:
         addresses, values = addresses[active], values[active]
     machine.store(addresses, Tensor(values, dtype))
@@ -129,6 +133,8 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "num_programs": lambda axis: Tensor(np.int32(machine.grid[axis]), tl.int32),
     "range": lambda *bounds: (Tensor(np.int32(i), tl.int32) for i in range(*bounds)),
     "static_range": range,
+    "gdc_wait": lambda: None,  # a launch is over before the next begins
+    "gdc_launch_dependents": lambda: None,
     "zeros_like": lambda x: zeros(x.shape, x.dtype),
     "expand_dims": shaping(np.expand_dims),
     "reshape": shaping(np.reshape),
@@ -140,7 +146,7 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "max": reducing(np.fmax),
 }
 for _function in (
-    allocate_shared_memory, arange, exp, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros,
+    allocate_shared_memory, arange, dot, exp, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros,
 ):  # fmt: skip
     FUNCTIONS[_function.__name__] = _function
 for _name in ("reshape", "permute"):
@@ -149,12 +155,17 @@ for _name in ("reshape", "permute"):
 KERNEL = "__emulated__"  # among the globals of a function that runs here
 
 
-@cache
+_bound: dict[types.FunctionType, Callable[..., Any]] = {}
+
+
 def bound(fn: types.FunctionType) -> Callable[..., Any]:
     """What is under gluon.jit or triton.jit, with the emulator's language among its globals."""
-    names: dict[str, Any] = {"__builtins__": __builtins__, KERNEL: True, "range": FUNCTIONS["range"]}
-    names |= {name: found(fn.__globals__[name]) for name in fn.__code__.co_names if name in fn.__globals__}
-    return types.FunctionType(fn.__code__, names, fn.__name__, fn.__defaults__ and tuple(map(found, fn.__defaults__)))
+    if fn not in _bound:
+        names: dict[str, Any] = {"__builtins__": __builtins__, KERNEL: True, "range": FUNCTIONS["range"]}
+        defaults = fn.__defaults__ and tuple(map(found, fn.__defaults__))
+        _bound[fn] = types.FunctionType(fn.__code__, names, fn.__name__, defaults)
+        names |= {name: found(fn.__globals__[name]) for name in fn.__code__.co_names if name in fn.__globals__}
+    return _bound[fn]
 
 
 def found(value: Any) -> Any:

@@ -99,8 +99,19 @@ class Launch:
         self._skipped, self._stride = 0, scheduler.nanoseconds_per_step
         self._error: BaseException | None = None
 
-    def run(self) -> None:
-        """Run the programs to their ends."""
+    def run(self, together: bool) -> None:
+        """Run the programs to their ends, together or one after the other."""
+        if together:
+            self._run_together()
+        else:
+            for program in self.programs:
+                self._live = [program]
+                self._resume(program)
+                self._work(program)
+        if self._error is not None:
+            raise self._error
+
+    def _run_together(self) -> None:
         with ThreadPoolExecutor(len(self.programs)) as pool:
             try:
                 work = [pool.submit(self._work, program) for program in self.programs]
@@ -111,8 +122,6 @@ class Launch:
                 self._error = self._error or error
                 for program in self.programs:
                     program.baton.release()
-        if self._error is not None:
-            raise self._error
 
     def _resume(self, program: Program) -> None:
         """Hand the baton over. The caller must wait for its own, or end."""
@@ -129,7 +138,7 @@ class Launch:
                     self._run()
         except _Abort:
             pass
-        except BaseException as error:
+        except Exception as error:
             self._error = self._error or self._told(program, error)
         self._live.remove(program)
         if self._live:

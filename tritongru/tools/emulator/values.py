@@ -96,6 +96,9 @@ class Tensor:
         bits = np.ascontiguousarray(raw(self.v, self.dtype)).view(RAW[dtype]).reshape(self.v.shape)
         return Tensor(unraw(bits, dtype)[()], dtype)
 
+    def __getitem__(self, at: Any) -> Tensor:
+        return Tensor(self.v[at], self.dtype)
+
     def __bool__(self) -> bool:
         return bool(self.v)  # an error for a tile
 
@@ -111,17 +114,6 @@ def tensor(x: Any) -> Tensor:
     return x if type(x) is Tensor else Tensor(constant(x, NUMBERS[type(x)]), NUMBERS[type(x)])
 
 
-def same_rank(a: Any, b: Any) -> None:
-    if a.ndim != b.ndim and a.ndim and b.ndim:
-        raise ValueError(f"cannot broadcast {a.shape} and {b.shape}: their ranks differ")
-
-
-def spread(v: Any, pointers: Any) -> Any:
-    """A value or mask in the shape of the pointers, which are never spread themselves."""
-    same_rank(pointers, v)
-    return np.broadcast_to(v, pointers.shape)
-
-
 def operands(a: Any, b: Any, divides: bool = False) -> tuple[Any, Any, Any]:
     """Two values, numbers among them, in the type in which Triton computes with them."""
     if type(b) is not Tensor:
@@ -132,7 +124,6 @@ def operands(a: Any, b: Any, divides: bool = False) -> tuple[Any, Any, Any]:
     if type(a) is not Tensor:
         v, w, dtype = operands(b, a, divides)
         return w, v, dtype
-    same_rank(a.v, b.v)
     dtype = a.dtype
     if dtype is not b.dtype or divides:
         dtype = common(dtype, b.dtype, divides)
@@ -159,7 +150,6 @@ def shifted(f: Callable[..., Any], x: Any, y: Any) -> Tensor:
     offset = tensor(y)
     if not offset.dtype.is_int():
         raise TypeError(f"invalid operands of type {x.dtype} and {offset.dtype}")
-    same_rank(x.v, offset.v)
     return Tensor(f(x.v, RAW[x.dtype.element_ty].itemsize * offset.v.astype(np.int64)), x.dtype)
 
 
