@@ -1,6 +1,6 @@
 """Which tests run in which process, and how many of them reached a Triton kernel.
 
-Triton decides when it is imported whether kernels run in its interpreter, so `make test` starts two processes: one with
+It is settled when Triton is imported whether kernels are emulated, so `make test` starts two processes: one with
 TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked `compiled`. Elsewhere they skip.
 """
 
@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-# On work as small as the interpreter's threads only wait for each other: one halves the time. Said before numpy loads.
+# On work as small as the emulator's threads only wait for each other: one halves the time. Said before numpy loads.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
@@ -83,7 +83,7 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
             for name, value in getattr(report, "user_properties", ()):
                 if name == "triton_kernels":
                     found[report.nodeid] = value
-    kind = "launches in the interpreter" if INTERPRETING else "launches or compilations"
+    kind = "emulated launches" if INTERPRETING else "launches or compilations"
     terminalreporter.write_line(f"{len(found)} tests reached a Triton kernel ({sum(found.values())} {kind})")
     if hasattr(config, "cache"):  # not with -p no:cacheprovider
         config.cache.set(f"tritongru/reached_{'interpreted' if INTERPRETING else 'compiled'}", len(found))

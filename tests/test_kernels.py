@@ -1,7 +1,7 @@
 """The kernels against float64 and nn.GRU by the rule of tritongru/tools/check.py: output, h_n and every gradient. Then
 what they read and write, and how often they are launched.
 
-`step` runs in Triton's interpreter, `sequence` in the emulator in both of its forms. On the CPU its programs exchange;
+They run in the emulator, `sequence` in both of its forms. On the CPU its programs exchange;
 up to H 128 a GPU would give all of W_h to one program (kernels/small.py). What goes wrong between programs is
 tests/test_exchange.py's. What takes long and another case shows runs in `make long`: bfloat16 of `step`, where float16
 rounds in the same places; all draws of `sequence`; most of backward in chunks, which is outside backends.
@@ -167,8 +167,22 @@ def test_what_is_not_finite_is_where_nn_gru_has_it(backend: str) -> None:
     assert_finite_where_nn_gru_is(backend)
 
 
+@pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)
+def test_triton_s_own_interpreter_computes_the_same_bits(dtype: torch.dtype, monkeypatch) -> None:
+    """An independent witness of the emulator. (bfloat16 the interpreter multiplies as integers.)"""
+    layer = tritongru.GRU(9, 20, bidirectional=True, dtype=dtype, backend="step")
+    x, h_0 = torch.randn(3, 17, 9).to(dtype), torch.randn(2, 17, 20).to(dtype)
+    emulated = results(layer, x, h_0)
+
+    def interpreted(self: runtime.Launch, grid: runtime.Grid, scalars: tuple[int, ...]) -> None:
+        self.kernel.kernel[grid](*scalars, *self.rest, num_warps=1)
+
+    monkeypatch.setattr(runtime.Launch, "_emulate", interpreted)
+    assert same_bits(results(layer, x, h_0), emulated)
+
+
 def test_tf32_factors_are_rounded_to_nearest(monkeypatch) -> None:
-    """The interpreter multiplies in float32, so that what it computes from rounded factors is TF32's own product."""
+    """The emulator multiplies in float32, so that what it computes from rounded factors is TF32's own product."""
 
     def rounded(t: torch.Tensor) -> torch.Tensor:  # 10 bits of fraction, ties away from zero
         return ((t.contiguous().view(torch.int32) + 0x1000) & -0x2000).view(torch.float32)

@@ -13,7 +13,7 @@ from tritongru.kernels import exchange
 from tritongru.kernels.exchange import Texts, Words, first_vector, place, publish, received
 from tritongru.kernels.sequence import indices, products
 from tritongru.launch.exchange import SENTINEL, Buffer, Shape
-from tritongru.launch.runtime import Kernel, interpreted
+from tritongru.launch.runtime import Kernel, interpreting
 from tritongru.status import Status, wait_seconds
 from tritongru.tools.emulator import emulating, twins
 
@@ -76,7 +76,7 @@ def wrong_elements(
     units = exchange.units_of_block(width, ROWS)
     K = max(16 * warps, triton.next_power_of_2(programs * units))
     wait = exchange.wait_text(ROWS, K, 1, 1, warps, width, 0)
-    if interpreted(all_to_all):
+    if interpreting():
         twins.register(wait)
     shape = Shape((1, 1, K // units, ROWS * units), programs)
     buffer = Buffer(shape, rounds, dtype, device).filled(rounds)

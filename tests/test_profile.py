@@ -1,6 +1,6 @@
 """`python -m tritongru profile`: what the launches tell of themselves, what is read from a trace, and the command.
 
-The bytes of kernels/metadata.py are held against the addresses that the kernels load and store in the interpreter.
+The bytes of kernels/metadata.py are held against the addresses that the kernels load and store in the emulator.
 """
 
 from __future__ import annotations
@@ -44,41 +44,24 @@ class Watched:
 @contextmanager
 def watched(monkeypatch) -> Iterator[list[Watched]]:
     """The launches of the block. The status words, which waiting programs look at, are left out."""
-    import triton.runtime.interpreter as interpreter
-
     from tritongru import status as status_words
     from tritongru.launch import runtime
     from tritongru.tools.emulator.memory import Memory
 
     launches: list[Watched] = []
-    builder, checked = interpreter.interpreter_builder, Memory.checked
-    status = status_words.status(torch.device("cpu"))
+    checked, status = Memory.checked, status_words.status(torch.device("cpu"))
     words = [status.word.data_ptr(), status.report.data_ptr()]
 
-    def note(what, addresses, size):
-        found = np.unique(addresses).astype(np.int64)
-        launches[-1].touched.setdefault((what, size), []).append(found[~np.isin(found, words)])
-
-    def noting(what, method, mask_at):
-        def noted(ptrs, *rest):
-            mask = np.broadcast_to(np.asarray(rest[mask_at].data, bool), ptrs.data.shape)
-            note(what, ptrs.data[mask], ptrs.get_element_ty().primitive_bitwidth // 8)
-            return method(ptrs, *rest)
-
-        return noted
-
-    def emulated(self, verb, addresses, itemsize):
-        note("stores" if verb == "stores" else "loads", addresses, itemsize)
+    def noted(self, verb, addresses, itemsize):
+        found = np.unique(addresses)
+        launches[-1].touched.setdefault((verb, itemsize), []).append(found[~np.isin(found, words)])
         return checked(self, verb, addresses, itemsize)
 
     with (
         monkeypatch.context() as patch,
         runtime.observe(lambda *told: launches.append(Watched(*told)), runtime.Launch.counts),
     ):
-        # raising=False: an attribute of the one instance, before the method of its class
-        patch.setattr(builder, "create_masked_load", noting("loads", builder.create_masked_load, 0), raising=False)
-        patch.setattr(builder, "create_masked_store", noting("stores", builder.create_masked_store, 1), raising=False)
-        patch.setattr(Memory, "checked", emulated)
+        patch.setattr(Memory, "checked", noted)
         yield launches
 
 
@@ -283,7 +266,7 @@ def test_the_cpus_own_numbers(backend, more, said, told):
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_interpreted_launches_are_listed_without_times(backend, told):
     found = told(*SHAPE, "--backend", backend)
-    assert found.kind == "interpreter" and set(found.counted) == {f"{backend}_forward", f"{backend}_backward"}
+    assert found.kind == "emulator" and set(found.counted) == {f"{backend}_forward", f"{backend}_backward"}
     forward = found.counted[f"{backend}_forward"]
     assert forward["count"] == (3 if backend == "step" else 1)
     assert forward["bytes"] > 0 and forward["flops"] == 2 * 6 * 3 * 6 * 6

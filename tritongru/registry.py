@@ -68,7 +68,7 @@ class Backend:
         if device.type not in ("cpu", "cuda"):
             return f"the kernels run on CUDA devices, not on {device.type}"
         if device.type == "cpu" and not interpreting():
-            return "CPU tensors need Triton's interpreter: start Python with TRITON_INTERPRET=1"
+            return "CPU tensors need the kernels emulated: start Python with TRITON_INTERPRET=1"
         return unserved(DTYPES.get(dtype, str(dtype)), device_of(device))
 
 
@@ -122,14 +122,14 @@ def has_triton() -> bool:
 
 
 def interpreting() -> bool:
-    """Whether Triton kernels of this process run in the interpreter: settled when Triton is first imported."""
+    """Whether Triton kernels of this process run in the emulator: settled when Triton is first imported."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)
 
 
 def device_of(device: torch.device) -> Device:
-    """The described device behind a torch.device; on the CPU kernels can only be interpreted."""
+    """The described device behind a torch.device; on the CPU kernels can only be emulated."""
     if device.type == "cuda":
         return of_cuda(torch.cuda.current_device() if device.index is None else device.index)
     return describe("interpreter")

@@ -74,7 +74,7 @@ def run_all(args: argparse.Namespace, sizes: Sizes, story_sizes: networks.Sizes,
     pair = compare.train_both(corpus, sizes, device, args.seed)
     good = compare.show(pair, corpus, device.type == "cpu")
     Autocomplete(pair.models[0], corpus.vocabulary).demonstrate()
-    where = "on the GPU" if device.type == "cuda" else "in Triton's interpreter on the CPU (right numbers, no speed)"
+    where = "on the GPU" if device.type == "cuda" else "emulated on the CPU (right numbers, no speed)"
     print(f"\n3. The trained model through the step kernels, {where}")
     if why_not := registry.ANY_SIZE.why_not(device, torch.float32):
         print(f"Skipped: {why_not}.")

@@ -28,7 +28,7 @@ class Sizes:
     steps: int = 700
     passes: int = 1000  # over the text, at most: a short text would be learned by heart
     learning_rate: float = 6e-3
-    check_batch: int = 4  # in the interpreter, which runs a kernel's programs one by one in numpy
+    check_batch: int = 4  # in the emulator, which runs a kernel's programs in numpy
     check_window: int = 16
 
 

@@ -25,10 +25,9 @@ INT32 = (1 << 31) - 1
 empty = torch.empty  # of all memory that launchers ask for, so that tests can fill and fence it
 
 
-def interpreted(kernel: Any) -> bool:
-    """Whether this process runs a kernel in Python: Triton's in Triton's interpreter (TRITON_INTERPRET=1 when they were
-    imported), Gluon's, which know of none, in the emulator."""
-    return isinstance(kernel, InterpretedFunction) or (kernel.is_gluon() and bool(triton.knobs.runtime.interpret))
+def interpreting() -> bool:
+    """Whether this process runs kernels in Python, in the emulator: TRITON_INTERPRET=1 when Triton was imported."""
+    return bool(triton.knobs.runtime.interpret)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,14 +53,8 @@ class Kernel:
     def options(self) -> dict[str, Any]:
         """What a launch is asked for with besides arguments; Triton tells kernels apart by it, its order included."""
         options: dict[str, Any] = {"num_warps": self.num_warps, "num_stages": self.num_stages}
-        if not self.interpreted:
-            options |= FUSED | {"launch_cooperative_grid": True} if self.cooperative else FUSED
-            options |= {"maxnreg": self.max_registers} if self.max_registers else {}
-        return options
-
-    @cached_property
-    def interpreted(self) -> bool:
-        return interpreted(self.kernel)
+        options |= FUSED | {"launch_cooperative_grid": True} if self.cooperative else FUSED
+        return options | ({"maxnreg": self.max_registers} if self.max_registers else {})
 
     @cached_property
     def pointers(self) -> slice:
@@ -119,8 +112,8 @@ class Launch:
             observer(self, grid, scalars)
         if self.again is not None:
             self.again(grid, scalars)
-        elif self.kernel.interpreted:
-            self._interpret(grid, scalars)
+        elif interpreting():
+            self._emulate(grid, scalars)
         else:
             self._launch(grid, scalars)
 
@@ -132,7 +125,7 @@ class Launch:
         same: tells these steps from others of the same kernel.
         """
         compiled = None
-        if not (self.kernel.interpreted or _told()):
+        if not (interpreting() or _told()):
             device, stream = _here()
             addresses, alike = self.addresses()
             key = (same, stream, *alike, *addresses)
@@ -167,7 +160,7 @@ class Launch:
         found: dict[str, Any] = told(grid, None, dict(zip(jit.arg_names, (*scalars, *self.rest), strict=True)))
         return found
 
-    def _interpret(self, grid: Grid, scalars: Sequence[int]) -> None:
+    def _emulate(self, grid: Grid, scalars: Sequence[int]) -> None:
         from ..tools.emulator import emulate
 
         jit = self.kernel.kernel
@@ -222,7 +215,7 @@ class Launch:
         """
         places = {id(tensor): i for i, tensor in enumerate(given)}
         order, others = [places.get(id(tensor), -1) for tensor in self.tensors], self.others
-        if self.kernel.interpreted or _told() or -1 in order or len(places) < len(given):
+        if interpreting() or _told() or -1 in order or len(places) < len(given):
             return None
         device, _ = _here()
         compiled = _compiled.get((device, False, *self.addresses()[1]))

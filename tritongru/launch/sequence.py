@@ -30,7 +30,7 @@ from ..status import status, wait_seconds
 from . import small, step
 from .exchange import Buffer, Shape
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Grid, Kernel, Launch, empty, interpreted
+from .runtime import Grid, Kernel, Launch, empty, interpreting
 
 logger = logging.getLogger("tritongru")
 
@@ -231,7 +231,7 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
         return small.kernel_of(kind, tiles, resets)
     kernel = kernels.sequence_forward if kind == "forward" else kernels.sequence_backward
     wait, again = _wait(kind, tiles, dtype), _wait(kind, dataclasses.replace(tiles, delay=0), dtype)
-    if interpreted(kernel):
+    if interpreting():
         from ..tools.emulator import twins
 
         twins.register(wait)

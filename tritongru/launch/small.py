@@ -3,21 +3,17 @@ and with nothing around it but the library products."""
 
 from __future__ import annotations
 
-from importlib import import_module
-
 import torch
 from torch import Tensor
 
 from ..kernels import small as kernels
 from ..planning.small import SmallTiles
-from .runtime import Kernel, interpreted
+from .runtime import Kernel
 
 
 def kernel_of(kind: str, tiles: SmallTiles, resets: bool = False) -> Kernel:
     """The kernel of one pass, with its constants."""
     kernel = kernels.small_forward if kind == "forward" else kernels.small_backward
-    if interpreted(kernel):
-        import_module("..tools.emulator.twins", __package__)  # where the emulator finds what the inline PTX does
     constants = dict(
         ROWS=tiles.rows, UNITS=tiles.units, WARPS=tiles.num_warps, LANES=tiles.lanes, VECTOR=tiles.vector,
         AHEAD=tiles.ahead, RESETS=resets,

@@ -20,7 +20,7 @@ REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU (or Triton's interpreter): the limits that a plan has to respect.
+    """One GPU (or the emulator of kernels): the limits that a plan has to respect.
 
     A "program" is one instance of a Triton kernel: a thread block on NVIDIA, a workgroup on AMD. An "SM" is a streaming
     multiprocessor on NVIDIA, a compute unit on AMD.

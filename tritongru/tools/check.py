@@ -205,7 +205,7 @@ def _draw(
 def main() -> int:
     """Print the table; 0 if the rule holds everywhere and a Triton kernel was reached."""
     device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, kernels in Triton's interpreter"
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "the CPU, kernels emulated"
     print(f"tritongru check on {where}; torch {torch.__version__}, {len(CASES)} cases")
     todo = []
     for backend, (dtype, dtype_name) in product(registry.BACKENDS.values(), registry.DTYPES.items()):

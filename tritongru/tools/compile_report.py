@@ -236,8 +236,9 @@ def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None
     """Print the reports, a column each, headed by the kernel and which form of it this is."""
     from .table import show  # imports rich, which environments that only compile do not have
 
-    fields = "num_warps num_stages registers spill_bytes shared_bytes instructions matrix_instructions".split()
-    lines = [(name.replace("_", " "), *(getattr(r, name) for r in reports)) for name in fields]
+    numbers = ("num_warps", "num_stages", "registers", "spill_bytes", "shared_bytes", "instructions")
+    lines = [(name.replace("_", " "), *(getattr(r, name) for r in reports)) for name in numbers]
+    lines.append(("matrix instructions", *(r.matrix_instructions for r in reports)))
     lines.append(("largest loop", *(r.loops[0].instructions if r.loops else "unrolled" for r in reports)))
     names = dict.fromkeys(name for r in reports for name in r.counts)
     lines += [(f"  {name}", *(r.counts.get(name, 0) for r in reports)) for name in names]

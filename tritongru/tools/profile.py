@@ -34,7 +34,7 @@ ROWS = 40  # of ops that are printed
 MEANING = {
     "cuda": "times are those of the kernels on the GPU",
     "cpu": "times are the CPU's own: of a part, without the parts inside it",
-    "interpreter": "kernels ran in Triton's interpreter: the times are its own, and mean nothing of a GPU",
+    "emulator": "kernels were emulated: the times are the emulator's, and mean nothing of a GPU",
 }
 PASS = "tritongru profile: "  # and the pass: ranges around the calls
 ATEN, ELSEWHERE = "PyTorch's own GRU", "elsewhere"
@@ -160,9 +160,9 @@ def profile(module: nn.Module, inputs: tuple[Any, ...], training: bool, path: Pa
         registry.logger.setLevel(logging.INFO)
         stack.callback(registry.logger.setLevel, level)
         call()
-    interpreted = bool(counted) and not on_gpu
-    calls = 1 if interpreted else CALLS
-    for _ in range(0 if interpreted else WARM_UP - 1):
+    emulated = bool(counted) and not on_gpu
+    calls = 1 if emulated else CALLS
+    for _ in range(0 if emulated else WARM_UP - 1):
         call()
     with torch.profiler.profile() as profiler:
         for _ in range(calls):
@@ -170,7 +170,7 @@ def profile(module: nn.Module, inputs: tuple[Any, ...], training: bool, path: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     profiler.export_chrome_trace(str(path))
     split = read(json.loads(path.read_text(encoding="utf-8"))["traceEvents"], calls, on_gpu)
-    kind = "interpreter" if interpreted else "cuda" if on_gpu else "cpu"
+    kind = "emulator" if emulated else "cuda" if on_gpu else "cpu"
     return Found(kind, split, calls, counted, [record.getMessage() for record in log.buffer])
 
 
@@ -230,7 +230,7 @@ def main(arguments: Any, refuse: Callable[[str], NoReturn]) -> int:
     show("parts of a call", ("pass", "part", "us", "share", what), parts, names=2)
     if on_gpu and not split.rows:
         print("note      no kernel in the trace: the profiler saw nothing of the GPU (does CUPTI work here?)")
-    if found.kind == "interpreter":
+    if found.kind == "emulator":
         launches = [(name, told["count"], *_counts(told)) for name, told in found.counted.items()]
         show("Triton launches of a call", ("launch", "count", "MB", "Mflop"), launches)
     else:

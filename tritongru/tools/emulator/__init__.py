@@ -1,4 +1,4 @@
-"""Gluon kernels run by Python on the CPU, all programs of the grid alive, under a seeded scheduler.
+"""Kernels in Triton or Gluon run by Python on the CPU: those that wait for each other all alive, by a seeded scheduler.
 
 `emulate` runs the kernel's own source (language.py) on numpy arrays (values.py), in the memory of the tensors passed.
 Each program has a thread, of which exactly one, the holder of the baton, runs (launch.py). The baton may change hands
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 from . import language
+from . import twins as twins  # registers what the inline PTX of kernels/ does
 from .language import TWINS
 from .launch import Deadlock, KernelError, Launch, Scheduler
 from .memory import Memory, OutOfBounds

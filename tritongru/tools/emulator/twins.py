@@ -9,7 +9,8 @@ import numpy as np
 import triton.language as tl
 
 from ...kernels.exchange import CLOCK_SHIFT, LOOKS, MULTIPLY, ROUND_TO_TF32, Wait, units_of_block
-from . import TWINS, Tensor
+from .language import TWINS
+from .values import Tensor
 
 
 @cache
