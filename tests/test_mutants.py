@@ -70,7 +70,7 @@ step.py, step: wrong
     h_prev of the wrong step | y_ptr + {of_before=>of_dst}
     h_0 never read | tl.where(at.carries[:, None], y, {h_0=>y})
     dh_0 of rows that go on | {(in_src & ~goes_on)=>goes_on}
-step.py, step packed: wrong
+step.py, step packed: emulator
     a unit too many | h_mask = offs_h < {H=>H + 1}\n
     K too long | (k < {K=>K + 1})
 step.py, one step: wrong
@@ -78,8 +78,9 @@ step.py, one step: wrong
     dgates not stored | {store_gradients(dgates_src[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_src, H)=>pass}
     x product dropped | if {FUSE_INPUT=>H == 0}:\n        x_ptrs
     b_in dropped | a_r, a_z, {a_n=>_} = add((a_r, a_z, a_n), b_ih)
-rows.py, step packed: wrong
+rows.py, step packed: emulator
     a row too many | here = offs_b {<=><=} rows
+rows.py, step packed: wrong
     every row carries | here{ & (offs_b < rows_neighbour)=>}
     no row carries | here & (offs_b < {rows_neighbour=>0})
     a row too few | here = offs_b < {rows=>rows - 1}
