@@ -45,7 +45,7 @@ def all_to_all(
     """In every round a program publishes its block, then waits for everybody's of the same round."""
     dtype: gl.constexpr = like_ptr.dtype.element_ty
     WIDTH: gl.constexpr = dtype.primitive_bitwidth
-    TEXTS: gl.constexpr = Texts("", "", WAIT, CONSTRAINTS, PACK)
+    TEXTS: gl.constexpr = Texts(WAIT, CONSTRAINTS, PACK)
     left: gl.constexpr = gl.DotOperandLayout(0, products(WARPS), 32 // WIDTH)
     own: gl.constexpr = gl.BlockedLayout([1, 1], [32 // UNITS, UNITS], [WARPS, 1], [1, 0])
     row = gl.expand_dims(gl.arange(0, 16, layout=gl.SliceLayout(1, own)), 1)
@@ -61,7 +61,7 @@ def all_to_all(
     for round in range(rounds):
         value = expected(round, row, first + unit)
         publish(here + first * 16 + place(row, unit, 16, WIDTH), value.to(dtype))
-        (found,) = received((), here.to(gl.int64) + vector, words, TEXTS, 1, dtype)
+        (found,) = received(here.to(gl.int64) + vector, words, TEXTS, 1, dtype)
         right = found.to(gl.float32) == expected(round, of_left, source)
         wrong += gl.where(right | (owned == 0), 0, 1)
         here += 16 * K
