@@ -315,25 +315,3 @@ def test_a_program_for_every_tile_of_rows(backend: str, dtype: torch.dtype, grid
     with runtime.observe(lambda name, grid: grids.append(grid)):
         layer(torch.randn(1, 33, 3, dtype=dtype))
     assert grids == [grid]
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ("block_x=8", "takes the fields"), ("block_h=x", "a number of digits"),
-        ("block_h=24", "block_h must be one of 8, 16, 32"), ("block_b=24", "block_b must be one of 8, 16, 32, 64"),
-        ("block_b=8,block_h=8,block_k=64", "block_h must be one of 16, 32 here"), ("num_warps=3", "num_warps must be"),
-        ("block_b=8,num_warps=2", "block_k must be one of 64, 128, .., 524288"), ("waits=2", "must be one of 1, 3"),
-        ("num_k=2", "num_k must be one of 1, 3"), ("block_k=48", "block_k must be one of 16, 32, .., 524288 here"),
-        ("shared_gates=4", "shared_gates must be 0 to 3"), ("directions=2", "directions must be 1 here"),
-        ("block_k=16,num_warps=1", "block_k must be one of 32, 64"), ("delay=9999999", "delay must be 0 to 1000000"),
-        ("rows=3", "rows must be"), ("lanes=3", "lanes must be"), ("units=16", "units must be"), ("ahead=3", "ahead"),
-        ("exchange=0,block_h=8", "without exchange the fields"), ("exchange=1,rows=1", "with exchange the fields"),
-        ("num_warps=3,rows=1", "num_warps must be"), ("line=3", "takes the fields"),
-    ],
-)  # fmt: skip
-def test_tiles_that_no_kernel_can_have(fields: str, words: str) -> None:
-    """waits is backward's alone."""
-    with pytest.raises(ValueError, match=words):
-        layer = tritongru.GRU(4, 20, backend=f"sequence:{fields}")
-        layer(torch.randn(2, 3, 4))[0].sum().backward()
