@@ -7,7 +7,6 @@ import pstats
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -179,14 +178,6 @@ def test_the_weights_of_a_known_call_are_those_of_now(known: dict[Any, Any]) -> 
     assert torch.equal(replaced, again) and not torch.equal(replaced, first) and not torch.equal(replaced, swapped)
 
 
-def test_what_is_kept_is_bounded(known: dict[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    known.limit = 3
-    layer = tritongru.GRU(I, H, backend="reference")
-    for rows in range(1, 8):
-        layer(torch.randn(T, rows, I))
-        assert len(known) == min(rows, 3)
-
-
 def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
     """But for those of a device's status: a kept call holds no memory of a batch or of a module."""
     import gc
@@ -337,15 +328,3 @@ def test_weights_and_checks_are_nn_gru_s(known: dict[Any, Any]) -> None:
     layer._flat_weights = [torch.nn.Parameter(torch.zeros_like(w)) for w in layer._flat_weights]
     for _ in range(3):
         assert not layer(x)[0].any()
-
-
-@pytest.mark.parametrize("wrong", ["batch_sizes", "params", "hx"])
-def test_what_is_no_call_raises_what_torch_gru_raises(wrong: str, known: dict[Any, Any]) -> None:
-    packed = kit.packed(2, 1, input_size=I)
-    given: dict[str, Any] = {"data": packed.data, "batch_sizes": packed.batch_sizes, "hx": torch.zeros(1, 2, H)}
-    given["params"] = list(torch.nn.GRU(I, H).parameters())
-    given[wrong] = {"batch_sizes": torch.tensor(2), "hx": torch.zeros(2, H), "params": [1, 2, 3, 4]}[wrong]
-    flags = True, 1, 0.0, False, False
-    theirs, ours = torch.gru, partial(tritongru.gru, backend="reference")
-    found = [kit.outcome(lambda gru=gru: gru(*given.values(), *flags)) for gru in (theirs, ours)]
-    assert found[0] == found[1] and not known

@@ -13,7 +13,6 @@ from tests.kit import inside
 from tests.kit.modules import (
     FORMS,
     PLAIN,
-    STEP,
     Form,
     as_function,
     assert_all_close,
@@ -33,7 +32,7 @@ from tests.kit.modules import (
     table,
     tensors,
 )
-from tests.kit.operators import BACKWARD, FORWARD, Graphs, Seen, arguments, assert_second, compiled, runs
+from tests.kit.operators import BACKWARD, FORWARD, Graphs, arguments, compiled, runs
 
 
 def full_graph(call):
@@ -211,53 +210,6 @@ def test_backward_under_compiled_autograd(backend, form, dynamo):
         assert not [name for graph in graphs for name in graph if "mm" in name or "empty" in name]
 
 
-@pytest.mark.filterwarnings("ignore")
-@default_too
-def test_a_step_of_training_under_compiled_autograd(backend, dynamo):
-    """By AOTAutograd; of a cell and a layer, of a forward that was an operator already, and of a second derivative."""
-    cell, (_, layer) = tritongru.GRUCell(3, 5, backend=backend), PLAIN.pair(backend)
-    parameters = [*cell.parameters(), *layer.parameters()]
-
-    def call(run=layer):
-        return cell(randn(2, 3)).square().sum() + loss_of(*run(randn(3, 2, 3)))
-
-    def penalty(run=layer):
-        x = randn(3, 2, 3).requires_grad_()
-        (gradient,) = torch.autograd.grad(run(x)[0].square().sum(), x, create_graph=True)
-        return gradient.square().sum() + cell(randn(2, 3)).sum()
-
-    def seen():
-        with Seen():
-            return call()
-
-    kinds = {"eager": (call, call, "aot_eager"), "penalty": (penalty, penalty, "eager"), "seen": (seen, call, "eager")}
-    kinds["compiled"] = (lambda: call(compiled(layer)), call, "eager")
-    if backend in (None, "aten"):
-        kinds = {"eager": kinds["eager"]}
-    for name, (made, plain, compiler) in kinds.items():
-        expected = torch.autograd.grad(plain(), parameters)
-        layer.zero_grad(), cell.zero_grad()
-        compiled_backward(made(), compiler)
-        (assert_second if name == "penalty" else assert_all_close)([p.grad for p in parameters], expected)
-
-
-@ours_and_default
-def test_batched_gradients_of_a_compiled_layer(backend, dynamo):
-    theirs, ours = pair(backend, 3, 5, num_layers=2)
-    found = []
-    for module, call in ((theirs, theirs), (ours, compiled(ours))):
-        x = randn(3, 2, 3).requires_grad_()
-        out = call(x)
-        given = [randn(3, *t.shape, seed=i) for i, t in enumerate(out)]
-        leaves = [x, *module.parameters()]
-        if module is ours:
-            found.append(torch.autograd.grad(out, leaves, given, is_grads_batched=True))
-        else:
-            each = [torch.autograd.grad(out, leaves, row, retain_graph=True) for row in zip(*given, strict=True)]
-            found.append([torch.stack(parts) for parts in zip(*each, strict=True)])
-    assert_all_close(found[1], found[0])
-
-
 # Sizes that only data tells (x[:, mask]): no operator may ask for them while the graph is made, and all must be right
 # for whatever comes when it runs.
 
@@ -297,13 +249,10 @@ def packed_rows(module, data, batch_sizes, rows, steps):
 DATA, SIZES_OF_DATA = randn(8, 3), torch.tensor([3, 2, 2, 1])
 MASKS = [(some(1, 1, 1, 1, 1, 1, 0, 0), some(1, 1, 0, 1)), (some(0, 0, 0, 1, 1, 1, 1, 1), some(1, 0, 1, 0))]
 TIME, PACKED = "x must have elements, got ", r"batch_sizes must begin with h_0's batch size, 3, .*got "
-# Options of the layer, its call, what is given but masks, good masks, bad ones and what is said of them
-BATCHES = {
+BY_DATA = {  # options of the layer, its call, what is given but masks, good masks, bad ones and what is said
     "batch": ({}, columns, [randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
     "batch-first": (BY_BATCH, rows, [randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
     "cell": (None, cell_twice, [randn(4, 3)], [[SOME], [ONE], [NONE]], []),
-}
-TIMES = {  # of which torch.gru has no graph: it unrolls
     "time": ({}, rows, [randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[0, 4, 3\]")]),
     "time-batch-first": (BY_BATCH, columns, [randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[4, 0, 3\]")]),
     "packed": (
@@ -313,22 +262,10 @@ TIMES = {  # of which torch.gru has no graph: it unrolls
 }  # fmt: skip
 
 
-@table("case", BATCHES)
-@default_too
-def test_a_batch_whose_size_only_data_tells(backend, case, unbacked, ran):
-    """Of none, too."""
-    assert_right_when_run(backend, case)
-    assert case[0] is None or set(ran) == runs(backend)
-
-
-@table("case", TIMES)
+@table("case", BY_DATA)
 @ours_and_default
 def test_a_time_that_only_data_tells(backend, case, unbacked):
-    """And packed rows."""
-    assert_right_when_run(backend, case)
-
-
-def assert_right_when_run(backend, case):
+    """Or a batch, of none too, or packed rows."""
     options, call, given, masks, refused = case
     theirs, ours = FORMS["cell"].pair(backend) if options is None else pair(backend, 3, 4, **options)
     graph = compiled(call)
@@ -392,17 +329,6 @@ class InARow(Loop):
         return last(torch.tanh(inner(torch.tanh(first(x * 2)[0]))))[0]
 
 
-def scaled(base):
-    class Scaled(base):
-        """As users write it; but super() of such a module Dynamo of torch 2.15 cannot trace."""
-
-        def forward(self, input, hx=None):
-            output, h_n = base.forward(self, 2 * input, hx)
-            return output / 2, h_n
-
-    return Scaled
-
-
 def graphs_of(dynamo, model, rows):
     """What Dynamo made of training, inference, frozen weights and inputs of several sizes, and each call's result."""
     dynamo.reset()
@@ -423,7 +349,6 @@ ROWS = ((4, 2), (5, 2), (5, 3), (3, 4), (1, 2))
 KINDS = {
     "GRU": (Loop, nn.GRU, tritongru.GRU, ROWS),
     "nested": (InARow, nn.GRU, tritongru.GRU, ROWS),
-    "subclass": (Loop, scaled(nn.GRU), scaled(tritongru.GRU), ROWS),
     "GRUCell": (Loop, nn.GRUCell, tritongru.GRUCell, tuple((B,) for _, B in ROWS)),
 }
 
@@ -441,51 +366,21 @@ def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(ki
         assert_close(f, e, terms=16 * len(SIZES))
 
 
-@backends(None, "reference", STEP)
-@pytest.mark.parametrize("cell", [False, True], ids=["gru", "gru_cell"])
-def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
-    """Nor their backward, which a compiled step of training calls."""
-    layers = [(nn.GRUCell if cell else nn.GRU)(size, size + 1) for size in (3, 4, 5)]
-    graphs = Graphs()
-
-    @torch.compile(backend=graphs)
-    def step(x):
-        for layer in layers:
-            torch._dynamo.graph_break()
-            weights, h = list(layer.parameters()), x.new_zeros(*x.shape[1 - cell : -1], layer.hidden_size)
-            if cell:
-                x = tritongru.gru_cell(x, h, *weights, backend=backend)
-            else:
-                x, _ = tritongru.gru(x, h[None], weights, True, 1, 0.0, True, False, False, backend=backend)
-        x.sum().backward()
-        return x
-
-    for T, B in ((2, 2), (3, 2), (2, 3)):
-        step(randn(B, 3) if cell else randn(T, B, 3))
-    assert graphs == []
-
-
 def test_what_is_given_to_compile_is_still_compiled(dynamo):
     """The functions, the modules, their methods, and a module's own `compile`."""
     layer, cell, theirs = tritongru.GRU(3, 4), tritongru.GRUCell(3, 4), nn.GRU(3, 4)
     x, h_0, weights = randn(3, 2, 3), torch.zeros(1, 2, 4), list(theirs.parameters())
-    calls = {
-        "gru": (tritongru.gru, (x, h_0, weights, True, 1, 0.0, True, False, False)),
-        "gru_cell": (tritongru.gru_cell, (x[0], h_0[0], *weights)),
-        "GRU": (layer, (x,)),
-        "GRU.forward": (layer.forward, (x,)),
-        "subclass": (scaled(tritongru.GRU)(3, 4), (x,)),
-        "GRUCell": (cell, (x[0], h_0[0])),
-        "GRUCell.forward": (cell.forward, (x[0],)),
-    }
-    for name, (function, of) in calls.items():
+    for function, *given in (
+        (tritongru.gru, x, h_0, weights, True, 1, 0.0, True, False, False),
+        (tritongru.gru_cell, x[0], h_0[0], *weights),
+        (layer, x), (layer.forward, x), (cell, x[0], h_0[0]), (cell.forward, x[0]),
+    ):  # fmt: skip
         dynamo.reset()
         call, graphs = full_graph(function)
-        assert_close(tensors(call(*of))[0], tensors(function(*of))[0], what=name)
-        assert len(graphs) == 1 and (FORWARD in graphs[0]) == ("ell" not in name), name
-    for module, given in ((layer, x), (cell, x[0])):
-        dynamo.reset()
-        graphs, expected = Graphs(), tensors(module(given))[0]
-        module.compile(backend=graphs, fullgraph=True)
-        assert_close(tensors(module(given))[0], expected)
-        assert len(graphs) == 1
+        assert_close(tensors(call(*given))[0], tensors(function(*given))[0])
+        assert len(graphs) == 1 and (FORWARD in graphs[0]) == (given[0] is x)
+    dynamo.reset()
+    graphs, expected = Graphs(), layer(x)[0]
+    layer.compile(backend=graphs, fullgraph=True)
+    assert_close(layer(x)[0], expected)
+    assert len(graphs) == 1

@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from functorch.compile import aot_function, nop
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.library import opcheck
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -147,26 +146,6 @@ def test_batch_sizes_are_not_captured_for_good(monkeypatch):
         with pytest.raises(RuntimeError, match="a packed batch in a compiled graph cannot be part of a CUDA graph"):
             operator(*given)
     layer_forward(*of_shape("padded"))
-
-
-@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
-@pytest.mark.parametrize("recompute", [False, True], ids=["gates-kept", "recompute"])
-@kit.ours_only
-def test_on_an_empty_batch(backend, recompute, batch_first, ran):
-    form = kit.Form({"bidirectional": True, "batch_first": batch_first}, sizes=(3, 0), recompute=recompute)
-    given = arguments(form.pair(backend)[1], form)
-    y, h_n, *_ = layer_forward(*given)
-    assert y.shape == ((0, 3, 10) if batch_first else (3, 0, 10)) and h_n.shape == (2, 0, 5)
-    leaves = [*given[:2], *given[2]]
-    found = torch.autograd.grad(kit.loss_of(y, h_n), leaves)
-    assert all(f.shape == t.shape and not f.any() for f, t in zip(found, leaves, strict=True))
-    assert ran == []
-
-
-@interpreted
-def test_without_a_name_the_plan_decides_at_each_run(ran):
-    layer_forward(*of_shape("dense", None))
-    assert ran == [inside.fastest_on_the_cpu(B=2, T=3, H=5, D=1)]
 
 
 WRONG = {  # of arguments, what is wrong and what is said of it
@@ -357,26 +336,6 @@ def test_flops_are_those_of_nn_gru(backend, form):
     for frozen in FROZEN if form in (kit.PLAIN, kit.FORMS["packed"]) else FROZEN[:1]:
         expected = operations(form, theirs, frozen)
         assert operations(form, ours, frozen) == expected and min(expected) > 0
-
-
-@kit.ours_only
-def test_flops_of_a_graph(backend):
-    """Made before the counter is on."""
-    theirs, ours = kit.pair(backend, 3, 5, num_layers=2)
-    (x, h_0), weights = kit.Form({"num_layers": 2}).given(), list(ours.parameters())
-
-    def call(x, h_0, *weights):
-        return tritongru.gru(x, h_0, list(weights), True, 2, 0.0, True, False, False, backend=backend)
-
-    graph, counts = aot_function(call, fw_compiler=nop), []
-    graph(x, h_0, *weights)
-    for of in (lambda: theirs(x, h_0), lambda: graph(x, h_0, *weights)):
-        with FlopCounterMode(display=False) as counter:
-            forward = of()
-            counts.append(counter.get_total_flops())
-            kit.loss_of(*forward).backward()
-        counts.append(counter.get_total_flops())
-    assert counts[:2] == counts[2:]
 
 
 FIRST_OF_ALL = """

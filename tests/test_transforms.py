@@ -200,21 +200,6 @@ def test_a_derivative_inside_and_around_a_compiled_function(backend, form, dynam
     kit.assert_all_close([function(x)], [theirs(x)])
 
 
-@kit.default_too
-def test_dual_numbers_of_packed_rows(backend, dynamo, ran):
-    """They break the graph at torch.gru; torch.func's transforms of packed rows PyTorch refuses everywhere."""
-    theirs, ours, x, v = functions(backend, kit.FORMS["packed"])
-    in_a_graph = torch.compile(lambda x, v: dual(ours, x, v), backend="aot_eager")
-    kit.assert_all_close([in_a_graph(x, v), dual(ours, x, v)], [dual(theirs, x, v)] * 2)
-    assert ran == []
-    calls = theirs, ours, torch.compile(ours, backend="aot_eager")
-    for name in ("jvp", "grad"):
-        of_torch, eager, in_a_graph = (
-            kit.outcome(lambda call=call, name=name: [DERIVATIVES[name](call, x, v)]) for call in calls
-        )
-        assert eager == of_torch and (in_a_graph == of_torch or "data pointer" in in_a_graph[1])
-
-
 @kit.table("form", BATCHES | kit.some_forms("plain", "packed", "padded"))
 @kit.ours_only
 def test_vmap_inside_a_compiled_function(backend, form, dynamo, ran):

@@ -31,11 +31,6 @@ def fall_back(reason: str, x: torch.Tensor) -> Any:
     return functional._or_refuse(None, reason, x, "result")
 
 
-def fastest_on_the_cpu(B: int, T: int, H: int, D: int) -> str:
-    """Of the backends that the operator chooses among in a call that trains."""
-    return registry.fastest(torch.empty(0), T, B, H, D, training=True, aten=False)[0].name
-
-
 def without(patch: pytest.MonkeyPatch, *, triton: bool = False, interpreter: bool = False) -> None:
     """As on a machine without Triton, or in a process where it does not interpret."""
     if triton:
