@@ -366,6 +366,30 @@ def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(ki
         assert_close(f, e, terms=16 * len(SIZES))
 
 
+@ours_and_default
+@pytest.mark.parametrize("cell", [False, True], ids=["gru", "gru_cell"])
+def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
+    """Nor their backward, which a compiled step of training calls."""
+    layers = [(nn.GRUCell if cell else nn.GRU)(size, size + 1) for size in (3, 4, 5)]
+    graphs = Graphs()
+
+    @torch.compile(backend=graphs)
+    def step(x):
+        for layer in layers:
+            torch._dynamo.graph_break()
+            weights, h = list(layer.parameters()), x.new_zeros(*x.shape[1 - cell : -1], layer.hidden_size)
+            if cell:
+                x = tritongru.gru_cell(x, h, *weights, backend=backend)
+            else:
+                x, _ = tritongru.gru(x, h[None], weights, True, 1, 0.0, True, False, False, backend=backend)
+        x.sum().backward()
+        return x
+
+    for T, B in ((2, 2), (3, 2), (2, 3)):
+        step(randn(B, 3) if cell else randn(T, B, 3))
+    assert graphs == []
+
+
 def test_what_is_given_to_compile_is_still_compiled(dynamo):
     """The functions, the modules, their methods, and a module's own `compile`."""
     layer, cell, theirs = tritongru.GRU(3, 4), tritongru.GRUCell(3, 4), nn.GRU(3, 4)

@@ -240,6 +240,30 @@ def test_is_grads_batched(backend, form):
         kit.assert_all_close(found, one_by_one([output], leaves[:3], [each[:1]]))
 
 
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # PyTorch's own, of one vmap in the other
+@kit.ours_only
+@pytest.mark.parametrize("sizes", [(2, 3), (1, 2), (2, 1)], ids=str)
+def test_several_levels_of_vmap(backend, sizes):
+    """torch.vmap of torch.vmap, of the older vmap, and the older one of itself; and of some cotangents alone."""
+    outputs, leaves = leaves_of(kit.PLAIN, kit.PLAIN.pair(backend)[1])
+    batched = cotangents_of(outputs, *sizes)
+    expected = one_by_one(outputs, leaves, [c.flatten(0, 1) for c in batched])
+
+    def backward(*rows, **options):
+        return torch.autograd.grad(outputs, leaves, rows, retain_graph=True, **options)
+
+    older = torch._vmap_internals._vmap
+    for found in (
+        torch.vmap(torch.vmap(backward), in_dims=1, out_dims=1)(*batched),
+        torch.vmap(lambda *rows: backward(*rows, is_grads_batched=True))(*batched),
+        older(older(backward))(*batched),
+    ):
+        kit.assert_all_close([f.flatten(0, 1) for f in found], expected)
+    dy, dh_n = batched[0][0], batched[1][0]
+    expected = one_by_one(outputs, leaves, [dy, dh_n[:1].expand_as(dh_n)])
+    kit.assert_all_close(torch.vmap(lambda row: backward(row, dh_n[0]))(dy), expected)
+
+
 @kit.ours_only
 def test_batched_derivatives_of_derivatives(backend):
     def derivatives(layer):
