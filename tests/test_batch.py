@@ -6,22 +6,19 @@ import math
 import sys
 import tracemalloc
 from collections import deque
-from dataclasses import replace
 
 import pytest
 import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-import tritongru
-from tests.kit.inside import in_a_capture, several_launches_over_time
-from tests.kit.modules import BACKENDS, assert_close, randn, same_bits, table
-from tests.kit.plans import ShrunkenPlan, exchanging
+from tests.kit.drawn import Call, Drawn
+from tests.kit.inside import in_a_capture
+from tests.kit.modules import BACKENDS, assert_close, randn, same_bits
 from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru import batch
 from tritongru.batch import Visits
 from tritongru.tools.check import Case, run
-from tritongru.tools.emulator import emulating
 
 
 def traced(work):
@@ -125,27 +122,10 @@ def test_rule_of_padded_batches(backend):
             assert_not_wrong(CASES[4], backend, dtype)
 
 
-def drawn(case, dtype=torch.float32):
-    """Arguments of `run`, x finite, and a module's."""
-    torch.manual_seed(0)
-    T, B, D = case.sizes
-    leading = (B, T) if case.batch_first else (T, B)
-    return dict(
-        x=torch.randn(*leading, case.I, dtype=dtype),
-        h_0=torch.randn(case.layers * D, B, case.H, dtype=dtype),
-        dy=torch.randn(*leading, D * case.H, dtype=dtype),
-        dh_n=torch.randn(case.layers * D, B, case.H, dtype=dtype),
-        lengths=torch.tensor(case.lengths) if case.lengths else None,
-        resets=None if case.resets is None else torch.rand(*leading) < case.resets,
-    )
-
-
-def layer_of(case, backend, dtype=torch.float32):
-    torch.manual_seed(1)
-    return tritongru.GRU(
-        case.I, case.H, case.layers, case.bias, case.batch_first, bidirectional=case.bidirectional, dtype=dtype,
-        backend=backend, recompute=case.recompute,
-    )  # fmt: skip
+def drawn(case, backend):
+    """Arguments of `run`, and a layer."""
+    found = Drawn(Call(None, case, backend=backend))
+    return found.given(), found.ours
 
 
 def second(layer, x, h_0, dy, dh_n, lengths, resets):
@@ -160,7 +140,7 @@ def second(layer, x, h_0, dy, dh_n, lengths, resets):
 def test_nothing_past_a_length_is_seen(backend):
     """The same bits, whatever lies there in x, dy and resets; zeros in output and the gradient of x."""
     case = CASES[4]
-    given, layer = drawn(case), layer_of(case, backend)
+    given, layer = drawn(case, backend)
     past = torch.arange(case.T) >= given["lengths"][:, None]
     given["dy"][past] = 0
     found, of_second = run(layer, **given), second(layer, **given)
@@ -176,7 +156,7 @@ def test_nothing_past_a_length_is_seen(backend):
 def test_nothing_comes_through_a_reset(backend, value):
     """The state of another sequence, not even one that is not finite, nor its gradient."""
     case = Case(T=4, B=2, I=3, H=9, bidirectional=True)
-    given, layer = drawn(case), layer_of(case, backend)
+    given, layer = drawn(case, backend)
     given["resets"] = torch.zeros(4, 2, dtype=torch.bool)
     given["resets"][2] = True
     true = run(layer, **given)
@@ -192,7 +172,7 @@ def test_nothing_comes_through_a_reset(backend, value):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_changed_after_the_call_changes_no_gradient(backend):
     case = CASES[5]
-    given, layer = drawn(case), layer_of(case, backend)
+    given, layer = drawn(case, backend)
     expected = run(layer, **given)
     x = given["x"].requires_grad_()
     output, h_n = layer(x, given["h_0"], lengths=given["lengths"], resets=given["resets"])
@@ -205,7 +185,7 @@ def test_what_is_changed_after_the_call_changes_no_gradient(backend):
 @every_backend
 def test_equal_to_packing_unbatched_and_to_lengths_of_any_integers(backend):
     case = CASES[0]
-    given, layer = drawn(case), layer_of(case, backend)
+    given, layer = drawn(case, backend)
     x, h_0, lengths = given["x"], given["h_0"], given["lengths"]
     output, h_n = layer(x, h_0, lengths=lengths)
     packed, h_n_of_packed = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), h_0)
@@ -217,26 +197,3 @@ def test_equal_to_packing_unbatched_and_to_lengths_of_any_integers(backend):
     of_batch = layer(x[:, 2:], h_0[:, 2:], lengths=lengths[2:], resets=resets)
     alone = layer(x[:, 2], h_0[:, 2], lengths=lengths[2], resets=resets[:, 0])
     assert same_bits(alone, [t[:, 0] for t in of_batch])
-
-
-EXCHANGING = {
-    "two-tiles": (ShrunkenPlan(tiles=2, waits=3), replace(CASES[6], H=20), torch.float16),
-    "two-groups": (ShrunkenPlan(groups=2, together=False), replace(CASES[6], H=20), torch.float32),
-    "three-tensors": (
-        ShrunkenPlan(num_k=3), Case(T=4, I=3, H=70, lengths=(4, 1, 2), padded=True, resets=0.3), torch.bfloat16
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.interpreted
-@table("plan, case, dtype", EXCHANGING)
-def test_programs_that_exchange(plan, case, dtype, monkeypatch):
-    """Right, and the same bits under every seed and in several launches over time."""
-    given, layer = drawn(case, dtype), layer_of(case, "sequence", dtype)
-    with exchanging(monkeypatch, plan):
-        assert_not_wrong(case, "sequence", dtype)
-        found = run(layer, **given)
-        for seed, visits in ((1, 4), (2, 1), (3, 3)):
-            several_launches_over_time(monkeypatch, visits)
-            with emulating(seed):
-                assert same_bits(found, run(layer, **given)), (seed, visits)

@@ -93,6 +93,7 @@ DEFAULT = PROVIDERS["default"]
 CASES = [
     DENSE,
     Case(4, 3, 5, 6, packed=True, bidirectional=True),
+    Case(4, 3, 5, 6, padded=True, resets=0.3, bidirectional=True),  # of nn.GRU sequence by sequence
     Case(1, 3, 5, 6, cell=True),
     Case(3, 2, 4, 5, layers=2, dtype="bf16"),
     Case(4, 3, 5, 6, blocks=3),

@@ -231,15 +231,6 @@ def test_dropout_is_nn_gru_s(backend, form):
         kit.assert_same(found[1], found[0])
 
 
-def test_batch_first_is_read_at_call_time(backend):
-    theirs, ours = kit.PLAIN.pair(backend)
-    for module in (theirs, ours):
-        module(kit.randn(2, 4, 3))
-        module.batch_first = True
-    given = kit.randn(2, 4, 3), kit.randn(1, 2, 5, seed=3)
-    kit.assert_same(kit.results(ours, *given), kit.results(theirs, *given))
-
-
 # Processes.
 
 WITHOUT_TRITON = """

@@ -46,6 +46,7 @@ WIDE = ShrunkenPlan(block_h=32, block_k=64)
 NARROW = ShrunkenPlan(block_h=8)
 THREE = ShrunkenPlan(num_k=3, waits=3)
 EIGHT = ShrunkenPlan(block_b=8, block_k=64)
+PADDED = Case(T=4, I=3, H=20, bidirectional=True, lengths=LENGTHS_OF_18, padded=True, resets=0.3)
 
 CALLS = {
     "odd-H": Call(ShrunkenPlan(), Case(T=4, B=3, I=5, H=20), FP32),
@@ -77,6 +78,9 @@ CALLS = {
     ),
     "three-tensors": Call(THREE, Case(T=3, B=3, I=5, H=70), BF16),
     "gates-in-shared-memory": Call(replace(THREE, shared_gates=2, waits=1), Case(T=2, B=3, I=5, H=75), FP32),
+    "padded-two-tiles": Call(ShrunkenPlan(tiles=2, waits=3), PADDED, FP16),
+    "padded-two-groups": Call(ShrunkenPlan(groups=2, together=False), PADDED, FP32),
+    "padded-three-tensors": Call(THREE, Case(T=4, I=3, H=70, lengths=(4, 1, 2), padded=True, resets=0.3), BF16),
     "recompute": Call(ShrunkenPlan(), Case(I=4, H=12, lengths=(3, 1, 4), recompute=True), BF16),
     "two-layers": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=16, layers=2, bidirectional=True), FP16),
     "as-planned": Call(None, Case(T=2, B=3, I=5, H=77), FP32),

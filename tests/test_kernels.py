@@ -23,7 +23,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 import tritongru
 from tests.kit.cases import DTYPES, HALF, MORE_CASES, quiet, shapes
 from tests.kit.counting import counted
-from tests.kit.fences import call_between_fences, poisoned, with_gaps
+from tests.kit.fences import call_between_fences, fences, poisoned, with_gaps
 from tests.kit.modules import randn, results, same_bits
 from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
 from tritongru import layer as layers
@@ -224,18 +224,21 @@ def test_same_call_same_bits(backend: str, dtype: torch.dtype) -> None:
 # Memory.
 
 
-@pytest.mark.parametrize(
-    ("backend", "T", "H", "dtype", "how"),
-    [
-        (EXCHANGING, 1, 19, BF16, "padded to 128 units"), (EXCHANGING, 3, 19, FP32, "padded to 128 units"),
-        (EXCHANGING, 3, 19, FP16, "padded to 128 units"), (EXCHANGING, 5, 19, FP32, "packed"),
-        (EXCHANGING, 5, 19, FP32, "packed, recompute"), (SMALL, 3, 19, FP32, ""), (SMALL, 3, 20, FP16, ""),
-        (SMALL, 3, 19, BF16, ""), (SMALL, 5, 20, FP16, "packed"),
-    ],
-)  # fmt: skip
+FENCED = [
+    *every(["step"], (1, 3), [19], DTYPES, ("", "on a GPU")),
+    *every(["step"], [5], [19], [FP32], ("packed, on a GPU", "packed, recompute, on a GPU")),
+    *every([EXCHANGING], [1], [19], [BF16], ["on a GPU"]), *every([EXCHANGING], [3], [19], [FP32, FP16], ["on a GPU"]),
+    *every([EXCHANGING], [5], [19], [FP32], ("packed", "packed, recompute")),
+    *every([SMALL], [3], [19], [FP32, BF16], [""]), *every([SMALL], [3], [20], [FP16], [""]),
+    *every([SMALL], [5], [20], [FP16], ["packed"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("backend", "T", "H", "dtype", "how"), FENCED)
 def test_nothing_beyond_a_tensor(backend: str, T: int, H: int, dtype, how: str, request, monkeypatch) -> None:
-    """Fences around every buffer and poison beyond every argument, with gaps in it or not: neither is reached."""
-    if how == "padded to 128 units":
+    """Fences around every buffer and poison beyond every argument, with gaps in it or not: neither is reached. With the
+    tiles of a GPU K is padded to 128 units."""
+    if "on a GPU" in how:
         request.getfixturevalue("h200_tiles")
     torch.manual_seed(0)
     layer = tritongru.GRU(7, H, bidirectional=True, backend=backend, dtype=dtype, recompute="recompute" in how)
@@ -255,6 +258,13 @@ def test_nothing_beyond_a_tensor(backend: str, T: int, H: int, dtype, how: str, 
         # only the library products may sum in another order: a few roundings to storage
         u = torch.finfo(dtype).eps / 2
         assert all((a - b).norm() <= 8 * u * b.norm() for a, b in zip(found, gaps, strict=True))
+
+
+def test_a_fence_catches_a_store_outside(monkeypatch) -> None:
+    """The fence itself: a launcher that writes one element too many is found."""
+    with pytest.raises(AssertionError, match="beyond"), fences(monkeypatch):
+        tensor = step.empty(4, dtype=torch.float32, device=torch.device("cpu"))
+        tensor.as_strided((5,), (1,))[4] = 0.0
 
 
 def shifted(tensor: torch.Tensor) -> torch.Tensor:

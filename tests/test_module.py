@@ -68,26 +68,6 @@ def test_construction_ends_as_torch_s(kinds, name, value):
     assert found == expected
 
 
-def test_arguments_that_are_missing_or_unknown():
-    for kind in (tritongru.GRU, tritongru.GRUCell):
-        for wrong in ({}, {"input_size": 3}, {"input_size": 3, "hidden_size": 4, "depth": 1}):
-            with pytest.raises(TypeError):
-                kind(**wrong)
-        with pytest.raises(ValueError, match=r"aten, reference, step.*'cudnn'"):
-            kind(3, 4, backend="cudnn")
-    with pytest.raises(TypeError):
-        tritongru.GRU(3, 4, 1, True, False, 0.0, False, "cpu")  # the eighth is a keyword
-
-
-def test_dropout_with_one_layer_warns_as_nn_gru_does():
-    found = []
-    for kind in THEIR_OWN[0]:
-        with pytest.warns(UserWarning) as caught:
-            kind(3, 4, dropout=0.5)
-        found.append([str(w.message) for w in caught])
-    assert found[0] == found[1]
-
-
 @kit.table("options", LAYERS)
 def test_names_and_order_of_the_state_and_the_repr_are_torch_s(options):
     named = repr(tritongru.GRU(3, 4, **options, backend="reference", recompute=True))

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import product
 
 import numpy as np
 import pytest
@@ -248,20 +247,6 @@ def told(tmp_path, monkeypatch, capsys):
     return run
 
 
-@pytest.mark.parametrize(
-    ("backend", "more", "said"),
-    [("aten", (), ""), ("reference", (), "'reference': asked for"), ("reference", ("--inference",), "'reference'")],
-)
-def test_the_cpus_own_numbers(backend, more, said, told):
-    found = told(*SHAPE, "--backend", backend, *more)
-    parts = {("forward", ATEN)}
-    if backend == "reference":
-        parts = {*product(["forward"], ["recurrence", "projection"]), *product(["backward"], ["recurrence", PRODUCTS])}
-    parts |= {("forward", ELSEWHERE), ("backward", ELSEWHERE)}
-    assert set(found.split.parts) == {part for part in parts if not more or part[0] == "forward"}
-    assert found.split.rows["aten::addmm"].us > 0 and said in "".join(found.said) and found.kind == "cpu"
-
-
 @pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_interpreted_launches_are_listed_without_times(backend, told):
@@ -313,10 +298,11 @@ def packed():
 def five():
     return 5
 """
-MODELS = {  # by function: parts besides the rest, and what is said of backends
-    "model": ({"projection", "recurrence", "recompute", PRODUCTS, ATEN}, "'reference': asked for"),
-    "packed": ({"projection", "recurrence", PRODUCTS}, "'reference'"),
-    "compiled": ({"projection", "recurrence", PRODUCTS}, ""),  # in an operator as in an eager call
+FORWARD_PARTS, BACKWARD_PARTS = {"projection", "recurrence", ELSEWHERE}, {PRODUCTS, "recurrence", ELSEWHERE}
+MODELS = {  # by function: parts of forward and of backward, and what is said of backends
+    "model": (FORWARD_PARTS | {ATEN}, BACKWARD_PARTS | {"recompute", "projection"}, "'reference': asked for"),
+    "packed": (FORWARD_PARTS, BACKWARD_PARTS, "'reference'"),
+    "compiled": (FORWARD_PARTS, BACKWARD_PARTS, ""),  # in an operator as in an eager call
 }
 
 
@@ -327,13 +313,15 @@ def model_py(tmp_path):
     return path
 
 
+@pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
 @pytest.mark.parametrize("function", MODELS)
-def test_a_model(function, model_py, told):
-    parts, said = MODELS[function]
+def test_a_model(function, inference, model_py, told):
+    forward, backward, said = MODELS[function]
     backend = () if function == "model" else ("--backend", "reference")
-    found = told("--module", f"{model_py}:{function}", *backend)
-    assert {name for _, name in found.split.parts} == {*parts, ELSEWHERE}
-    assert said in "".join(found.said)
+    found = told("--module", f"{model_py}:{function}", *backend, *["--inference"] * inference)
+    of_backward = set() if inference else {("backward", part) for part in backward}
+    assert set(found.split.parts) == {("forward", part) for part in forward} | of_backward
+    assert found.kind == "cpu" and said in "".join(found.said) and found.split.rows["aten::addmm"].us > 0
 
 
 @pytest.mark.parametrize(

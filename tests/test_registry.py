@@ -90,6 +90,9 @@ def test_unknown_names_are_refused_with_the_valid_ones(monkeypatch):
     words = r"backend must be one of aten, reference, step.*, got 'cudnn'"
     with pytest.raises(ValueError, match=words), tritongru.use_backend("cudnn"):
         pass
+    for kind in (tritongru.GRU, tritongru.GRUCell):
+        with pytest.raises(ValueError, match=words):
+            kind(3, 5, backend="cudnn")
     monkeypatch.setenv("TRITONGRU_BACKEND", "cudnn")
     for call in (lambda: layer(kit.randn(3, 2, 3)), lambda: cell(kit.randn(2, 3))):
         with pytest.raises(ValueError, match=words):

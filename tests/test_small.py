@@ -3,13 +3,10 @@ element, and the banks of shared memory. Their values are tests/test_kernels.py'
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from triton._C.libtriton import gluon_ir, ir
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language._semantic import GluonSemantic
 
+from tests.kit.layouts import places
 from tests.kit.modules import table
 from tritongru.kernels import small as kernels
 from tritongru.planning import describe
@@ -33,18 +30,6 @@ on_every = table("t", EVERY)
 
 def form(t: SmallTiles) -> tuple[int, ...]:
     return t.rows, t.units, t.num_warps, t.lanes
-
-
-def places(layout: Any, shape: list[int]) -> np.ndarray:
-    """By the compiler: the element of each register of each lane of each warp, [warps, 32, registers, dimensions]."""
-    context = ir.context()
-    ir.load_dialects(context)
-    linear = GluonSemantic(gluon_ir.GluonOpBuilder(context)).to_linear_layout(layout, shape).value
-    found = np.zeros((1, 1, 1, len(shape)), int)
-    for bases, axis in ((linear.reg_bases, 2), (linear.lane_bases, 1), (linear.warp_bases, 0)):
-        for base in bases:
-            found = np.concatenate([found, found ^ np.array(base)], axis)
-    return found
 
 
 @on_every

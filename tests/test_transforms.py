@@ -145,41 +145,31 @@ def test_every_derivative_inside_a_compiled_function_and_without(derivative, for
 
 
 @kit.ours_only
-def test_derivatives_of_a_module(backend, ran):
-    """By input and by weights, in eager; and what ran in a level of forward mode is left behind with it."""
-    theirs, ours = kit.PLAIN.pair(backend)
-    x, h_0 = kit.PLAIN.given()
+@kit.table("form", kit.some_forms("plain", "padded"))
+def test_derivatives_of_a_module(backend, form, ran):
+    """By input, by weights, and mapped over lengths, in eager; what ran in a level of forward mode is left with it."""
+    (x, h_0), (theirs, ours) = form.given(), form.pair(backend)
 
     def found(module):
+        call = form.of(module.requires_grad_(False))
+        return some_of_each(lambda t: call(t, h_0)[0], x, kit.randn(*x.shape, seed=8))
+
+    def by_weights(module):
         def loss(weights):
             return kit.loss_of(*torch.func.functional_call(module, weights, (x, h_0)))
 
-        module.requires_grad_(False)
-        of_input = some_of_each(lambda t: module(t, h_0)[0], x, kit.randn(*x.shape, seed=8))
-        return [*of_input, *torch.func.grad(loss)(dict(module.named_parameters())).values()]
+        return list(torch.func.grad(loss)(dict(module.named_parameters())).values())
 
     kit.assert_all_close(found(ours), found(theirs))
+    if form.resets:
+        each = torch.func.grad(lambda t, lengths: ours(t, h_0, lengths=lengths)[0].square().sum())
+        several = torch.stack([form.how()["lengths"], form.how()["lengths"].flip(0)])
+        kit.assert_all_close(list(torch.vmap(each, in_dims=(None, 0))(x, several)), [each(x, n) for n in several])
+    else:
+        kit.assert_all_close(by_weights(ours), by_weights(theirs))
     assert ran == []
-    ours(x)
+    form.of(ours)(x, h_0)
     assert ran == [backend]
-
-
-@kit.ours_only
-def test_derivatives_of_a_padded_batch(backend, ran):
-    """Against autograd; lengths may be mapped over."""
-    form = kit.FORMS["padded"]
-    (x, h_0), how, ours = form.given(), form.how(), form.pair(backend)[1].requires_grad_(False)
-    direction, leaf = kit.randn(*x.shape, seed=8), x.clone().requires_grad_()
-    output = ours(leaf, h_0, **how)[0]
-    (expected,) = torch.autograd.grad(output.square().sum(), leaf)
-    ran.clear()
-    jvp, of_dual, gradient = some_of_each(lambda t: ours(t, h_0, **how)[0], x, direction)
-    kit.assert_all_close([gradient, of_dual], [expected, jvp])
-    kit.assert_close((2 * output.detach() * jvp).sum(), (expected * direction).sum(), what="jvp")
-    each = torch.func.grad(lambda t, lengths: ours(t, h_0, lengths=lengths)[0].square().sum())
-    several = torch.stack([how["lengths"], how["lengths"].flip(0)])
-    kit.assert_all_close(list(torch.vmap(each, in_dims=(None, 0))(x, several)), [each(x, n) for n in several])
-    assert ran == []
 
 
 @kit.table("form", BATCHES)

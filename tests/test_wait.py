@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import triton.language as tl
-from triton._C.libtriton import gluon_ir, ir
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language._semantic import GluonSemantic
 
+from tests.kit.layouts import places
 from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
 from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, displacements, wait_text
@@ -33,20 +32,8 @@ def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
     """By the compiler's layout of the left factor [warps, rows, k], of 8 rows the right one [warps, k, rows]: (warp,
     row, k) of each register of each lane, as [warps, 32, registers, 3]."""
     mma = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps, 1, 1], instr_shape=[1, 16, 8])
-    context = ir.context()
-    ir.load_dialects(context)
-    semantic = GluonSemantic(gluon_ir.GluonOpBuilder(context))
     side, shape = (1, [warps, k, rows]) if rows == 8 else (0, [warps, rows, k])
-    layout = semantic.to_linear_layout(gl.DotOperandLayout(side, mma, 32 // width), shape).value
-
-    def places(bases: list[list[int]]) -> np.ndarray:
-        found = np.zeros((1, 3), int)
-        for base in bases:
-            found = np.concatenate([found, found ^ np.array(base)])
-        return found
-
-    warp, lane, register = map(places, (layout.warp_bases, layout.lane_bases, layout.reg_bases))
-    found: np.ndarray = warp[:, None, None] ^ lane[None, :, None] ^ register[None, None]
+    found = places(gl.DotOperandLayout(side, mma, 32 // width), shape)
     return found[..., [0, 2, 1]] if rows == 8 else found
 
 

@@ -22,12 +22,13 @@ FP32, FP16, BF16 = DTYPES
 
 @dataclass(frozen=True)
 class Call:
-    """What is asked of the layer, and by which plan (None: the interpreter's own)."""
+    """What is asked of the layer, and by which plan (None: the backend's own)."""
 
     plan: ShrunkenPlan | None
     case: Case
-    dtype: torch.dtype
+    dtype: torch.dtype = torch.float32
     wants_dh_0: bool = True
+    backend: str = "sequence"
 
 
 class Drawn:
@@ -43,31 +44,38 @@ class Drawn:
             return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
 
         self.shape = (case.I, case.H, case.layers, case.bias, case.batch_first, 0.0, case.bidirectional)
-        self.ours = tritongru.GRU(*self.shape, dtype=dtype, backend="sequence", recompute=case.recompute)
+        self.ours = tritongru.GRU(*self.shape, dtype=dtype, backend=call.backend, recompute=case.recompute)
         with torch.no_grad():
             for p in self.ours.parameters():
                 p.copy_((torch.rand(p.shape, generator=generator, dtype=torch.float64) * 2 - 1) / case.H**0.5)
         leading = (B, T) if case.batch_first else (T, B)
         self.x: Any = normal(*leading, case.I)
         self.dy = normal(*leading, D * case.H)
-        if case.lengths:
+        self.lengths = torch.tensor(case.lengths) if case.padded else None
+        self.resets = None if case.resets is None else torch.rand(*leading, generator=generator) < case.resets
+        if case.packed:
             self.x = pack_padded_sequence(self.x, torch.tensor(case.lengths), enforce_sorted=False)
             self.dy = normal(len(self.x.data), D * case.H)
         self.h_0, self.dh_n = (normal(case.layers * D, B, case.H) for _ in range(2))
+
+    def given(self) -> dict[str, Any]:
+        """Arguments of `run`."""
+        return {name: getattr(self, name) for name in ("x", "h_0", "dy", "dh_n", "lengths", "resets")}
 
     def results(self, module: nn.GRU, dtype: torch.dtype) -> dict[str, Tensor]:
         """Output, h_n and the gradients of one call of a module."""
         given = (tensor.to(dtype) for tensor in (self.x, self.h_0, self.dy, self.dh_n))
         wants = self.call.wants_dh_0
         with module.register_forward_pre_hook(lambda _, of: (of[0], of[1].requires_grad_(wants))):
-            return run(module, *given)
+            return run(module, *given, self.lengths, self.resets)
 
     def of_ours(self, seed: int, **options: Any) -> dict[str, Tensor]:
         with emulating(seed, **options):
             return self.results(self.ours, self.call.dtype)
 
     def of_nn_gru(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        module = nn.GRU(*self.shape, dtype=dtype)
+        """Sequence by sequence where the batch is padded."""
+        module = tritongru.GRU(*self.shape, dtype=dtype, backend="aten")
         module.load_state_dict(self.ours.state_dict())
         return self.results(module, dtype)
 
