@@ -38,13 +38,13 @@ class Unfused(nn.GRU):
         Raises:
             RuntimeError: gradients are wanted.
         """
-        from tritongru.products import products, project, rnn_precision
+        from tritongru.products import project, rnn_precision, surroundings
 
         if torch.is_grad_enabled():
             raise RuntimeError("backend 'unfused' cannot run here: it has no backward")
         w_ih, w_hh, b_ih, b_hh = (weight.contiguous() for weight in self.all_weights[0])
         precision = rnn_precision(device_of(input.device).vendor == "nvidia")
-        with products(input, precision):
+        with surroundings(input, precision):
             x_proj = project(input.contiguous(), (w_ih,), (b_ih,))
             y = _unfused(x_proj, hx[0].contiguous(), w_hh, b_hh)
         return y, y[-1:].clone()

@@ -8,7 +8,7 @@ import torch
 
 from tests.kit.modules import randn
 from tests.kit.operators import Seen
-from tritongru.products import column_sums, products, rnn_precision
+from tritongru.products import column_sums, rnn_precision, surroundings
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 255, 256, 1000, 4097, 16384, 16385, 40000])
@@ -19,7 +19,7 @@ def test_column_sums(rows: int) -> None:
     torch.manual_seed(0)
     values = torch.randint(-8, 9, (rows, 6)).to(torch.bfloat16)
     with Seen() as seen:
-        found = column_sums(values)
+        found = column_sums(values, torch.float32)
     assert found.dtype == torch.float32
     assert torch.equal(found.double(), values.double().sum(0))
     lengths = [args[0].shape[args[1][0]] for name, args in seen.calls if name.startswith("aten.sum.")]
@@ -58,7 +58,7 @@ def test_tf32_follows_the_rnn_switch_and_not_matmul_s(switches):
 
 
 def on(device, dtype):
-    """Stands for a tensor, of which `products` reads device and dtype."""
+    """Stands for a tensor, of which `surroundings` reads device and dtype."""
     return SimpleNamespace(device=torch.device(device), dtype=dtype)
 
 
@@ -71,25 +71,25 @@ ON_CUDA = on("cuda", torch.float32)
 def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, precision, matmul):
     """Where it says something; and a switch that follows the general one goes on following it."""
     switches.cuda.matmul.fp32_precision = matmul
-    with products(ON_CUDA, precision):
+    with surroundings(ON_CUDA, precision):
         assert switches.cuda.matmul.fp32_precision == precision
     assert switches.cuda.matmul.fp32_precision == matmul
-    with pytest.raises(ZeroDivisionError), products(ON_CUDA, precision):
+    with pytest.raises(ZeroDivisionError), surroundings(ON_CUDA, precision):
         raise ZeroDivisionError
     assert switches.cuda.matmul.fp32_precision == matmul
     for tensor in (on("cuda", torch.bfloat16), on("cpu", torch.float32)):
-        with products(tensor, precision):
+        with surroundings(tensor, precision):
             assert switches.cuda.matmul.fp32_precision == matmul
     switches.cuda.matmul.fp32_precision = "none"
     for general in ("tf32", "ieee"):
         switches.fp32_precision = general
         assert switches.cuda.matmul.fp32_precision == general
-        with products(ON_CUDA, precision):
+        with surroundings(ON_CUDA, precision):
             pass
 
 
 def test_products_switch_autocast_off():
-    with torch.autocast("cpu", torch.bfloat16), products(randn(2, 2), "ieee"):
+    with torch.autocast("cpu", torch.bfloat16), surroundings(randn(2, 2), "ieee"):
         assert (randn(2, 2) @ randn(2, 2)).dtype == torch.float32
 
 
@@ -103,7 +103,7 @@ def test_matmuls_switch_survives_two_threads(monkeypatch):
     monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul)
     first, second = ExitStack(), ExitStack()
     for thread in (first, second):
-        thread.enter_context(products(ON_CUDA, "tf32"))
+        thread.enter_context(surroundings(ON_CUDA, "tf32"))
     first.close()
     assert Matmul.fp32_precision == "tf32"
     second.close()

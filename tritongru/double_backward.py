@@ -42,7 +42,7 @@ def second_gradients(
         None if t is None else t.view_as(t) if further and t.requires_grad else t.detach().requires_grad_()
         for t in tensors
     ]
-    with torch.enable_grad(), products.products(tensors[2], "ieee"):
+    with torch.enable_grad(), products.surroundings(tensors[2], "ieee"):
         wide: list[Any] = [None if t is None else t.to(products.at_least_float32(t.dtype)) for t in own]
         dy, dh_n, x, h_0, *weights = wide
         D = len(h_0)

@@ -62,17 +62,17 @@ def whole(p: BackwardPass) -> Gradients:
         run = part("recurrence")(run)
     dgates, dh_0 = run(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
     del gates  # unless the graph is retained they are gone before anything else comes
-    H = p.call.hidden_size
-    d_x_proj = dgates.narrow(2, H, 3 * H)  # dr dz dn
-    dx = products.input_gradient(d_x_proj.unbind(0), p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
+    H, of_directions = p.call.hidden_size, dgates.unbind(0)
+    dx = products.input_gradient(of_directions, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
     x: Tensor | None = None
     d_weights: list[Tensor | None] = []
-    for direction, (dgate, want) in enumerate(zip(dgates.unbind(0), p.wanted.weights, strict=True)):
+    for direction, (dgate, want) in enumerate(zip(of_directions, p.wanted.weights, strict=True)):
+        by_gate = dgate.t()
         if want[0] and x is None:
             # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
             x = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1])
-        d_w_ih = products.input_weight_gradient(d_x_proj[direction], x) if want[0] and x is not None else None
-        d_w_hh = products.hidden_weight_gradient(dgate, _h_prev(p, direction)) if want[1] else None
+        d_w_ih = by_gate[H:].mm(x) if want[0] and x is not None else None  # dr dz dn
+        d_w_hh = products.hidden_weight_gradient(by_gate, _h_prev(p, direction)) if want[1] else None
         d_weights += [d_w_ih, d_w_hh]
         if len(want) == 4:
             db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
@@ -82,9 +82,12 @@ def whole(p: BackwardPass) -> Gradients:
 
 def _h_prev(p: BackwardPass, direction: int) -> list[tuple[slice, Tensor]]:
     """h_{t-1} of every row of a direction, as `Visits.h_prev` gives it."""
-    visits = p.call.visits
-    y = p.y.reshape(-1, p.call.directions, p.call.hidden_size)
-    return visits.h_prev(y[:, direction], p.h_0[direction], direction)
+    visits, D, H = p.call.visits, p.call.directions, p.call.hidden_size
+    h_0 = p.h_0[direction]
+    if visits.plain and visits.time == 1:
+        return [(slice(None), h_0)]
+    y = p.y.reshape(-1, D * H)
+    return visits.h_prev(y if D == 1 else y[:, direction * H : (direction + 1) * H], h_0, direction)
 
 
 @part("gradient products")

@@ -8,8 +8,7 @@ and, as layer_backward has a derivative of its own, backward with create_graph=T
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -24,7 +23,7 @@ from .beside import eager_beside_graphs
 from .checks import check_gradients, check_operands, read_sizes
 from .double_backward import second_gradients
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
-from .latest import capturing
+from .latest import capturing, lasting
 from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
 from .parts import part
 from .registry import DTYPES, Backend
@@ -36,8 +35,9 @@ class Layer:
 
     backend: Backend
     launcher: Launcher
-    products: str  # precision of the library products in float32
     call: LayerCall
+    products: str | None  # precision of the library products in float32
+    of_forward: str | None  # likewise; None: it has none
     batch_first: bool = False  # x and y are [B, T, ...]
     cell: bool = False  # T = 1, and h_n is wanted as [B, H]
     recompute: bool = False
@@ -46,7 +46,8 @@ class Layer:
     @classmethod
     def of(cls, backend: Backend, call: LayerCall, **flags: bool) -> Layer:
         launcher = backend.load()
-        return cls(backend, launcher, launcher.product_precision(call), call, **flags)
+        backward, forward = (launcher.product_precision(call, backward=way) for way in (True, False))
+        return cls(backend, launcher, call, backward, forward, **flags)
 
     def over(self, visits: Visits) -> Layer:
         """The same with another batch of the same sizes."""
@@ -69,19 +70,6 @@ def prepare(layer: Layer, input_size: int, weights: Sequence[Tensor], copied: bo
 
         with torch.cuda.device(weights[0].device):
             first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute, copied)
-
-
-@contextmanager
-def surroundings(x: Tensor, precision: str) -> Iterator[None]:
-    """Inside: what kernels and library products need, x's device as the current one, and see `products.products`."""
-    with torch.cuda.device(x.device) if x.is_cuda else nullcontext(), products.products(x, precision):
-        yield
-
-
-def as_they_are(x: Tensor, precision: str) -> bool:
-    """Whether `surroundings` would change nothing."""
-    here = not x.is_cuda or torch.cuda.current_device() == x.device.index
-    return here and products.as_they_are(x, precision)
 
 
 class GRULayer(torch.autograd.Function):
@@ -107,7 +95,7 @@ class GRULayer(torch.autograd.Function):
         x, h_0, y, rzn, q, *flat = ctx.saved_tensors
         gates = [] if rzn is None else [SavedGates(rzn, q)]
         del rzn, q
-        dh_n = None if dh_n is None else dh_n.view(h_0.shape)  # a cell's has one dimension less
+        dh_n = dh_n[None] if layer.cell and dh_n is not None else dh_n
         given = layer, x, h_0, y, gates, tuple(flat), dy, dh_n, ctx.needs_input_grad[1:]
         if _by_operator(dy, dh_n):
             return None, *_backward_by_operator(*given)
@@ -129,21 +117,19 @@ def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
 
 
 def forward_pass(
-    layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], h_n: Tensor | None = None, inside: bool = False
+    layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], h_n: Tensor | None = None
 ) -> tuple[Tensor, Tensor, SavedGates | None]:
     """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute.
 
-    h_n: where it is to be put. inside: of the surroundings that it needs.
+    h_n: where it is to be put.
     """
-    if not inside and not as_they_are(x, layer.products):
-        with surroundings(x, layer.products):
-            return forward_pass(layer, x, h_0, flat, h_n, inside=True)
     call = replace(layer.call, save_gates=False) if layer.recompute else layer.call
     run = layer.launcher.forward
     if profiler._is_profiler_enabled:  # else a frame less
         run = part("recurrence")(run)
     x = x.transpose(0, 1) if layer.batch_first else x
-    y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie), h_n)
+    with products.surroundings(x, layer.of_forward):
+        y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie), h_n)
     if layer.batch_first:
         y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
     if layer.cell:
@@ -153,18 +139,16 @@ def forward_pass(
 
 def backward_pass(
     layer: Layer, x: Tensor, h_0: Tensor, y: Tensor, gates: list[SavedGates], flat: tuple[Tensor, ...],
-    dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool], inside: bool = False,
+    dy: Tensor | None, dh_n: Tensor | None, wanted: Sequence[bool],
 ) -> list[Tensor | None]:  # fmt: skip
-    """Gradients of (x, h_0, *flat), None where not wanted; `gates` as in `BackwardPass`, `inside` as above."""
+    """Gradients of (x, h_0, *flat), None where not wanted; `gates` as in `BackwardPass`."""
     call = layer.call
-    if not inside and (torch.is_grad_enabled() or not as_they_are(x, layer.products)):
-        with torch.no_grad(), surroundings(x, layer.products):
-            return backward_pass(layer, x, h_0, y, gates, flat, dy, dh_n, wanted, inside=True)
     if layer.batch_first:
         x, y = x.transpose(0, 1), y.transpose(0, 1)
         dy = dy.transpose(0, 1) if dy is not None else None
-    if dy is None:
-        dy = y.new_zeros(()).expand_as(y)
+    if dh_n is None and call.visits.time == call.directions == 1:  # y is h_n
+        dy, dh_n = None, dy
+    dy = _zero(y).expand_as(y) if dy is None else dy
     dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n
     want_x, want_h_0, *want = wanted
     each, weights = len(flat) // call.directions, LayerWeights.of(flat, call.directions)
@@ -173,8 +157,23 @@ def backward_pass(
         Wanted(want_x, h_0.dtype if want_h_0 else None, [want[at : at + each] for at in range(0, len(flat), each)]),
     )  # fmt: skip
     steps = steps_at_once(call.visits.time, call.visits.batch) if layer.recompute and call.visits.plain else 0
-    dx, dh_0, d_weights = in_chunks(given, steps) if 0 < steps < call.visits.time else whole(given)
+    with products.surroundings(x, layer.products):
+        dx, dh_0, d_weights = in_chunks(given, steps) if 0 < steps < call.visits.time else whole(given)
     return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]
+
+
+_zeros: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+
+def _zero(like: Tensor) -> Tensor:
+    """One zero of its dtype, kept, since to make it costs a launch."""
+    device, dtype = like.device, like.dtype
+    found = _zeros.get((device, dtype))
+    if found is None and capturing(device):
+        return like.new_zeros(())
+    if found is None:
+        found = _zeros[device, dtype] = lasting(lambda: torch.zeros((), dtype=dtype, device=device), device)
+    return found
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
@@ -270,7 +269,8 @@ def layer_backward(
     batch = batch_sizes, lengths, resets
     layer = _of_operator(backend, x, h_0, weights, batch, batch_first, training=True, recompute=not rzn.numel())
     gates = [] if layer.recompute else [SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)]
-    found = backward_pass(layer, x, h_0, y, gates, tuple(weights), dy, dh_n, wanted)
+    with torch.no_grad():
+        found = backward_pass(layer, x, h_0, y, gates, tuple(weights), dy, dh_n, wanted)
     # each at the beginning of its memory, as the fake has it
     return [g.clone() if g.storage_offset() else g for g in found if g is not None]
 

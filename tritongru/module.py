@@ -6,7 +6,7 @@ Construction, parameters, state_dict, errors and every path that the kernels do 
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -105,7 +105,7 @@ class GRU(nn.GRU):
         self._update_flat_weights()
         return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx, lengths, resets)
 
-    def _weights(self) -> list[Tensor] | None:
+    def _weights(self) -> Any:
         """nn.GRU's `_flat_weights`, where a look at each would find nothing new; None: it has to look."""
         own, flat = self._parameters, self._flat_weights
         try:
@@ -116,7 +116,7 @@ class GRU(nn.GRU):
             ]
         except (KeyError, ValueError):  # one is made of others, by a parametrization, or somebody's own
             return None
-        return None if changed else cast(list[Tensor], flat)
+        return None if changed else flat
 
     def _forward_dense(
         self, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,41 +23,40 @@ from .parts import part
 ROWS_OF_A_SUM = 128  # of a column sum's rows, how many one launch adds
 
 
+_rnn: Any = torch.backends.cudnn.rnn  # torch.backends takes a microsecond to find it
+
+
 def rnn_precision(nvidia: bool) -> str:
     """How float32 products run: "tf32" or "ieee", by the switch of PyTorch's RNNs (not matmul's), as in nn.GRU.
 
     `torch.backends.cudnn.rnn.fp32_precision`, which `torch.backends.cudnn.allow_tf32` sets too. TF32 is NVIDIA's alone.
     """
-    return "tf32" if nvidia and getattr(torch.backends.cudnn.rnn, "fp32_precision") == "tf32" else "ieee"  # noqa: B009
+    return "tf32" if nvidia and _rnn.fp32_precision == "tf32" else "ieee"
 
 
-_turning = threading.Lock()
-_turned = 0  # how many calls are inside with matmul's switch turned: the first turns it, the last turns it back
-_before = "none"
+AS_IT_IS: AbstractContextManager[None] = nullcontext()
 
 
-@contextmanager
-def products(x: Tensor, precision: str) -> Iterator[None]:
-    """Inside: library products on x's device, in x's dtype, with float32 ones run by `precision`; autocast off.
+def surroundings(x: Tensor, precision: str | None) -> AbstractContextManager[None]:
+    """What kernels and library products need. Inside: x's device is the current one, autocast is off, and products in
+    float32 run by `precision`; None: there are none.
 
     The switch of matmul is the process's own: a product of another thread may meet it while it is turned.
     """
-    known = torch.amp.is_autocast_available(x.device.type)
-    with torch.autocast(x.device.type, enabled=False) if known else nullcontext():
-        if x.device.type == "cuda" and x.dtype == torch.float32:
-            with _matmul_precision(precision):
-                yield
-        else:
-            yield
-
-
-def as_they_are(x: Tensor, precision: str) -> bool:
-    """Whether `products` would change nothing."""
-    kind = x.device.type
-    if (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind):
-        return False
+    (kind, index), turned = (x.device.type, x.device.index), AS_IT_IS
     # Where another thread has turned the switch it will turn it back: whoever needs it has to be counted.
-    return kind != "cuda" or x.dtype != torch.float32 or (_runs_by(precision) and not _turned)
+    if kind == "cuda" and precision and x.dtype == torch.float32 and (_turned or not _runs_by(precision)):
+        turned = _MatmulPrecision(precision)
+    cast = (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
+    elsewhere = kind == "cuda" and index is not None and index != torch.cuda.current_device()
+    return _changed(x.device, cast, elsewhere, turned) if cast or elsewhere else turned
+
+
+@contextmanager
+def _changed(device: torch.device, cast: bool, elsewhere: bool, turned: AbstractContextManager[None]) -> Iterator[None]:
+    without_cast = torch.autocast(device.type, enabled=False) if cast else AS_IT_IS
+    with without_cast, torch.cuda.device(device) if elsewhere else AS_IT_IS, turned:
+        yield
 
 
 def _runs_by(precision: str) -> bool:
@@ -64,22 +64,30 @@ def _runs_by(precision: str) -> bool:
     return torch.backends.cuda.matmul.fp32_precision in (precision, "none" if precision == "ieee" else precision)
 
 
-@contextmanager
-def _matmul_precision(precision: str) -> Iterator[None]:
-    global _turned, _before
-    matmul = torch.backends.cuda.matmul
-    with _turning:
-        turn = _turned > 0 or not _runs_by(precision)
-        if turn and _turned == 0:
-            _before = matmul.fp32_precision
-            matmul.fp32_precision = precision
-        _turned += turn
-    try:
-        yield
-    finally:
+_turning = threading.Lock()
+_turned = 0  # how many calls are inside with matmul's switch turned: the first turns it, the last turns it back
+_before = "none"
+
+
+class _MatmulPrecision(AbstractContextManager[None]):
+    def __init__(self, precision: str):
+        self.precision, self.turned = precision, False
+
+    def __enter__(self) -> None:
+        global _turned, _before
         with _turning:
-            _turned -= turn
-            if turn and _turned == 0:
+            self.turned = _turned > 0 or not _runs_by(self.precision)
+            if self.turned and _turned == 0:
+                _before = torch.backends.cuda.matmul.fp32_precision
+                torch.backends.cuda.matmul.fp32_precision = self.precision
+            _turned += self.turned
+
+    def __exit__(self, *_: object) -> None:
+        global _turned
+        matmul = torch.backends.cuda.matmul
+        with _turning:
+            _turned -= self.turned
+            if self.turned and _turned == 0:
                 matmul.fp32_precision = "none"  # inherit, as most processes do; a value of its own only if it had one
                 if matmul.fp32_precision != _before:
                     matmul.fp32_precision = _before
@@ -95,26 +103,22 @@ def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor
     return torch.nn.functional.linear(x, torch.cat(list(w_ih)), torch.cat(list(b_ih)) if b_ih else None)
 
 
-def input_gradient(d_x_proj: Sequence[Tensor], w_ih: Sequence[Tensor]) -> Tensor:
-    """dx [N, I] from [dr dz dn] [N, 3H] of each direction: the sum over the directions of [dr dz dn] W_i."""
+def input_gradient(dgates: Sequence[Tensor], w_ih: Sequence[Tensor]) -> Tensor:
+    """dx [N, I] from dgates [N, 4H] of each direction: the sum over the directions of [dr dz dn] W_i."""
     dx: Tensor | None = None
-    for of_direction, weight in zip(d_x_proj, w_ih, strict=True):
-        dx = of_direction.mm(weight) if dx is None else dx.addmm_(of_direction, weight)
+    for dgate, weight in zip(dgates, w_ih, strict=True):
+        d_x_proj = dgate[:, dgate.shape[1] // 4 :]
+        dx = d_x_proj.mm(weight) if dx is None else dx.addmm_(d_x_proj, weight)
     assert dx is not None
     return dx
 
 
-def input_weight_gradient(d_x_proj: Tensor, x: Tensor) -> Tensor:
-    """dW_i [3H, I] from [dr dz dn] [N, 3H] and x [N, I] of one direction."""
-    return d_x_proj.t().mm(x)
-
-
-def hidden_weight_gradient(dgate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
-    """dW_h [3H, H] from dgate [N, 4H] and h_prev of one direction, as `Visits.h_prev` gives it."""
-    H = dgate.shape[-1] // 4
-    d_hidden, dw = dgate.narrow(1, 0, 3 * H).t(), None  # of dq dr dz
+def hidden_weight_gradient(by_gate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
+    """dW_h [3H, H] from dgates [4H, N] and h_prev of one direction, as `Visits.h_prev` gives it."""
+    H = by_gate.shape[0] // 4
+    d_hidden, dw = by_gate[: 3 * H], None  # dq dr dz
     for rows, h in h_prev:
-        part = d_hidden[:, rows]
+        part = d_hidden[:, rows] if len(h_prev) > 1 else d_hidden
         dw = part.mm(h) if dw is None else dw.addmm_(part, h)
     assert dw is not None
     return dw.roll(-H, 0)
@@ -127,13 +131,14 @@ def at_least_float32(dtype: torch.dtype) -> torch.dtype:
 
 def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
     """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider; db_i is a view."""
-    sums = column_sums(dgate).to(dgate.dtype)
+    sums = column_sums(dgate, dgate.dtype)
     H = sums.shape[0] // 4
-    return sums.narrow(0, H, 3 * H), sums.narrow(0, 0, 3 * H).roll(-H, 0)
+    return sums[H:], sums[: 3 * H].roll(-H, 0)
 
 
-def column_sums(rows: Tensor) -> Tensor:
-    """The sum of rows [N, C] in float32 or wider, [C]: of few rows at a time, then of these sums, until few are left.
+def column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The sum of rows [N, C] in float32 or wider, then rounded to `dtype`, [C]: of few rows at a time, then of these
+    sums, until few are left.
 
     PyTorch's CUDA kernel gives a sum of 256 rows or more a buffer of 128 float32 per column and block that shares the
     column: 132 MiB for [16384, 2048] on an H200, where every tensor of the call together has 160. Fewer rows have none.
@@ -147,4 +152,4 @@ def column_sums(rows: Tensor) -> Tensor:
         if sums > at_once:
             torch.sum(rows[at_once * few :], 0, dtype=wide, out=partial[at_once])
         rows = partial
-    return rows.sum(0, dtype=wide)
+    return rows.sum(0) if rows.dtype == dtype else rows.sum(0, dtype=wide).to(dtype)  # PyTorch's sum is as wide

@@ -110,14 +110,14 @@ class Launcher(Protocol):
             dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
         """
 
-    def product_precision(self, call: LayerCall) -> str:
-        """Of the library products around the recurrence in float32: "tf32" or "ieee"."""
+    def product_precision(self, call: LayerCall, backward: bool = True) -> str | None:
+        """Of the library products around the recurrence in float32: "tf32" or "ieee"; None: forward has none."""
 
     def specimens(self, problem: Any, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Any]:
         """What a call launches, a `runtime.Kernel` each, for compiling without a GPU. `aligned=False` takes the
         caller's tensors at their elements' own alignment. Only a Triton backend has it."""
 
 
-def product_precision(call: LayerCall) -> str:
+def product_precision(call: LayerCall, backward: bool = True) -> str | None:
     """As of a launcher that has no rule of its own."""
     return call.precision

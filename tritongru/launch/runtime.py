@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from ..kernels import FUSED
 from ..latest import Latest
 
 Grid = tuple[int, int, int]
+Steps = Callable[[], Iterable[tuple[Grid, Sequence[int]]]]  # grids and scalars, made where they are asked for
 INT32 = (1 << 31) - 1
 
 empty = torch.empty  # of all memory that launchers ask for, so that tests can fill and fence it
@@ -117,41 +118,23 @@ class Launch:
         else:
             self._launch(grid, scalars)
 
-    def each(self, steps: Iterable[tuple[Grid, Sequence[int]]], same: Hashable) -> None:
-        """Launch once per step, of a grid and scalars.
+    def each(self, steps: Steps, same: Hashable) -> None:
+        """Launch once per step.
 
         What was handed to the driver is kept: a call with the same arguments and steps hands it over again.
 
-        same: tells these steps from others of the same kernel.
+        same: tells these steps from others of the same kernel; None: there is one, and nothing is kept.
         """
         compiled = None
-        if not (interpreting() or _told()):
+        if same is not None and not (interpreting() or _told()):
             device, stream = _here()
             addresses, alike = self.addresses()
-            key = (same, stream, *alike, *addresses)
-            known = _kept.get(key)
-            if known is not None:
-                launch = known.launch
-                for given in known.given:
-                    launch(*given)
-                return
             compiled = _compiled.get((device, False, *alike))
         if compiled is None or not _repeatable(compiled.run):
-            for grid, scalars in steps:
+            for grid, scalars in steps():
                 self(grid, scalars)
-            return
-        handed = Handed(compiled, compiled.run.launch, [])
-
-        def noted(*given: Any) -> None:
-            handed.launch(*given)
-            handed.given.append(given)
-
-        run = _changed(compiled.run, launch=noted)  # Triton's launcher, which is Python and hands over to C
-        function, packed = compiled.function, compiled.packed_metadata
-        for grid, scalars in steps:
-            run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
-            run.launch_pdl = self.pdl
-        _kept.keep(key, handed)
+        else:
+            _hand_over(compiled, stream, addresses, steps, same, self.pdl)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
@@ -206,39 +189,66 @@ class Launch:
         return (*addresses, *self.others), (self.kernel.identity, *dtypes, *aligned, *classes)
 
     def with_others(
-        self, grid: Grid, scalars: Sequence[int], given: Sequence[Tensor]
+        self, given: Sequence[Tensor], steps: Steps, same: Hashable
     ) -> Callable[[Sequence[Tensor]], bool] | None:
-        """This launch once more, as a function of tensors in place of those `given`, which holds none of them. It gives
+        """`each` once more, as a function of tensors in place of those `given`, which holds none of them. It gives
         False, and launches nothing, where one of them is not aligned to 16 bytes, or somebody is told of launches.
 
         None where the launch is not compiled yet, or its tensors are not those given, each another and aligned.
         """
         places = {id(tensor): i for i, tensor in enumerate(given)}
-        order, others = [places.get(id(tensor), -1) for tensor in self.tensors], self.others
+        order, others, pdl = [places.get(id(tensor), -1) for tensor in self.tensors], self.others, self.pdl
         if interpreting() or _told() or -1 in order or len(places) < len(given):
             return None
         device, _ = _here()
         compiled = _compiled.get((device, False, *self.addresses()[1]))
-        if compiled is None or any([tensor.data_ptr() & 15 for tensor in given]):
+        unaligned = any([tensor.data_ptr() & 15 for tensor in given])
+        if compiled is None or unaligned or not _repeatable(compiled.run):
             return None
+
+        steps = steps if same is not None else partial(list, list(steps()))
 
         def again(given: Sequence[Tensor]) -> bool:
             addresses = [tensor.data_ptr() for tensor in given]
             if _told() or any([address & 15 for address in addresses]):
                 return False
             stream = triton.runtime.driver.active.get_current_stream(device)
-            of_kernel = compiled.function, compiled.packed_metadata
-            moved = [addresses[i] for i in order]
-            compiled.run(*grid, stream, *of_kernel, None, None, None, *scalars, *moved, *others)
+            _hand_over(compiled, stream, (*[addresses[i] for i in order], *others), steps, same, pdl)
             return True
 
         return again
 
 
+def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: Steps, same: Hashable, pdl: bool) -> None:
+    """`Launch.each` of what is compiled; `addresses`: as `Launch.addresses` has them."""
+    run, of_kernel = compiled.run, (compiled.function, compiled.packed_metadata, None, None, None)
+    if same is None:
+        for grid, scalars in steps():
+            run(*grid, stream, *of_kernel, *scalars, *addresses)
+        return
+    key = (same, stream, compiled, *addresses)
+    known = _kept.get(key)
+    if known is not None:
+        launch = known.launch
+        for given in known.given:
+            launch(*given)
+        return
+    handed = Handed(run.launch, [])
+
+    def noted(*given: Any) -> None:
+        handed.launch(*given)
+        handed.given.append(given)
+
+    run = _changed(run, launch=noted)  # Triton's launcher, which is Python and hands over to C
+    for grid, scalars in steps():
+        run(*grid, stream, *of_kernel, *scalars, *addresses)
+        run.launch_pdl = pdl
+    _kept.keep(key, handed)
+
+
 class Handed(NamedTuple):
     """What was handed to the driver for the launches of a pass."""
 
-    compiled: Any  # which owns what is launched
     launch: Callable[..., None]
     given: list[tuple[Any, ...]]
 

@@ -96,7 +96,7 @@ def backward(
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
-def product_precision(call: LayerCall) -> str:
+def product_precision(call: LayerCall, backward: bool = True) -> str | None:
     """Around a small layer by FMA, as its own products are (kernels/small.py), whatever the switch says."""
     return call.precision if exchanges(call.recurrence) else "ieee"
 

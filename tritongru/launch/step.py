@@ -8,8 +8,9 @@ backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -22,8 +23,9 @@ from ..planning.problem import Overrides, Problem
 from ..planning.step import StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .protocol import product_precision as product_precision
-from .runtime import Grid, Kernel, empty
+from .runtime import Grid, Kernel, Launch, empty
+
+Visited = Callable[[], Iterable[tuple[int, tuple[int, ...]]]]  # rows to reach and scalars of each launch
 
 
 def _in_units(strides: Sequence[int], features: int) -> tuple[int, ...]:
@@ -37,40 +39,36 @@ def forward(
 ) -> tuple[Tensor, Tensor, SavedGates | None]:
     """As protocol.py's Launcher has it."""
     visits, D, H, I = call.visits, call.directions, call.hidden_size, x.shape[-1]
-    T, B, by_row, fused = visits.time, visits.batch, x.shape[:-1], visits.time == 1
-    dtype, new = x.dtype, partial(empty, dtype=x.dtype, device=x.device)
-    direct = call.settled.get("direct")
-    if direct is not None:
-        y, h_n = new(*by_row, D * H), new(D, B, H) if h_n is None else h_n
-        if direct((x, h_0, *[w[0] for w in weights if w], y, h_n)):
-            return y, h_n, None
-    theirs = x, h_0
-    x, h_0 = x.resolve_neg(), h_0.resolve_neg()  # a kernel reads memory, where a lazily negated tensor is not negated
+    B, by_row, fused = visits.batch, x.shape[:-1], visits.time == 1
+    new = partial(empty, dtype=x.dtype, device=x.device)
+    y, h_n = visits.padded(new(*by_row, D * H)), new(D, B, H) if h_n is None else h_n
+    q = new(*by_row, D, H) if call.save_gates else None
+    if fused:
+        rzn, h = new(*by_row, D, 3 * H) if call.save_gates else None, h_0
+    else:  # the kernel does not read x
+        rzn, h = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H), new(2, D, B, H)
+        h.copy_(h_0)
+    state = empty(D, B, H, dtype=torch.float32, device=x.device) if x.dtype != torch.float32 and not fused else None
+    gates = None if rzn is None or q is None else SavedGates(rzn, q)
+    kind = "cell" if fused else "forward"
+    given = [t for t in (x if fused else None, h, state, y, h_n, rzn, q, *chain(*weights)) if t is not None]
+    if _once_more(call, kind, given):
+        return y, h_n, gates
     unit, stride_x_b, stride_x_i = 1, 0, 1
     if fused:
+        x, h = x.resolve_neg(), h.resolve_neg().contiguous()  # a kernel reads memory, where nothing is negated lazily
         unit, stride_x_b = _in_units((x.stride(-2),), I)
         stride_x_i = x.stride(-1)
-        rzn = new(*by_row, D, 3 * H) if call.save_gates else None
-        h = h_0.contiguous()
-    else:  # the kernel does not read x
-        rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
-        h = new(2, D, B, H)
-        h.copy_(h_0)
-    q = new(*by_row, D, H) if call.save_gates else None
-    keep_state = dtype != torch.float32 and T > 1
-    state = empty(D, B, H, dtype=torch.float32, device=x.device) if keep_state else h
-    y = visits.padded(new(*by_row, D * H))
-    h_n = new(D, B, H) if h_n is None else h_n
     w_ih, w_hh = weights.w_ih, weights.w_hh
     b_ih, b_hh = (weights.b_ih, weights.b_hh) if weights.b_hh else (w_hh, w_hh)  # not read where there are none
 
     kernel, tiles = _settled(
-        "cell" if fused else "forward", call, I=I if fused else 0, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh),
-        FUSE_INPUT=fused, KEEP_STATE=keep_state, SAVE_GATES=call.save_gates,
+        kind, call, I=I if fused else 0, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fused,
+        KEEP_STATE=state is not None, SAVE_GATES=call.save_gates,
     )  # fmt: skip
     launch = kernel.launch(
         dict(
-            x_ptr=x if fused else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=state,
+            x_ptr=x if fused else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=h if state is None else state,
             rzn_ptr=y if rzn is None else rzn, q_ptr=y if q is None else q,
             w_ih_ptr=w_ih[0], w_hh_ptr=w_hh[0], b_ih_ptr=b_ih[0], b_hh_ptr=b_hh[0], w_ih_reverse_ptr=w_ih[-1],
             w_hh_reverse_ptr=w_hh[-1], b_ih_reverse_ptr=b_ih[-1], b_hh_reverse_ptr=b_hh[-1],
@@ -79,16 +77,8 @@ def forward(
         ),
         tiles.pdl,
     )  # fmt: skip
-    steps = _with_grids(visits.forward(D), tiles, call)
-    if not fused:
-        launch.each(steps, (T, B, visits.batch_sizes))
-    else:
-        grid, scalars = next(steps)
-        launch(grid, scalars)
-        if D == 1 and visits.plain and not call.save_gates:  # streaming: the next such call hands over addresses
-            given = *theirs, *[w[0] for w in weights if w], y, h_n
-            call.settled["direct"] = launch.with_others(grid, scalars, given)
-    return y, h_n, SavedGates(rzn, q) if rzn is not None and q is not None else None
+    _once(call, kind, given, launch, tiles, partial(visits.forward, D))
+    return y, h_n, gates
 
 
 def backward(
@@ -98,33 +88,63 @@ def backward(
     """As protocol.py's Launcher has it."""
     visits, D, H = call.visits, call.directions, call.hidden_size
     B, N, new = visits.batch, visits.size_rows, partial(empty, device=y.device)
-    dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
-    y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
-    unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
-    dgates = visits.padded(new(D, N, 4 * H, dtype=y.dtype))
+    dgates, want_dh_0 = visits.padded(new(D, N, 4 * H, dtype=y.dtype)), dh_0_dtype is not None
     dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
-    arguments = dict(
-        dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
-        rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, B=B, stride_row=visits.stride_row,
-        size_rows=N, stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1),
-        **rzn_strides(rzn), **_padding(visits, h_0),
-    )  # fmt: skip
-    want_dh_0 = dh_0_dtype is not None
-    visited = visits.backward(D, want_dh_0)
-    for kind in kinds(visits.time, training=True)[1:]:
-        first = kind == "backward_first"
+    given = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
+    laid_out = [(t.stride(), t.dtype, t.is_neg()) for t in given[:6]]  # hooks on saved tensors may have changed it
+    for kind in kinds(visits.time, training=True)[1 : max(visits.time + want_dh_0, 2)]:  # one launch may do for T = 2
+        first, of_kind = kind == "backward_first", (kind, dh_0_dtype, *laid_out)
+        if _once_more(call, of_kind, given):
+            continue
+        dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
+        y, (rzn, q) = y.contiguous(), gates.laid_out()
+        unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
         kernel, tiles = _settled(kind, call, DY_UNIT=unit, FIRST=first)
-        steps = _with_grids([next(visited)] if first else visited, tiles, call)
-        kernel.launch(arguments, tiles.pdl).each(steps, (visits.time, B, visits.batch_sizes, want_dh_0))
+        launch = kernel.launch(
+            dict(
+                dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0,
+                y_ptr=y, rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, B=B,
+                stride_row=visits.stride_row, size_rows=N, stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b,
+                stride_dy_h=dy.stride(-1), **rzn_strides(rzn), **_padding(visits, h_0),
+            ),
+            tiles.pdl,
+        )  # fmt: skip
+        _once(call, of_kind, given, launch, tiles, partial(_part, visits, D, want_dh_0, first), want_dh_0)
     return dgates, dh_0 if want_dh_0 else None
 
 
-def _with_grids(
-    visited: Iterable[tuple[int, tuple[int, ...]]], tiles: StepTiles, call: LayerCall
-) -> Iterator[tuple[Grid, tuple[int, ...]]]:
+def _part(visits: Visits, D: int, want_dh_0: bool, first: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
+    """Of backward's launches the first or the others."""
+    return islice(visits.backward(D, want_dh_0), *((1,) if first else (1, None)))
+
+
+def product_precision(call: LayerCall, backward: bool = True) -> str | None:
+    """As protocol.py's Launcher has it: a single step takes x itself."""
+    return call.precision if backward or call.visits.time > 1 else None
+
+
+def _once(
+    call: LayerCall, kind: Hashable, given: Sequence[Tensor], launch: Launch, tiles: StepTiles, visited: Visited,
+    want_dh_0: bool = False,
+) -> None:  # fmt: skip
+    """Launch; the next such pass over a batch without padding hands over the addresses of what it is `given`."""
+    visits, steps = call.visits, partial(_with_grids, visited, tiles, call)
+    same = None if visits.time == 1 else (visits.time, visits.batch, visits.batch_sizes, want_dh_0)
+    launch.each(steps, same)
+    if visits.plain:
+        call.settled["once", kind] = launch.with_others(given, steps, same)
+
+
+def _once_more(call: LayerCall, kind: Hashable, given: Sequence[Tensor]) -> bool:
+    """Whether a pass like one before was launched by this: its `kind` tells how what it is `given` lies in memory."""
+    again = call.settled.get(("once", kind))
+    return again is not None and again(given)
+
+
+def _with_grids(visited: Visited, tiles: StepTiles, call: LayerCall) -> Iterator[tuple[Grid, tuple[int, ...]]]:
     """Grids and scalars of launches that reach so many rows, with such scalars."""
     block_b, columns, D = tiles.block_b, -(-call.hidden_size // tiles.block_h), call.directions
-    return (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited)
+    return (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited())
 
 
 def _settled(kind: str, call: LayerCall, **constants: Any) -> tuple[Kernel, StepTiles]:

@@ -148,7 +148,7 @@ def measure(
     return found
 
 
-def _precision(case: Case, backend: str, device: torch.device) -> str:
+def _precision(case: Case, backend: str, device: torch.device) -> str | None:
     """Of float32 products: one program that holds a small layer computes them by FMA, as cuDNN does there."""
     found, (T, B, D) = registry.find(backend), case.sizes
     if found.module is None:
