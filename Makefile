@@ -25,7 +25,6 @@ demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with
 test: $(VENV)/installed  ## kernels emulated, then what needs the compiler, each in a process of its own; about 8 minutes
 	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu $(NOT_LONG)"
 	$(PYTEST) -m "compiled $(NOT_LONG)"
-	$(PY) -m tests.kit.reached
 
 # Other Tritons that serve `sequence`, to compile its kernels with; PyTorch is not needed for that
 TRITONS := 3.6.0 3.9.0

@@ -27,6 +27,7 @@ REASONS = {
     "compiled": "needs a process without TRITON_INTERPRET" if INTERPRETING else None,
     "gpu": None if torch.cuda.is_available() and not INTERPRETING else "needs a CUDA device, and no TRITON_INTERPRET",
 }
+REACHED = ("reached", "a Triton kernel")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -62,31 +63,25 @@ def _reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
 
     from tritongru.launch.runtime import observe
 
-    reached: list[str] = []
-    compile_kernel = triton.compile
-
-    def compiling(*args, **kwargs):
-        reached.append("compiled")
-        return compile_kernel(*args, **kwargs)
-
-    monkeypatch.setattr(triton, "compile", compiling)
+    reached: list[object] = []
+    compiling = triton.compile
+    monkeypatch.setattr(triton, "compile", lambda *args, **how: reached.append(args) or compiling(*args, **how))
     with observe(lambda name, grid: reached.append(name)):
         yield
     if reached:
-        request.node.user_properties.append(("triton_kernels", len(reached)))
+        request.node.user_properties.append(REACHED)
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    found: dict[str, int] = {}
-    for reports in terminalreporter.stats.values():
-        for report in reports:
-            for name, value in getattr(report, "user_properties", ()):
-                if name == "triton_kernels":
-                    found[report.nodeid] = value
-    kind = "emulated launches" if INTERPRETING else "launches or compilations"
-    terminalreporter.write_line(f"{len(found)} tests reached a Triton kernel ({sum(found.values())} {kind})")
+    """Of this process, and of the other one of `make test`, which has left its number in pytest's cache."""
+    reports = [report for of_kind in terminalreporter.stats.values() for report in of_kind]
+    found = {r.nodeid for r in reports if REACHED in getattr(r, "user_properties", ())}
+    numbers = {"emulated" if INTERPRETING else "compiled": len(found)}
     if hasattr(config, "cache"):  # not with -p no:cacheprovider
-        config.cache.set(f"tritongru/reached_{'interpreted' if INTERPRETING else 'compiled'}", len(found))
+        numbers = config.cache.get("tritongru/reached", {}) | numbers
+        config.cache.set("tritongru/reached", numbers)
+    said = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
+    terminalreporter.write_line(f"Tests that reached a Triton kernel: {said}.")
 
 
 @pytest.fixture(params=BACKENDS)

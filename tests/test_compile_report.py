@@ -16,25 +16,6 @@ pytestmark = pytest.mark.compiled
 
 
 @triton.jit
-def product_kernel(
-    a_ptr,  # [BLOCK, K]
-    b_ptr,  # [K, BLOCK]
-    c_ptr,  # [BLOCK, BLOCK]
-    K,
-    BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):
-    offs = tl.arange(0, BLOCK)
-    offs_k = tl.arange(0, BLOCK_K)
-    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
-    for k in range(0, K, BLOCK_K):
-        a = tl.load(a_ptr + offs[:, None] * K + k + offs_k[None, :])
-        b = tl.load(b_ptr + (k + offs_k)[:, None] * BLOCK + offs[None, :])
-        acc = tl.dot(a, b, acc)
-    tl.store(c_ptr + offs[:, None] * BLOCK + offs[None, :], acc.to(tl.float16))
-
-
-@triton.jit
 def normalize_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     """All of x stays alive across a reduction."""
     offs = tl.arange(0, BLOCK)
@@ -42,42 +23,8 @@ def normalize_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     tl.store(y_ptr + offs, x - tl.max(x, 0))
 
 
-PRODUCT = Kernel(
-    product_kernel, {"BLOCK": 64, "BLOCK_K": 64}, 4,
-    arguments={"a_ptr": "*fp16", "b_ptr": "*fp16", "c_ptr": "*fp16", "K": "i32:16"},
-)  # fmt: skip
 # One warp holds the whole block, more than its threads have registers.
 SPILLING = Kernel(normalize_kernel, {"BLOCK": 8192}, 1, arguments={"x_ptr": "*fp32", "y_ptr": "*fp32"})
-
-TARGETS = {
-    "a100": ("sm_80", "HMMA"),
-    "rtx4090": ("sm_89", "HMMA"),
-    "h100": ("sm_90", "HGMMA"),
-    "b200": ("sm_100", "UTCMMA"),
-    "rtx5090": ("sm_120", "HMMA"),
-    "mi300x": ("gfx942", "mfma"),
-}
-
-
-@pytest.mark.parametrize(("device", "target", "matrix"), [(d, *t) for d, t in TARGETS.items()], ids=TARGETS)
-def test_product_uses_the_matrix_units_of_every_target(device, target, matrix):
-    """In the loop over K; the result is stored behind it."""
-    report = compile_report(PRODUCT, describe(device))
-    assert (report.kernel, report.target) == ("product_kernel", target)
-    assert (report.num_warps, report.num_stages) == (4, 1)
-    assert report.counts[matrix] == report.matrix_instructions > 0
-    assert report.spill_bytes == 0
-    assert 0 < report.registers <= 255
-    assert 0 < report.shared_bytes <= describe(device).shared_per_program
-    assert sum(report.counts.values()) < report.instructions
-    assert "product_kernel" in report.sass
-    if device != "mi300x":
-        loop = report.loops[0]
-        assert loop.instructions < report.instructions
-        assert 0 < loop.counts.get(matrix, 0) <= report.matrix_instructions
-        assert loop.counts.get("LDG", 0) + loop.counts.get("LDGSTS", 0) > 0
-        assert "STG" in report.counts and "STG" not in loop.counts
-        assert [a.instructions for a in report.loops] == sorted((a.instructions for a in report.loops), reverse=True)
 
 
 def test_spill_bytes_are_what_the_assembler_says(tmp_path, monkeypatch, capfd):

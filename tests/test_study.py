@@ -110,14 +110,3 @@ def test_what_the_figure_and_the_readme_say_holds() -> None:
     assert (before["BAR"], now["BAR"]) == ("13", "2")
     assert before["HMMA"] == now["HMMA"] and int(now["shared_bytes"]) < int(before["shared_bytes"]) / 3
     assert int(barrier["MEMBAR"]) + int(barrier["ATOM"]) + int(barrier["RED"]) == 9
-
-
-def test_a_measured_time_is_shown_beside_the_form() -> None:
-    rows = study.committed()
-    assert "have not been timed" in study.text(rows, [])
-    case = Case(study.STUDY_T, 32, int(rows[0]["H"]), int(rows[0]["H"]), "bf16")
-    row = {"case": case.name, "pass": "inference", "l2": "warm", "status": "ok", "device": "NVIDIA H200"}
-    measured = [{**row, "provider": "step", "us_per_step": "3.25"}, {**row, "case": "other", "us_per_step": "9"}]
-    assert "| form | NVIDIA H200 |" in study.text(rows, measured[:1])
-    assert "| `step` | 3.25 |" in study.text(rows, measured[:1])
-    assert "have not been timed" in study.text(rows, [{**measured[1], "provider": "step"}])
