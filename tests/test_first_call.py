@@ -11,53 +11,51 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+from torch.nn.utils.rnn import pack_sequence
+
+import tritongru
 
 pytest.importorskip("triton")
 
 from benchmarks import hostcost
+from tests.kit.modules import tensors
 from tests.kit.versions import TRITON
-from tritongru import registry
-from tritongru.batch import Visits
-from tritongru.launch import first_call, sequence, step
-from tritongru.launch.protocol import LayerCall, LayerWeights
+from tritongru import call, registry
+from tritongru.latest import Latest
+from tritongru.launch import first_call
 from tritongru.launch.runtime import Kernel
 from tritongru.planning import Problem, describe
 
-B, I = 3, 8
 H200 = describe("h200")
 
 
 @pytest.mark.compiled
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
-@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize(("module", "T", "H"), [(step, 4, 20), (step, 1, 20), (sequence, 4, 200), (sequence, 4, 40)])
-def test_what_is_compiled_is_what_is_launched(module, T: int, H: int, dtype: str, packed: bool, monkeypatch) -> None:
-    """By the keys under which Triton looks a kernel up: the real launchers, and the launch itself left out."""
-    asked: list[object] = []
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "T", "H"), [("step", 4, 20), ("step", 1, 20), ("sequence", 4, 200), ("sequence", 4, 40)]
+)
+def test_what_is_compiled_is_what_is_launched(backend: str, T: int, H: int, dtype, packed: bool, monkeypatch) -> None:
+    """By the keys under which Triton looks a kernel up, in a whole call that trains, but for the launches."""
+    asked, foreseen = [], set()
 
-    def get(self: Any, key: object, default: object = None) -> object:
-        asked.append(key)
-        return self.kernel
+    def prepare(layer: Any, input_size: int, weights: Any, copied: bool = False) -> None:
+        """As is done of a GPU's tensors; the second time all is known."""
+        for known in (False, True):
+            first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute, copied)
+            assert bool(asked) != known
+            foreseen.update(asked)
+            asked.clear()
 
-    monkeypatch.setattr(hostcost._Always, "get", get)
-    own = first_call.DTYPES[dtype]
-    sizes = tuple(max(1, B - t) for t in range(T)) if packed else None
-    rows = (T, B) if sizes is None else (sum(sizes),)
-    x, h_0 = torch.randn(*rows, I, dtype=own), torch.randn(1, B, H, dtype=own)
-    flat = tuple(torch.randn(*shape, dtype=own) for shape in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,)))
-    call = LayerCall(Visits.of(x, sizes), 1, H, dtype, "tf32", H200, save_gates=True)
-    first_call._seen.clear()
-    with hostcost.without_gpu(*{s.kernel for s in module.specimens(Problem(B, T, I, H, dtype=dtype), H200)}):
-        first_call.prepare(module, call, I, flat, recompute=False)
-        foreseen = set(asked)
-        asked.clear()
-        weights = LayerWeights.of(flat, 1)
-        y, h_n, gates = module.forward(call, x, h_0, weights)
-        module.backward(call, torch.zeros_like(y), torch.zeros_like(h_n), y, h_0, gates, weights, own)
-        assert set(asked) == foreseen and len(foreseen) == (3 if module is step and T > 1 else 2)
-        asked.clear()
-        first_call.prepare(module, call, I, flat, recompute=False)
-        assert not asked  # known by now
+    monkeypatch.setattr(hostcost._Always, "get", lambda self, key, _=None: asked.append(key) or self.kernel)
+    monkeypatch.setattr(call, "prepare", prepare)
+    monkeypatch.setattr(first_call, "_seen", Latest(10))
+    layer, h_0 = tritongru.GRU(8, H, dtype=dtype, backend=backend), torch.randn(1, 3, H, dtype=dtype).requires_grad_()
+    sequences = [torch.randn(max(1, T - packed * row), 8, dtype=dtype) for row in range(3)]
+    with hostcost.as_on_a_gpu():
+        results = tensors(layer(pack_sequence(sequences) if packed else torch.stack(sequences, 1), h_0))
+        torch.autograd.backward(results, [torch.randn_like(t) for t in results])
+        assert set(asked) == foreseen and len(foreseen) == (3 if backend == "step" and T > 1 else 2)
 
 
 def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = None) -> Kernel:
