@@ -287,7 +287,7 @@ def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
     x, h_0, weights, *others = arguments(form.pair("reference")[1], form, training=False)
     call = compiled(lambda of_x, of_h_0: inside.layer_forward(x[:, of_x], h_0[:, of_h_0], weights, *others)[0])
     assert call(some(1, 0, 1, 0), some(0, 1, 1, 0)).shape == (3, 2, 5)
-    with pytest.raises(RuntimeError, match=r"h_0 must have x's batch size, 2, got \[1, 1, 5\]"):
+    with pytest.raises(RuntimeError, match=r"h_0 must be \[1, 2, 5\], got \[1, 1, 5\]"):
         call(some(1, 0, 1, 0), ONE)
 
 
