@@ -291,6 +291,18 @@ def test_a_known_pass_hands_over_what_the_long_way_does(
 
 
 @pytest.mark.compiled
+def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(handed: list[tuple[Any, ...]]) -> None:
+    """By the JIT, by what it compiled, and of a call like one before."""
+    module, x = tritongru.GRU(8, 16, backend="step"), torch.randn(4, B, 8)
+    for _ in range(3):
+        handed.clear()
+        with torch.no_grad():
+            module(x)
+        beside = [bool(given[6]) for given in handed]  # of Triton's launcher: grid, stream, function, cooperative, pdl
+        assert beside == [False, True, True, True]
+
+
+@pytest.mark.compiled
 @pytest.mark.parametrize(
     ("layer", "T", "most_calls", "most_operators"),
     [
@@ -311,9 +323,11 @@ def test_a_step_costs_the_host_little(layer: str, T: int, most_calls: Any, most_
 
 @pytest.mark.compiled
 def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tuple[Any, ...]]) -> None:
+    import triton
+
     from tritongru.launch.runtime import observe
 
-    module, names = tritongru.GRUCell(8, 16, backend="step"), []
+    module, names, hook = tritongru.GRUCell(8, 16, backend="step"), [], triton.knobs.runtime.launch_enter_hook
     shifted = torch.randn(B * 8 + 1)[1:].view(B, 8)
     with torch.no_grad():
         for x in (torch.randn(B, 8), torch.randn(B, 8), shifted):
@@ -322,7 +336,12 @@ def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tupl
         assert shifted.data_ptr() in [t.data_ptr() for t in tensors]  # by the JIT, of another alignment
         with observe(lambda name, grid: names.append(name)):
             module(torch.randn(B, 8), torch.randn(B, 16))
-    assert names == ["step_forward"] and len(handed) == 4
+        hook.add(print)
+        try:
+            module(torch.randn(B, 8), torch.randn(B, 16))
+        finally:
+            hook.remove(print)
+    assert names == ["step_forward"] and len(handed) == 5 and hook in handed[-1]
 
 
 @pytest.mark.compiled

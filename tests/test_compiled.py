@@ -10,28 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 import tritongru
 from tests.kit import inside
-from tests.kit.modules import (
-    FORMS,
-    PLAIN,
-    Form,
-    as_function,
-    assert_all_close,
-    assert_close,
-    assert_same,
-    backends,
-    both,
-    default_too,
-    loss_of,
-    ours_and_default,
-    ours_by_form,
-    packed,
-    pair,
-    randn,
-    results,
-    some_forms,
-    table,
-    tensors,
-)
+from tests.kit import modules as kit
 from tests.kit.operators import BACKWARD, FORWARD, Graphs, arguments, compiled, runs
 
 
@@ -41,105 +20,105 @@ def full_graph(call):
     return torch.compile(call, backend=graphs, fullgraph=True), graphs
 
 
-@table("form", some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "padded", "cell"))
-@default_too
+@kit.table("form", kit.some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "padded", "cell"))
+@kit.default_too
 def test_a_module_compiles_as_a_full_graph(backend, form, dynamo, ran):
     """Where Dynamo may trace RNNs."""
     theirs, ours = form.pair(backend)
     call, graphs = full_graph(ours)
-    assert_same(form.results(call, of=ours), form.results(theirs))
+    kit.assert_same(form.results(call, of=ours), form.results(theirs))
     by_operator = backend != "aten" and (backend or not form.cell)
     assert (FORWARD in graphs[0]) == bool(by_operator)
     assert set(ran) == (runs(backend) if by_operator else set())
 
 
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
-@default_too
+@kit.default_too
 def test_with_no_setting_gru_is_a_full_graph_and_a_module_breaks_it(backend, dynamo, ran, compiler):
     """And both compute the same."""
-    form = FORMS["two-layers-bidirectional"]
+    form = kit.FORMS["two-layers-bidirectional"]
     theirs, ours = form.pair(backend)
-    call = torch.compile(as_function(theirs, tritongru.gru, backend=backend), backend=compiler, fullgraph=True)
+    call = torch.compile(kit.as_function(theirs, tritongru.gru, backend=backend), backend=compiler, fullgraph=True)
     beside = torch.compile(lambda x, h_0: ours(x * 2, h_0), backend="eager")
     with dynamo.config.patch(allow_rnn=False):
-        assert_same(form.results(call, of=theirs), form.results(theirs))
+        kit.assert_same(form.results(call, of=theirs), form.results(theirs))
         assert ran == [*runs(backend)] * 2
         if compiler == "eager":
             expected = form.results(lambda x, h_0: theirs(x * 2, h_0), of=theirs)
-            assert_same(form.results(beside, of=ours), expected)
+            kit.assert_same(form.results(beside, of=ours), expected)
 
 
-@ours_and_default
+@kit.ours_and_default
 def test_a_graph_knows_neither_time_nor_batch(backend, dynamo):
     """As many operations for T = 1000 as for 10, and after the first changes of T and of B no graph is made again."""
-    _, ours = pair(backend, 2, 3)
+    _, ours = kit.pair(backend, 2, 3)
     (call, graphs), (padded, with_padding) = full_graph(ours), full_graph(ours)
     for T, B in ((4, 2), (5, 2), (5, 3), (6, 4), (9, 2), (3, 7)):
-        loss_of(*call(randn(T, B, 2))).backward()
+        kit.loss_of(*call(kit.randn(T, B, 2))).backward()
     if backend in (None, "reference"):
-        call(randn(1000, 2, 2))
+        call(kit.randn(1000, 2, 2))
         dynamo.reset()
         of_long, graphs_of_long = full_graph(ours)
-        of_long(randn(1000, 2, 2))
+        of_long(kit.randn(1000, 2, 2))
         assert len(graphs_of_long[0]) <= len(graphs[-1]) < 40
     dynamo.reset()
     for T, B in ((4, 2), (5, 2), (5, 3), (6, 4), (3, 7)):
         how = {"lengths": torch.randint(1, T + 1, (B,)), "resets": torch.rand(T, B) < 0.3}
-        assert_all_close(padded(randn(T, B, 2), **how), ours(randn(T, B, 2), **how))
+        kit.assert_all_close(padded(kit.randn(T, B, 2), **how), ours(kit.randn(T, B, 2), **how))
     assert len(graphs) <= 3 and len(with_padding) <= 3  # static, then a size that changes, then both
 
 
-@ours_and_default
+@kit.ours_and_default
 def test_packed_input_compiles_as_a_full_graph(backend, dynamo):
     """Its lengths are read when the graph runs: other lengths, the same graph."""
-    _, ours = FORMS["two-layers-bidirectional"].pair(backend)
+    _, ours = kit.FORMS["two-layers-bidirectional"].pair(backend)
     for with_hx in (True, False):
         dynamo.reset()
         call, graphs = full_graph(ours)
         for lengths in ((4, 3, 3), (5, 2, 1), (6, 4, 2, 1), (2, 2))[: 2 if backend in ("step", "sequence") else 4]:
-            given = packed(*lengths), randn(4, len(lengths), 5, seed=3) if with_hx else None
-            assert_same(results(call, *given, of=ours), results(ours, *given), terms=26)
+            given = kit.packed(*lengths), kit.randn(4, len(lengths), 5, seed=3) if with_hx else None
+            kit.assert_same(kit.results(call, *given, of=ours), kit.results(ours, *given), terms=26)
         assert len(graphs) <= 3 and all(graph.count(FORWARD) == 2 for graph in graphs)
         assert isinstance(call(*given)[0], PackedSequence)
 
 
-@ours_and_default
+@kit.ours_and_default
 def test_one_graph_for_all_lengths_and_resets(backend, dynamo):
     """Their values are what the graph is run with, and a bad one is an error then."""
-    _, ours = pair(backend, 3, 5, 2, batch_first=True, bidirectional=True)
+    _, ours = kit.pair(backend, 3, 5, 2, batch_first=True, bidirectional=True)
     call, graphs = full_graph(ours)
-    x, h_0 = randn(3, 5, 3), randn(4, 3, 5)
+    x, h_0 = kit.randn(3, 5, 3), kit.randn(4, 3, 5)
     for seed, lengths in enumerate(((4, 5, 1), (1, 2, 5), (5, 5, 5))):
-        how = {"lengths": torch.tensor(lengths), "resets": randn(3, 5, seed=seed) > 0.6}
-        assert_same(results(call, x, h_0, of=ours, **how), results(ours, x, h_0, **how), terms=23)
+        how = {"lengths": torch.tensor(lengths), "resets": kit.randn(3, 5, seed=seed) > 0.6}
+        kit.assert_same(kit.results(call, x, h_0, of=ours, **how), kit.results(ours, x, h_0, **how), terms=23)
     assert len(graphs) == 1
     with pytest.raises(RuntimeError, match="got 6 where input has 5 steps"):
         call(x, h_0, lengths=torch.tensor([5, 6, 1]), resets=how["resets"])
 
 
-@default_too
+@kit.default_too
 def test_compiled_calls_that_are_not_training(backend, dynamo):
-    theirs, ours = (m.eval() for m in pair(backend, 3, 5, num_layers=2, dropout=0.5))
+    theirs, ours = (m.eval() for m in kit.pair(backend, 3, 5, num_layers=2, dropout=0.5))
     call = compiled(ours)
     with torch.no_grad():
-        assert_all_close(call(randn(3, 2, 3)), theirs(randn(3, 2, 3)))
-    assert_all_close(call(randn(3, 3)), theirs(randn(3, 3)))
+        kit.assert_all_close(call(kit.randn(3, 2, 3)), theirs(kit.randn(3, 2, 3)))
+    kit.assert_all_close(call(kit.randn(3, 3)), theirs(kit.randn(3, 3)))
     if backend != "aten":  # torch 2.13 draws the same there at each call
         ours.train()
-        assert not torch.equal(call(randn(3, 2, 3))[0], call(randn(3, 2, 3))[0])
+        assert not torch.equal(call(kit.randn(3, 2, 3))[0], call(kit.randn(3, 2, 3))[0])
 
 
-@ours_and_default
+@kit.ours_and_default
 def test_compiled_autocast_is_eager_autocast(backend, dynamo):
     """In bfloat16 where a backend is forced, else float32 comes out, as of nn.GRU (whose products are autocast)."""
-    _, ours = PLAIN.pair(backend)
+    _, ours = kit.PLAIN.pair(backend)
 
     def call(module):
         def autocast(*given):
             with torch.autocast("cpu", torch.bfloat16):
                 return module(*given)
 
-        return PLAIN.results(autocast, of=ours)
+        return kit.PLAIN.results(autocast, of=ours)
 
     expected, found = call(ours), call(compiled(ours))
     assert expected["output"].dtype == (torch.bfloat16 if backend else torch.float32)
@@ -150,11 +129,11 @@ def test_compiled_autocast_is_eager_autocast(backend, dynamo):
 
 
 @pytest.mark.long
-@ours_and_default
+@kit.ours_and_default
 def test_inductor(backend, dynamo):
     """The compiler that people use, around the operators, for a whole model with a loss."""
-    theirs, ours = pair(backend, 3, 5, num_layers=2, batch_first=True)
-    head, of_h_n = nn.Linear(5, 2), randn(2, 2, 5, seed=6)
+    theirs, ours = kit.pair(backend, 3, 5, num_layers=2, batch_first=True)
+    head, of_h_n = nn.Linear(5, 2), kit.randn(2, 2, 5, seed=6)
 
     def model(module, x):
         output, h_n = module(torch.tanh(x))
@@ -162,14 +141,14 @@ def test_inductor(backend, dynamo):
 
     for module, run in ((theirs, model), (ours, torch.compile(model, fullgraph=True))):
         module.zero_grad()
-        run(module, randn(2, 7, 3)).backward()
-    assert_all_close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
+        run(module, kit.randn(2, 7, 3)).backward()
+    kit.assert_all_close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
 
 
 def test_under_use_backend_and_the_environment_a_graph_is_made_for_what_is_asked(dynamo, ran, monkeypatch):
     def made():
         dynamo.reset()
-        torch.compile(ours, backend="eager", fullgraph=True)(randn(3, 2, 3))
+        torch.compile(ours, backend="eager", fullgraph=True)(kit.randn(3, 2, 3))
 
     ours = tritongru.GRU(3, 5)
     with tritongru.use_backend("aten"):
@@ -193,19 +172,19 @@ def compiled_backward(loss, compiler):
         torch.compile(lambda: loss.backward(), backend=compiler)()
 
 
-@ours_by_form({name: form for name, form in FORMS.items() if name not in ("unbatched", "one-step")})
+@kit.ours_by_form({name: form for name, form in kit.FORMS.items() if name not in ("unbatched", "one-step")})
 @pytest.mark.filterwarnings("ignore")  # Dynamo's own, of what it does not trace
 def test_backward_under_compiled_autograd(backend, form, dynamo):
     _, layer = form.pair(backend)
 
     def loss(on=slice(None), call=layer):
-        return sum((t * randn(*t.shape, seed=5)).sum() for t in tensors(call(*form.given(), **form.how()))[on])
+        return sum((t * kit.randn(*t.shape, seed=5)).sum() for t in kit.tensors(call(*form.given(), **form.how()))[on])
 
     for on in (slice(None), slice(-1, None)):  # all results, or h_n alone
         layer.zero_grad()
         expected, graphs = torch.autograd.grad(loss(on), list(layer.parameters())), Graphs()
         compiled_backward(loss(on), graphs)
-        assert_all_close([p.grad for p in layer.parameters()], expected)
+        kit.assert_all_close([p.grad for p in layer.parameters()], expected)
         assert [name for graph in graphs for name in graph].count(BACKWARD) == getattr(layer, "num_layers", 1)
         assert not [name for graph in graphs for name in graph if "mm" in name or "empty" in name]
 
@@ -246,15 +225,15 @@ def packed_rows(module, data, batch_sizes, rows, steps):
     return output.data, h_n
 
 
-DATA, SIZES_OF_DATA = randn(8, 3), torch.tensor([3, 2, 2, 1])
+DATA, SIZES_OF_DATA = kit.randn(8, 3), torch.tensor([3, 2, 2, 1])
 MASKS = [(some(1, 1, 1, 1, 1, 1, 0, 0), some(1, 1, 0, 1)), (some(0, 0, 0, 1, 1, 1, 1, 1), some(1, 0, 1, 0))]
 TIME, PACKED = "x must have elements, got ", r"batch_sizes must begin with h_0's batch size, 3, .*got "
 BY_DATA = {  # options of the layer, its call, what is given but masks, good masks, bad ones and what is said
-    "batch": ({}, columns, [randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
-    "batch-first": (BY_BATCH, rows, [randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
-    "cell": (None, cell_twice, [randn(4, 3)], [[SOME], [ONE], [NONE]], []),
-    "time": ({}, rows, [randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[0, 4, 3\]")]),
-    "time-batch-first": (BY_BATCH, columns, [randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[4, 0, 3\]")]),
+    "batch": ({}, columns, [kit.randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
+    "batch-first": (BY_BATCH, rows, [kit.randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
+    "cell": (None, cell_twice, [kit.randn(4, 3)], [[SOME], [ONE], [NONE]], []),
+    "time": ({}, rows, [kit.randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[0, 4, 3\]")]),
+    "time-batch-first": (BY_BATCH, columns, [kit.randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[4, 0, 3\]")]),
     "packed": (
         {"bidirectional": True}, packed_rows, [DATA, SIZES_OF_DATA], MASKS,
         [((some(*[1] * 7, 0), ALL), PACKED + r"\[3, 2, 2, 1\]"), ((some(*[1] * 7, 0), NONE), PACKED + r"\[\]")],
@@ -262,20 +241,20 @@ BY_DATA = {  # options of the layer, its call, what is given but masks, good mas
 }  # fmt: skip
 
 
-@table("case", BY_DATA)
-@ours_and_default
+@kit.table("case", BY_DATA)
+@kit.ours_and_default
 def test_a_time_that_only_data_tells(backend, case, unbacked):
     """Or a batch, of none too, or packed rows."""
     options, call, given, masks, refused = case
-    theirs, ours = FORMS["cell"].pair(backend) if options is None else pair(backend, 3, 4, **options)
+    theirs, ours = kit.FORMS["cell"].pair(backend) if options is None else kit.pair(backend, 3, 4, **options)
     graph = compiled(call)
     for mask in masks:
 
         def run(m, mask=mask):
             found = (graph if m is ours else call)(m, *given, *mask)
-            return [*found, *torch.autograd.grad(loss_of(*found), list(m.parameters()))]
+            return [*found, *torch.autograd.grad(kit.loss_of(*found), list(m.parameters()))]
 
-        both(theirs, ours, run)
+        kit.both(theirs, ours, run)
     for mask, words in refused:
         with pytest.raises(RuntimeError, match=words):
             graph(ours, *given, *mask)
@@ -283,7 +262,7 @@ def test_a_time_that_only_data_tells(backend, case, unbacked):
 
 def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
     """Of the operator alone: those of x and h_0 here come from two masks."""
-    form = Form(sizes=(3, 4))
+    form = kit.Form(sizes=(3, 4))
     x, h_0, weights, *others = arguments(form.pair("reference")[1], form, training=False)
     call = compiled(lambda of_x, of_h_0: inside.layer_forward(x[:, of_x], h_0[:, of_h_0], weights, *others)[0])
     assert call(some(1, 0, 1, 0), some(0, 1, 1, 0)).shape == (3, 2, 5)
@@ -332,17 +311,17 @@ class InARow(Loop):
 def graphs_of(dynamo, model, rows):
     """What Dynamo made of training, inference, frozen weights and inputs of several sizes, and each call's result."""
     dynamo.reset()
-    graphs, results = Graphs(), []
+    graphs, kit.results = Graphs(), []
     compiled = torch.compile(model, backend=graphs)
     for mode, shape in enumerate(rows):
         model.train(mode != 1)
         model.requires_grad_(mode != 2)
         with torch.set_grad_enabled(mode != 1):
-            x = randn(*shape, 3).requires_grad_(mode == 3)
-            results.append(compiled(x))
-        if results[-1].requires_grad:
-            results[-1].sum().backward()
-    return graphs, results
+            x = kit.randn(*shape, 3).requires_grad_(mode == 3)
+            kit.results.append(compiled(x))
+        if kit.results[-1].requires_grad:
+            kit.results[-1].sum().backward()
+    return graphs, kit.results
 
 
 ROWS = ((4, 2), (5, 2), (5, 3), (3, 4), (1, 2))
@@ -353,8 +332,8 @@ KINDS = {
 }
 
 
-@table("kind", KINDS)
-@backends(None, "reference")
+@kit.table("kind", KINDS)
+@kit.backends(None, "reference")
 def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(kind, backend, plain):
     make, theirs, ours, rows = kind
     expected = make([theirs(size, size + 1) for size in SIZES])
@@ -363,10 +342,10 @@ def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(ki
     (their_graphs, their_results), (our_graphs, our_results) = (graphs_of(plain, m, rows) for m in (expected, found))
     assert our_graphs == their_graphs
     for f, e in zip(our_results, their_results, strict=True):
-        assert_close(f, e, terms=16 * len(SIZES))
+        kit.assert_close(f, e, terms=16 * len(SIZES))
 
 
-@ours_and_default
+@kit.ours_and_default
 @pytest.mark.parametrize("cell", [False, True], ids=["gru", "gru_cell"])
 def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
     """Nor their backward, which a compiled step of training calls."""
@@ -386,14 +365,14 @@ def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
         return x
 
     for T, B in ((2, 2), (3, 2), (2, 3)):
-        step(randn(B, 3) if cell else randn(T, B, 3))
+        step(kit.randn(B, 3) if cell else kit.randn(T, B, 3))
     assert graphs == []
 
 
 def test_what_is_given_to_compile_is_still_compiled(dynamo):
     """The functions, the modules, their methods, and a module's own `compile`."""
     layer, cell, theirs = tritongru.GRU(3, 4), tritongru.GRUCell(3, 4), nn.GRU(3, 4)
-    x, h_0, weights = randn(3, 2, 3), torch.zeros(1, 2, 4), list(theirs.parameters())
+    x, h_0, weights = kit.randn(3, 2, 3), torch.zeros(1, 2, 4), list(theirs.parameters())
     for function, *given in (
         (tritongru.gru, x, h_0, weights, True, 1, 0.0, True, False, False),
         (tritongru.gru_cell, x[0], h_0[0], *weights),
@@ -401,10 +380,10 @@ def test_what_is_given_to_compile_is_still_compiled(dynamo):
     ):  # fmt: skip
         dynamo.reset()
         call, graphs = full_graph(function)
-        assert_close(tensors(call(*given))[0], tensors(function(*given))[0])
+        kit.assert_close(kit.tensors(call(*given))[0], kit.tensors(function(*given))[0])
         assert len(graphs) == 1 and (FORWARD in graphs[0]) == (given[0] is x)
     dynamo.reset()
     graphs, expected = Graphs(), layer(x)[0]
     layer.compile(backend=graphs, fullgraph=True)
-    assert_close(layer(x)[0], expected)
+    kit.assert_close(layer(x)[0], expected)
     assert len(graphs) == 1

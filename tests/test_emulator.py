@@ -19,9 +19,9 @@ from triton.experimental.gluon import language as gl
 
 from tritongru.tools import emulator
 from tritongru.tools.emulator import TWINS, Deadlock, KernelError, OutOfBounds, emulate, emulating
-from tritongru.tools.emulator.language import FUNCTIONS, bound
+from tritongru.tools.emulator.language import FUNCTIONS
 from tritongru.tools.emulator.memory import Memory
-from tritongru.tools.emulator.values import POINTERS, RAW, raw, unraw
+from tritongru.tools.emulator.values import RAW, raw, unraw
 
 PROGRAMS, SIZE, SEEDS, SENTINEL = 5, 64, range(20), -1
 LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
@@ -110,26 +110,6 @@ def test_masked_lanes_touch_no_memory_and_are_poisoned_and_so_is_fresh_shared_me
     for poison in (poisoned[n:], fresh):
         assert poison.isnan().all() if dtype.is_floating_point else (poison > 40).all()
     assert (filled[n:] == 7).all() and stored[:3].tolist() == [1, 0, 3] and not stored[n:].any()
-
-
-SHARED = gl.constexpr(gl.SwizzledSharedLayout(1, 1, 1, [0]))
-MISTAKES = [  # with i = arange(0, 64) and a pointer to floats; numpy would do something
-    (lambda i, p: gl.arange(0, 63), "powers of 2, got 63"),
-    (lambda i, p: gl.load(p + i, mask=gl.expand_dims(i, 1) < 0), "more dimensions"),
-    (lambda i, p: p + 1.5, "pointer"),
-    (lambda i, p: gl.store(i, 0), "a pointer is needed"),
-    (lambda i, p: gl.load(p + i, mask=i), "a mask must be boolean"),
-    (lambda i, p: i + 2**31, "2147483648"),
-    (lambda i, p: gl.inline_asm_elementwise("brk;", "=r,r", [i], gl.int32, True, 1), "no twin .*'brk;'"),
-    (lambda i, p: gl.allocate_shared_memory(gl.int32, [128], SHARED).store(i), r"is int32\[128\], .* int32\[64\]"),
-    (lambda i, p: gl.allocate_shared_memory(gl.int32, [64], SHARED).slice(1, 64), r"slice \[1, 65\) .* \[64\]"),
-]
-
-
-@pytest.mark.parametrize(("mistake", "message"), MISTAKES, ids=[message for _, message in MISTAKES])
-def test_what_triton_would_not_compile_is_an_error(mistake, message: str) -> None:
-    with pytest.raises(Exception, match=message):
-        bound(mistake)(FUNCTIONS["arange"](0, 64), emulator.Tensor(np.int64(4096), POINTERS[FP32]))
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------

@@ -3,7 +3,6 @@ not list."""
 
 from collections import defaultdict
 from dataclasses import replace
-from itertools import count
 from typing import Any
 
 import pytest
@@ -201,62 +200,6 @@ def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch
                 output, _ = layer(torch.randn(B, T, 20) if batch_first else torch.randn(T, B, 20))
                 output.backward(torch.randn_like(output))
     assert len(keys) == 2 and all(1 <= len(of_kernel) <= 3 for of_kernel in keys.values())
-
-
-@pytest.mark.compiled
-def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(monkeypatch) -> None:
-    """And a call whose arguments are those of a call before hands over what that one did, no other call does."""
-    import triton
-
-    from benchmarks.hostcost import without_gpu
-    from tritongru.batch import Visits
-    from tritongru.kernels import step as kernels
-    from tritongru.launch import runtime, step
-    from tritongru.launch.protocol import LayerCall, LayerWeights
-
-    T, B, I, H = 5, 2, 7, 16
-    weights = LayerWeights.of((torch.randn(3 * H, I), torch.randn(3 * H, H), torch.randn(3 * H), torch.randn(3 * H)), 1)
-    x, h_0, x_proj = torch.randn(T, B, I), torch.randn(1, B, H), torch.randn(T, B, 3 * H)
-    pool: dict[Any, torch.Tensor] = {}
-    order = count()
-
-    def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-        """A pass gets the memory that the one before it got, in the same order."""
-        return pool.setdefault((next(order), shape, dtype), torch.empty(shape, dtype=dtype, device=device))
-
-    monkeypatch.setattr(step, "empty", empty)
-    monkeypatch.setattr(step, "project", lambda *given: x_proj)
-    handed: list[tuple[Any, ...]] = []
-
-    def forward(T: int) -> list[tuple[Any, ...]]:
-        nonlocal order
-        order = count()
-        handed.clear()
-        call = LayerCall(Visits(T, B), 1, H, "fp32", "tf32", describe("h200"), save_gates=True)
-        step.forward(call, x, h_0, weights)
-        return handed.copy()
-
-    def beside(found: list[tuple[Any, ...]]) -> list[bool]:
-        return [bool(given[6]) for given in found]  # of Triton's launcher: grid, stream, function, cooperative, pdl
-
-    with without_gpu(kernels.step_forward) as stand_in, monkeypatch.context() as patch:
-        patch.setattr(runtime, "_observers", [])  # who is told of launches gets them one by one
-        stand_in.run.launch = lambda *given: handed.append(given)
-        found = forward(T)  # by the JIT
-        assert beside(found) == [False] + [True] * (T - 1) and len(runtime._kept) == 0
-        assert beside(forward(T)) == beside(found) and len(runtime._kept) == 1
-        noted = handed.copy()
-        assert len(noted) == T and [p.given for p in runtime._kept.values()] == [noted]
-        assert forward(T) == noted and len(runtime._kept) == 1
-        assert beside(forward(T - 1)) == [False] + [True] * (T - 2) and len(runtime._kept) == 2
-        x_proj = x_proj.clone()
-        assert forward(T) != noted and len(runtime._kept) == 3
-        hook = triton.knobs.runtime.launch_enter_hook
-        hook.add(print)
-        try:
-            assert len(forward(T)) == T and len(runtime._kept) == 3
-        finally:
-            hook.remove(print)
 
 
 @pytest.mark.compiled
