@@ -148,8 +148,8 @@ def backward_pass(
         dy = dy.transpose(0, 1) if dy is not None else None
     if dh_n is None and call.visits.time == call.directions == 1:  # y is h_n
         dy, dh_n = None, dy
-    dy = _zero(y).expand_as(y) if dy is None else dy
-    dh_n = torch.zeros_like(h_0, memory_format=torch.contiguous_format) if dh_n is None else dh_n
+    dy = _zeros_like(y, torch.Size()).expand_as(y) if dy is None else dy
+    dh_n = _zeros_like(h_0, h_0.shape) if dh_n is None else dh_n
     want_x, want_h_0, *want = wanted
     each, weights = len(flat) // call.directions, LayerWeights.of(flat, call.directions)
     given = BackwardPass(
@@ -162,18 +162,19 @@ def backward_pass(
     return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]
 
 
-_zeros: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+_zeros: dict[tuple[Any, ...], Tensor] = {}
 
 
-def _zero(like: Tensor) -> Tensor:
-    """One zero of its dtype, kept, since to make it costs a launch."""
-    device, dtype = like.device, like.dtype
-    found = _zeros.get((device, dtype))
-    if found is None and capturing(device):
-        return like.new_zeros(())
-    if found is None:
-        found = _zeros[device, dtype] = lasting(lambda: torch.zeros((), dtype=dtype, device=device), device)
-    return found
+def _zeros_like(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Zeros that nobody writes, of its dtype; a few are kept, since to make them costs a launch."""
+    device, dtype = tensor.device, tensor.dtype
+    key = device, dtype, shape
+    found = _zeros.get(key)
+    if found is not None:
+        return found
+    if capturing(device) or shape.numel() > 1 << 16 or len(_zeros) == 64:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return _zeros.setdefault(key, lasting(lambda: torch.zeros(shape, dtype=dtype, device=device), device))
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q

@@ -91,9 +91,9 @@ def backward(
     dgates, want_dh_0 = visits.padded(new(D, N, 4 * H, dtype=y.dtype)), dh_0_dtype is not None
     dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
     given = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
-    laid_out = [(t.stride(), t.dtype, t.is_neg()) for t in given[:6]]  # hooks on saved tensors may have changed it
+    laid_out = [(t.stride(), t.dtype) for t in given[:6]]  # hooks on saved tensors may have changed it
     for kind in kinds(visits.time, training=True)[1 : max(visits.time + want_dh_0, 2)]:  # one launch may do for T = 2
-        first, of_kind = kind == "backward_first", (kind, dh_0_dtype, *laid_out)
+        first, of_kind = kind == "backward_first", (kind, dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out)
         if _once_more(call, of_kind, given):
             continue
         dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
