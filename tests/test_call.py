@@ -20,6 +20,7 @@ from torch.nn.utils.rnn import pack_sequence
 import tritongru
 from tests.kit import modules as kit
 from tritongru import call, registry
+from tritongru import layer as layers
 from tritongru.latest import Latest
 
 T, B, I, H = 5, 3, 4, 6
@@ -111,7 +112,7 @@ def test_the_host_makes_few_calls(launched: list[list[Any]], monkeypatch: pytest
     monkeypatch.setattr(runtime.Launch, "__call__", lambda self, grid, scalars: None)
     layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
     found = costs(calls, layer, torch.randn(T, B, I, dtype=torch.bfloat16))
-    assert all(cost <= most for cost, most in zip(found, (141, 336, 111), strict=True)), found
+    assert all(cost <= most for cost, most in zip(found, (141, 337, 111), strict=True)), found
 
 
 @kit.ours_by_form(kit.FORMS | {"dropout": kit.Form({"num_layers": 2, "dropout": 0.5})})
@@ -217,6 +218,22 @@ def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
     assert known
 
 
+@pytest.mark.parametrize("backend", ["reference", "step", "sequence"])
+def test_zeros_for_a_gradient_that_is_absent_are_kept_and_stay_zero(backend: str, monkeypatch) -> None:
+    """No more of them than so many, and none that is large."""
+    zeros: dict[Any, Tensor] = {}
+    monkeypatch.setattr(layers, "_zeros", zeros)
+    layer = tritongru.GRU(I, H, backend=backend)
+    for T in (1, 2):
+        for y_or_h_n in (0, 1, 0, 1):
+            layer(torch.randn(T, B, I))[y_or_h_n].sum().backward()
+    assert len(zeros) == 2 and not any(t.any() for t in zeros.values())
+    for sizes, kept in (([1 << 17], 2), (range(100), 64)):
+        for size in sizes:
+            assert not layers._zeros_like(torch.ones(1), torch.Size((size,))).any()
+        assert len(zeros) == kept
+
+
 @pytest.fixture
 def handed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
     """A GPU's host without a GPU: tensors of the CPU go the way of a GPU's, down to the driver; what it is handed."""
@@ -306,9 +323,9 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(handed: l
 @pytest.mark.parametrize(
     ("layer", "T", "most_calls", "most_operators"),
     [
-        ("cell", 1, (123, 302, 95), (7, 29, 5)),
-        ("one-way", 1, (125, 308, 97), (5, 25, 3)),
-        ("one-way", 2, (162, 375, 139), (8, 34, 7)),
+        ("cell", 1, (123, 298, 95), (7, 29, 5)),
+        ("one-way", 1, (125, 304, 97), (5, 25, 3)),
+        ("one-way", 2, (162, 372, 139), (8, 33, 7)),
     ],
 )
 def test_a_step_costs_the_host_little(layer: str, T: int, most_calls: Any, most_operators: Any, handed: object) -> None:
