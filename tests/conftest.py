@@ -7,7 +7,6 @@ TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked 
 import gc
 import os
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ import torch
 
 from tests.kit.modules import BACKENDS
 from tests.kit.own_process import pytest_pyfunc_call as pytest_pyfunc_call
-from tritongru import gradients, products, registry
+from tritongru import gradients, registry
 
 INTERPRETING = os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
 REASONS = {
@@ -114,25 +113,17 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def _few(module: ModuleType, name: str) -> Any:
-    """A fixture: a function that sets how many rows a module takes at once."""
+@pytest.fixture
+def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+    """A function that sets how many rows backward with recompute takes at once."""
+    from tritongru.tools.counted import counted
 
-    @pytest.fixture
-    def few(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
-        from tritongru.tools.counted import counted
+    def set_rows(rows: int) -> None:
+        monkeypatch.setattr(gradients, "ROWS_AT_ONCE", rows)
+        counted.cache_clear()  # what was counted before has other chunks
 
-        def set_rows(rows: int) -> None:
-            monkeypatch.setattr(module, name, rows)
-            counted.cache_clear()  # what was counted before has other chunks
-
-        yield set_rows
-        counted.cache_clear()
-
-    return few
-
-
-few_rows_at_once = _few(gradients, "ROWS_AT_ONCE")  # of backward with recompute
-few_rows_in_a_sum = _few(products, "ROWS_OF_A_SUM")  # of a launch of a column sum
+    yield set_rows
+    counted.cache_clear()
 
 
 @pytest.fixture

@@ -315,13 +315,3 @@ def test_one_launch_per_sequence(backend: str, dtype, packed: bool, variant: dic
         for counts in (found, dict(planned)):
             ours = {kernel: n for kernel, n in counts.items() if kernel.startswith(("step", "sequence", "small"))}
             assert ours == {f"{name}_{way}": layer.num_layers}
-
-
-@pytest.mark.parametrize(
-    ("backend", "dtype", "grid"), [("sequence", FP32, (1, 3, 2)), (SMALL, FP32, (17, 1, 2)), (SMALL, FP16, (9, 1, 2))]
-)
-def test_a_program_for_every_tile_of_rows(backend: str, dtype: torch.dtype, grid: tuple[int, ...]) -> None:
-    layer, grids = tritongru.GRU(3, 5, bidirectional=True, backend=backend, dtype=dtype), []
-    with runtime.observe(lambda name, grid: grids.append(grid)):
-        layer(torch.randn(1, 33, 3, dtype=dtype))
-    assert grids == [grid]

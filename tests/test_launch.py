@@ -27,11 +27,6 @@ VARIANTS = {
     "bf16": {"dtype": torch.bfloat16, "num_layers": 2},
 }
 RECOMPUTED = {f"{name}-recompute": {**options, "recompute": True} for name, options in VARIANTS.items()}
-THREE_LAYERS = pytest.param({"num_layers": 3, "bias": False, "recompute": True}, marks=LONG, id="three-layers")
-
-
-def drawn(layer, T: int, B: int):
-    return torch.randn(T, B, layer.input_size, dtype=layer.weight_hh_l0.dtype)
 
 
 def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
@@ -58,34 +53,13 @@ def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
 @backends
 @table("options", VARIANTS | RECOMPUTED)
 @pytest.mark.parametrize(("T", "packed"), [(4, False), (4, True), (1, False), pytest.param(1, True, marks=LONG)])
-def test_a_plan_tells_what_runs(backend: str, options: dict, T: int, packed: bool, monkeypatch) -> None:
+def test_a_plan_tells_what_runs(
+    backend: str, options: dict, T: int, packed: bool, few_rows_at_once, monkeypatch
+) -> None:
+    few_rows_at_once(4)  # recompute in chunks of time
     layer = tritongru.GRU(5, 6, backend=backend, **options)
-    x = drawn(layer, T, 2)
+    x = torch.randn(T, 2, 5, dtype=layer.weight_hh_l0.dtype)
     as_planned(layer, pack_sequence(list(x.transpose(0, 1))) if packed else x, monkeypatch)
-
-
-@interpreted
-@backends
-@table("options", RECOMPUTED)
-@pytest.mark.parametrize(
-    ("B", "rows"), [(2, 4), *(pytest.param(*case, marks=LONG) for case in ((1, 4), (1, 2), (2, 2), (2, 6)))]
-)
-def test_a_plan_tells_what_runs_in_chunks(
-    backend: str, options: dict, B: int, rows: int, few_rows_at_once, monkeypatch
-):
-    """Backward with recompute, a few timesteps at a time."""
-    few_rows_at_once(rows)
-    layer = tritongru.GRU(5, 6, backend=backend, **options)
-    as_planned(layer, drawn(layer, 7, B), monkeypatch)
-
-
-@interpreted
-@pytest.mark.parametrize("rows", [2, 3, 5, 19, 20])
-@pytest.mark.parametrize("variant", ["plain", "bf16"])
-def test_a_plan_tells_what_runs_of_column_sums(variant: str, rows: int, few_rows_in_a_sum, monkeypatch) -> None:
-    few_rows_in_a_sum(rows)
-    layer = tritongru.GRU(5, 6, backend="step", **VARIANTS[variant])
-    as_planned(layer, drawn(layer, 5, 4), monkeypatch)
 
 
 @interpreted

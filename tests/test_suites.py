@@ -149,14 +149,8 @@ def test_no_row_of_a_day_is_taken_for_another():
     assert len({case.name for case in cases}) == len(cases)
 
 
-def test_candidates_are_tiles_that_the_device_can_run_and_does_not_anyhow():
-    entries = entries_of("tune")
-    names = {name for entry in entries for name in entry.providers}
-    assert "sequence:programs_per_sm=2,num_warps=4" in names and "sequence:block_b=32" in names
-    assert {(e.case.H, e.case.dtype) for e in entries} >= {(2048, "bf16"), (1024, "fp32")}
-    assert not any(e.case.H == 2048 and e.case.dtype == "fp32" for e in entries)  # not on chip
-    assert any("step:pdl=0" in e.providers for e in entries)
-    for entry in entries[:6]:
+def test_candidates_are_tiles_of_their_own_that_the_device_can_run():
+    for entry in entries_of("tune")[:6]:
         tiles = [choose(entry.case.problem(True), describe("h200"), name).tiles for name in entry.providers[1:]]
         assert len(set(tiles)) == len(tiles) > 3
 

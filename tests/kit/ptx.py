@@ -88,12 +88,11 @@ def function_of(text: str, constraints: str) -> tuple[Callable[..., Any], int]:
     """A text as a function of memory, the clock and its inputs, and how many those are."""
     kinds = constraints.split(",")
     outputs = sum(kind.startswith("=&") for kind in kinds)  # without early clobber an output may lose an input
-    if not set(kinds[outputs:]) <= {"r", "l", "f", *map(str, range(outputs))}:
+    if not set(kinds[outputs:]) <= {"r", "l", "f"}:
         raise PtxError(f"constraints {constraints!r}")
-    tied = {f"${i}": kind for i, kind in enumerate(kinds) if kind.isdigit()}
-    body = re.sub(r"\$\d+", lambda match: f"_{tied.get(match[0], match[0][1:])}", text.strip())
+    body = re.sub(r"\$(\d+)", r"_\1", text.strip())
     body = (body[1:-1] if body.startswith("{") else body).replace("%globaltimer", "CLOCK()")
-    names = [f"_{tied.get(f'${i}', i)}" for i in range(outputs, len(kinds))]
+    names = [f"_{i}" for i in range(outputs, len(kinds))]
     labels: dict[str, int] = {}
     lines = [f"def run(LOAD, STORE, CLOCK, TURNS, {', '.join(names)}):", " AT = SLEPT = 0", " while TURNS:"]
     lines += ["  TURNS -= 1", "  if AT <= 0:", "   pass"]
