@@ -47,7 +47,7 @@ def second_gradients(
         dy, dh_n, x, h_0, *weights = wide
         D = len(h_0)
         x = x.transpose(0, 1) if batch_first else x
-        y, h_n = gru_layer(x, h_0, weights, len(weights) == 4 * D, visits, D)
+        y, h_n, _ = gru_layer(x, h_0, weights, len(weights) == 4 * D, visits, D)
         results = y.transpose(0, 1) if batch_first else y, h_n
         of = [t for t, want in zip(own[2:], wanted, strict=True) if want]
         first = _pulled_back(results, (dy, dh_n), of, create_graph=True)

@@ -243,7 +243,7 @@ def _padded_by_aten(
         visits = Visits.of(x, None, None if lengths is None else lengths.clamp(1, len(x)), resets)
 
         def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            return gru_layer(x, h_0, weights, has_biases, visits, D)
+            return gru_layer(x, h_0, weights, has_biases, visits, D)[:2]
 
         return Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
     visits = Visits.of(x, None, None if lengths is None else checked_lengths(lengths, len(x)), resets)

@@ -117,20 +117,21 @@ def direction_backward(
 
 def gru_layer(
     x: Tensor, h_0: Tensor, params: Sequence[Tensor], bias: bool, visits: Visits, directions: int
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, list[list[Step]]]:
     """One layer by the equations alone, differentiable by autograd to any order.
 
     x time-major [T, B, I] or packed [N, I]; h_0 [D, B, H]; params (w_ih, w_hh[, b_ih, b_hh]) per direction.
-    Returns y [..., D * H] and h_n [D, B, H].
+    Returns y [..., D * H], h_n [D, B, H], and each direction's steps as it visits them.
     """
     each = 4 if bias else 2
     x = visits.only_running(x)  # of a NaN where no row runs the derivative too has to be 0
-    ys, h_ns = [], []
+    ys, h_ns, every = [], [], []
     for direction in range(directions):
         w_ih, w_hh, *biases = params[direction * each : (direction + 1) * each]
         b_ih, b_hh = biases or (None, None)
         x_proj = torch.nn.functional.linear(x, w_ih, b_ih)
-        y, h_n, _ = direction_forward(x_proj, h_0[direction], w_hh, b_hh, visits, direction)
+        y, h_n, steps = direction_forward(x_proj, h_0[direction], w_hh, b_hh, visits, direction)
         ys.append(y)
         h_ns.append(h_n)
-    return torch.cat(ys, -1), torch.stack(h_ns)
+        every.append(steps)
+    return torch.cat(ys, -1), torch.stack(h_ns), every

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -39,13 +39,12 @@ class Backend:
     about: str
     module: str | None
     triton: bool = False
-    kernels: tuple[str, ...] = ()  # how the names of its kernels begin
     forms: tuple[tuple[str, str], ...] = ()  # fields of its tiles that ask for another kernel, and what that does
     overrides: Overrides = ()  # fields of its tiles, set for a measurement
 
     def load(self) -> Launcher:
         assert self.module is not None
-        return _load(self.module)
+        return cast(Launcher, importlib.import_module(self.module))
 
     def specimens(self, problem: Problem, device: Device) -> list[Any]:
         """What a call of a Triton backend launches, by its types: a `launch.runtime.Kernel` each."""
@@ -72,48 +71,28 @@ class Backend:
         return unserved(DTYPES.get(dtype, str(dtype)), device_of(device))
 
 
-BACKENDS = {
-    backend.name: backend
-    for backend in (
-        Backend("aten", "PyTorch's own path, what torch.nn.GRU runs", None),
-        Backend("reference", "the equations in PyTorch, backward written out", "tritongru.launch.reference"),
-        Backend(
-            "step",
-            "one fused Triton launch per timestep, each way",
-            "tritongru.launch.step",
-            triton=True,
-            kernels=("step_",),
-        ),
-        Backend(
-            "sequence",
-            "one Triton launch per sequence, W_h kept on chip",
-            "tritongru.launch.sequence",
-            triton=True,
-            kernels=("sequence_", "small_"),
-            forms=(("exchange=1", "exchanging"), ("exchange=0", "one program")),
-        ),
-    )
-}
-
-
+_EVERY = (
+    Backend("aten", "PyTorch's own path, what torch.nn.GRU runs", None),
+    Backend("reference", "the equations in PyTorch, backward written out", "tritongru.launch.reference"),
+    Backend("step", "one fused Triton launch per timestep, each way", "tritongru.launch.step", triton=True),
+    Backend(
+        "sequence", "one Triton launch per sequence, W_h kept on chip", "tritongru.launch.sequence", triton=True,
+        forms=(("exchange=1", "exchanging"), ("exchange=0", "one program")),
+    ),
+)  # fmt: skip
+BACKENDS = {backend.name: backend for backend in _EVERY}
 ATEN = BACKENDS["aten"]
 IN_GRAPHS_ON_THE_CPU = BACKENDS["reference"]  # in place of ATEN, which would be traced as T times a dozen operations
 ANY_SIZE = BACKENDS["step"]  # kernels that serve whatever kernels can
 
 
-@dataclass(frozen=True)
-class BackendStatus:
+class BackendStatus(NamedTuple):
     """A line of `tritongru.backends()`: `why_not` is None where the backend can run."""
 
     name: str
     about: str
     device: str
     why_not: str | None
-
-
-@cache
-def _load(module: str) -> Launcher:
-    return cast(Launcher, importlib.import_module(module))
 
 
 @cache

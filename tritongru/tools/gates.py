@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from ..batch import Visits
-from ..reference import direction_forward
+from ..reference import gru_layer
 
 
 class Gates(NamedTuple):
@@ -65,16 +65,9 @@ def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
 
     found: list[list[Tensor]] = []
     with torch.no_grad():
-        for layer in range(L):
-            ys = []
-            for direction in range(D):
-                at = layer * D + direction
-                weights: tuple[Any, ...] = (*module.all_weights[at], None, None)  # biases, or none
-                w_ih, w_hh, b_ih, b_hh = weights[:4]
-                x_proj = nn.functional.linear(x, w_ih, b_ih)
-                y, _, steps = direction_forward(x_proj, hx[at], w_hh, b_hh, visits, direction)
-                steps = steps[::-1] if direction else steps
-                found.append([padded([getattr(s, name) for s in steps]) for name in Gates._fields])
-                ys.append(y)
-            x = torch.cat(ys, -1)
+        for layer in range(0, L * D, D):
+            weights = [w for of in module.all_weights[layer : layer + D] for w in of]
+            x, _, every = gru_layer(x, hx[layer : layer + D], weights, module.bias, visits, D)
+            in_time = (steps[::-1] if direction else steps for direction, steps in enumerate(every))
+            found += [[padded([getattr(s, name) for s in steps]) for name in Gates._fields] for steps in in_time]
     return Gates(*(torch.stack(parts).unflatten(0, (L, D)) for parts in zip(*found, strict=True)))

@@ -31,18 +31,15 @@ def zeros(shape: Sequence[int], dtype: Any, layout: Any = None) -> Tensor:
     return Tensor(np.zeros(shape, STORAGE[dtype]), dtype)
 
 
-def shaping(f: Callable[..., Any]) -> Callable[..., Tensor]:
-    """Of a function of numpy's, that is given a tensor's values and sizes, dimensions or an axis."""
-    return lambda x, given: Tensor(f(x.v, given), x.dtype)
+def shaped(f: Callable[..., Any], x: Tensor, given: Any) -> Tensor:
+    """By a function of numpy's, that is given a tensor's values and sizes, dimensions or an axis."""
+    return Tensor(f(x.v, given), x.dtype)
 
 
-def reducing(ufunc: Any) -> Callable[..., Tensor]:
-    def reduced(x: Tensor, axis: int) -> Tensor:
-        if x.dtype not in (tl.float32, tl.int32):  # narrower ones Triton widens
-            raise EmulatorError(f"the emulator reduces no tensor of {x.dtype}")
-        return Tensor(ufunc.reduce(x.v, axis, dtype=x.v.dtype), x.dtype)
-
-    return reduced
+def reduced(ufunc: Any, x: Tensor, axis: int) -> Tensor:
+    if x.dtype not in (tl.float32, tl.int32):  # narrower ones Triton widens
+        raise EmulatorError(f"the emulator reduces no tensor of {x.dtype}")
+    return Tensor(ufunc.reduce(x.v, axis, dtype=x.v.dtype), x.dtype)
 
 
 def join(a: Any, b: Any) -> Tensor:
@@ -60,12 +57,6 @@ def where(condition: Any, x: Any, y: Any) -> Tensor:
     return Tensor(np.where(tensor(condition).v, a, b)[()], dtype)
 
 
-def exp(x: Tensor) -> Tensor:
-    if x.dtype != tl.float32:
-        raise ValueError(f"expected dtype fp32, got {x.dtype}")
-    return Tensor(np.exp(x.v), x.dtype)
-
-
 def factor(x: Tensor, precision: Any) -> np.ndarray:
     """As the tensor core reads it: float32 loses its low 13 bits, rounded by nobody."""
     if x.dtype == tl.float32 and precision != "ieee":
@@ -74,49 +65,33 @@ def factor(x: Tensor, precision: Any) -> np.ndarray:
 
 
 def mma_v2(a: Tensor, b: Tensor, acc: Tensor, input_precision: str = "tf32") -> Tensor:
-    if a.dtype != b.dtype or a.dtype.is_int() or a.v.ndim != b.v.ndim or a.shape[-1] < 16:
-        raise ValueError(f"no matrix product of {a.dtype}{a.shape} and {b.dtype}{b.shape}; K must be at least 16")
-    out = np.matmul(factor(a, input_precision), factor(b, input_precision))
-    if acc.dtype != tl.float32 or acc.v.shape != out.shape:
-        raise ValueError(f"the accumulator must be fp32{list(out.shape)}, got {acc.dtype}{acc.shape}")
-    return Tensor(out + acc.v, tl.float32)
-
-
-def dot(a: Tensor, b: Tensor, acc: Tensor, input_precision: str = "tf32") -> Tensor:
-    return mma_v2(a, b, acc, input_precision)
+    return Tensor(np.matmul(factor(a, input_precision), factor(b, input_precision)) + acc.v, tl.float32)
 
 
 def lanes(pointer: Any, mask: Any) -> tuple[Any, Any, Any]:
-    """What a pointer points to, its addresses, and which of them are accessed: None for all."""
+    """What a pointer points to, its addresses, and which of them are accessed."""
     if not isinstance(pointer, Tensor) or not pointer.dtype.is_ptr():
         raise TypeError(f"a pointer is needed, got {pointer!r}")
-    if mask is None:
-        return pointer.dtype.element_ty, pointer.v, None
-    mask = tensor(mask)
+    mask = tensor(True if mask is None else mask)
     if mask.dtype != tl.int1:
         raise ValueError(f"a mask must be boolean, got {mask!r}")
     active = np.broadcast_to(mask.v, pointer.v.shape)
-    return pointer.dtype.element_ty, pointer.v, None if active.all() else active
+    return pointer.dtype.element_ty, pointer.v, ... if active.all() else active
 
 
 def load(pointer: Tensor, mask: Any = None, other: Any = None, **hints: Any) -> Tensor:
     """Hints, of caches and `volatile`, change nothing."""
     dtype, addresses, active = lanes(pointer, mask)
-    if active is None:
-        return machine.load(addresses, dtype, waits=False)
     fill = poison(dtype) if other is None else tensor(other).to(dtype).v
     out = np.full(addresses.shape, fill, STORAGE[dtype])
-    if active.any():
-        out[active] = machine.load(addresses[active], dtype, waits=False).v
+    out[active] = machine.load(addresses[active], dtype, waits=False).v
     return Tensor(out[()], dtype)
 
 
 def store(pointer: Tensor, value: Any, mask: Any = None, **hints: Any) -> None:
     dtype, addresses, active = lanes(pointer, mask)
     values = np.broadcast_to(tensor(value).to(dtype).v, addresses.shape)
-    if active is not None:
-        addresses, values = addresses[active], values[active]
-    machine.store(addresses, Tensor(values, dtype))
+    machine.store(addresses[active], Tensor(values[active], dtype))
 
 
 def inline_asm_elementwise(
@@ -136,17 +111,19 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "gdc_wait": lambda: None,  # a launch is over before the next begins
     "gdc_launch_dependents": lambda: None,
     "zeros_like": lambda x: zeros(x.shape, x.dtype),
-    "expand_dims": shaping(np.expand_dims),
-    "reshape": shaping(np.reshape),
-    "permute": shaping(np.transpose),
+    "expand_dims": partial(shaped, np.expand_dims),
+    "reshape": partial(shaped, np.reshape),
+    "permute": partial(shaped, np.transpose),
     "abs": lambda x: Tensor(np.abs(x.v), x.dtype),
+    "exp": lambda x: Tensor(np.exp(x.v), x.dtype),
+    "dot": mma_v2,
     "maximum": partial(computed, np.fmax, ""),  # of a NaN and a number the number
     "minimum": partial(computed, np.fmin, ""),
-    "sum": reducing(np.add),
-    "max": reducing(np.fmax),
+    "sum": partial(reduced, np.add),
+    "max": partial(reduced, np.fmax),
 }
 for _function in (
-    allocate_shared_memory, arange, dot, exp, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros,
+    allocate_shared_memory, arange, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros,
 ):  # fmt: skip
     FUNCTIONS[_function.__name__] = _function
 for _name in ("reshape", "permute"):

@@ -227,7 +227,7 @@ class Launch:
     def store(self, addresses: Any, values: Tensor) -> None:
         """As many values to the addresses."""
         bits = np.asarray(raw(values.v, values.dtype))
-        begin, last = self.memory.checked("stores", addresses, bits.itemsize) if addresses.size else (0, -1)
+        begin, last = self.memory.checked("stores", addresses, bits.itemsize)
         for half in self._halves(addresses):
             me = self.point()
             self.memory.store(addresses[half], bits[half])

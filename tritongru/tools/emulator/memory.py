@@ -44,7 +44,9 @@ class Memory:
 
     def checked(self, verb: str, addresses: Any, itemsize: int) -> tuple[int, int]:
         """The least and the greatest address of an access to be made."""
-        begin, last = (int(addresses.min()), int(addresses.max())) if addresses.ndim else (int(addresses),) * 2
+        if not addresses.size:
+            return 0, -1
+        begin, last = int(addresses.min()), int(addresses.max())
         if (begin | last) & (itemsize - 1):
             raise OutOfBounds(f"{verb} {addresses.size} elements at addresses that are no multiples of {itemsize}")
         i = bisect_right(self.begins, begin) - 1
