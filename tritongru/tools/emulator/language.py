@@ -31,11 +31,6 @@ def zeros(shape: Sequence[int], dtype: Any, layout: Any = None) -> Tensor:
     return Tensor(np.zeros(shape, STORAGE[dtype]), dtype)
 
 
-def shaped(f: Callable[..., Any], x: Tensor, given: Any) -> Tensor:
-    """By a function of numpy's, that is given a tensor's values and sizes, dimensions or an axis."""
-    return Tensor(f(x.v, given), x.dtype)
-
-
 def reduced(ufunc: Any, x: Tensor, axis: int) -> Tensor:
     if x.dtype not in (tl.float32, tl.int32):  # narrower ones Triton widens
         raise EmulatorError(f"the emulator reduces no tensor of {x.dtype}")
@@ -111,9 +106,9 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "gdc_wait": lambda: None,  # a launch is over before the next begins
     "gdc_launch_dependents": lambda: None,
     "zeros_like": lambda x: zeros(x.shape, x.dtype),
-    "expand_dims": partial(shaped, np.expand_dims),
-    "reshape": partial(shaped, np.reshape),
-    "permute": partial(shaped, np.transpose),
+    "expand_dims": lambda x, axis: Tensor(np.expand_dims(x.v, axis), x.dtype),
+    "reshape": Tensor.reshape,
+    "permute": Tensor.permute,
     "abs": lambda x: Tensor(np.abs(x.v), x.dtype),
     "exp": lambda x: Tensor(np.exp(x.v), x.dtype),
     "dot": mma_v2,
@@ -126,12 +121,8 @@ for _function in (
     allocate_shared_memory, arange, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros,
 ):  # fmt: skip
     FUNCTIONS[_function.__name__] = _function
-for _name in ("reshape", "permute"):
-    setattr(Tensor, _name, FUNCTIONS[_name])
 
 KERNEL = "__emulated__"  # among the globals of a function that runs here
-
-
 _bound: dict[types.FunctionType, Callable[..., Any]] = {}
 
 

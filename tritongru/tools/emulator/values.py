@@ -96,6 +96,12 @@ class Tensor:
         bits = np.ascontiguousarray(raw(self.v, self.dtype)).view(RAW[dtype]).reshape(self.v.shape)
         return Tensor(unraw(bits, dtype)[()], dtype)
 
+    def reshape(self, shape: Any) -> Tensor:
+        return Tensor(self.v.reshape(shape), self.dtype)
+
+    def permute(self, dims: Any) -> Tensor:
+        return Tensor(self.v.transpose(dims), self.dtype)
+
     def __getitem__(self, at: Any) -> Tensor:
         return Tensor(self.v[at], self.dtype)
 
