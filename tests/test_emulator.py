@@ -243,6 +243,22 @@ def test_a_missing_producer_is_a_deadlock(policy: str) -> None:
         emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE})
 
 
+@pytest.mark.parametrize("policy", ["lazy", "random", "priorities"])
+def test_a_wait_that_runs_out_takes_few_steps(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The clock jumps where nobody can do anything but wait."""
+
+    def twin(turn, addresses, dtype):
+        while turn.clock() < 2_000_000_000:
+            found = turn.load(addresses.v, gl.int32)
+            turn.wait()
+        return found
+
+    monkeypatch.setitem(TWINS, WAIT.value, twin)
+    with emulating(policy=policy) as run:
+        emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": torch.full((2, SIZE), SENTINEL, dtype=INT32)}, {"SIZE": SIZE})
+    assert run.steps < 1000
+
+
 # ---- what is left after an error -------------------------------------------------------------------------------------
 
 
