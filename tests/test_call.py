@@ -271,32 +271,38 @@ def passes(module: Any, T: int, dtype: torch.dtype, of_y: Callable[[Tensor], Ten
 @pytest.mark.compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
-    ("layer", "T"), [("cell", 1), ("one-way", 1), ("one-way", 2), ("one-way", 4), ("both-ways", 1), ("both-ways", 4)]
+    ("backend", "layer", "T"),
+    [
+        *[("step", layer, T) for layer, T in (("cell", 1), ("both-ways", 1), ("both-ways", 4))],
+        *[(backend, "one-way", T) for backend in ("step", "sequence") for T in (1, 2, 4)],
+        ("sequence", "both-ways", 4),
+    ],
 )
 def test_a_known_pass_hands_over_what_the_long_way_does(
-    layer: str, T: int, dtype: torch.dtype, handed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
+    backend: str, layer: str, T: int, dtype: torch.dtype, handed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are gone: in training and inference, with biases and without, of a transposed and an expanded dy too."""
-    from tritongru.launch import step
+    from tritongru.launch import runtime
+    from tritongru.launch.protocol import LayerCall
 
     short: list[Any] = []
     same: list[bool] = []
 
-    def both(*given: Any, once_more: Any = step._once_more) -> bool:
+    def both(*given: Any, again: Any = LayerCall.again) -> bool:
         handed.clear()
-        short.append(handed.copy() if once_more(*given) else None)
+        short.append(handed.copy() if again(*given) else None)
+        handed.clear()
         return False
 
-    def long(*given: Any, once: Any = step._once) -> None:
-        handed.clear()
-        once(*given)
+    def long(*given: Any, with_others: Any = runtime.Launch.with_others) -> Any:
         if (found := short.pop()) is not None:
             same.append(found == handed)
+        return with_others(*given)
 
-    monkeypatch.setattr(step, "_once_more", both)
-    monkeypatch.setattr(step, "_once", long)
+    monkeypatch.setattr(LayerCall, "again", both)
+    monkeypatch.setattr(runtime.Launch, "with_others", long)
     for bias in (True, False):
-        module = LAYERS[layer](8, 16, bias=bias, dtype=dtype, backend="step")
+        module = LAYERS[layer](8, 16, bias=bias, dtype=dtype, backend=backend)
         for of_y in (
             torch.randn_like,
             lambda y: torch.randn_like(y.transpose(-1, -2)).transpose(-1, -2),

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
+from ctypes import c_bool, c_int32
 from functools import partial
 
 import torch
@@ -32,18 +33,21 @@ class Status:
             ),
             device,
         )
+        # Read without an operator of PyTorch's, at every call.
+        self._ran_out = c_int32.from_address(self.report.data_ptr())
+        self._outside = c_bool.from_address(self.lengths_report.data_ptr())
         self.seconds = WAIT_SECONDS  # the bound of the last launch
 
     def check(self) -> None:
         """Raise if a wait ran out since the last look. Reads host memory: no wait for the device, but for the error."""
-        if self.report.item():
+        if self._ran_out.value:
             self._reset(self.report, self.word)
             raise RuntimeError(
                 f"a wait between the programs of a tritongru sequence kernel ran out on {self.word.device} after "
                 f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
                 "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
             )
-        if self.lengths_report.item():
+        if self._outside.value:
             self._reset(self.lengths_report, self.wrong_lengths)
             raise RuntimeError(
                 f"{LENGTHS_OUTSIDE}: got one that is, in this call or an earlier one on {self.word.device}, which took "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -74,6 +75,12 @@ class LayerCall:
     overrides: Overrides = ()  # fields of the backend's tiles, set for a measurement
     # What a launcher has worked out once, for all calls that differ in values alone; by pass.
     settled: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    def again(self, kind: Hashable, given: Sequence[Tensor]) -> bool:
+        """Whether a pass like one before was launched by this: its `kind` tells how what it is `given` lies in memory,
+        and `Launch.with_others` has made what is settled of it."""
+        once_more = self.settled.get(("again", kind))
+        return once_more is not None and once_more(given)
 
     @property
     def recurrence(self) -> Recurrence:

@@ -196,8 +196,8 @@ class Launch:
 
         None where the launch is not compiled yet, or its tensors are not those given, each another and aligned.
         """
-        places = {id(tensor): i for i, tensor in enumerate(given)}
-        order, others, pdl = [places.get(id(tensor), -1) for tensor in self.tensors], self.others, self.pdl
+        places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
+        order, others, pdl = [places.get(tensor.data_ptr(), -1) for tensor in self.tensors], self.others, self.pdl
         if interpreting() or _told() or -1 in order or len(places) < len(given):
             return None
         device, _ = _here()

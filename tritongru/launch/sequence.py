@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from ..planning.problem import Overrides, Problem
 from ..planning.sequence import SequenceTiles, exchanges, kinds, sequence_tiles
 from ..planning.small import SmallTiles
 from ..products import project
-from ..status import status, wait_seconds
+from ..status import Status, status, wait_seconds
 from . import small, step
 from .exchange import Buffer, Shape
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
@@ -44,25 +44,31 @@ def forward(
     once = settled("forward", call)
     if once is None:
         return step.forward(call, x, h_0, weights, h_n)
-    x, h_0 = x.resolve_neg(), h_0.resolve_neg().contiguous()  # a kernel reads memory, not what is lazily negated
-    D, H, visits, by_row = call.directions, call.hidden_size, call.visits, x.shape[:-1]
+    D, H, visits, by_row, found = call.directions, call.hidden_size, call.visits, x.shape[:-1], status(x.device)
+    found.check()
     new = partial(empty, dtype=x.dtype, device=x.device)
     rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
     q = new(*by_row, D, H) if call.save_gates else None
     y = visits.padded(new(*by_row, D * H))
     h_n = new(D, visits.batch, H) if h_n is None else h_n
+    gates = None if q is None else SavedGates(rzn, q)
+    of_pass = [rzn, y, h_0, h_n, *weights.w_hh, *weights.b_hh, found.word, *(gates or ())[1:]]
+    if once.buffer is None and call.again("small forward", of_pass):
+        return y, h_n, gates
+    h_0 = h_0.resolve_neg().contiguous()  # a kernel reads memory, not what is lazily negated
     b_hh = weights.b_hh or weights.w_hh  # not read where there are none
     given = dict(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, b_ptr=b_hh[0],
         b_reverse_ptr=b_hh[-1], **rzn_strides(rzn), save_gates=int(call.save_gates), has_bias=int(bool(weights.b_hh)),
     )  # fmt: skip
-    for launch, scalars in _launches(once, call, weights, given):
+    for launch, scalars in _launches(once, call, weights, given, found):
         try:
             launch(once.grid, scalars)
         except RuntimeError as refusal:
             _note_refusal(refusal, call, once)
             return step.forward(call, x, h_0, weights, h_n)
-    return y, h_n, None if q is None else SavedGates(rzn, q)
+    _keep(call, "small forward", of_pass, once, launch, scalars)
+    return y, h_n, gates
 
 
 def backward(
@@ -73,26 +79,34 @@ def backward(
     once = settled("backward", call)
     if once is None:
         return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
-    dy, h_0 = dy.resolve_neg(), h_0.resolve_neg().contiguous()
-    y, (rzn, q) = y.contiguous(), gates.laid_out()  # as forward made them, unless a hook on saved tensors re-laid them
-    if isinstance(once.tiles, SmallTiles):
-        dy, y, rzn, q = [small.as_read(tensor, once.tiles.vector) for tensor in (dy, y, rzn, q)]
-    dh = dh_n.resolve_neg().to(torch.float32).contiguous()  # as dh_0 in float32 always: one kernel, in chunks too
-    visits, D, H, N = call.visits, call.directions, call.hidden_size, call.visits.size_rows
+    visits, D, H, N, found = call.visits, call.directions, call.hidden_size, call.visits.size_rows, status(y.device)
+    found.check()
     dgates = visits.padded(empty(D, N, 4 * H, dtype=y.dtype, device=y.device))
     dh_0 = empty(D, visits.batch, H, dtype=torch.float32, device=y.device)
+    dh = dh_n.resolve_neg().to(torch.float32).contiguous()  # as dh_0 in float32 always: one kernel, in chunks too
+    of_pass = [dy, y, h_0, *gates, dh, dgates, dh_0, *weights.w_hh, found.word]
+    # Hooks on saved tensors may have changed how they lie.
+    laid_out = [(t.stride(), t.dtype) for t in of_pass[:5]] if once.buffer is None else ()
+    kind = "small backward", dh_0_dtype is not None, dy.is_neg(), *laid_out
+    if once.buffer is None and call.again(kind, of_pass):
+        return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
+    dy, h_0 = dy.resolve_neg(), h_0.resolve_neg().contiguous()
+    y, (rzn, q) = y.contiguous(), gates.laid_out()
+    if isinstance(once.tiles, SmallTiles):
+        dy, y, rzn, q = [small.as_read(tensor, once.tiles.vector) for tensor in (dy, y, rzn, q)]
     strides = dy.stride()
     given = dict(
         dy_ptr=dy, dh_n_ptr=dh, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=h_0, dgates_ptr=dgates, dh_0_ptr=dh_0,
         **rzn_strides(rzn), size_rows=N, stride_dy_t=strides[0], stride_dy_b=strides[-2], stride_dy_h=strides[-1],
         want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
-    for launch, scalars in _launches(once, call, weights, given):
+    for launch, scalars in _launches(once, call, weights, given, found):
         try:
             launch(once.grid, scalars)
         except RuntimeError as refusal:
             _note_refusal(refusal, call, once)
             return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
+    _keep(call, kind, of_pass, once, launch, scalars)
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
@@ -153,14 +167,20 @@ def _note_refusal(error: RuntimeError, call: LayerCall, once: Settled) -> None:
     _refused.add(call.device.name)
 
 
+def _keep(
+    call: LayerCall, kind: Hashable, of_pass: Sequence[Tensor], once: Settled, launch: Launch, scalars: tuple[int, ...]
+) -> None:
+    """The only launch of a pass, nothing around it: the next such pass hands over addresses, see `LayerCall.again`."""
+    if once.buffer is None and call.visits.plain:
+        call.settled["again", kind] = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
+
+
 def _launches(
-    once: Settled, call: LayerCall, weights: LayerWeights, given: dict[str, Any]
+    once: Settled, call: LayerCall, weights: LayerWeights, given: dict[str, Any], found: Status
 ) -> Iterator[tuple[Launch, tuple[int, ...]]]:
     """Those of a pass, in their order: each is to be made before the next is asked for. given: arguments by name."""
     tiles, kernel, visits, backward = once.tiles, once.kernel, call.visits, "dgates_ptr" in given
     device, dtype = given["rzn_ptr"].device, given["rzn_ptr"].dtype
-    found = status(device)
-    found.check()
     given |= once.scalars
     given |= visits.pointers(found.word)
     if isinstance(tiles, SmallTiles):

@@ -52,7 +52,7 @@ def forward(
     gates = None if rzn is None or q is None else SavedGates(rzn, q)
     kind = "cell" if fused else "forward"
     given = [t for t in (x if fused else None, h, state, y, h_n, rzn, q, *chain(*weights)) if t is not None]
-    if _once_more(call, kind, given):
+    if call.again(kind, given):
         return y, h_n, gates
     unit, stride_x_b, stride_x_i = 1, 0, 1
     if fused:
@@ -94,7 +94,7 @@ def backward(
     laid_out = [(t.stride(), t.dtype) for t in given[:6]]  # hooks on saved tensors may have changed it
     for kind in kinds(visits.time, training=True)[1 : max(visits.time + want_dh_0, 2)]:  # one launch may do for T = 2
         first, of_kind = kind == "backward_first", (kind, dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out)
-        if _once_more(call, of_kind, given):
+        if call.again(of_kind, given):
             continue
         dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
         y, (rzn, q) = y.contiguous(), gates.laid_out()
@@ -127,18 +127,12 @@ def _once(
     call: LayerCall, kind: Hashable, given: Sequence[Tensor], launch: Launch, tiles: StepTiles, visited: Visited,
     want_dh_0: bool = False,
 ) -> None:  # fmt: skip
-    """Launch; the next such pass over a batch without padding hands over the addresses of what it is `given`."""
+    """Launch; the next such pass over a batch without padding hands over addresses, see `LayerCall.again`."""
     visits, steps = call.visits, partial(_with_grids, visited, tiles, call)
     same = None if visits.time == 1 else (visits.time, visits.batch, visits.batch_sizes, want_dh_0)
     launch.each(steps, same)
     if visits.plain:
-        call.settled["once", kind] = launch.with_others(given, steps, same)
-
-
-def _once_more(call: LayerCall, kind: Hashable, given: Sequence[Tensor]) -> bool:
-    """Whether a pass like one before was launched by this: its `kind` tells how what it is `given` lies in memory."""
-    again = call.settled.get(("once", kind))
-    return again is not None and again(given)
+        call.settled["again", kind] = launch.with_others(given, steps, same)
 
 
 def _with_grids(visited: Visited, tiles: StepTiles, call: LayerCall) -> Iterator[tuple[Grid, tuple[int, ...]]]:
