@@ -18,8 +18,9 @@ from benchmarks.results import RESULTS, ROWS, read
 from tritongru import registry
 from tritongru.launch import runtime
 from tritongru.planning import describe
+from tritongru.tools.counted import Watch
 
-from .counting import Memory, looked_into
+from .counting import looked_into
 
 FOLDER = RESULTS / "nvidia-h200"
 DOCUMENT, MARK = FOLDER / "README.md", ("tests.kit.peaks", "python -m")
@@ -44,7 +45,7 @@ def peak(case: Case, backend: str) -> float:
         dtype=work.TORCH_DTYPES[case.dtype],
     )  # fmt: skip
     inputs = work.Inputs.draw(case, meta)
-    with _launching_nothing(), Memory() as found:
+    with _launching_nothing(), Watch() as found:
         results = inputs.through(module)
         torch.autograd.grad(results, [inputs.x, *module.parameters()], inputs.cotangents)
         return found.peak() / MIB
