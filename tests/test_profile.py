@@ -199,16 +199,9 @@ def test_a_kernel_belongs_to_the_innermost_part_that_launched_it():
     }  # fmt: skip
     assert set(split.wall_us.values()) == {1000} and split.rows["gemm"] == (72, 3)
     assert list(split.rows.values()) == sorted(split.rows.values(), reverse=True)
-
-
-def test_several_calls_give_the_mean():
-    events = []
-    for call, dur in enumerate((10, 20, 30)):
-        at = 5000 * call
-        events += [a_range(" profile: forward", at, 2000), a_range(": recurrence", at + 1, 500)]
-        events += launched("step_forward", at + 2, at + 600, dur, call)
-    split = profile.read(events, 3, True)
-    assert split == ({("forward", "recurrence"): (20, 1)}, {"step_forward": (20, 1)}, {"forward": 2000})
+    mean = profile.read(GPU, 2, on_gpu=True)  # had they been of two calls
+    assert mean.parts[FORWARD, "recurrence"] == (12, 1) and mean.rows["gemm"] == (36, 1.5)
+    assert set(mean.wall_us.values()) == {500}
 
 
 def test_launches_that_were_all_counted_have_rates():
