@@ -21,7 +21,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 import tritongru
-from tests.kit.drawn import BF16, DTYPES, FP16, FP32, SHORT, SHORT_SECONDS, Call, Drawn, put
+from tests.kit.drawn import BF16, DTYPES, FP16, FP32, ONE_PROGRAM, SHORT, SHORT_SECONDS, Call, Drawn, put
 from tests.kit.inside import several_launches_over_time
 from tests.kit.mutants import mutant
 from tests.kit.plans import ShrunkenPlan, exchanging
@@ -152,22 +152,22 @@ SPECIAL = {
     "half-precision": Call(ShrunkenPlan(waits=3), Case(T=3, B=3, I=4, H=24), FP16),
     "packed": Call(ShrunkenPlan(), Case(I=4, H=16, bidirectional=True, lengths=(1, 3, 2)), BF16),
     "packed-two-tiles": Call(ShrunkenPlan(), Case(I=4, H=13, lengths=LENGTHS_OF_18), FP32),
+    "one-program": ONE_PROGRAM,
 }
 
 
-def assert_not_finite_as_nn_gru(drawn: Drawn, monkeypatch) -> dict[str, Tensor]:
+def not_finite(drawn: Drawn, monkeypatch) -> dict[str, Tensor]:
+    """What comes, which is not finite where nn.GRU's is not."""
     with exchanging(monkeypatch, drawn.call.plan):
         ours = drawn.of_ours(0)
-    for name, theirs in drawn.of_nn_gru(drawn.call.dtype).items():
-        assert torch.equal(ours[name].isfinite(), theirs.isfinite()), f"{name} is not finite elsewhere"
-        if name in ("output", "h_n"):
-            assert torch.equal(ours[name].isnan(), theirs.isnan()), f"{name} has NaNs elsewhere"
+    drawn.assert_not_finite_as_nn_gru(ours)
     return ours
 
 
 OFTEN = (
     *itertools.product(("dense", "half-precision", "packed"), ("h_0", "x", "dy"), [None]),
     ("packed-two-tiles", "h_0", None), ("packed", "h_0", -INFINITY), ("packed", "x", -INFINITY),
+    ("one-program", "h_0", None), ("one-program", "h_0", -INFINITY), ("one-program", "x", INFINITY),
 )  # fmt: skip
 PLACES = ("h_0", "h_0 of the last row", "x", "dy", "dh_n")
 
@@ -184,7 +184,7 @@ def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value:
     bfloat16 makes them on the CPU."""
     drawn = Drawn(SPECIAL[name])
     put(drawn, place, value)
-    assert_not_finite_as_nn_gru(drawn, monkeypatch)
+    not_finite(drawn, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["dense", "packed-two-tiles"])
@@ -195,7 +195,7 @@ def test_an_infinite_unit_leaves_the_others_finite(name: str, monkeypatch) -> No
     put(drawn, "h_0", INFINITY)
     with torch.no_grad():
         drawn.ours.weight_hh_l0[:, 2].abs_()
-    ours = assert_not_finite_as_nn_gru(drawn, monkeypatch)
+    ours = not_finite(drawn, monkeypatch)
     assert not ours["output"].isfinite().all() and not ours["output"].isnan().any()
 
 

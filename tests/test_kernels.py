@@ -25,7 +25,7 @@ from tests.kit.cases import DTYPES, HALF, MORE_CASES, quiet, shapes
 from tests.kit.counting import counted
 from tests.kit.fences import call_between_fences, fences, poisoned, with_gaps
 from tests.kit.modules import randn, results, same_bits
-from tests.kit.rule import assert_finite_where_nn_gru_is, assert_not_wrong, assert_right
+from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru import layer as layers
 from tritongru import products
 from tritongru.launch import runtime, step
@@ -159,12 +159,6 @@ def test_any_shape(backend: str, dtype: torch.dtype, examples: int, on_a_gpu: bo
         assert_not_wrong(case, backend, dtype)
 
     any_shape()
-
-
-@pytest.mark.parametrize("backend", ["sequence", SMALL])
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
-def test_what_is_not_finite_is_where_nn_gru_has_it(backend: str) -> None:
-    assert_finite_where_nn_gru_is(backend)
 
 
 @pytest.mark.parametrize("dtype", [FP32, FP16], ids=str)

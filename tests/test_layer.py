@@ -242,13 +242,6 @@ def test_vmap_over_weights_and_nested(backend, form):
     kit.assert_all_close(list(found.flatten(0, 1)), expected)
 
 
-def test_vmap_of_pytorch_s_own_path_ends_as_nn_gru_s_does():
-    """torch 2.13 has no batching rule for aten::gru: the same error then, the same values once it has one."""
-    x, modules = kit.randn(4, 3, 2, 3), kit.pair("aten", 3, 5)
-    expected, found = (kit.outcome(lambda m=module: [torch.vmap(lambda x: m(x)[0])(x)]) for module in modules)
-    assert found == expected
-
-
 # What a torch_dispatch mode sees: one operator each way.
 
 
@@ -275,12 +268,3 @@ def test_a_mode_sees_one_operator_each_way_and_nothing_inside_it(backend, form):
     with Seen() as seen:
         torch.autograd.grad(out, list(layer.parameters()), [torch.ones_like(t) for t in out])
     assert seen.products() == [BACKWARD] * n
-
-
-def test_by_default_on_the_cpu_a_mode_sees_what_it_sees_of_nn_gru(ran):
-    seen = []
-    for layer in kit.PLAIN.pair(None):
-        with Seen() as mode:
-            kit.PLAIN.results(layer)
-        seen.append(mode.names)
-    assert seen[0] == seen[1] and ran == []

@@ -10,12 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kit.drawn import SHORT, SHORT_SECONDS, Call, Drawn, put
+from tests.kit.drawn import ONE_PROGRAM, SHORT, SHORT_SECONDS, Call, Drawn, put
 from tests.kit.inside import fewer_programs, several_launches_over_time
 from tests.kit.modules import pair
 from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome, table
 from tests.kit.plans import ShrunkenPlan, exchanging
-from tests.kit.rule import assert_finite_where_nn_gru_is
 from tritongru import status as status_words
 from tritongru.kernels.exchange import Wait
 from tritongru.launch import exchange
@@ -284,9 +283,12 @@ def test_mutant_is_killed(file: str, setting: str, how: str, edit: str, broken, 
 
 def test_units_past_h_that_take_a_state_are_killed(broken) -> None:
     """Zero times an infinity of the units before is NaN."""
+    drawn = Drawn(ONE_PROGRAM)
+    put(drawn, "h_0", float("-inf"))
+    drawn.assert_not_finite_as_nn_gru(drawn.of_ours(0))
     broken(SMALL, "small.py", "        runs = (t < tile.length){ & is_unit=>}\n        h =")
     with pytest.raises((AssertionError, EmulatorError)):
-        assert_finite_where_nn_gru_is(SMALL)
+        drawn.assert_not_finite_as_nn_gru(drawn.of_ours(0))
 
 
 @pytest.mark.parametrize(

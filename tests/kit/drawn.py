@@ -31,6 +31,10 @@ class Call:
     backend: str = "sequence"
 
 
+# Of a small layer, whose W_h one program holds.
+ONE_PROGRAM = Call(None, Case(I=4, H=13, bidirectional=True, lengths=(1, 3, 2, 3, 1, 2)), backend="sequence:exchange=0")
+
+
 class Drawn:
     """Weights, inputs and cotangents of a call, from one seed; kept, so that calls under many seeds can be compared."""
 
@@ -87,6 +91,12 @@ class Drawn:
             error = ((found[name].double() - true).norm() / true.norm()).item()
             limit = 8 * floor(name, self.call.case, self.call.dtype, tf32=False)
             assert error <= limit, f"{what}: {name} error={error:.2e}, not at most {limit:.2e}"
+
+    def assert_not_finite_as_nn_gru(self, ours: dict[str, Tensor]) -> None:
+        for name, theirs in self.of_nn_gru(self.call.dtype).items():
+            assert torch.equal(ours[name].isfinite(), theirs.isfinite()), f"{name} is not finite elsewhere"
+            if name in ("output", "h_n"):
+                assert torch.equal(ours[name].isnan(), theirs.isnan()), f"{name} has NaNs elsewhere"
 
 
 def put(drawn: Drawn, place: str, value: float | None) -> None:
