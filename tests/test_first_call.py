@@ -11,15 +11,12 @@ from unittest.mock import Mock
 
 import pytest
 import torch
+import triton
 from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
-
-pytest.importorskip("triton")
-
 from benchmarks import hostcost
 from tests.kit.modules import tensors
-from tests.kit.versions import TRITON
 from tritongru import call, registry
 from tritongru.latest import Latest
 from tritongru.launch import first_call
@@ -72,7 +69,7 @@ def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = 
 
         if error:
             raise error
-        then = [lambda *of: None] * (2 if TRITON >= (3, 9) else 1)
+        then = [lambda *of: None] * (2 if triton.__version__ >= "3.9" else 1)
         active_mode.get().submit(object(), compile_kernel, *then)
 
     kernel = SimpleNamespace(

@@ -15,11 +15,6 @@ from benchmarks.results import RESULTS
 from benchmarks.timing import HostMeter
 from tests.kit.modules import table
 from tests.kit.mutants import mutant
-from tritongru.registry import has_triton
-
-if not has_triton():
-    pytest.skip("needs Triton", allow_module_level=True)
-
 from tritongru.launch import runtime
 
 interpreted, compiled, long = pytest.mark.interpreted, pytest.mark.compiled, pytest.mark.long
