@@ -7,7 +7,7 @@ from functools import cache
 from itertools import product
 from typing import NamedTuple
 
-from tritongru.planning.devices import Device, describe
+from tritongru.planning.devices import REGISTERS, Device, describe
 from tritongru.planning.problem import Recurrence
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.small import SmallTiles
@@ -67,7 +67,7 @@ def limits(report: CompileReport, device: Device, shared: int, spilled: int = 0,
     taken = {
         "bytes spilled": (report.spill_bytes, spilled),
         "bytes of shared memory": (report.shared_bytes, min(shared, device.shared_per_program)),
-        "registers on an SM": (registers, device.registers_per_sm),
+        "registers on an SM": (registers, REGISTERS * (1 if device.capability else 2)),
     }
     return [f"{found} {what}, above {limit}" for what, (found, limit) in taken.items() if found > limit]
 

@@ -33,7 +33,6 @@ class Device:
     sms: int
     shared_per_program: int  # bytes of shared memory one program may have, opt-in included
     shared_per_sm: int  # bytes of shared memory all programs on one SM have together
-    registers_per_sm: int  # 32-bit registers
     memory_bytes: int = 0  # 0: unknown
 
     @property
@@ -63,7 +62,7 @@ _SHARED_KIB = {
 
 def _nvidia(name: str, capability: int, sms: int, gib: int) -> Device:
     shared, per_sm = _SHARED_KIB[capability]
-    return Device(name, "nvidia", capability, f"sm_{capability}", sms, shared * KIB, per_sm * KIB, REGISTERS, gib * GIB)
+    return Device(name, "nvidia", capability, f"sm_{capability}", sms, shared * KIB, per_sm * KIB, gib * GIB)
 
 
 # Memory [paper], of the largest form, the vendor's GB taken for GiB: no less than there is.
@@ -76,11 +75,11 @@ DEVICES = {
     "l4": _nvidia("L4", 89, sms=58, gib=24),  # SMs: 7424 cores, 128 each [paper: AD104]
     "rtx5090": _nvidia("RTX 5090", 120, sms=170, gib=32),  # SMs [paper: RTX Blackwell]
     "t4": _nvidia("T4", 75, sms=40, gib=16),  # SMs [paper: Turing, T4]
-    # 8 dies of 38 compute units; LDS; vector registers, accumulation registers included [rocm]; memory [paper: CDNA 3]
-    "mi300x": Device("MI300X", "amd", None, "gfx942", 304, 64 * KIB, 64 * KIB, 512 * KIB // 4, 192 * GIB),
+    # 8 dies of 38 compute units; LDS [rocm]; memory [paper: CDNA 3]
+    "mi300x": Device("MI300X", "amd", None, "gfx942", 304, 64 * KIB, 64 * KIB, 192 * GIB),
     # Programs run in host memory, where no limit of a GPU binds; those that wait for each other take turns in the
     # emulator (tritongru/tools/emulator): few, for each is a thread.
-    "interpreter": Device("interpreter", "interpreter", None, "interpreter", 8, GIB, GIB, GIB),
+    "interpreter": Device("interpreter", "interpreter", None, "interpreter", 8, GIB, GIB),
 }
 GPUS = tuple(key for key, device in DEVICES.items() if device.vendor != "interpreter")
 
@@ -96,30 +95,25 @@ def describe(name: str) -> Device:
 @functools.cache
 def of_cuda(index: int) -> Device:
     """The GPU that torch calls `cuda:index`, NVIDIA's or (in a ROCm build of torch) AMD's, as it is reported: so a MIG
-    slice is taken for what it is. What this torch does not report comes from the compute capability, or for AMD from
-    the described product of the same name."""
+    slice is taken for what it is. What this torch does not report comes from the compute capability."""
     import torch
 
     properties = torch.cuda.get_device_properties(index)
-    known = _described(properties.name)
 
     def reported(attribute: str, otherwise: int) -> int:
         """A property that not every build of torch has; zero means that the driver did not say."""
         return int(getattr(properties, attribute, 0)) or otherwise
 
-    registers_per_sm = reported("regs_per_multiprocessor", REGISTERS)
     if torch.version.hip:
         of: tuple[str, int | None, str] = "amd", None, properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
         shared = per_sm = reported("shared_memory_per_block", 64 * KIB)
-        registers_per_sm = known.registers_per_sm if known else registers_per_sm
     else:
         capability = properties.major * 10 + properties.minor
         of = "nvidia", capability, f"sm_{capability}"
         kib, kib_per_sm = _SHARED_KIB.get(capability, (48, 48))  # that a program has without opt-in, on any
         shared, per_sm = reported("shared_memory_per_block_optin", kib * KIB), kib_per_sm * KIB
-    per_sm = reported("shared_memory_per_multiprocessor", per_sm)
-    sms, memory = properties.multi_processor_count, reported("total_memory", 0)
-    return Device(properties.name, *of, sms, shared, per_sm, registers_per_sm, memory)
+    per_sm, memory = reported("shared_memory_per_multiprocessor", per_sm), reported("total_memory", 0)
+    return Device(properties.name, *of, properties.multi_processor_count, shared, per_sm, memory)
 
 
 def _described(product: str) -> Device | None:
