@@ -14,13 +14,9 @@ from .reference import gru_layer
 
 
 def second_gradients(
-    tensors: Sequence[Any],
-    visits: Visits,
-    batch_first: bool,
-    wanted: Sequence[bool],
-    cotangents: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
+    tensors: Sequence[Any], visits: Visits, batch_first: bool, wanted: Sequence[bool],
+    cotangents: Sequence[Tensor | None], needed: Sequence[bool],
+) -> list[Tensor | None]:  # fmt: skip
     """The derivative of a layer's gradients.
 
     The equations are computed again, in float32 at least, for y and the gates are functions of x, h_0 and the weights
@@ -28,13 +24,9 @@ def second_gradients(
 
     Args:
         tensors: dy, dh_n (None: zero), x, h_0 and the weights, as the layer got them.
-        visits: of the layer's call.
         wanted: which of the gradients of x, h_0 and the weights the first backward gave.
         cotangents: of each of those that it gave; None: zero.
-        needed: of which of `tensors` a gradient is wanted now.
-
-    Returns:
-        The gradients of `tensors`, None where not needed.
+        needed: of which of `tensors` a gradient is wanted now; the others come as None.
     """
     further = torch.is_grad_enabled()
     # Inputs of a graph of this call's own. For a further derivative it hangs on the tensors given.
@@ -63,8 +55,5 @@ def _pulled_back(
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o is not None and c is not None]
     if not pairs or not inputs:
         return [None] * len(inputs)
-    given, by = zip(*pairs, strict=True)
-    found: Sequence[Tensor | None] = torch.autograd.grad(
-        given, inputs, by, create_graph=create_graph, allow_unused=True
-    )
-    return found
+    of, by = [o for o, _ in pairs], [c for _, c in pairs]
+    return torch.autograd.grad(of, inputs, by, create_graph=create_graph, allow_unused=True)
