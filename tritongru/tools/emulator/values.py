@@ -56,12 +56,6 @@ def converted(v: Any, old: tl.dtype, new: tl.dtype) -> Any:
     return v != 0 if new == tl.int1 else v.astype(STORAGE[new])
 
 
-def constant(number: Any, dtype: tl.dtype) -> Any:
-    """A number of Python's as a value of the type; refused where it does not fit."""
-    found = STORAGE[dtype].type(number)
-    return round_to_bfloat16(found) if dtype is bfloat16 else found
-
-
 def raw(v: Any, dtype: tl.dtype) -> Any:
     """The bits of values, as they lie in memory."""
     if dtype is bfloat16:
@@ -116,24 +110,21 @@ class Tensor:
 
 
 def tensor(x: Any) -> Tensor:
-    """A tensor, or a number as one."""
-    return x if type(x) is Tensor else Tensor(constant(x, NUMBERS[type(x)]), NUMBERS[type(x)])
+    """A tensor, or a number as one; refused where it does not fit."""
+    return x if type(x) is Tensor else Tensor(STORAGE[NUMBERS[type(x)]].type(x), NUMBERS[type(x)])
 
 
 def operands(a: Any, b: Any, divides: bool = False) -> tuple[Any, Any, Any]:
     """Two values, numbers among them, in the type in which Triton computes with them."""
-    if type(b) is not Tensor:
-        a = tensor(a)
-        kind = NUMBERS[type(b)]
-        dtype = float32 if a.dtype is float32 else common(a.dtype, kind, divides, True)
-        return converted(a.v, a.dtype, dtype), constant(b, dtype), dtype
-    if type(a) is not Tensor:
-        v, w, dtype = operands(b, a, divides)
-        return w, v, dtype
-    dtype = a.dtype
-    if dtype is not b.dtype or divides:
-        dtype = common(dtype, b.dtype, divides)
-    return converted(a.v, a.dtype, dtype), converted(b.v, b.dtype, dtype), dtype
+    x, y = tensor(a), tensor(b)
+    dtype = x.dtype
+    if x is not a:
+        dtype = common(y.dtype, dtype, divides, True)
+    elif y is not b:
+        dtype = common(dtype, y.dtype, divides, True)
+    elif dtype is not y.dtype or divides:
+        dtype = common(dtype, y.dtype, divides)
+    return converted(x.v, x.dtype, dtype), converted(y.v, y.dtype, dtype), dtype
 
 
 def computed(f: Callable[..., Any], kind: str, x: Any, y: Any) -> Tensor:
