@@ -1,5 +1,7 @@
 """The measuring itself: what is refused, what is kept, what a row says. No time is asserted anywhere."""
 
+from unittest.mock import Mock
+
 import pytest
 import torch
 
@@ -149,6 +151,13 @@ def test_a_baseline_beyond_all_measure_is_said_and_still_a_yardstick(measured, m
     monkeypatch.setattr(work, "SANE", 1e-12)
     code, rows = measured([DENSE], [DEFAULT], passes=("forward",))
     assert code == 1 and [(r["status"], r["ratio"]) for r in rows] == [("wrong", ""), ("ok", "")]
+
+
+def test_a_failing_truth_fails_every_row(measured, monkeypatch):
+    monkeypatch.setattr(run, "_truth", Mock(side_effect=torch.OutOfMemoryError("8 GiB")))
+    code, rows = measured([DENSE], [])
+    assert code == 0 and len(rows) == 3
+    assert {(r["status"], r["note"]) for r in rows} == {("out of memory", "float64: OutOfMemoryError: 8 GiB")}
 
 
 THREADS = f"{torch.get_num_threads()} thread(s)"  # what a CPU's row says

@@ -60,6 +60,17 @@ def test_every_result_is_rounded_to_its_type(dtype: torch.dtype) -> None:
         assert_computed(found, expected)
 
 
+@quiet
+def test_integers_are_those_of_c() -> None:
+    """They wrap around, and a quotient is cut towards zero."""
+    a = torch.tensor([-(2**31), -7, -6, -1, 0, 1, 7, 2**31 - 1], dtype=INT32)
+    x = given(a)
+    for found, expected in (
+        (x + 5, a + 5), (x * 3, a * 3), (x // 3, torch.div(a, 3, rounding_mode="trunc")), (x % 3, torch.fmod(a, 3)),
+    ):  # fmt: skip
+        assert_computed(found, expected)
+
+
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
 @quiet
 def test_casts_round_to_nearest_even_and_bitcasts_keep_bits(dtype: torch.dtype) -> None:

@@ -11,11 +11,23 @@ from benchmarks import cpu, hostcost, providers, results, timing, work
 from benchmarks.cases import BASELINE, Case
 from benchmarks.providers import PROVIDERS, find
 from benchmarks.suites import SUITES
-from benchmarks.timing import CudaMeter, HostMeter, Timed, WaitsError
+from benchmarks.timing import CudaMeter, HostMeter, Sample, Timed, WaitsError, interleave
 from benchmarks.workloads import BY_CASE, WORKLOADS
 from tritongru.planning import choose, describe
 
 DENSE, CPU = Case(4, 3, 5, 6), torch.device("cpu")
+
+
+def test_every_round_samples_every_call_in_changing_order():
+    class Meter(HostMeter):
+        def sample(self, timed):
+            order.append(timed.calls)
+            return Sample(100.0, 50.0)
+
+    order = []
+    interleave({str(i): Timed(lambda: None, i) for i in range(3)}, Meter(), rounds=20, seconds=1e9)
+    rounds = [tuple(order[i : i + 3]) for i in range(0, 60, 3)]
+    assert all(sorted(r) == [0, 1, 2] for r in rounds) and len(set(rounds)) > 1
 
 
 def test_a_sample_is_per_call():
