@@ -147,6 +147,7 @@ def test_a_known_call_is_the_call_it_would_be(backend: str, form: kit.Form, know
         pytest.param(lambda layer, x: layer.double()(x.double()), id="dtype"),
         pytest.param(lambda layer, x: layer.eval()(x), id="eval"),
         pytest.param(lambda layer, x: setattr(layer, "recompute", True) or layer(x), id="recompute"),
+        pytest.param(lambda layer, x: setattr(layer, "batch_first", True) or layer(x), id="batch_first"),
         pytest.param(lambda layer, x: layer.weight_hh_l0.requires_grad_(False) is None or layer(x), id="frozen"),
         pytest.param(lambda layer, x: tritongru.GRU(I, H, bias=False, backend="reference")(x), id="bias"),
         pytest.param(lambda layer, x: tritongru.GRU(I, H, bidirectional=True, backend="reference")(x), id="directions"),
