@@ -13,7 +13,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 import tritongru
 from tests.kit import inside
 from tests.kit import modules as kit
-from tritongru import cli, demo
 from tritongru.tools import check
 
 aten, own = torch.ops.aten, torch.ops.tritongru
@@ -110,13 +109,3 @@ def test_profile_of_a_module_whose_file_sets_the_default_device(tmp_path):
     command = ["-m", "tritongru", "profile", "--module", f"{model}:make", "--device", "cpu", "--out", str(tmp_path)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-@pytest.mark.parametrize("command", ["check", "demo"])
-def test_the_other_commands_work_on_the_cpu(command, monkeypatch):
-    found = []
-    monkeypatch.setattr(check, "main", lambda: found.append(torch.ones(1).device.type) or 0)
-    monkeypatch.setattr(demo, "main", lambda arguments: found.append(torch.ones(1).device.type) or 0)
-    with inside.default_device_elsewhere():
-        assert cli.main([command]) == 0
-    assert found == ["cpu"]

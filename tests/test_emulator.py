@@ -26,8 +26,13 @@ from tritongru.tools.emulator.values import RAW, raw, unraw
 PROGRAMS, SIZE, SEEDS, SENTINEL = 5, 64, range(20), -1
 LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 INT32, FP32, HALVES = torch.int32, torch.float32, (torch.float16, torch.bfloat16)
-TYPES = {torch.bool: gl.int1, torch.int8: gl.int8, torch.int16: gl.int16, INT32: gl.int32}
-TYPES |= {FP32: gl.float32, torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
+TYPES = {
+    torch.int16: gl.int16,
+    INT32: gl.int32,
+    FP32: gl.float32,
+    torch.float16: gl.float16,
+    torch.bfloat16: gl.bfloat16,
+}
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
@@ -40,24 +45,12 @@ def given(x: Tensor) -> emulator.Tensor:
     return emulator.Tensor(unraw(bits.view(RAW[dtype]), dtype), dtype)
 
 
-def assert_computed(found: emulator.Tensor, expected: Tensor, what: object = "") -> None:
+def assert_computed(found: emulator.Tensor, expected: Tensor) -> None:
     """Bit for bit; a NaN as any other."""
-    assert found.dtype == TYPES[expected.dtype], what
-    bits = expected.view({1: torch.uint8, 2: torch.int16, 4: INT32}[expected.itemsize]).numpy()
+    assert found.dtype == TYPES[expected.dtype]
+    bits = expected.view(torch.int16 if expected.itemsize == 2 else INT32).numpy()
     right = (raw(found.v, found.dtype).view(bits.dtype) == bits) | (expected.isnan().numpy() & (found.v != found.v))
-    assert right.all(), (what, found.v[~right], expected[torch.from_numpy(~right)])
-
-
-@pytest.mark.parametrize("dtype", (FP32, *HALVES), ids=str)
-def test_every_result_is_rounded_to_its_type(dtype: torch.dtype) -> None:
-    a, b = torch.randn(2, SIZE).to(dtype)
-    x, y = given(a), given(b)
-    for found, expected in (
-        (x + y, a + b), (x - y - 3, a - b - 3), (x * y * 2, a * b * 2), (1 - x, 1 - a),
-        (x * 0.1, a * torch.tensor(0.1).to(dtype)),  # a number takes the tensor's type
-        (x / y, a.float() / b.float()), ((x < y) + 1, (a < b).int() + 1),
-    ):  # fmt: skip
-        assert_computed(found, expected)
+    assert right.all(), (found.v[~right], expected[torch.from_numpy(~right)])
 
 
 @quiet
