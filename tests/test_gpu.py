@@ -223,6 +223,19 @@ def test_the_short_way_of_one_step_gives_the_bits_of_the_long_way(dtype: torch.d
         assert same_bits(loop(), expected)
 
 
+@kernels
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("T", [1, 2, 5])
+def test_the_short_way_of_training_gives_the_bits_of_the_long_way(T: int, dtype: torch.dtype, backend: str) -> None:
+    """In both directions; `sequence` of a layer that one program holds."""
+    layer, xs = layer_of(backend, 48, 72, dtype=dtype, bidirectional=True), drawn(4, T, 3, 48, dtype=dtype)
+    with launched():
+        expected = [results(layer, x) for x in xs]
+    for _ in range(2):
+        for x, of_x in zip(xs, expected, strict=True):
+            assert same_bits(results(layer, x), of_x)
+
+
 # Programs that wait for each other, and launches beside others.
 
 
