@@ -9,7 +9,7 @@ them too. They are counted on the host, from the arguments of the launch:
             programs or timesteps share it; one that it reads and overwrites counts as both. The status words, which
             waiting programs look at, are left out
 
-tests/test_profile.py holds the bytes against the addresses that the kernels touch in the interpreter. They are
+tests/test_profile.py holds the bytes against the addresses that the kernels touch in the emulator. They are
 approximate where the host does not know the lengths: of a packed batch in `sequence` (each function says how), and of a
 padded one, whose rows count as if they ran all steps.
 """

@@ -125,7 +125,7 @@ def test_nothing_comes_through_a_reset(backend, value):
     for spoilt, other, of_h_0 in ((slice(0, 2), slice(2, 4), 0), (slice(2, 4), slice(0, 2), 1)):
         x, h_0, dy, dh_n = (given[name].clone() for name in ("x", "h_0", "dy", "dh_n"))
         x[spoilt], h_0[of_h_0], dy[spoilt], dh_n[1 - of_h_0] = value, value, value, value
-        found = run(layer, x, h_0, dy, dh_n, None, given["resets"])
+        found = run(layer, x, h_0, dy, dh_n, resets=given["resets"])
         assert found["output"][spoilt].isnan().all() or found["x"][spoilt].isnan().all()
         for name, part in (("output", other), ("x", other), ("h_n", of_h_0), ("h_0", 1 - of_h_0)):
             assert torch.equal(found[name][part], true[name][part]), name

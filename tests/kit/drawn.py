@@ -71,7 +71,7 @@ class Drawn:
         given = (tensor.to(dtype) for tensor in (self.x, self.h_0, self.dy, self.dh_n))
         wants = self.call.wants_dh_0
         with module.register_forward_pre_hook(lambda _, of: (of[0], of[1].requires_grad_(wants))):
-            return run(module, *given, self.lengths, self.resets)
+            return run(module, *given, lengths=self.lengths, resets=self.resets)
 
     def of_ours(self, seed: int, **options: Any) -> dict[str, Tensor]:
         with emulating(seed, **options):

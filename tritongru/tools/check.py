@@ -23,7 +23,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from rich.progress import track
@@ -92,8 +92,7 @@ CASES = (
 RESULTS = ("output", "h_n")  # the other tensors are gradients
 
 
-@dataclass(frozen=True)
-class Figures:
+class Figures(NamedTuple):
     """RMS errors of one tensor over the draws, and the largest absolute difference to nn.GRU."""
 
     error: float
@@ -116,22 +115,18 @@ def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
     return 4 * math.sqrt(R) * u if dtype == torch.float64 else 2 * u + math.sqrt(R) * 2.0**-24
 
 
-def run(
-    module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor, lengths: Tensor | None = None,
-    resets: Tensor | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
-    """Output, h_n and every gradient of one call of `module`, under random cotangents on both results."""
+def run(module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor, **padding: Tensor | None) -> dict[str, Tensor]:
+    """Output, h_n and every gradient of one call of `module`, under random cotangents on both results. padding: lengths
+    and resets."""
     packed = isinstance(x, PackedSequence)
-    leaf = (x.data if packed else x).detach().clone().requires_grad_()
-    h_0 = h_0.detach().clone().requires_grad_()
+    leaf, h_0 = (t.detach().clone().requires_grad_() for t in (x.data if packed else x, h_0))
     module.zero_grad()
-    padding = {} if lengths is None and resets is None else {"lengths": lengths, "resets": resets}
-    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0, **padding)
+    told = {name: t for name, t in padding.items() if t is not None}
+    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0, **told)
     output = output.data if packed else output
     torch.autograd.backward([output, h_n], [dy, dh_n])
     gradients = {"x": leaf.grad, "h_0": h_0.grad, **{name: p.grad for name, p in module.named_parameters()}}
-    found = {"output": output.detach(), "h_n": h_n.detach(), **gradients}
-    return {name: tensor.cpu() for name, tensor in found.items() if tensor is not None}
+    return {name: t.detach().cpu() for name, t in {"output": output, "h_n": h_n, **gradients}.items() if t is not None}
 
 
 def measure(
@@ -178,27 +173,26 @@ def _draw(
             p.copy_((uniform * 2 - 1) / math.sqrt(case.H))
     # nn.GRU knows no lengths and resets: there PyTorch's own path, sequence by sequence.
     of_torch = partial(GRU, backend="aten") if case.padded or case.resets is not None else nn.GRU
-    x: Any
-    lengths = resets = None
+    padding: dict[str, Tensor] = {}
     if case.packed:
-        x = pack_padded_sequence(normal(T, B, case.I), list(case.lengths), enforce_sorted=False)
+        x: Any = pack_padded_sequence(normal(T, B, case.I), list(case.lengths), enforce_sorted=False)
         dy = normal(len(x.data), D * case.H)
     else:
         leading = (B, T) if case.batch_first else (T, B)
         x, dy = normal(*leading, case.I), normal(*leading, D * case.H)
         if case.lengths:
-            lengths = torch.tensor(case.lengths, device="cpu")
-            past = torch.arange(T, device="cpu") >= lengths[:, None]
+            padding["lengths"] = torch.tensor(case.lengths, device="cpu")
+            past = torch.arange(T, device="cpu") >= padding["lengths"][:, None]
             (x if case.batch_first else x.transpose(0, 1))[past] = math.nan
         if case.resets is not None:
-            resets = torch.rand(*leading, generator=generator, device="cpu") < case.resets
+            padding["resets"] = torch.rand(*leading, generator=generator, device="cpu") < case.resets
     h_0, dh_n = normal(case.layers * D, B, case.H), normal(case.layers * D, B, case.H)
     found = []
     for make, where, kind in ((None, device, dtype), (of_torch, device, dtype), (of_torch, "cpu", torch.float64)):
         module = ours if make is None else make(*shape, device=where, dtype=kind)
         module.load_state_dict(ours.state_dict())
-        how = (None if t is None else t.to(where) for t in (lengths, resets))
-        found.append(run(module, *(tensor.to(device=where, dtype=kind) for tensor in (x, h_0, dy, dh_n)), *how))
+        how = {name: t.to(where) for name, t in padding.items()}
+        found.append(run(module, *(t.to(device=where, dtype=kind) for t in (x, h_0, dy, dh_n)), **how))
     return tuple(found)
 
 
