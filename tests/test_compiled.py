@@ -166,24 +166,20 @@ def test_under_use_backend_and_the_environment_a_graph_is_made_for_what_is_asked
 # Backward under compiled autograd, where Dynamo traces what backward does: one operator.
 
 
-def compiled_backward(loss, compiler):
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(compiled_autograd=True):
-        torch.compile(lambda: loss.backward(), backend=compiler)()
-
-
 @kit.ours_by_form({name: form for name, form in kit.FORMS.items() if name not in ("unbatched", "one-step")})
 @pytest.mark.filterwarnings("ignore")  # Dynamo's own, of what it does not trace
 def test_backward_under_compiled_autograd(backend, form, dynamo):
     _, layer = form.pair(backend)
 
-    def loss(on=slice(None), call=layer):
-        return sum((t * kit.randn(*t.shape, seed=5)).sum() for t in kit.tensors(call(*form.given(), **form.how()))[on])
+    def loss(on):
+        return sum((t * kit.randn(*t.shape, seed=5)).sum() for t in kit.tensors(layer(*form.given(), **form.how()))[on])
 
     for on in (slice(None), slice(-1, None)):  # all results, or h_n alone
         layer.zero_grad()
-        expected, graphs = torch.autograd.grad(loss(on), list(layer.parameters())), Graphs()
-        compiled_backward(loss(on), graphs)
+        expected, graphs, of = torch.autograd.grad(loss(on), list(layer.parameters())), Graphs(), loss(on)
+        dynamo.reset()
+        with dynamo.config.patch(compiled_autograd=True):
+            torch.compile(lambda of=of: of.backward(), backend=graphs)()
         kit.assert_all_close([p.grad for p in layer.parameters()], expected)
         assert [name for graph in graphs for name in graph].count(BACKWARD) == getattr(layer, "num_layers", 1)
         assert not [name for graph in graphs for name in graph if "mm" in name or "empty" in name]
