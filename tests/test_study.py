@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks import providers, run, study, work
+from benchmarks import run, study
 from benchmarks.cases import Case, Entry
 from benchmarks.generated import generated
 from benchmarks.results import RESULTS
@@ -60,14 +60,6 @@ def test_a_mistake_in_the_unfused_form_is_found(edit: str, tmp_path: Path, monke
     kernels = mutant(tmp_path, "study/unfused.py", edit, module="study.unfused")
     monkeypatch.setattr("tritongru.kernels.study.unfused", kernels, raising=False)  # not imported yet, maybe
     assert status("unfused", CASES[0]) == "wrong"
-
-
-def test_what_a_form_does_not_serve_is_refused_as_a_backend_is() -> None:
-    case = Case(2, 2, 3, 16)
-    module = providers.find("unfused").make(case, device=CPU, dtype=torch.float32)
-    inputs = work.Inputs.draw(case, CPU)
-    with pytest.raises(RuntimeError, match="backend 'unfused' cannot run here: it has no backward"):
-        inputs.through(module)
 
 
 # What the compiler makes of them
