@@ -161,22 +161,6 @@ def test_the_next_call_sees_changed_weights(backend, change):
     assert not torch.allclose(before, after["output"]), "the change changed nothing"
 
 
-@pytest.mark.parametrize("plain", [True, False], ids=["tensors", "parameters"])
-def test_functional_call_uses_its_weights_and_leaves_the_module_s(backend, plain):
-    theirs, ours = kit.pair(backend, 3, 5, num_layers=2)
-    x = kit.randn(3, 2, 3)
-    own = ours(x)[0].detach()
-
-    def call(module):
-        weights = {n: (p.detach() * 0.5).requires_grad_() for n, p in module.named_parameters()}
-        weights = weights if plain else {n: nn.Parameter(p.detach()) for n, p in weights.items()}
-        output, h_n = torch.func.functional_call(module, weights, (x,))
-        return [output, h_n, *torch.autograd.grad(kit.loss_of(output, h_n), list(weights.values()))]
-
-    assert not torch.allclose(kit.both(theirs, ours, call)[0], own)
-    assert torch.equal(ours(x)[0], own)
-
-
 # Copies and files.
 
 
