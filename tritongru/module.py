@@ -226,7 +226,7 @@ class GRUCell(nn.GRUCell):
             weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
             found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
             if found is not None:
-                return found(input.unsqueeze(0), hx.unsqueeze(0), weights)[1]
+                return found(input[None], hx[None], weights)[1]
         if uses_aten(self.backend, input):
             return super().forward(input, hx)
         if input.dim() not in (1, 2):
