@@ -8,6 +8,7 @@ import torch
 
 from tests.kit.modules import randn
 from tests.kit.operators import Seen
+from tritongru import products
 from tritongru.products import column_sums, rnn_precision, surroundings
 
 
@@ -100,7 +101,7 @@ def test_matmuls_switch_survives_two_threads(monkeypatch):
     class Matmul:
         fp32_precision = "none"
 
-    monkeypatch.setattr(torch.backends.cuda, "matmul", Matmul)
+    monkeypatch.setattr(products, "_matmul", Matmul)
     first, second = ExitStack(), ExitStack()
     for thread in (first, second):
         thread.enter_context(surroundings(ON_CUDA, "tf32"))

@@ -22,8 +22,8 @@ from .parts import part
 
 ROWS_OF_A_SUM = 128  # of a column sum's rows, how many one launch adds
 
-
-_rnn: Any = torch.backends.cudnn.rnn  # torch.backends takes a microsecond to find it
+_rnn: Any = torch.backends.cudnn.rnn  # torch.backends takes a microsecond to find them
+_matmul: Any = torch.backends.cuda.matmul
 
 
 def rnn_precision(nvidia: bool) -> str:
@@ -44,8 +44,7 @@ def surroundings(x: Tensor, precision: str | None) -> AbstractContextManager[Non
     The switch of matmul is the process's own: a product of another thread may meet it while it is turned.
     """
     (kind, index), turned = (x.device.type, x.device.index), AS_IT_IS
-    # Where another thread has turned the switch it will turn it back: whoever needs it has to be counted.
-    if kind == "cuda" and precision and x.dtype == torch.float32 and (_turned or not _runs_by(precision)):
+    if kind == "cuda" and precision and x.dtype == torch.float32:
         turned = _MatmulPrecision(precision)
     cast = (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
     elsewhere = kind == "cuda" and index is not None and index != torch.cuda.current_device()
@@ -59,11 +58,6 @@ def _changed(device: torch.device, cast: bool, elsewhere: bool, turned: Abstract
         yield
 
 
-def _runs_by(precision: str) -> bool:
-    """Whether library products in float32 run so as it is."""
-    return torch.backends.cuda.matmul.fp32_precision in (precision, "none" if precision == "ieee" else precision)
-
-
 _turning = threading.Lock()
 _turned = 0  # how many calls are inside with matmul's switch turned: the first turns it, the last turns it back
 _before = "none"
@@ -71,26 +65,28 @@ _before = "none"
 
 class _MatmulPrecision(AbstractContextManager[None]):
     def __init__(self, precision: str):
-        self.precision, self.turned = precision, False
+        self.precision, self.turns = precision, False
 
     def __enter__(self) -> None:
         global _turned, _before
         with _turning:
-            self.turned = _turned > 0 or not _runs_by(self.precision)
-            if self.turned and _turned == 0:
-                _before = torch.backends.cuda.matmul.fp32_precision
-                torch.backends.cuda.matmul.fp32_precision = self.precision
-            _turned += self.turned
+            if not _turned:
+                _before = _matmul.fp32_precision
+                self.turns = _before not in (self.precision, "none" if self.precision == "ieee" else self.precision)
+                if self.turns:
+                    _matmul.fp32_precision = self.precision
+            # Where another thread has turned the switch it will turn it back: whoever needs it has to be counted.
+            self.turns = self.turns or _turned > 0
+            _turned += self.turns
 
     def __exit__(self, *_: object) -> None:
         global _turned
-        matmul = torch.backends.cuda.matmul
         with _turning:
-            _turned -= self.turned
-            if self.turned and _turned == 0:
-                matmul.fp32_precision = "none"  # inherit, as most processes do; a value of its own only if it had one
-                if matmul.fp32_precision != _before:
-                    matmul.fp32_precision = _before
+            _turned -= self.turns
+            if self.turns and not _turned:
+                _matmul.fp32_precision = "none"  # inherit, as most processes do; a value of its own only if it had one
+                if _matmul.fp32_precision != _before:
+                    _matmul.fp32_precision = _before
 
 
 @part("projection")
