@@ -19,7 +19,7 @@ from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles
 from tritongru.planning.small import SmallTiles
 from tritongru.planning.step import StepTiles
-from tritongru.tools.compile_report import SASS_LINE, CompileReport, bytes_moved, control_flow
+from tritongru.tools.compile_report import CompileReport, bytes_moved, control_flow
 
 # Copies that a later instruction waits for: cp.async, and the bulk copies of sm_90 and later
 ASYNCHRONOUS = ("LDGSTS", "LDGDEPBAR", "UTMALDG", "UBLKCP")
@@ -205,12 +205,3 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
     shuffles = sum(max(1, sums >> i) for i in range(1, t.lanes.bit_length()))
     b.expect(b.count("SHFL"), (3 if forward else 1) * shuffles, "shuffles")
     return b.faults
-
-
-def time_loop(report: CompileReport) -> int:
-    """Instructions of the time loop, without those that run only once a wait looks at the clock."""
-    b, lines = Binary(report), [line for line in report.sass.splitlines() if SASS_LINE.match(line)]
-    clocks = {i for i, line in enumerate(lines) if "SR_GLOBALTIMER" in line}
-    after = [[j for j in following if j in b.body - clocks] for following in b.after]
-    head = next(i for i in b.body if any(previous not in b.body for previous in b.before[i]))
-    return len(b.reached([head], after, "no stop"))
