@@ -82,6 +82,7 @@ CALLS = {
     "padded-two-groups": Call(ShrunkenPlan(groups=2, together=False), PADDED, FP32),
     "padded-three-tensors": Call(THREE, Case(T=4, I=3, H=70, lengths=(4, 1, 2), padded=True, resets=0.3), BF16),
     "recompute": Call(ShrunkenPlan(), Case(I=4, H=12, lengths=(3, 1, 4), recompute=True), BF16),
+    "recompute-both-ways": Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=21, bidirectional=True, recompute=True), FP16),
     "two-layers": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=16, layers=2, bidirectional=True), FP16),
     "as-planned": Call(None, Case(T=2, B=3, I=5, H=77), FP32),
 }  # fmt: skip
@@ -95,7 +96,9 @@ def assert_same(found: dict[str, Tensor], other: dict[str, Tensor], what: str) -
 @pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 23), marks=LONG)], ids=["three", "twenty"])
 @pytest.mark.parametrize("name", CALLS)
 def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monkeypatch) -> None:
-    """And in launches over time: the state goes from one to the next in float32, that of rows that do not run too."""
+    """And in launches over time: the state goes from one to the next in float32, that of rows that do not run too; with
+    recompute dh goes so between two steps at a time."""
+    monkeypatch.setattr(layers, "steps_at_once", lambda T, B: 2)
     drawn, launches = Drawn(CALLS[name]), []
     with exchanging(monkeypatch, drawn.call.plan), runtime.observe(lambda kernel, grid: launches.append(kernel)):
         first, *others = (drawn.of_ours(seed) for seed in seeds)
@@ -134,15 +137,6 @@ def test_launches_over_rows_or_directions_give_the_bits_of_one(
         assert_same(whole, drawn.of_ours(1), "in several launches")
     assert found.count("sequence_forward") == found.count("sequence_backward") == launches
     drawn.assert_right(whole)
-
-
-@pytest.mark.parametrize("dtype", [FP16, pytest.param(FP32, marks=LONG), pytest.param(BF16, marks=LONG)], ids=str)
-def test_recompute_in_chunks_of_time(dtype: torch.dtype, monkeypatch) -> None:
-    """Backward gets and gives dh in float32 from chunk to chunk, and one direction at a time."""
-    monkeypatch.setattr(layers, "steps_at_once", lambda T, B: 2)
-    drawn = Drawn(Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=21, bidirectional=True, recompute=True), dtype))
-    with exchanging(monkeypatch, drawn.call.plan):
-        drawn.assert_right(drawn.of_ours(0))
 
 
 # ---- NaNs and infinities ---------------------------------------------------------------------------------------------
