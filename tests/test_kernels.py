@@ -208,13 +208,6 @@ def test_a_small_layer_is_not_rounded_to_tf32_where_the_switch_allows_it(h200_ti
     assert {(layer.call.precision, layer.products) for layer in seen} == {("tf32", "ieee")}
 
 
-@pytest.mark.parametrize(("backend", "dtype"), [*every(["step", SMALL, "sequence"], [FP32]), (SMALL, FP16)])
-def test_same_call_same_bits(backend: str, dtype: torch.dtype) -> None:
-    """No atomics, no plan that depends on anything but the call."""
-    layer, x = tritongru.GRU(5, 12, bidirectional=True, backend=backend, dtype=dtype), randn(3, 4, 5).to(dtype)
-    assert same_bits(results(layer, x), results(layer, x))
-
-
 # Memory.
 
 
