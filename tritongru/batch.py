@@ -145,40 +145,31 @@ class Visits:
         Views of y and h_0 where each row comes from the one before it; else one copy.
         """
         N, B = self.size_rows, self.batch
-        if self.resets is not None or (self.lengths is not None and direction == 1):
-            return [(slice(0, N), self._h_prev_of_padded(y, h_0, direction))]
-        if self.batch_sizes is None:
+        if self.batch_sizes is None and self.resets is None and (self.lengths is None or direction == 0):
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
             return [(rows, h) for rows, h in (later if direction == 0 else earlier) if h.shape[0]]
-        carried, begun = self._rows_before(direction, y.device)
-        return [(slice(0, N), y.index_select(0, carried).index_copy_(0, begun, h_0))]
-
-    def _h_prev_of_padded(self, y: Tensor, h_0: Tensor, direction: int) -> Tensor:
-        found = torch.empty_like(y, memory_format=torch.contiguous_format)
-        by_time, y = found.view(self.time, self.batch, -1), y.reshape(self.time, self.batch, -1)
-        if direction == 0:
-            by_time[0], by_time[1:] = h_0, y[:-1]
-        else:
-            by_time[-1], by_time[:-1] = h_0, y[1:]
-            if self.lengths is not None:
-                by_time[self.lengths.long() - 1, torch.arange(self.batch, device=y.device)] = h_0
+        before, begun = self._rows_before(direction, y.device)
+        found = y.index_select(0, before).index_copy_(0, begun, h_0)
         if (cleared := self.cleared(direction)) is not None:
-            by_time.masked_fill_(cleared[..., None], 0)
-        return found
+            found.masked_fill_(cleared.view(N, 1), 0)
+        return [(slice(0, N), found)]
 
     def _rows_before(self, direction: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Packed: for every row, the row of y that holds its h_{t-1}, or itself where it begins from h_0; and which
-        rows do, in the order of the batch. Made on the device: the host goes on."""
-        assert self.batch_sizes is not None
+        """For every row, the row of y that holds its h_{t-1}, or any where it begins from h_0; and which rows do, in
+        the order of the batch. Made on the device: the host goes on."""
+        N, B = self.size_rows, self.batch
+        at = torch.arange(N, device=device)
+        if self.batch_sizes is None:
+            last = (self.time if self.lengths is None else self.lengths.long()) - 1
+            return ((at - B).clamp(0), at[:B]) if direction == 0 else ((at + B).clamp(max=N - 1), last * B + at[:B])
         sizes, starts, lengths = tables(self.batch_sizes, device)
         sizes = sizes.long()
-        t = torch.repeat_interleave(sizes, output_size=self.size_rows)
-        at = torch.arange(self.size_rows, device=device)
+        t = torch.repeat_interleave(sizes, output_size=N)
         if direction == 0:  # no step has more rows than the one before it
-            return torch.where(at < self.batch, at, at - sizes[t - 1]), at[: self.batch]
+            return (at - sizes[t - 1]).clamp(0), at[:B]
         after = torch.nn.functional.pad(sizes[1:], (0, 1))
-        return torch.where(at - starts[t] < after[t], at + sizes[t], at), starts[lengths.long() - 1] + at[: self.batch]
+        return torch.where(at - starts[t] < after[t], at + sizes[t], at), starts[lengths.long() - 1] + at[:B]
 
 
 def checked_lengths(lengths: Tensor, T: int) -> Tensor:
