@@ -36,11 +36,7 @@ KINDS = {
     "fill": ("zeros", "fill_", "zero_", "new_zeros", "full", "ones_like"),
 }  # fmt: skip
 KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
-NOTHING = {  # views and allocations
-    "view", "_unsafe_view", "t", "transpose", "transpose_", "select", "slice", "split", "permute", "expand", "detach",
-    "unbind", "unsqueeze", "squeeze", "squeeze_", "as_strided", "empty", "new_empty", "alias", "chunk",
-    "_reshape_alias", "_local_scalar_dense", "empty_like", "split_with_sizes", "lift_fresh",
-}  # fmt: skip
+NOTHING = ("empty", "new_empty", "empty_like", "_unsafe_view", "_local_scalar_dense")  # is launched, nor by views
 
 
 def with_counts(plan: Plan, device: Device, backend: str | None = None) -> Plan:
@@ -73,10 +69,10 @@ class Watch(TorchDispatchMode):
         self.note((args, kwargs), fresh=False)  # what was not seen before was made outside
         result = func(*args, **(kwargs or {}))
         self.note(result, fresh=True)
-        op = func.overloadpacket.__name__
+        op, view = func.overloadpacket.__name__, func.is_view or torch.Tag.inplace_view in func.tags
         floating = not isinstance(result, Tensor) or result.dtype.is_floating_point
         # other integer arithmetic is the packed batch's index, made on the host
-        if op not in NOTHING and (floating or op == "fill_"):
+        if not view and op not in NOTHING and (floating or op == "fill_"):
             self.launches[KIND_OF.get(op, f"unknown: {op}")] += 1
         self.history.append(self.living())
         return result

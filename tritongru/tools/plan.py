@@ -73,12 +73,12 @@ def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
         return len(input.batch_sizes), int(input.batch_sizes[0])
     if input.dim() not in (2, 3):
         raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
-    x = input if input.dim() == 3 else input.unsqueeze(0 if module.batch_first else 1)
+    batch = 0 if module.batch_first else 1
+    x = input if input.dim() == 3 else input.unsqueeze(batch)
     module.check_input(x, None)
-    B, T = x.shape[:2] if module.batch_first else (x.shape[1], x.shape[0])
-    if T == 0:
+    if x.shape[1 - batch] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    return T, B
+    return x.shape[1 - batch], x.shape[batch]
 
 
 def _described(device: Any) -> Device:

@@ -76,8 +76,6 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self.policy = self.policy or ("random", "priorities")[self.seed % 2]
-        if self.policy not in ("random", "priorities", "lazy"):
-            raise ValueError(f"policy must be 'random', 'priorities' or 'lazy', got {self.policy!r}")
         self.random = random.Random(self.seed)
         self.switch = self.random.choice((1.0, 0.3, 0.05))
         self.halves = np.random.default_rng(self.seed)
