@@ -10,7 +10,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from itertools import accumulate, cycle, islice, repeat
 
 import torch
@@ -78,18 +77,10 @@ class Visits:
         """Rows in all."""
         return self.time * self.batch if self.batch_sizes is None else sum(self.batch_sizes)
 
-    @cached_property
-    def _starts(self) -> list[int]:
-        return [0, *accumulate(self.batch_sizes or ())]
-
-    def at(self, direction: int, visit: int) -> int:
-        """Where a direction's visit of that number lies: the time step, or in a packed batch the first row of it."""
-        t = visit if direction == 0 else self.time - 1 - visit
-        return t if self.batch_sizes is None else self._starts[t]
-
-    def rows(self, direction: int, visit: int) -> int:
-        """How many rows run at it."""
-        return self.batch if self.batch_sizes is None else self.batch_sizes[visit if direction == 0 else -1 - visit]
+    def steps(self, rows: Tensor, direction: int) -> Sequence[Tensor]:
+        """Time-major [T, B, ...] or packed [N, ...] as views: the rows that run at each visit of a direction."""
+        found = rows.unbind(0) if self.batch_sizes is None else rows.split(list(self.batch_sizes))
+        return found if direction == 0 else found[::-1]
 
     def pointers(self, unread: Tensor) -> dict[str, Tensor]:
         """On the device of `unread`, which stands for what a batch does not have and nobody reads: how many time steps
@@ -127,7 +118,9 @@ class Visits:
 
     def _in_order(self, direction: int) -> tuple[Sequence[int], Sequence[int]]:
         """`at` and `rows` of every visit."""
-        at: Sequence[int] = range(self.time) if self.batch_sizes is None else self._starts[:-1]
+        at: Sequence[int] = range(self.time)
+        if self.batch_sizes is not None:
+            at = list(accumulate(self.batch_sizes[:-1], initial=0))
         rows = self.batch_sizes or (self.batch,) * self.time
         return (at, rows) if direction == 0 else (at[::-1], rows[::-1])
 

@@ -58,10 +58,10 @@ def gru_step_backward(dh: Tensor, step: Step, h_prev: Tensor, w_hh: Tensor) -> t
     return torch.cat([dq, dr, dz, dn], -1), dh_prev
 
 
-def rows_of(tensor: Tensor, visits: Visits, direction: int, visit: int) -> Tensor:
-    """The rows of time-major [T, B, ...] or packed [N, ...] that run at a visit: a view."""
-    at, rows = visits.at(direction, visit), visits.rows(direction, visit)
-    return tensor[at] if visits.batch_sizes is None else tensor[at : at + rows]
+def _masks(visits: Visits, direction: int) -> list[Sequence[Tensor] | None]:
+    """[B, 1] at each visit: rows that run, and rows whose incoming state a reset clears; None: all, and none."""
+    masks = visits.runs(), visits.cleared(direction)
+    return [None if mask is None else visits.steps(mask[..., None], direction) for mask in masks]
 
 
 def direction_forward(
@@ -72,16 +72,16 @@ def direction_forward(
     Differentiable by autograd as it stands.
     """
     h = h_0  # rows that have not started keep h_0, rows that have ended keep h_n
-    runs, cleared = visits.runs(), visits.cleared(direction)
+    runs, cleared = _masks(visits, direction)
     steps = []
-    for visit in range(visits.time):
-        t, rows = visits.at(direction, visit), visits.rows(direction, visit)
-        h_prev = h[:rows] if cleared is None else h.masked_fill(cleared[t, :, None], 0)
-        step = gru_step(rows_of(x_proj, visits, direction, visit), h_prev, w_hh, b_hh)
+    for visit, x in enumerate(visits.steps(x_proj, direction)):
+        rows = len(x)
+        h_prev = h[:rows] if cleared is None else h.masked_fill(cleared[visit], 0)
+        step = gru_step(x, h_prev, w_hh, b_hh)
         h = torch.cat([step.h, h[rows:]]) if rows < len(h) else step.h
         if runs is not None:
-            h = torch.where(runs[t, :, None], h, h_prev)
-            step = step._replace(h=h.masked_fill(~runs[t, :, None], 0))
+            h = torch.where(runs[visit], h, h_prev)
+            step = step._replace(h=h.masked_fill(~runs[visit], 0))
         steps.append(step)
     in_time = steps if direction == 0 else steps[::-1]
     y = torch.stack([s.h for s in in_time]) if visits.batch_sizes is None else torch.cat([s.h for s in in_time])
@@ -93,22 +93,22 @@ def direction_backward(
 ) -> tuple[Tensor, Tensor]:
     """Backward of `direction_forward`: dgates (dq, dr, dz, dn) in dy's rows, [..., 4H], and dh_0 [B, H]."""
     dh = dh_n
-    runs, cleared = visits.runs(), visits.cleared(direction)
+    runs, cleared = _masks(visits, direction)
     found = []
-    for visit in reversed(range(visits.time)):
-        step, t, rows = steps[visit], visits.at(direction, visit), visits.rows(direction, visit)
+    for visit, of_y in reversed([*enumerate(visits.steps(dy, direction))]):
+        step, rows = steps[visit], len(of_y)
         before = steps[visit - 1].h if visit > 0 else h_0[:0]
         h_prev = torch.cat([before[:rows], h_0[len(before) : rows]])  # a row that was not there starts from h_0
         if runs is not None and visit > 0:
-            h_prev = torch.where(runs[visits.at(direction, visit - 1), :, None], h_prev, h_0)
+            h_prev = torch.where(runs[visit - 1], h_prev, h_0)
         if cleared is not None:
-            h_prev = h_prev.masked_fill(cleared[t, :, None], 0)
-        dgates, dh_prev = gru_step_backward(dh[:rows] + rows_of(dy, visits, direction, visit), step, h_prev, w_hh)
+            h_prev = h_prev.masked_fill(cleared[visit], 0)
+        dgates, dh_prev = gru_step_backward(dh[:rows] + of_y, step, h_prev, w_hh)
         if runs is not None:
-            dgates = dgates.masked_fill(~runs[t, :, None], 0)
-            dh_prev = torch.where(runs[t, :, None], dh_prev, dh)
+            dgates = dgates.masked_fill(~runs[visit], 0)
+            dh_prev = torch.where(runs[visit], dh_prev, dh)
         if cleared is not None:
-            dh_prev = dh_prev.masked_fill(cleared[t, :, None], 0)
+            dh_prev = dh_prev.masked_fill(cleared[visit], 0)
         dh = torch.cat([dh_prev, dh[rows:]])
         found.append(dgates)
     in_time = found[::-1] if direction == 0 else found

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..products import project
-from ..reference import Step, direction_backward, direction_forward, rows_of
+from ..reference import Step, direction_backward, direction_forward
 from .protocol import LayerCall, LayerWeights, SavedGates
 from .protocol import product_precision as product_precision
 
@@ -39,7 +39,7 @@ def backward(
     all_dgates, dh_0 = [], []
     for direction, (of_y, of_dy) in enumerate(zip(y.chunk(D, -1), dy.chunk(D, -1), strict=True)):
         kept = of_y, *gates.rzn[..., direction, :].chunk(3, -1), gates.q[..., direction, :]
-        steps = [Step(*(rows_of(t, visits, direction, visit) for t in kept)) for visit in range(visits.time)]
+        steps = [Step(*of) for of in zip(*(visits.steps(t, direction) for t in kept), strict=True)]
         given = of_dy, dh_n[direction], h_0[direction], steps, weights.w_hh[direction]
         dgates, dh = direction_backward(*given, visits, direction)
         all_dgates.append(dgates.reshape(visits.size_rows, -1))
