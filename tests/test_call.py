@@ -112,7 +112,7 @@ def test_the_host_makes_few_calls(launched: list[list[Any]], monkeypatch: pytest
     monkeypatch.setattr(runtime.Launch, "__call__", lambda self, grid, scalars: None)
     layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
     found = costs(calls, layer, torch.randn(T, B, I, dtype=torch.bfloat16))
-    assert all(cost <= most for cost, most in zip(found, (139, 335, 109), strict=True)), found
+    assert all(cost <= most for cost, most in zip(found, (137, 333, 107), strict=True)), found
 
 
 @kit.ours_by_form(kit.FORMS | {"dropout": kit.Form({"num_layers": 2, "dropout": 0.5})})
@@ -231,8 +231,20 @@ def test_zeros_for_a_gradient_that_is_absent_are_kept_and_stay_zero(backend: str
     assert len(zeros) == 2 and not any(t.any() for t in zeros.values())
     for sizes, kept in (([1 << 17], 2), (range(100), 64)):
         for size in sizes:
-            assert not layers._zeros_like(torch.ones(1), torch.Size((size,))).any()
+            assert not layers.zeros_like(torch.ones(1), (size,), "h_0").any()
         assert len(zeros) == kept
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_a_known_call_without_h_0_is_one_of_zeros(batch_first: bool, known: dict[Any, Any], monkeypatch) -> None:
+    zeros: dict[Any, Tensor] = {}
+    monkeypatch.setattr(layers, "_zeros", zeros)
+    layer = tritongru.GRU(I, H, 2, batch_first=batch_first, bidirectional=True, backend="reference")
+    x = torch.randn(T, B, I)
+    for _ in range(3):
+        found = layer(x)
+    assert len(zeros) == 1 and kit.same_bits(found, layer(x, torch.zeros(4, *x.shape[not batch_first :][:1], H)))
+    assert len(known) == 1 and not any(t.any() for t in zeros.values())
 
 
 @pytest.fixture
@@ -331,8 +343,8 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(handed: l
     ("layer", "T", "most_calls", "most_operators"),
     [
         ("cell", 1, (123, 298, 95), (7, 29, 5)),
-        ("one-way", 1, (125, 304, 97), (5, 25, 3)),
-        ("one-way", 2, (162, 372, 139), (8, 33, 7)),
+        ("one-way", 1, (123, 302, 95), (4, 24, 2)),
+        ("one-way", 2, (160, 370, 137), (7, 32, 6)),
     ],
 )
 def test_a_step_costs_the_host_little(layer: str, T: int, most_calls: Any, most_operators: Any, handed: object) -> None:

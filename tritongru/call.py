@@ -20,6 +20,7 @@ from . import registry
 from .batch import Visits
 from .latest import Latest
 from .layer import GRULayer, Layer, call_of, forward_pass, layer_forward, prepare
+from .layer import zeros_like as zeros_like
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
 
@@ -79,11 +80,12 @@ def may_know(x: Any) -> bool:
 
 
 def key_of(
-    backend: str | None, x: Tensor, hx: Tensor, params: Sequence[Tensor], packed: bool, *flags: Any
-) -> Key | None:
+    backend: str | None, x: Tensor, hx: Any, params: Sequence[Tensor], packed: bool, *flags: Any,
+    state: tuple[int, int, int] | None = None,
+) -> Key | None:  # fmt: skip
     """What tells kinds of calls apart; None: nothing is kept of such a call. Of packed rows the number is left out.
 
-    x: of which `may_know` holds.
+    x: of which `may_know` holds. state: the shape of zeros that will be made where hx is None.
 
     Raises:
         ValueError: unknown backend.
@@ -96,12 +98,15 @@ def key_of(
     ):
         return None
     kind, asked_for = x.device.type, registry.asked_for(backend)
+    tensors = (x, *params) if hx is None and state else (x, hx, *params)
     try:
-        if not {type(t) for t in (x, hx, *params, *flags)} <= TOLD:
+        if not {type(t) for t in (*tensors, *flags)} <= TOLD:
             return None
-        told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in (x, hx, *params)]
+        told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     except (AttributeError, TypeError):  # no tensors where there should be some
         return None
+    if hx is None and state:
+        told[1:1] = [(state, (state[1] * state[2], state[2], 1), x.dtype, x.device, False, False)]
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     return (
         asked_for,

@@ -8,6 +8,7 @@ and, as layer_backward has a derivative of its own, backward with create_graph=T
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -148,8 +149,8 @@ def backward_pass(
         dy = dy.transpose(0, 1) if dy is not None else None
     if dh_n is None and call.visits.time == call.directions == 1:  # y is h_n
         dy, dh_n = None, dy
-    dy = _zeros_like(y, torch.Size()).expand_as(y) if dy is None else dy
-    dh_n = _zeros_like(h_0, h_0.shape) if dh_n is None else dh_n
+    dy = zeros_like(y, (), "dy").expand_as(y) if dy is None else dy
+    dh_n = zeros_like(h_0, h_0.shape, "dh_n") if dh_n is None else dh_n
     want_x, want_h_0, *want = wanted
     each, weights = len(flat) // call.directions, LayerWeights.of(flat, call.directions)
     given = BackwardPass(
@@ -165,14 +166,15 @@ def backward_pass(
 _zeros: dict[tuple[Any, ...], Tensor] = {}
 
 
-def _zeros_like(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Zeros that nobody writes, of its dtype; a few are kept, since to make them costs a launch."""
+def zeros_like(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
+    """Zeros that nobody writes, of its dtype; a few are kept, since to make them costs a launch. Of each name others,
+    for launches tell by its address which argument a tensor is."""
     device, dtype = tensor.device, tensor.dtype
-    key = device, dtype, shape
+    key = name, device, dtype, shape
     found = _zeros.get(key)
     if found is not None:
         return found
-    if capturing(device) or shape.numel() > 1 << 16 or len(_zeros) == 64:
+    if capturing(device) or math.prod(shape) > 1 << 16 or len(_zeros) == 64:
         return torch.zeros(shape, dtype=dtype, device=device)
     return _zeros.setdefault(key, lasting(lambda: torch.zeros(shape, dtype=dtype, device=device), device))
 

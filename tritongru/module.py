@@ -92,10 +92,10 @@ class GRU(nn.GRU):
         if plain and type(self).check_forward_args is CHECK and (weights := self._weights()) is not None:
             how = self.bias, self.num_layers, self.dropout, self.training
             flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
-            hx = self._zeros(input, input.size(0 if self.batch_first else 1)) if hx is None else hx
-            found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
+            state = self._state(input.shape[0 if self.batch_first else 1])
+            found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags, state=state))
             if found is not None:
-                return found(input, hx, weights)
+                return found(input, call.zeros_like(input, state, "h_0") if hx is None else hx, weights)
         packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
         if packed and padded:
             name = "resets" if lengths is None else "lengths"
@@ -134,7 +134,7 @@ class GRU(nn.GRU):
             lengths = lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths
             resets = resets.unsqueeze(batch_dim) if isinstance(resets, Tensor) else resets
         if hx is None:
-            hx = self._zeros(input, input.size(batch_dim))
+            hx = torch.zeros(self._state(input.size(batch_dim)), dtype=input.dtype, device=input.device)
         self.check_forward_args(input, hx, None)
         output, h_n = gru(
             input, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
@@ -147,7 +147,7 @@ class GRU(nn.GRU):
         if hx is None:
             # The indices' length is known while a graph is made, what batch_sizes holds is not.
             B = int(batch_sizes[0]) if sorted_indices is None else len(sorted_indices)
-            hx = self._zeros(data, B)
+            hx = torch.zeros(self._state(B), dtype=data.dtype, device=data.device)
         else:
             hx = self.permute_hidden(hx, sorted_indices)
         if into_a_graph():
@@ -162,9 +162,9 @@ class GRU(nn.GRU):
             h_n, unsorted_indices
         )
 
-    def _zeros(self, input: Tensor, batch: int) -> Tensor:
-        states = self.num_layers * (2 if self.bidirectional else 1)
-        return torch.zeros(states, batch, self.hidden_size, dtype=input.dtype, device=input.device)
+    def _state(self, batch: int) -> tuple[int, int, int]:
+        """The shape of hx."""
+        return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
         compile_call(self, *args, **kwargs)
