@@ -307,17 +307,17 @@ class InARow(Loop):
 def graphs_of(dynamo, model, rows):
     """What Dynamo made of training, inference, frozen weights and inputs of several sizes, and each call's result."""
     dynamo.reset()
-    graphs, kit.results = Graphs(), []
+    graphs, results = Graphs(), []
     compiled = torch.compile(model, backend=graphs)
     for mode, shape in enumerate(rows):
         model.train(mode != 1)
         model.requires_grad_(mode != 2)
         with torch.set_grad_enabled(mode != 1):
             x = kit.randn(*shape, 3).requires_grad_(mode == 3)
-            kit.results.append(compiled(x))
-        if kit.results[-1].requires_grad:
-            kit.results[-1].sum().backward()
-    return graphs, kit.results
+            results.append(compiled(x))
+        if results[-1].requires_grad:
+            results[-1].sum().backward()
+    return graphs, results
 
 
 ROWS = ((4, 2), (5, 2), (5, 3), (3, 4), (1, 2))
