@@ -19,21 +19,6 @@ aten, own = torch.ops.aten, torch.ops.tritongru
 interpreted = pytest.mark.interpreted
 
 
-CHECKPOINTED = {name: form for name, form in kit.FORMS.items() if not form.cell}
-CHECKPOINTED["dropout"] = kit.Form({"num_layers": 2, "dropout": 0.5})
-
-
-@kit.ours_by_form(CHECKPOINTED)
-def test_activation_checkpointing(backend, form):
-    """Of a function without arguments: torch 2.11's checkpoint takes no PackedSequence."""
-    _, ours = form.pair(backend)
-    found = []
-    for call in (ours, lambda *given, **how: checkpoint(functools.partial(ours, *given, **how), use_reentrant=False)):
-        torch.manual_seed(3)
-        found.append(form.results(call, of=ours))
-    assert kit.same_bits(*found)
-
-
 def save_all(context, operator, *args, **kwargs):
     return CheckpointPolicy.MUST_SAVE
 
@@ -43,24 +28,30 @@ KEEP = {
     "our-operator": [own.layer_forward.default],
     "everything": save_all,
     "nothing": [],
+    "nothing, and nobody is asked": None,
 }
 
 
 def selectively(keep, run, *tensors):
-    contexts = functools.partial(create_selective_checkpoint_contexts, keep)
-    return checkpoint(functools.partial(run, *tensors), use_reentrant=False, context_fn=contexts)
+    policy = {} if keep is None else {"context_fn": functools.partial(create_selective_checkpoint_contexts, keep)}
+    return checkpoint(functools.partial(run, *tensors), use_reentrant=False, **policy)
+
+
+FORMS = kit.some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "packed", "padded", "cell")
 
 
 @kit.ours_only
 @kit.table("keep", KEEP)
-@kit.table("form", kit.some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "packed", "cell"))
+@kit.table("form", FORMS)
 def test_gradients_of_a_selective_checkpoint(backend, keep, form, ran):
     """Whatever is kept, gradients are right; and the layer runs once more only where its own result is not kept."""
     _, layer = form.pair(backend)
-    expected = form.results(layer)
-    ran.clear()
-    kit.assert_same(form.results(lambda *given: selectively(keep, layer, *given), of=layer), expected)
-    kept = keep is save_all or own.layer_forward.default in keep
+    found = []
+    for run in (layer, lambda *given, **how: selectively(keep, functools.partial(layer, **how), *given)):
+        ran.clear()
+        found.append(form.results(run, of=layer))
+    kit.assert_same(*found)
+    kept = keep is save_all or own.layer_forward.default in (keep or ())
     assert len(ran) == getattr(layer, "num_layers", 1) * (1 if kept else 2)
 
 
