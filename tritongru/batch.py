@@ -98,39 +98,33 @@ class Visits:
         Made as they are asked for, and by no Python of ours: kept, they would take 600 bytes a time step.
         """
         columns: list[Iterable[int]] = [cycle((0, 1))]
-        reached: list[Iterable[int]] = []
+        every = []
         for direction in range(D):
             at, rows = self._in_order(direction)
             columns += [at, rows, [0, *rows[:-1]], [*rows[1:], 0]]
-            reached.append(rows)
-        return self._launches(self.time, reached, [*columns, *[repeat(0)] * 4 * (2 - D)])
+            every.append(rows)
+        scalars = zip(*columns, *[repeat(0)] * 4 * (2 - D), strict=False)
+        return zip(map(max, zip(*every, strict=True)), scalars, strict=False)
 
     def backward(self, D: int, want_dh_0: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a backward pass: rows, and BACKWARD_SCALARS. The last of several makes dh_0 alone."""
         columns: list[Iterable[int]] = []
-        reached: list[Iterable[int]] = []
+        every = []
         for direction in range(D):
             at, rows = ([*values[::-1], 0, 0] for values in self._in_order(direction))
             columns += [islice(values, by, None) for values in (at, rows) for by in (0, 1, 2)]
-            reached.append(map(max, rows, rows[1:]))  # those of the visit and of the one before it
+            every += [rows, rows[1:]]  # of the visit and of the one before it
+        scalars = zip(*columns, *[repeat(0)] * 6 * (2 - D), strict=False)
         count = self.time if want_dh_0 or self.time == 1 else self.time - 1
-        return self._launches(count, reached, [*columns, *[repeat(0)] * 6 * (2 - D)])
+        return islice(zip(map(max, zip(*every, strict=False)), scalars, strict=False), count)
 
     def _in_order(self, direction: int) -> tuple[Sequence[int], Sequence[int]]:
-        """`at` and `rows` of every visit."""
+        """Where each visit lies, the time step or in a packed batch the first row of it; and how many rows run."""
         at: Sequence[int] = range(self.time)
         if self.batch_sizes is not None:
             at = list(accumulate(self.batch_sizes[:-1], initial=0))
         rows = self.batch_sizes or (self.batch,) * self.time
         return (at, rows) if direction == 0 else (at[::-1], rows[::-1])
-
-    def _launches(
-        self, count: int, reached: Sequence[Iterable[int]], columns: Sequence[Iterable[int]]
-    ) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """So many: the most that a direction reaches, and scalars."""
-        most: Iterable[int] = reached[0] if len(reached) == 1 else map(max, *reached)
-        most = repeat(self.batch) if self.batch_sizes is None else most
-        return zip(islice(most, count), zip(*columns, strict=False), strict=False)
 
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
