@@ -195,7 +195,7 @@ def run_ring(mistaken: bool = False, fill: int = SENTINEL) -> bool:
 
 
 def test_tiles_are_handed_on_right_under_every_seed() -> None:
-    assert run_ring()  # the lazy policy
+    assert run_ring()  # each until it waits
     traces: dict[int, tuple[int, int]] = {}
     for seed in (*SEEDS, *SEEDS):
         with emulating(seed) as found:
@@ -211,7 +211,7 @@ def test_tiles_are_handed_on_right_under_every_seed() -> None:
         ({}, {"mistaken": True}, 1, 20),  # a half-written tile is seen
         ({"tear": 1.0}, {"mistaken": True}, 5, 20),
         ({"tear": 0.0}, {"mistaken": True}, 0, 0),  # it is the halves that show it
-        ({"policy": "random"}, {"fill": 0}, 15, 20),  # a buffer without its fill is seen
+        ({}, {"fill": 0}, 15, 20),  # a buffer without its fill is seen
     ],
 )
 def test_mistakes_that_an_interleaving_shows(options: dict, ring: dict, least: int, most: int) -> None:
@@ -230,12 +230,12 @@ def wait_for_a_tile(tiles_ptr, SIZE: gl.constexpr):
         received(tiles_ptr + SIZE + i)
 
 
-@pytest.mark.parametrize("policy", ["lazy", "random", "priorities"])
-def test_a_missing_producer_is_a_deadlock(policy: str) -> None:
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_missing_producer_is_a_deadlock(lazy: bool) -> None:
     """Where the clock stands still; who goes on asking the clock uses the steps up."""
     tiles = torch.zeros(2, SIZE, dtype=INT32)
     tiles[1, 7:9] = SENTINEL
-    with emulating(5, policy=policy, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock) as caught:
+    with emulating(5, lazy=lazy, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock) as caught:
         emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE})
     assert run.steps < 12
     head, *programs = str(caught.value).splitlines()
@@ -243,12 +243,12 @@ def test_a_missing_producer_is_a_deadlock(policy: str) -> None:
     for index, line in zip(("(1, 0, 0)", "(2, 0, 0)"), programs, strict=True):
         assert f"program {index} at test_emulator.py:" in line and " in received < test_emulator.py:" in line
         assert line.endswith(" in wait_for_a_tile waits for 2 elements, the first tiles_ptr[71] of 128")
-    with emulating(policy=policy, max_steps=500), pytest.raises(Deadlock, match="budget of 500 steps"):
+    with emulating(lazy=lazy, max_steps=500), pytest.raises(Deadlock, match="budget of 500 steps"):
         emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE})
 
 
-@pytest.mark.parametrize("policy", ["lazy", "random", "priorities"])
-def test_a_wait_that_runs_out_takes_few_steps(policy: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("lazy", [True, False])
+def test_a_wait_that_runs_out_takes_few_steps(lazy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock jumps where nobody can do anything but wait."""
 
     def twin(turn, addresses, dtype):
@@ -258,7 +258,7 @@ def test_a_wait_that_runs_out_takes_few_steps(policy: str, monkeypatch: pytest.M
         return found
 
     monkeypatch.setitem(TWINS, WAIT.value, twin)
-    with emulating(policy=policy) as run:
+    with emulating(lazy=lazy) as run:
         emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": torch.full((2, SIZE), SENTINEL, dtype=INT32)}, {"SIZE": SIZE})
     assert run.steps < 1000
 
@@ -273,7 +273,7 @@ def fail_in_one(tiles_ptr, SIZE: gl.constexpr):
     received(tiles_ptr + gl.arange(0, SIZE, layout=LAYOUT))
 
 
-@pytest.mark.parametrize("options", [{"policy": "lazy"}, {"seed": 0}, {"seed": 1}], ids=str)
+@pytest.mark.parametrize("options", [{"lazy": True}, {"seed": 0}, {"seed": 1}], ids=str)
 def test_an_error_comes_out_with_its_line_and_leaves_nothing_behind(options: dict) -> None:
     threads = threading.active_count()
     tiles = torch.full((SIZE,), SENTINEL, dtype=INT32)

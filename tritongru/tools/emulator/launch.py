@@ -21,7 +21,6 @@ from .language import KERNEL
 from .memory import Memory, OutOfBounds
 from .values import RAW, EmulatorError, Tensor, raw, unraw
 
-DEMOTION = 0.02  # probability, per point, that the running program falls to the lowest priority
 LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
 
 
@@ -40,7 +39,6 @@ class _Abort(BaseException):
 @dataclass(eq=False)
 class Program:
     index: tuple[int, ...]
-    priority: int
     baton: Any = field(default_factory=lambda: threading.Semaphore(0))  # free: this program may run
     thread: int = 0
     # what it saw since it last stored or waited: the least and greatest address, all addresses, the values
@@ -56,10 +54,9 @@ class Scheduler:
 
     Attributes:
         seed: of everything random.
-        policy: "random": at each point anyone goes on, with a probability of 1, 0.3 or 0.05, by the seed; "priorities":
-            who has the highest of those that do not wait, with random demotions; "lazy": who runs, until it waits. By
-            default random for even seeds, priorities for odd ones.
-        tear: probability that a tile is loaded or stored in two halves; the lazy policy never does.
+        lazy: a program runs until it waits; else at each point anyone goes on, with a probability of 1, 0.3 or 0.05, by
+            the seed.
+        tear: probability that a tile is loaded or stored in two halves; a lazy program never does.
         max_steps: of one launch; beyond them it is a Deadlock.
         nanoseconds_per_step: by how much the launch's virtual clock advances at every step of any program. With 0 it
             stands still, and a wait that would run out is a Deadlock, which says what it waits for.
@@ -67,7 +64,7 @@ class Scheduler:
     """
 
     seed: int = 0
-    policy: str = ""
+    lazy: bool = False
     tear: float = 0.3
     max_steps: int = 1_000_000
     nanoseconds_per_step: int = 1000
@@ -75,11 +72,10 @@ class Scheduler:
     switches: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
-        self.policy = self.policy or ("random", "priorities")[self.seed % 2]
         self.random = random.Random(self.seed)
         self.switch = self.random.choice((1.0, 0.3, 0.05))
         self.halves = np.random.default_rng(self.seed)
-        self.tear = 0.0 if self.policy == "lazy" else self.tear
+        self.tear = 0.0 if self.lazy else self.tear
 
 
 class Launch:
@@ -90,8 +86,7 @@ class Launch:
     def __init__(self, scheduler: Scheduler, run: Callable[[], None], grid: Sequence[int], memory: Memory):
         self.scheduler, self._run, self.grid, self.memory = scheduler, run, grid, memory
         indices = [index[::-1] for index in product(*map(range, grid[::-1]))]  # x first
-        priorities = scheduler.random.sample(range(len(indices)), len(indices))
-        self.programs = list(map(Program, indices, priorities))
+        self.programs = list(map(Program, indices))
         self._live = list(self.programs)
         self._began = scheduler.steps
         self._skipped, self._stride = 0, scheduler.nanoseconds_per_step
@@ -159,15 +154,11 @@ class Launch:
         return me
 
     def _choose(self, me: Program | None) -> Program:
-        """Who runs next; `me` runs now, None when it has just ended.
-
-        The priorities with random demotions are PCT: Burckhardt et al., A Randomized Scheduler with Probabilistic
-        Guarantees of Finding Bugs (2010).
-        """
-        policy, choice = self.scheduler.policy, self.scheduler.random
+        """Who runs next; `me` runs now, None when it has just ended."""
+        lazy, choice = self.scheduler.lazy, self.scheduler.random
         if self._error is not None:
             return me or self._live[0]
-        if policy == "lazy" and me is not None and not me.waits:
+        if lazy and me is not None and not me.waits:
             return me
         ready = [program for program in self._live if not program.waits]
         if not ready:  # nothing can happen but that a wait runs out
@@ -177,14 +168,8 @@ class Launch:
             self._skipped += self._stride
             self._stride = min(2 * self._stride, LONGEST_SKIP)
             return choice.choice(self._live)
-        if policy == "lazy":  # who waits the longest: what it waits for is there if anything is
+        if lazy:  # who waits the longest: what it waits for is there if anything is
             return min(ready, key=lambda program: program.since)
-        if len(ready) == 1:
-            return ready[0]
-        if policy == "priorities":
-            if me is not None and choice.random() < DEMOTION:
-                me.priority = min(program.priority for program in self.programs) - 1
-            return max(ready, key=lambda program: program.priority)
         if me is not None and not me.waits and choice.random() >= self.scheduler.switch:
             return me
         return choice.choice(ready)
