@@ -1,9 +1,9 @@
 """Kernels in Triton or Gluon run by Python on the CPU: those that wait for each other all alive, by a seeded scheduler.
 
 `emulate` runs the kernel's own source (language.py) on numpy arrays (values.py), in the memory of the tensors passed.
-Each program has a thread, of which exactly one, the holder of the baton, runs (launch.py). The baton may change hands
-at points: before every load, store and look at the clock, and in the middle of a tile, which is sometimes moved in two
-random halves, because hardware does not move it at once either. The same seed gives the same interleaving.
+Programs that wait for each other have a thread each, of which one, the holder of the baton, runs (launch.py). The baton
+may change hands at points: before every load, store and look at the clock, and in the middle of a tile, which is
+sometimes moved in two random halves, as hardware does not move it at once either. A seed repeats its interleaving.
 
 Inline PTX has a twin in Python, registered by its text in TWINS: `twin(turn, *arguments, dtype)`, arguments and results
 Tensors, a tuple of results for a tuple of dtypes. By `turn` (Launch) it looks at memory, reads the clock, and waits: a
