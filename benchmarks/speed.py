@@ -1,38 +1,32 @@
 """Command `speed`: what results/nvidia-h200 says of speed, for README.md, kernels/README.md and the folder's own.
 
-The rows are those of suite `grid`; until there are any, those that were timed beside the harness (its README.md says
-how), and of gru.csv the memory. A speed is never given of calls alone: launched one by one, nn.GRU waits for its
-host, in a CUDA graph it does not. Of the first rows' training no graph was timed; in its place stand the kernels of a
-call, added up.
+Times are of suite `grid`, memory of suite `long`, tiles of suite `tune`. A speed is never given of calls alone:
+launched one by one, nn.GRU waits for its host, in a CUDA graph it does not.
 """
 
 from __future__ import annotations
 
-import csv
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
 from .cases import BASELINE
 from .generated import generate, table
-from .results import RESULTS, ROOT, ROWS, read
-from .suites import GRID_T
+from .results import RESULTS, ROOT, read_rows
+from .suites import GRID_T, LONG_T, SHORT_T, TUNE_T
+from .tune import Times, by_class, passes_of, winners
 
 FOLDER = RESULTS / "nvidia-h200"
 README, KERNELS, ALL = ROOT / "README.md", ROOT / "kernels" / "README.md", FOLDER / "README.md"
-T = 512  # of every row but those of a grid
 BACKENDS = ("sequence", "step")
 WAYS = {
     "forward": "forward",
     "forward_graph": "forward in a CUDA graph",
     "training": "training",
-    "kernels": "training, kernels alone",
+    "training_graph": "training in a CUDA graph",
 }
-# A step of nn.GRU in training is two products and two kernels of gates, but where it is one kernel for all steps. Where
-# the listing has fewer than three a step, it is no measure of the call.
-LISTED, PERSISTENT = 3 * T, "blockPersist"
+PASSES = {"inference": "forward", "forward+backward": "training"}
 
 Row = dict[str, str]
 Key = tuple[str, int, int]  # dtype, H, B
@@ -44,7 +38,6 @@ class Shape:
 
     key: Key
     us: dict[tuple[str, str], float]
-    source: str  # the file of its calls
 
     @property
     def name(self) -> str:
@@ -56,79 +49,35 @@ class Shape:
         return None if ours is None or theirs is None else ours / theirs
 
 
-def rows_of(name: str, folder: Path) -> Iterator[Row]:
-    path = folder / name
-    if path.exists():
-        with path.open(newline="", encoding="utf-8") as file:
-            yield from csv.DictReader(file)
-
-
 def _key(row: Row) -> Key:
     return row["dtype"], int(row["H"]), int(row["B"])
 
 
-def kernel_times(folder: Path = FOLDER) -> dict[Key, dict[str, list[Row]]]:
-    """The rows of kernels.csv by shape and implementation."""
-    found: dict[Key, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in rows_of("kernels.csv", folder):
-        found[_key(row)][row["provider"]].append(row)
-    return found
+def _plain(folder: Path, T: int) -> Iterator[Row]:
+    """Rows of one layer, one direction, dense."""
+    usual = {"T": str(T), "packed": "no", "cell": "no", "directions": "1", "layers": "1", "status": "ok", "l2": "warm"}
+    return (row for row in read_rows(folder) if usual.items() <= row.items())
 
 
-def shapes(folder: Path = FOLDER) -> list[Shape]:
-    """Those of suite `grid`, where the folder has its rows; else every shape of first_look.csv, and of gru.csv what is
-    not among them. In the order of dtype, H and B."""
-    found = _of_rows(folder, GRID_T, {"forward": "forward_graph", "training": "kernels"})
-    found = found or {**_of_rows(folder, T, {"training": "kernels"}), **_of_first_look(folder)}
+def shapes(folder: Path = FOLDER, T: int = GRID_T) -> list[Shape]:
+    """Those of suite `grid`, in the order of dtype, H and B."""
+    found: dict[Key, Shape] = {}
+    for row in _plain(folder, T):
+        if row["p50_us"] and (way := PASSES.get(row["pass"])):
+            us = found.setdefault(_key(row), Shape(_key(row), {})).us
+            us[way, row["provider"]] = float(row["p50_us"]) / T
+            if row["device_us"]:
+                us[f"{way}_graph", row["provider"]] = float(row["device_us"]) / T
     return sorted(found.values(), key=lambda shape: (shape.key[0] != "bf16", *shape.key))
 
 
-def of_a_grid(found: Sequence[Shape]) -> bool:
-    return all(shape.source == ROWS for shape in found)
-
-
-def ways(found: Sequence[Shape]) -> dict[str, str]:
-    """WAYS, as these shapes were timed."""
-    return {**WAYS, "kernels": "training in a CUDA graph"} if of_a_grid(found) else WAYS
-
-
-def _of_rows(folder: Path, T: int, alone: dict[str, str]) -> dict[Key, Shape]:
-    """Of gru.csv. alone: which way `device_us` is of, by that of the call."""
-    found: dict[Key, Shape] = {}
-    for row in _plain(folder, T):
-        if way := {"inference": "forward", "forward+backward": "training"}.get(row["pass"]):
-            us = found.setdefault(_key(row), Shape(_key(row), {}, ROWS)).us
-            us[way, row["provider"]] = float(row["us_per_step"])
-            if way in alone and row["device_us"]:
-                us[alone[way], row["provider"]] = float(row["device_us"]) / T
-    return found
-
-
-def _of_first_look(folder: Path) -> dict[Key, Shape]:
-    found, names, listed = {}, {"nn": BASELINE, "sequence": "sequence", "step": "step"}, kernel_times(folder)
-    for row in rows_of("first_look.csv", folder):
-        us = {
-            (way, name): float(row[f"{column}_{way}"])
-            for way in WAYS
-            for column, name in names.items()
-            if row.get(f"{column}_{way}")
-        }
-        for name, kernels in listed[_key(row)].items():
-            launches = sum(int(kernel["count"]) for kernel in kernels)
-            if name != BASELINE or launches >= LISTED or any(PERSISTENT in kernel["kernel"] for kernel in kernels):
-                us["kernels", name] = sum(float(kernel["total_us"]) for kernel in kernels) / T
-        found[_key(row)] = Shape(_key(row), us, "first_look.csv")
-    return found
-
-
-# The lines of the README's table: the sizes most used, and the largest losses. All shapes are in the figure, and every
-# loss in the folder's README.
+# The lines of the README's table: the sizes most used, and of the largest losses two. All shapes are in the figure, and
+# every loss in the folder's README.
 SHOWN: tuple[tuple[Key, str], ...] = (
-    *((("bf16", H, B), "sequence") for H, B in ((256, 64), (512, 1), (512, 32), (512, 128), (1024, 16), (1024, 64))),
-    (("bf16", 2048, 64), "step"),
+    *((("bf16", H, B), "sequence") for H, B in ((64, 32), (256, 64), (512, 1), (512, 32), (512, 128), (1024, 64))),
+    *((("fp32", H, B), "sequence") for H, B in ((128, 32), (512, 32))),
     (("bf16", 2048, 64), "sequence"),
-    (("fp32", 512, 32), "sequence"),
-    (("fp32", 128, 32), "sequence"),
+    (("bf16", 2048, 64), "step"),
 )
 
 
@@ -149,17 +98,10 @@ def cell(shape: Shape, way: str, backend: str) -> str:
     return f"{ours} / {theirs} = {_bold(f'{ratio:.2f}', ratio > 1)}"
 
 
-def _plain(folder: Path, T: int) -> list[Row]:
-    """Rows of gru.csv of one layer, one direction, dense."""
-    usual = {"T": str(T), "packed": "no", "directions": "1", "layers": "1", "status": "ok", "l2": "warm"}
-    return [row for row in read(folder / ROWS) if usual.items() <= row.items()]
-
-
 def text(folder: Path = FOLDER) -> str:
     """The generated part of README.md."""
-    found = shapes(folder)
-    by_key = {shape.key: shape for shape in found}
-    memory = {(_key(row), row["provider"]): row for row in _plain(folder, T) if row["saved_mib"]}
+    by_key = {shape.key: shape for shape in shapes(folder)}
+    memory = {(_key(row), row["provider"]): row for row in _plain(folder, LONG_T) if row["saved_mib"]}
     rows = []
     for key, backend in [(key, backend) for key, backend in SHOWN if key in by_key]:
         cells = [cell(by_key[key], way, backend) for way in WAYS]
@@ -168,14 +110,14 @@ def text(folder: Path = FOLDER) -> str:
             both = f"{float(ours):.0f} / {float(theirs):.0f}" if ours and theirs else ""
             cells.append(_bold(both, bool(ours and theirs and float(ours) > float(theirs))))
         rows.append([by_key[key].name, f"`{backend}`", *cells])
-    return table(("", "backend", *ways(found).values(), "MiB kept for backward", "MiB at the peak"), rows)
+    return table(("", "backend", *WAYS.values(), "MiB kept for backward", "MiB at the peak"), rows)
 
 
 def losses(found: Sequence[Shape]) -> list[str]:
     """Of every way and backend, how many shapes there are and which are slower than nn.GRU."""
     lines = []
     for backend in BACKENDS:
-        for way, words in ways(found).items():
+        for way, words in WAYS.items():
             ratios = {shape.name: ratio for shape in found if (ratio := shape.ratio(way, backend)) is not None}
             slower = sorted((name for name, ratio in ratios.items() if ratio > 1), key=lambda name: -ratios[name])
             if ratios:
@@ -185,47 +127,48 @@ def losses(found: Sequence[Shape]) -> list[str]:
     return lines
 
 
+def short_calls(folder: Path = FOLDER) -> str:
+    """Of T 1 and 2 the median ratios, by dtype."""
+    rows = []
+    for T in (1, SHORT_T):
+        found = shapes(folder, T)
+        for dtype in dict.fromkeys(shape.key[0] for shape in found):
+            of_dtype = [shape for shape in found if shape.key[0] == dtype]
+            for backend in BACKENDS:
+                ratios = [[r for shape in of_dtype if (r := shape.ratio(way, backend))] for way in WAYS]
+                if any(ratios):
+                    cells = [_bold(f"{median(some):.2f}", median(some) > 1) if some else "" for some in ratios]
+                    rows.append([f"T {T}, {dtype}", f"`{backend}`", *cells])
+    return table(("median ratio", "backend", *WAYS.values()), rows)
+
+
 def losses_text(folder: Path = FOLDER) -> str:
     """The generated part of the folder's README.md: where it is slower, of all shapes and of few timesteps."""
-    by_time: dict[str, list[Row]] = defaultdict(list)
-    for row in rows_of("host.csv", folder):
-        by_time[row["T"]].append(row)
-    sizes = " and ".join(f"H {row['H']}, B {row['B']}" for row in next(iter(by_time.values())))
-    told = []
-    for time, rows in by_time.items():
-        forward, training = (
-            " and ".join(f"{float(row[f'ours_{way}']) / float(row[f'nn_{way}']):.2f}" for row in rows)
-            for way in ("f", "fb")
-        )
-        told.append(f"T {time}: {forward} forward, {training} training")
-    short = f"- short sequences, where the host decides ({sizes}; the layer as it came), ratios: {'; '.join(told)}"
-    return "\n".join([*losses(shapes(folder)), short])
-
-
-def study_times(folder: Path = FOLDER) -> dict[tuple[Key, str], float]:
-    """us of a step of the Gluon prototype by shape and pass: its fastest form that computes the same, gates unsaved."""
-    found: dict[tuple[Key, str], float] = {}
-    for row in rows_of("prototypes.csv", folder):
-        if row["kernel"] in ("forward", "backward") and row["save_gates"] != "1":
-            at = _key(row), row["kernel"]
-            found[at] = min(float(row["us_per_step"]), found.get(at, float("inf")))
-    return found
+    return "\n".join([*losses(shapes(folder)), "", short_calls(folder)])
 
 
 def kernel_text(folder: Path = FOLDER) -> str:
-    """The generated part of kernels/README.md: the recurrent kernels alone, and the prototype's beside them."""
-    first: dict[tuple[Key, str], float] = {}
-    for key, by_name in kernel_times(folder).items():
-        for row in by_name["sequence"]:
-            if row["kernel"].startswith("sequence_"):
-                first[key, row["kernel"].removeprefix("sequence_")] = float(row["total_us"]) / T
-    study = study_times(folder)
+    """The generated part of kernels/README.md: calls of `sequence` in a CUDA graph, as planned and with the tiles that
+    won, beside nn.GRU's."""
+    rows = [row for row in read_rows(folder) if row["T"] == str(TUNE_T)]
+    won = {(r["backend"], r["pass"], r["dtype"], r["H"], r["B"]): r for r in winners(rows)}
     lines = []
-    for dtype, H, B in sorted({key for key, _ in study} & {key for key, _ in first}):
-        ways = [((dtype, H, B), pass_) for pass_ in ("forward", "backward")]
-        cells = [_figure(some[at]) if at in some else "" for at in ways for some in (first, study)]
-        lines.append([f"H {H}, B {B}", *cells])
-    return table(("bf16", "forward", "prototype, forward", "backward", "prototype, backward"), lines)
+    for (dtype, H, B), by_provider in sorted(by_class(rows).items()):
+        if "sequence" in by_provider:
+            cells = []
+            for pass_ in ("forward", "backward"):
+                best = won["sequence", pass_, dtype, H, B]
+                us = [_us(by_provider, BASELINE, pass_), best["planned_us"]]
+                us += [f"{best['us_per_step']} ({best['fields']})" if best["fields"] else ""]
+                cells += us
+            lines.append([f"{dtype}, H {H}, B {B}", *map(str, cells)])
+    header = [f"{pass_}, {of}" for pass_ in ("forward", "backward") for of in (BASELINE, "planned tiles", "others won")]
+    return table(("", *header), lines)
+
+
+def _us(by_provider: Mapping[str, dict[str, Times]], provider: str, pass_: str) -> str:
+    times = passes_of(by_provider.get(provider, {})).get(pass_)
+    return f"{times[1] / TUNE_T:.4g}" if times else ""
 
 
 # Where each text stands.

@@ -26,18 +26,14 @@ Times = tuple[float, float, float]  # p20, p50, p80, in us of a call
 
 def winners(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, object]]:
     """Of measured rows, those of tritongru/planning/tiles: one of each class and pass."""
-    measured: dict[tuple[str, int, int], dict[str, dict[str, Times]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        if row["status"] == "ok" and row["p50_us"]:
-            times = float(row["p20_us"]), float(row["p50_us"]), float(row["p80_us"])
-            measured[row["dtype"], int(row["H"]), int(row["B"])][row["provider"]][row["pass"]] = times
+    measured = by_class(rows)
     for backend, dtype, H, B in TILED:
         by_provider = measured.get((dtype, H, B), {})
-        for kind, before in _passes(by_provider.get(backend, {})).items():
+        for kind, before in passes_of(by_provider.get(backend, {})).items():
             found = {"": before}
             for provider, timed in by_provider.items():
                 base, _, fields = provider.partition(":")
-                if base == backend and fields and (times := _passes(timed).get(kind)) and times[2] < before[0]:
+                if base == backend and fields and (times := passes_of(timed).get(kind)) and times[2] < before[0]:
                     found[fields] = times
             best = min(found, key=lambda fields: found[fields][1])
             yield {
@@ -46,7 +42,18 @@ def winners(rows: Iterable[dict[str, str]]) -> Iterator[dict[str, object]]:
             }  # fmt: skip
 
 
-def _passes(timed: dict[str, Times]) -> dict[str, Times]:
+def by_class(rows: Iterable[dict[str, str]]) -> dict[tuple[str, int, int], dict[str, dict[str, Times]]]:
+    """Times by dtype, H and B, then by provider, then by pass."""
+    found: dict[tuple[str, int, int], dict[str, dict[str, Times]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        if row["status"] == "ok" and row["p50_us"]:
+            times = float(row["p20_us"]), float(row["p50_us"]), float(row["p80_us"])
+            found[row["dtype"], int(row["H"]), int(row["B"])][row["provider"]][row["pass"]] = times
+    return found
+
+
+def passes_of(timed: dict[str, Times]) -> dict[str, Times]:
+    """Of forward, and of that with backward: forward and backward."""
     found = {"forward": timed["forward"]} if "forward" in timed else {}
     if found and (whole := timed.get("forward+backward")):
         less = timed["forward"]

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from benchmarks import compiled as compiling
-from benchmarks import results, speed
+from benchmarks import results
 from benchmarks import story as telling
 from benchmarks import study as studying
 from tritongru.demo import figures
@@ -27,11 +27,10 @@ Rows = list[dict[str, str]]
 
 @dataclass(frozen=True)
 class Gpu:
-    """What is known of one GPU: rows, ceilings by name, and the shapes of command `speed`."""
+    """What is known of one GPU: rows, and ceilings by name."""
 
     rows: Rows = field(default_factory=list)
     ceilings: dict[str, float] = field(default_factory=dict)
-    shapes: list[speed.Shape] = field(default_factory=list)
 
 
 # The files of `Facts`, in the results folder, and their columns.
@@ -61,15 +60,12 @@ class Facts:
             for row in results.read(path, results.CEILINGS_COLUMNS):
                 if row["value"]:
                     gpus[results.folder_of(row["device"]).name].ceilings[row["name"]] = float(row["value"])
-        gpus[speed.FOLDER.name].shapes.extend(speed.shapes(folder / speed.FOLDER.name))
         return cls({file: results.read(folder / file, columns) for file, columns in COLUMNS.items()}, gpus)
 
 
 SIZES = ""  # nothing has to be made
 COMPILED, STUDY, STORY = (f"`python -m benchmarks {command}`" for command in ("compiled", "study", "story"))
 DAY = "`python -m benchmarks day` on a CUDA machine"
-TIMED = "what benchmarks/results/nvidia-h200/README.md describes"
-OF_A_GPU = (DAY, TIMED)  # a figure for each
 
 # By name: which command makes its data, and the figure of `Facts`, or of a `Gpu`: None where there is none.
 ENTRIES: dict[str, tuple[str, Callable[[Any], Figure | None]]] = {
@@ -82,7 +78,6 @@ ENTRIES: dict[str, tuple[str, Callable[[Any], Figure | None]]] = {
     "study": (STUDY, lambda facts: study.draw_study(facts.rows[STUDY_ROWS])),
     "story-gaps": (STORY, lambda facts: figures.draw_gaps(facts.rows[STORY_ROWS])),
     "story-gates": (STORY, lambda facts: figures.draw_gates(facts.rows[STORY_WORDS])),
-    "speed": (TIMED, lambda gpu: measured.draw_speed(gpu.shapes, gpu.rows)),
     "step-time": (DAY, lambda gpu: measured.draw_step_time(gpu.rows)),
     "speedup": (DAY, lambda gpu: measured.draw_speedup(gpu.rows)),
     "measured-memory": (DAY, lambda gpu: measured.draw_measured_memory(gpu.rows)),
@@ -92,9 +87,9 @@ ENTRIES: dict[str, tuple[str, Callable[[Any], Figure | None]]] = {
 
 
 def draw(name: str, facts: Facts) -> Iterator[tuple[str, Figure]]:
-    """An entry's figures with the names of their files; of measured ones a figure for each GPU."""
+    """An entry's figures with the names of their files; of measured ones one for each GPU."""
     source, make = ENTRIES[name]
-    given = {f"{name}-{gpu}": of_it for gpu, of_it in facts.gpus.items()} if source in OF_A_GPU else {name: facts}
+    given = {f"{name}-{gpu}": of_it for gpu, of_it in facts.gpus.items()} if source == DAY else {name: facts}
     for file, of_it in given.items():
         with settings():
             found = make(of_it)

@@ -11,15 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
-from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import NullFormatter, NullLocator, StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from benchmarks.cases import BASELINE
-from benchmarks.speed import BACKENDS, Shape, T, of_a_grid
-from benchmarks.summary import OURS, compared
+from benchmarks.summary import OURS, Compared, compared
 from benchmarks.traffic import step_traffic
 from benchmarks.work import RULE
+from benchmarks.workloads import BY_CASE
 from tritongru.planning import Problem, choose
 from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
 from tritongru.planning.devices import _described
@@ -50,6 +49,7 @@ COMPARED = (BASELINE, "step", "sequence", OURS)
 def draw_step_time(rows: Sequence[Row]) -> Figure | None:
     """us per step against H, of one T and B: a pane for each pass and dtype with several H."""
     usable = [r for r in ok(plain(rows)) if r["provider"] in COMPARED and r["pass"] in PASSES and int(r["T"]) > 1]
+    usable = [row for row in usable if row["p50_us"]]
     chosen = richest(usable, lambda row: (row["T"], row["B"], input_of(row)), lambda row: (dtype_of(row), row["H"]))
     sizes_of: dict[object, set[str]] = defaultdict(set)
     for row in chosen:
@@ -104,38 +104,39 @@ def _lines(axes: Axes, rows: Sequence[Row]) -> None:
     log_axis(axes, "y", "")
 
 
-MARKS = {"wrong": "wrong", "out of memory": "out of\nmem.", "unserved": "not\nserved", "error": "error"}
-
-
 def draw_speedup(rows: Sequence[Row]) -> Figure | None:
-    """nn.GRU's time over default's, over H and B, for each dtype, in inference and training."""
+    """nn.GRU's time over that of what the layer takes, over H and B, for each dtype, in inference and training."""
     passes = [pass_ for pass_ in PASSES if pass_ != "forward"]  # of which few cases are measured
-    beside = compared(plain(rows))
-    graphs = {(pair.ours["case"], pair.ours["pass"]): pair.in_a_graph for pair in beside}
-    ours = [row for row in plain(rows) if row["provider"] == OURS]
-    known = {(row["case"], row["pass"]) for row in ours}
-    ours += [pair.ours for pair in beside if (pair.ours["case"], pair.ours["pass"]) not in known]  # the fastest kernel
-    usable = [row for row in ours if row["pass"] in passes and int(row["T"]) > 1]
-    chosen = richest(usable, lambda row: (row["T"], input_of(row)), lambda row: (dtype_of(row), row["B"], row["H"]))
-    ratios = [ratio for row in ok(chosen) if (ratio := number(row, "ratio"))]
-    if not ratios:
+    rows = [row for row in plain(rows) if row["pass"] in passes and int(row["T"]) > 1 and row["case"] not in BY_CASE]
+    usable = compared(rows)
+    chosen = richest(
+        usable, lambda pair: (pair.ours["T"], input_of(pair.ours)),
+        lambda pair: (dtype_of(pair.ours), pair.ours["B"], pair.ours["H"]),
+    )  # fmt: skip
+    if not chosen:
         return None
-    sizes, batches = (sorted({int(row[name]) for row in chosen}) for name in ("H", "B"))
-    dtypes = ordered(map(dtype_of, chosen), DTYPES)
-    if 2 * len(chosen) < len(sizes) * len(batches) * len(dtypes) * len({row["pass"] for row in chosen}):
+    rows = [pair.ours for pair in chosen]
+    sizes, batches = (sorted({int(row[name]) for row in rows}) for name in ("H", "B"))
+    dtypes = ordered(map(dtype_of, rows), DTYPES)
+    if 2 * len(rows) < len(sizes) * len(batches) * len(dtypes) * len({row["pass"] for row in rows}):
         return None  # a map of what was not measured
-    far = max(1.0, *(abs(math.log2(ratio)) for ratio in ratios))  # symmetrical about 1; at least from half to twice
+    taken = [pair for pair in chosen if not _left_to_cudnn(pair)]
+    far = max(1.0, *(abs(math.log2(pair.ratio)) for pair in taken))  # symmetrical about 1; at least from half to twice
+    times = [[1 / r for pair in taken if (r := of(pair))] for of in (lambda p: p.ratio, lambda p: p.in_a_graph)]
+    spans = [f"{min(some):.2g} to {max(some):.2g} times as fast" for some in times if some]
     found, axes = figure(
-        against_baseline(ok(chosen)),
-        [f"{BASELINE}'s time over {NAMES[OURS]}'s (of the grid: over its fastest kernel's), in the same rounds, each "
-         "as it is called, and below it both in a CUDA graph: above 1 is faster; hatched: slower; –: not measured. "
-         f"T {chosen[0]['T']}, {input_of(chosen[0])}, one layer, one direction, L2 warm.", hardware(chosen)],
+        f"As it is called the layer is {spans[0]} as {BASELINE}" + f", in a CUDA graph {spans[1]}" * len(spans[1:]),
+        [f"{BASELINE}'s time over {NAMES[OURS]}'s (of the grid: over its fastest kernel's), in the same rounds: each "
+         "as it is called, and below it both in a CUDA graph. cuDNN: no kernel is faster both ways, and PyTorch's own "
+         f"path runs; hatched: slower; –: not measured. T {rows[0]['T']}, {input_of(rows[0])}, one layer, one "
+         "direction, L2 warm.", hardware(rows)],
         (10, 2.2 + len(dtypes) * (0.8 + 0.4 * len(batches))), len(dtypes), len(passes), sharex=True, sharey=True,
     )  # fmt: skip
     for i, dtype in enumerate(dtypes):
         for pane, pass_ in zip(axes[i], passes, strict=True):
-            cells = {(int(r["H"]), int(r["B"])): r for r in chosen if r["pass"] == pass_ and dtype_of(r) == dtype}
-            image = _heat_map(pane, cells, graphs, sizes, batches, far)
+            of_pane = [pair for pair in chosen if (pair.ours["pass"], dtype_of(pair.ours)) == (pass_, dtype)]
+            cells = {(int(pair.ours["H"]), int(pair.ours["B"])): pair for pair in of_pane}
+            image = _heat_map(pane, cells, sizes, batches, far)
             pane.set_title(f"{dtype}, {pass_}")
             pane.label_outer()
     bar = found.colorbar(image, ax=axes, label=f"times as fast as {BASELINE}", shrink=0.8, aspect=30)
@@ -144,10 +145,14 @@ def draw_speedup(rows: Sequence[Row]) -> Figure | None:
     return found
 
 
+def _left_to_cudnn(pair: Compared) -> bool:
+    """Of a kernel alone, which the layer does not take."""
+    return pair.ours["provider"] != OURS and (pair.ratio > 1 or (pair.in_a_graph or 0) > 1)
+
+
 def _heat_map(
-    axes: Axes, cells: dict[tuple[int, int], Row], graphs: dict[tuple[str, str], float | None], sizes: Sequence[int],
-    batches: Sequence[int], far: float,
-) -> AxesImage:  # fmt: skip
+    axes: Axes, cells: dict[tuple[int, int], Compared], sizes: Sequence[int], batches: Sequence[int], far: float
+) -> AxesImage:
     values = np.full((len(batches), len(sizes)), np.nan)
 
     def box(x: int, y: int, **look: object) -> None:
@@ -156,25 +161,23 @@ def _heat_map(
     for y, B in enumerate(batches):
         for x, H in enumerate(sizes):
             look: Look = {"color": BLACK}
-            row = cells.get((H, B))
-            ratio = number(row, "ratio") if row and row["status"] == "ok" else None
-            if row is None:
+            pair = cells.get((H, B))
+            if pair is None:
                 box(x, y, fill=False, hatch="....", edgecolor=PALE, lw=0)
                 text = "–"
-            elif ratio is None:
+            elif _left_to_cudnn(pair):
                 box(x, y, facecolor=PALE, edgecolor="white")
-                text = MARKS.get(row["status"], "no\nbaseline")
+                text = "cuDNN"
             else:
-                values[y, x] = -math.log2(ratio)
-                graph = graphs.get((row["case"], row["pass"]))
-                text = "\n".join(f"{1 / r:.{2 if r > 1 else 1}f}" for r in (ratio, graph) if r)
+                values[y, x] = -math.log2(pair.ratio)
+                text = "\n".join(f"{1 / r:.{2 if r > 1 else 1}f}" for r in (pair.ratio, pair.in_a_graph) if r)
                 if abs(values[y, x]) > 0.65 * far:
                     look["color"] = "white"
-                if ratio > 1 or (graph or 0) > 1:
+                if pair.ratio > 1 or (pair.in_a_graph or 0) > 1:
                     box(x, y, fill=False, hatch="////", edgecolor="#404040", lw=1.2)
                     behind = {"facecolor": "white", "edgecolor": "none", "pad": 1}
                     look |= {"weight": "bold", "color": BLACK, "bbox": behind}
-            axes.text(x, y, text, ha="center", va="center", fontsize=9 if ratio else 7.5, **look)
+            axes.text(x, y, text, ha="center", va="center", fontsize=6 if text == "cuDNN" else 9, **look)
     image = axes.imshow(values, cmap="RdBu", norm=Normalize(-far, far), aspect="auto", origin="lower")
     axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
     axes.set_yticks(range(len(batches)), [str(batch) for batch in batches])
@@ -267,11 +270,10 @@ def draw_accuracy(rows: Sequence[Row]) -> Figure | None:
         return None
     dtypes = ordered(points, DTYPES)
     both = [point for of_dtype in points.values() for some in of_dtype.values() for point in some]
-    excess = [y / x - 1 for x, y in both if y > x]
-    by = f", by {100 * max(excess):.2g} % at most" if excess else ""
+    above = sum(y > RULE * x for x, y in both)
     rows_of_panes = -(-len(dtypes) // 2)
     found, axes = figure(
-        f"Errors against float64: {len(excess)} of {len(both)} are larger than {BASELINE}'s{by}",
+        f"Errors against float64: {above} of {len(both):,} are more than {RULE:g} times {BASELINE}'s",
         ["RMS error over the tensor's RMS, a point for each tensor of a case: output, h_n, and the gradients of the "
          f"others; step and sequence. Solid line: as large as {BASELINE}'s. Dashed: the rule, {RULE:g} times that or a "
          "floor of rounding.", hardware(chosen)],
@@ -362,59 +364,3 @@ def draw_roofline(rows: Sequence[Row], ceilings: Mapping[str, float]) -> Figure 
     pane.set_xlim(x[0], x[-1])
     found.legend(*pane.get_legend_handles_labels(), loc="outside right center")
     return found
-
-
-PANES = (
-    ("forward", "forward", "forward_graph", "in a CUDA graph"),
-    ("training (forward and backward)", "training", "kernels", "kernels alone"),
-)
-
-
-def draw_speed(shapes: Sequence[Shape], rows: Sequence[Row]) -> Figure | None:
-    """How many times as fast as nn.GRU, of each shape and backend; rows: of the same device, for versions."""
-    if not rows or of_a_grid(shapes):  # of which there are too many: draw_speedup
-        return None
-    ratios = [r for shape in shapes for _, *ways, _ in PANES for way in ways for b in BACKENDS
-              if (r := shape.ratio(way, b))]  # fmt: skip
-    found, axes = figure(
-        f"As it is called, {BASELINE} waits for its host; in a CUDA graph it does not, and less of the gain is left",
-        [f"Speed over that of {BASELINE} (cuDNN); shaded: slower. Filled: the call as it is made, from an idle device, "
-         "on a host with a slow processor. Hollow: without the host, forward in a CUDA graph, training by the GPU time "
-         "of its kernels; missing: not measured. One layer, one direction, TF32 in fp32; sequence as first built. "
-         f"T {T}, I = H.", hardware(rows)],
-        (10, 2.9 + 0.21 * len(shapes)), 1, 2, sharey=True,
-    )  # fmt: skip
-    ends = 0.8 / max(ratios), 1.25 / min(ratios)
-    for pane, (title, called, alone, _) in zip(axes[0], PANES, strict=True):
-        _pane(pane, shapes, called, alone)
-        pane.set_title(title)
-        log_axis(pane, "x", f"times as fast as {BASELINE}")
-        pane.set_xlim(ends)
-        ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if ends[0] < tick < ends[1]]
-        pane.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        pane.xaxis.set_minor_locator(NullLocator())
-        pane.axvspan(ends[0], 1, color=PALE, alpha=0.6, lw=0, zorder=0)
-        pane.axvline(1, color=GREY, lw=1, zorder=1)
-    axes[0, 0].set_yticks(range(len(shapes)), [shape.name for shape in shapes])
-    axes[0, 0].set_ylim(len(shapes) - 0.4, -0.6)
-    handles = [
-        Line2D([], [], ls="", ms=7, color=LINES[backend]["color"], marker=LINES[backend]["marker"],
-               mfc=LINES[backend]["color"] if filled else "white",
-               label=f"{backend}, {'as called' if filled else ' / '.join(pane[3] for pane in PANES)}")
-        for filled in (True, False) for backend in BACKENDS
-    ]  # fmt: skip
-    found.legend(handles=handles, loc="outside lower center", ncols=2)
-    return found
-
-
-def _pane(axes: Axes, shapes: Sequence[Shape], called: str, alone: str) -> None:
-    for place, shape in enumerate(shapes):
-        if place % 2:
-            axes.axhspan(place - 0.5, place + 0.5, color="#F6F6F6", lw=0, zorder=-1)
-        for y, backend in zip((place - 0.17, place + 0.17), BACKENDS, strict=True):
-            look = LINES[backend]
-            speeds = {way: 1 / ratio for way in (called, alone) if (ratio := shape.ratio(way, backend))}
-            axes.plot(list(speeds.values()), [y] * len(speeds), color=look["color"], lw=1, zorder=2)
-            for way, speed in speeds.items():
-                axes.plot(speed, y, look["marker"], ms=5.5, color=look["color"],
-                          mfc=look["color"] if way == called else "white", zorder=3)  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -79,9 +80,9 @@ def ok(rows: Iterable[Row]) -> list[Row]:
     return [row for row in rows if row["status"] == "ok"]
 
 
-def richest(rows: Sequence[Row], same: Callable[[Row], object], of: Callable[[Row], object]) -> list[Row]:
+def richest(rows: Sequence[Any], same: Callable[[Any], object], of: Callable[[Any], object]) -> list[Any]:
     """Of the rows that agree in `same` those that differ most in `of`, and where several tie the most rows."""
-    groups: dict[object, list[Row]] = defaultdict(list)
+    groups: dict[object, list[Any]] = defaultdict(list)
     for row in rows:
         groups[same(row)].append(row)
     return max(groups.values(), key=lambda group: (len({of(row) for row in group}), len(group)), default=[])

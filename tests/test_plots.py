@@ -11,12 +11,11 @@ import pytest
 pytest.importorskip("matplotlib")
 from matplotlib.patches import Rectangle
 
-from benchmarks import compiled, results, speed, story, study
+from benchmarks import compiled, results, story, study
 from benchmarks.cases import Case
 from plots import __main__ as command
 from plots import compiled as compiled_figures
 from plots import measured
-from plots.rows import LINES
 from tritongru.registry import has_triton
 
 HERE = {
@@ -59,7 +58,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
     write(folder / "nvidia-h200" / "gru.csv", results.COLUMNS, ROWS)
     write(folder / "cpu" / "gru.csv", results.COLUMNS, [{**r, "device": "Xeon", "driver": "", "l2": ""} for r in ROWS])
     for path in (compiled.FILE, study.FILE, f"{story.FOLDER}/{story.ANSWERS}", f"{story.FOLDER}/{story.WORDS}",
-                 *(f"nvidia-h200/{name}" for name in ("first_look.csv", "kernels.csv", results.CEILINGS))):  # fmt: skip
+                 f"nvidia-h200/{results.CEILINGS}"):  # fmt: skip
         (folder / path).parent.mkdir(exist_ok=True)
         shutil.copy(results.RESULTS / path, folder / path)
     return command.Facts.read(folder)
@@ -69,7 +68,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> command.Facts:
 def test_every_figure_is_drawn_and_says_where_its_numbers_come_from(name: str, facts: command.Facts) -> None:
     source, _ = command.ENTRIES[name]
     ((file, figure),) = command.draw(name, facts)
-    assert file == name + "-nvidia-h200" * (source in command.OF_A_GPU)
+    assert file == name + "-nvidia-h200" * (source == command.DAY)
     header = " ".join(text.get_text().replace("\n", " ") for text in figure.texts)
     kinds = {command.SIZES: "Counted from sizes; no GPU", command.COMPILED: "Compiled with Triton"}
     kinds[command.STUDY] = kinds[command.COMPILED]
@@ -107,18 +106,6 @@ def test_of_the_grid_the_fastest_kernel_both_ways() -> None:
     rows += [row(128, 1, 64, "step", device_us="50")]  # slower as it is called
     words = {(0, 0): "2.5\n0.80", (1, 0): "2.5\n0.80", (0, 1): "2.5\n4.0", (1, 1): "2.5\n4.0"}
     assert in_cells(measured.draw_speedup(rows).axes[0]) == (words, {(-0.5, -0.5), (0.5, -0.5)})
-
-
-def test_speeds_as_called_and_without_the_host_stand_on_one_line() -> None:
-    """Filled and hollow, of a shape that is faster as it is called and slower in a graph."""
-    us = {("forward", "nn.GRU"): 8.0, ("forward_graph", "nn.GRU"): 2.0, ("training", "nn.GRU"): 20.0}
-    us |= {(way, "sequence"): 4.0 for way in ("forward", "forward_graph", "training")}
-    shape = speed.Shape(("bf16", 512, 32), us, "first_look.csv")
-    forward, training = measured.draw_speed([shape], [row(128, 1, 64, "default")]).axes
-    for axes, points in ((forward, {(2.0, True), (0.5, False)}), (training, {(5.0, True)})):
-        found = [line for line in axes.lines if line.get_marker() == LINES["sequence"]["marker"]]
-        assert {(line.get_xdata()[0], line.get_mfc() != "white") for line in found} == points
-    assert forward.get_yticklabels()[0].get_text() == "bf16, H 512, B 32"
 
 
 def test_times_are_per_step_and_only_of_rows_that_are_right() -> None:
