@@ -24,10 +24,13 @@ FORMS = ("unfused", "step", "step-input", "sequence")  # of kernels/README.md
 
 def grid(device: Device) -> Iterator[Entry]:
     """What the layer chooses by. First what a call costs however short it is: of one step, which `step` takes in one
-    launch, and of two. Then T 128, along the diagonals of H and B, so that what is there first covers both."""
-    for T, dtype, H, B in product((1, SHORT_T), DTYPES, (256, 64, 512, 1024), (32, 1, 256)):
-        providers = BACKENDS if T > 1 else BACKENDS[:2]
-        yield Entry(Case(T, B, H, H, dtype), providers=providers, checked=False, rounds=20)
+    launch, of a cell, and of two steps. Then T 128, along the diagonals of H and B, so that what is there first covers
+    both."""
+    short = dict(checked=False, rounds=20)
+    for dtype, H, B in product(DTYPES, (256, 64, 512, 1024), (32, 1, 256)):
+        yield Entry(Case(1, B, H, H, dtype), providers=BACKENDS[:2], **short)
+        yield Entry(Case(1, B, H, H, dtype, cell=True), providers=BACKENDS[:2], **short)
+        yield Entry(Case(SHORT_T, B, H, H, dtype), providers=BACKENDS, **short)
     sizes = sorted(product(GRID_H, GRID_B), key=lambda at: GRID_H.index(at[0]) + GRID_B.index(at[1]))
     for dtype, (H, B) in product(DTYPES, sizes):
         yield Entry(Case(GRID_T, B, H, H, dtype), providers=BACKENDS, checked=False, rounds=5)

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import median
 
 from tritongru.planning.devices import DEVICES, _described
-from tritongru.planning.measured import COLUMNS, TABLES
+from tritongru.planning.measured import CELL, COLUMNS, TABLES
 
 from .cases import BASELINE
 from .results import RESULTS, ROWS, read_rows
@@ -27,6 +27,7 @@ MEASURED = {
     for key, device in DEVICES.items()
     if folder.is_dir() and _described(folder.name) is device
 }
+GRID, SHORT = str(GRID_T), str(SHORT_T)
 PASSES = {"inference": "inference", "forward+backward": "training"}
 BACKENDS = {BASELINE: "aten", "step": "step", "sequence": "sequence"}  # by provider
 Row = dict[str, object]
@@ -50,20 +51,21 @@ def _row(backend: str, step: float, once: float, on_device: float | None, source
 
 def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
     """Of rows of suite `grid`. A step as it is called is never less than one on the device alone."""
-    us: dict[tuple[str, str, int, int, int, str], tuple[float, float | None]] = {}
+    us: dict[tuple[str, str, int, int, str, str], tuple[float, float | None]] = {}
     for row in rows:
-        kind, backend, time = PASSES.get(row["pass"]), BACKENDS.get(row["provider"]), int(row["T"])
-        plain = row["layers"] == row["directions"] == "1" and row["packed"] == row["cell"] == "no"
-        timed = row["status"] == "ok" and row["p50_us"] and time in (1, SHORT_T, GRID_T)
+        kind, backend = PASSES.get(row["pass"]), BACKENDS.get(row["provider"])
+        time = CELL if row["cell"] == "yes" else row["T"]
+        plain = row["layers"] == row["directions"] == "1" and row["packed"] == "no"
+        timed = row["status"] == "ok" and row["p50_us"] and time in ("1", CELL, SHORT, GRID)
         if kind and backend and plain and timed:
             key = (kind, row["dtype"], int(row["H"]), int(row["B"]), time, backend)
             us[key] = float(row["p50_us"]), float(row["device_us"]) if row["device_us"] else None
     for (kind, dtype, H, B, time, backend), (called, on_device) in sorted(us.items()):
         at = {"pass": kind, "dtype": dtype, "H": H, "B": B}
-        if time == 1:
-            yield {**at, "T": 1, **_row(backend, 0, called, on_device, ROWS)}
-        elif time == GRID_T:
-            short = [t[0] for key, t in us.items() if (*key[:2], *key[4:]) == (kind, dtype, SHORT_T, backend)]
+        if time in ("1", CELL):
+            yield {**at, "T": time, **_row(backend, 0, called, on_device, ROWS)}
+        elif time == GRID:
+            short = [t[0] for key, t in us.items() if (*key[:2], *key[4:]) == (kind, dtype, SHORT, backend)]
             once, alone = median(short) if short else 0.0, None if on_device is None else on_device / GRID_T
             yield {**at, **_row(backend, max((called - once) / GRID_T, alone or 0), once, alone, ROWS)}
 

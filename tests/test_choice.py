@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tritongru
-from benchmarks import speed, table
+from benchmarks import table
 from tests.kit.modules import Form, same_bits
 from tritongru import call, functional, module, registry
 from tritongru import layer as operators
@@ -62,7 +62,7 @@ def test_in_every_cell_what_takes_the_least(training: bool, T: int) -> None:
     for (dtype, H, B), rows in cells.items():
         us = {row["backend"]: T * float(row["us_per_step"]) + float(row["us_per_call"]) for row in rows}
         alone = {row["backend"]: float(row["device_us_per_step"] or "nan") for row in rows}
-        able = [backend for backend in us if not alone[backend] > alone["aten"]]
+        able = [backend for backend in us if not alone[backend] > alone["aten"] * (1.1 if T == 1 else 1)]
         if dtype != "fp32" or H > 192:  # there exactness decides
             assert chosen(H, B, dtype or "bf16", training, T).backend == min(able, key=lambda name: us[name])
 
@@ -121,25 +121,6 @@ def test_the_figures_of_a_decision_are_printed() -> None:
     for timed in found.candidates:
         figures = f"{timed.call_us(512):.0f} us a layer: {timed.us_per_step:.3g} us"
         assert f"candidate {timed.backend:<9} {figures}" in printed
-    assert "prototype in bf16: prototypes.csv" in printed
-
-
-def test_no_row_of_a_form_that_is_gone() -> None:
-    """`sequence` was timed in another form: what stands for its kernels now is the study's, and says so."""
-    rows = [row for row in csv_rows() if row["backend"] == "sequence"]
-    assert len(rows) > 25 and {row["source"] for row in rows} == {"prototype in bf16: prototypes.csv"}
-    assert {row["dtype"] for row in rows} == {"bf16", "fp16"}
-    assert all(row["source"].endswith("(as first built)") == (row["backend"] == "step") for row in csv_rows())
-
-
-def test_the_study_in_the_rest_of_a_call() -> None:
-    """H 512, B 32, by hand: its kernels, what else a training call launched, and saving the gates."""
-    kernels = speed.kernel_times()["bf16", 512, 32]["sequence"]
-    rest = sum(float(row["total_us"]) for row in kernels if not row["kernel"].startswith("sequence_")) / 512
-    at = {"pass": "training", "dtype": "bf16", "H": "512", "B": "32", "backend": "sequence"}
-    (row,) = [row for row in csv_rows() if at.items() <= row.items()]
-    assert float(row["us_per_step"]) == pytest.approx(1.595 + 2.236 + 0.2 + rest, abs=2e-3)
-    assert float(row["us_per_call"]) == pytest.approx(1991.25, abs=0.1)  # the median of 1780.3, 2182.8, 2263.9, 1799.5
 
 
 def test_the_nearest_cell_in_octaves() -> None:

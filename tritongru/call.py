@@ -39,7 +39,7 @@ class Call:
     dropout: float = 0.0  # between layers
     together: bool = False  # no layer trains: each puts its h_n where that of all of them lies
     dtype: torch.dtype | None = None  # of autocast, in which all of them are computed
-    aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags
+    aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags; of a cell none
 
     def __call__(
         self, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits | None = None
@@ -256,9 +256,9 @@ def settle(
         return why_not
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
     if found is None:
-        # PyTorch's path keeps more than the output, its cell was not timed, and to cut a padded batch waits.
-        aten = not (cell or padded or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
-        found, reason = registry.fastest(input, T, B, H, D, training, aten)
+        # PyTorch's path keeps more than the output, and to cut a padded batch waits.
+        aten = not (padded or (recompute and training)) and registry.aten_as_measured(input.device, dtype)
+        found, reason = registry.fastest(input, T, B, H, D, training, aten, cell)
     elif (why_not := found.too_large(input, B, H, D, training)) is not None:
         return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")

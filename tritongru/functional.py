@@ -139,8 +139,14 @@ def gru_cell(
         if isinstance(chosen, str):
             result = torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # raises its own error if the input is at fault
             return _or_refuse(backend, chosen, input, result)
-        visits = Visits(1, len(input))
-        found = call.keep(key, call.resolved(chosen, input[None], hx[None], params, visits, 1, 1, 0.0, cell=True))
+        if chosen is registry.ATEN:
+            resolved = Call(aten=())
+        else:
+            visits = Visits(1, len(input))
+            resolved = call.resolved(chosen, input[None], hx[None], params, visits, 1, 1, 0.0, cell=True)
+        found = call.keep(key, resolved)
+    if found.aten is not None:
+        return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
     return found(input[None], hx[None], params)[1]
 
 

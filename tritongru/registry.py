@@ -153,9 +153,11 @@ def _recurrence(x: Tensor, B: int, H: int, D: int, overrides: Overrides = ()) ->
     return Recurrence(B, H, D, DTYPES[computing_dtype(x)], precision, device, overrides)
 
 
-def fastest(x: Tensor, T: int, B: int, H: int, D: int, training: bool, aten: bool) -> tuple[Backend, str]:
+def fastest(
+    x: Tensor, T: int, B: int, H: int, D: int, training: bool, aten: bool, cell: bool = False
+) -> tuple[Backend, str]:
     """What the plan takes for a layer on x that kernels serve, and why; aten: whether PyTorch's own path may be it."""
-    choice = fastest_backend(_recurrence(x, B, H, D), T, training, aten)
+    choice = fastest_backend(_recurrence(x, B, H, D), T, training, aten, cell)
     return BACKENDS[choice.backend], choice.reason
 
 

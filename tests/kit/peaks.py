@@ -1,4 +1,4 @@
-"""`python -m tests.kit.peaks`: what a training call holds now, beside what an H200 measured of an earlier commit.
+"""`python -m tests.kit.peaks`: what a training call holds, as an H200 measured it and as it is counted.
 
 Counted, not measured: on meta tensors, which have sizes and no memory, with an H200's plans and no kernel launched. Not
 in it is what libraries allocate on their own inside an operator, nor the allocator's rounding.
@@ -14,7 +14,8 @@ import tritongru
 from benchmarks import work
 from benchmarks.cases import Case
 from benchmarks.generated import generate, table
-from benchmarks.results import RESULTS, ROWS, read
+from benchmarks.results import RESULTS, read_rows
+from benchmarks.suites import LONG_T
 from tritongru import registry
 from tritongru.launch import runtime
 from tritongru.planning import describe
@@ -52,9 +53,9 @@ def peak(case: Case, backend: str) -> float:
 
 
 def text() -> str:
-    """The table: every shape of the harness whose memory was measured."""
-    found = [row for row in read(FOLDER / ROWS) if row["peak_mib"]]
-    measured = {(row["case"], row["provider"]): float(row["peak_mib"]) for row in found}
+    """The table: every shape of suite `long`."""
+    found = [row for row in read_rows(FOLDER) if row["peak_mib"] and row["T"] == str(LONG_T)]
+    measured = {(row["case"], row["provider"]): f"{float(row['peak_mib']):.1f}" for row in found}
     cases = {
         row["case"]: Case(
             *(int(row[name]) for name in "TBIH"), row["dtype"], layers=int(row["layers"]),
@@ -63,13 +64,12 @@ def text() -> str:
         for row in found
     }  # fmt: skip
     rows = []
-    for name in dict.fromkeys(case for case, _ in measured):
-        counted = [peak(cases[name], backend) for backend in ("step", "sequence")]
-        of = [measured[name, who] for who in ("nn.GRU", "sequence")]
-        rows.append([name, *(f"{mib:.1f}" for mib in (*of, *counted))])
-    header = ("MiB at the peak", "`nn.GRU`, measured", "`sequence` at 23040e0, measured", "`step` now, counted",
-              "`sequence` now, counted")  # fmt: skip
-    return table(header, rows)
+    for name, case in cases.items():
+        ours = [
+            cell for who in ("step", "sequence") for cell in (measured.get((name, who), ""), f"{peak(case, who):.1f}")
+        ]
+        rows.append([name, measured[name, "nn.GRU"], *ours])
+    return table(("MiB at the peak", "`nn.GRU`", "`step`", "counted", "`sequence`", "counted"), rows)
 
 
 if __name__ == "__main__":

@@ -16,14 +16,15 @@ from .devices import Device
 from .measured import Choice, Timed, fastest
 from .problem import BYTES, Overrides, Problem, Recurrence
 from .sequence import SequenceTiles
-from .small import LARGEST, SmallTiles
+from .small import SmallTiles
 from .step import StepTiles
 from .tuned import parse_overrides
 
 KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
 MINIMUM_CAPABILITY = 80  # bfloat16 and TF32 matrix instructions, cp.async
-# float32 up to these H cuDNN computes with FMA, though TF32 is allowed: in forward, and in backward too (seen on H200).
-FMA_FORWARD, FMA = 192, 128
+# float32 up to this H cuDNN computes the recurrence with FMA, though TF32 is allowed (seen on an H200 in the error of
+# dh_0; the products around it are TF32 all the same).
+FMA = 128
 
 
 @dataclass(frozen=True)
@@ -127,20 +128,22 @@ def with_overrides(backend: str) -> tuple[str, Overrides]:
 
 
 @lru_cache(maxsize=4096)
-def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True) -> Choice:
+def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True, cell: bool = False) -> Choice:
     """What runs the recurrence of a layer that the kernels serve, and why: by measured rows where there are any.
 
     aten: whether PyTorch's own path is a candidate (not where only the output is to be kept, nor in a compiled graph).
+    cell: whether the call is a GRUCell's.
     """
     off = off_chip(of, training) if time > 1 else None
     one_launch = time > 1 and off is None
     by_cudnn = aten and of.dtype == "fp32" and of.device.vendor == "nvidia"
     if by_cudnn and of.precision == "ieee" and of.hidden_size > FMA:
         return Choice("aten", f"float32 without TF32 was not measured above H {FMA}", ())
-    found = fastest(("aten",) * aten + ("sequence",) * one_launch + ("step",), of, time, training)
-    as_exact = ("aten", "sequence") if of.hidden_size <= LARGEST else ("aten",)
-    if by_cudnn and of.hidden_size <= FMA_FORWARD and (found is None or found.backend not in as_exact):
-        exact = f"cuDNN computes float32 up to H {FMA_FORWARD} without TF32, more exactly than the kernels"
+    if by_cudnn and cell:  # `step` by the switch of RNNs, which allows TF32 unless told otherwise
+        return Choice("aten", "nn.GRUCell computes float32 by the switch of matrix products, more exactly", ())
+    found = fastest(("aten",) * aten + ("sequence",) * one_launch + ("step",), of, time, training, cell)
+    if by_cudnn and of.hidden_size <= FMA and (found is None or found.backend == "step"):
+        exact = f"cuDNN computes float32 up to H {FMA} without TF32, more exactly than step"
         return Choice("aten", exact, found.candidates if found else ())
     if found is not None:
         return replace(found, reason=f"{found.reason}; sequence cannot run: {off}") if off else found

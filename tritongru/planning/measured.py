@@ -1,9 +1,9 @@
 """Which backend was measured to take the least: rows in planning/tables/, a file per GPU. No model of a machine.
 
 A call is taken to cost T times us per step plus us per call of the nearest measured cell: the one of its pass and dtype
-(and of T = 1, or of more) whose H and B are the least octaves away. Nothing is scaled. PyTorch's own path is a
-candidate like the others, and none takes its place that takes longer on the device alone, where the host's share is
-gone, as it is in a CUDA graph (of T = 1 by more than a tenth: what a replay itself takes is most of it, and varies).
+(of T = 1, of a GRUCell, or of more steps) whose H and B are the least octaves away. Nothing is scaled. PyTorch's own
+path is a candidate like the others, and none takes its place that takes longer on the device alone, where the host's
+share is gone, as it is in a CUDA graph (of T = 1 by more than a tenth: a replay itself is most of it, and varies).
 
 `python -m benchmarks table` writes the files from committed results. A file of more cells needs no change here.
 """
@@ -21,10 +21,10 @@ from typing import NamedTuple
 from .devices import DEVICES, Device, described_as
 from .problem import Recurrence
 
+CELL = "cell"
 TABLES = Path(__file__).with_name("tables")  # a file's name is the device's key in DEVICES
-# dtype: empty where it makes no difference. T: 1, or empty for calls of more steps. us_per_step and us_per_call are
-# those of calls as one makes them, device_us_per_step of the device alone (empty: not timed). source: a file of
-# results; "study" before it where the kernels were timed that ours were made from.
+# T: 1, CELL for a GRUCell, or empty for calls of more steps. us_per_step and us_per_call are those of calls as one
+# makes them, device_us_per_step of the device alone (empty: not timed). source: a file of results.
 COLUMNS = (
     "pass", "dtype", "H", "B", "T", "backend", "us_per_step", "us_per_call", "device_us_per_step", "source"
 )  # fmt: skip
@@ -51,13 +51,13 @@ class Timed:
 
 
 class Cell(NamedTuple):
-    """A size that was measured. time: 1, or 0 for calls of more steps; dtype: empty where it made no difference."""
+    """A size that was measured. time: as the table's T."""
 
     kind: str  # "inference" or "training"
     dtype: str
     hidden_size: int
     batch: int
-    time: int
+    time: str
 
     def distance(self, of: Recurrence) -> tuple[float, int, int]:
         """In octaves; at equal distance the smaller is nearer."""
@@ -90,7 +90,7 @@ def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
     """What a device was measured to take."""
     cells: dict[Cell, tuple[Timed, ...]] = {}
     for row in csv.DictReader((TABLES / f"{key}.csv").read_text(encoding="utf-8").splitlines()):
-        at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), int(row["T"] or 0))
+        at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), row["T"])
         alone = float(row["device_us_per_step"]) if row["device_us_per_step"] else None
         us = float(row["us_per_step"]), float(row["us_per_call"]), alone
         cells[at] = (*cells.get(at, ()), Timed(row["backend"], *us, row["source"]))
@@ -98,31 +98,36 @@ def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
 
 
 def nearest(
-    cells: Mapping[Cell, tuple[Timed, ...]], kind: str, of: Recurrence, time: int, able: tuple[str, ...]
+    cells: Mapping[Cell, tuple[Timed, ...]], kind: str, of: Recurrence, time: str, able: tuple[str, ...]
 ) -> tuple[Cell, tuple[Timed, ...]] | None:
     """The nearest cell in which at least two of the backends were timed, and these."""
     found = {
         cell: among
         for cell, timed in cells.items()
-        if (cell.kind, cell.time) == (kind, int(time == 1)) and cell.dtype in (of.dtype, "")
+        if (cell.kind, cell.time, cell.dtype) == (kind, time, of.dtype)
         if len(among := tuple(one for one in timed if one.backend in able)) >= 2
     }
     return min(found.items(), key=lambda item: item[0].distance(of), default=None)
 
 
-def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool) -> Choice | None:
+def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
     """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
-    key, kind = nearest_device(of.device), "training" if training else "inference"
-    if key is None or (found := nearest(table(key), kind, of, time, able)) is None:
+    key, kind, at = (
+        nearest_device(of.device),
+        "training" if training else "inference",
+        CELL if cell else "1" * (time == 1),
+    )
+    if key is None or (found := nearest(table(key), kind, of, at, able)) is None:
         return None
-    cell, timed = found
+    nearest_cell, timed = found
     candidates = {one.backend: one for one in sorted(timed, key=lambda one: one.call_us(time))}
     first, *_ = candidates
     aten = candidates["aten"].device_us_per_step if "aten" in candidates else None
     most = (aten or math.inf) * (1.1 if time == 1 else 1)
     chosen = next(name for name, one in candidates.items() if name == "aten" or (one.device_us_per_step or 0) <= most)
     where = DEVICES[key].name + ("" if described_as(of.device) == key else f", nearest to {of.device.name},")
-    size = f"{f'{cell.dtype}, ' * bool(cell.dtype)}{kind}, H {cell.hidden_size}, B {cell.batch}{', T 1' * cell.time}"
+    size = f"{of.dtype}, {kind}, H {nearest_cell.hidden_size}, B {nearest_cell.batch}"
+    size += ", a GRUCell" if cell else ", T 1" * (time == 1)
     reason = f"fastest by what was measured on NVIDIA {where} at {size}"
     if missing := [backend for backend in able if backend not in candidates]:
         reason += f", where {' and '.join(missing)} was not timed"
