@@ -1,7 +1,9 @@
 """One layer as an operator of PyTorch, tritongru::layer_forward and layer_backward: by itself, for a fake tensor, under
-vmap, and as all that a torch_dispatch mode sees of a layer. Tolerance: tests/kit/modules.py."""
+vmap, and as all that a torch_dispatch mode or `FlopCounterMode` sees of a layer. Tolerance: tests/kit/modules.py."""
 
 import gc
+import subprocess
+import sys
 from contextlib import nullcontext
 from functools import partial
 
@@ -13,6 +15,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
 
 import tritongru
 from tests.kit import inside
@@ -268,3 +272,48 @@ def test_a_mode_sees_one_operator_each_way_and_nothing_inside_it(backend, form):
     with Seen() as seen:
         torch.autograd.grad(out, list(layer.parameters()), [torch.ones_like(t) for t in out])
     assert seen.products() == [BACKWARD] * n
+
+
+# Floating-point operations.
+
+
+def operations(form, layer, frozen=()):
+    """Of forward and of backward; of torch's in a checkpoint where ours computes gates again, which is a forward."""
+    x, h_0 = form.given()
+    for name, leaf in {"input": x.data, "h_0": h_0, **dict(layer.named_parameters())}.items():
+        leaf.requires_grad_(not name.startswith(tuple(frozen)))
+    again = form.recompute and type(layer) is torch.nn.GRU
+    with FlopCounterMode(display=False) as forward:
+        found = checkpoint(partial(layer, x, h_0), use_reentrant=False) if again else layer(x, h_0)
+    with FlopCounterMode(display=False) as backward:
+        sum(t.square().sum() for t in kit.tensors(found)).backward()
+    return forward.get_total_flops(), backward.get_total_flops()
+
+
+COUNTED = {name: form for name, form in kit.FORMS.items() if not form.resets}
+COUNTED["packed-bidirectional-two-layers"] = kit.Form({"num_layers": 2, "bidirectional": True}, lengths=(4, 1, 2))
+FROZEN = ((), ["h_0"], ["input"], ["weight_ih"], ["weight_hh"], ["bias_hh"], ["weight_ih", "weight_hh"])
+
+
+@kit.ours_only
+@kit.table("form", COUNTED)
+def test_flops_are_those_of_nn_gru(backend, form):
+    theirs, ours = form.pair(backend)
+    for frozen in FROZEN if form in (kit.PLAIN, kit.FORMS["packed"]) else FROZEN[:1]:
+        expected = operations(form, theirs, frozen)
+        assert operations(form, ours, frozen) == expected and min(expected) > 0
+
+
+FIRST_OF_ALL = """
+import sys, torch, tritongru
+layer = tritongru.GRU(3, 5, backend="reference")
+assert not {"triton", "torch.utils.flop_counter"} & set(sys.modules)
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    layer(torch.randn(4, 2, 3))
+assert counter.get_total_flops() == 2 * 8 * 15 * (3 + 5), counter.get_total_flops()
+"""
+
+
+def test_a_counter_that_is_imported_later_counts_the_first_call():
+    subprocess.run([sys.executable, "-c", FIRST_OF_ALL], check=True)

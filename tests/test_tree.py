@@ -20,7 +20,7 @@ ROOMS = (  # each may import those before it, and itself
     ("products", "reference"),
     ("launch",),
     ("registry",),
-    ("checks", "double_backward", "gradients"),
+    ("checks", "double_backward", "flops", "gradients"),
     ("layer",),
     ("call",),
     ("functional",),

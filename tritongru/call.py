@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
-from . import registry
+from . import flops, registry
 from .batch import Visits
 from .latest import Latest
 from .layer import GRULayer, Layer, call_of, forward_pass, layer_forward, prepare
@@ -171,7 +171,10 @@ def tracing() -> bool:
 def seen_by_a_mode() -> bool:
     """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
     write r, z, n without raising its version. To look costs a tenth of a microsecond."""
-    return bool(torch._C._len_torch_dispatch_stack() > 0)
+    seen: bool = torch._C._len_torch_dispatch_stack() > 0
+    if seen:
+        flops.count()
+    return seen
 
 
 def into_a_graph() -> bool:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd import profiler
 
-from . import products, registry
+from . import flops, products, registry
 from .batch import Visits, checked_lengths
 from .beside import eager_beside_graphs
 from .checks import check_gradients, check_operands, read_sizes
@@ -227,6 +227,7 @@ def layer_forward(
 @layer_forward.register_fake
 def _(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *how: Any) -> Outputs:
     batch_sizes, backend, batch_first, training, recompute, lengths, resets = how
+    flops.count()  # a graph calls the operator where no Python of ours could tell a counter
     _refuse_tangents()
     check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
     return _outputs(x, h_0, batch_first, training and not recompute)
