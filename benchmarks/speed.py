@@ -16,6 +16,7 @@ from .generated import generate, table
 from .results import RESULTS, ROOT, read_rows
 from .suites import GRID_T, LONG_T, SHORT_T, TUNE_T
 from .tune import Times, by_class, passes_of, winners
+from .workloads import BY_CASE
 
 FOLDER = RESULTS / "nvidia-h200"
 README, KERNELS, ALL = ROOT / "README.md", ROOT / "kernels" / "README.md", FOLDER / "README.md"
@@ -53,16 +54,24 @@ def _key(row: Row) -> Key:
     return row["dtype"], int(row["H"]), int(row["B"])
 
 
-def _plain(folder: Path, T: int) -> Iterator[Row]:
-    """Rows of one layer, one direction, dense."""
-    usual = {"T": str(T), "packed": "no", "cell": "no", "directions": "1", "layers": "1", "status": "ok", "l2": "warm"}
-    return (row for row in read_rows(folder) if usual.items() <= row.items())
+def _plain(folder: Path, T: int, cell: bool = False) -> Iterator[Row]:
+    """Rows of one layer, one direction, dense, I = H."""
+    usual = {
+        "T": str(T),
+        "packed": "no",
+        "cell": "yes" if cell else "no",
+        "directions": "1",
+        "layers": "1",
+        "status": "ok",
+        "l2": "warm",
+    }
+    return (row for row in read_rows(folder) if usual.items() <= row.items() and row["case"] not in BY_CASE)
 
 
-def shapes(folder: Path = FOLDER, T: int = GRID_T) -> list[Shape]:
+def shapes(folder: Path = FOLDER, T: int = GRID_T, cell: bool = False) -> list[Shape]:
     """Those of suite `grid`, in the order of dtype, H and B."""
     found: dict[Key, Shape] = {}
-    for row in _plain(folder, T):
+    for row in _plain(folder, T, cell):
         if row["p50_us"] and (way := PASSES.get(row["pass"])):
             us = found.setdefault(_key(row), Shape(_key(row), {})).us
             us[way, row["provider"]] = float(row["p50_us"]) / T
@@ -128,17 +137,17 @@ def losses(found: Sequence[Shape]) -> list[str]:
 
 
 def short_calls(folder: Path = FOLDER) -> str:
-    """Of T 1 and 2 the median ratios, by dtype."""
+    """Of a GRUCell and of T 1 and 2 the median ratios, by dtype."""
     rows = []
-    for T in (1, SHORT_T):
-        found = shapes(folder, T)
+    for name, T in (("GRUCell", 1), ("T 1", 1), (f"T {SHORT_T}", SHORT_T)):
+        found = shapes(folder, T, name == "GRUCell")
         for dtype in dict.fromkeys(shape.key[0] for shape in found):
             of_dtype = [shape for shape in found if shape.key[0] == dtype]
             for backend in BACKENDS:
                 ratios = [[r for shape in of_dtype if (r := shape.ratio(way, backend))] for way in WAYS]
                 if any(ratios):
                     cells = [_bold(f"{median(some):.2f}", median(some) > 1) if some else "" for some in ratios]
-                    rows.append([f"T {T}, {dtype}", f"`{backend}`", *cells])
+                    rows.append([f"{name}, {dtype}", f"`{backend}`", *cells])
     return table(("median ratio", "backend", *WAYS.values()), rows)
 
 

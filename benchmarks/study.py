@@ -148,15 +148,17 @@ def text(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]
 def _times(rows: Sequence[Mapping[str, str]], measured: Sequence[Mapping[str, str]]) -> str:
     case = Case(STUDY_T, B, H, H, DTYPE)
     found = {
-        (r["device"], r["provider"]): r["us_per_step"]
+        (r["device"], r["provider"]): f"{float(r['device_us']) / STUDY_T:.3g}"
         for r in measured
-        if (r["case"], r["pass"], r["l2"], r["status"]) == (case.name, "inference", "warm", "ok")
+        if (r["case"], r["pass"], r["l2"], r["status"]) == (case.name, "inference", "warm", "ok") and r["device_us"]
     }
     gpus = sorted({gpu for gpu, _ in found})
     if not gpus:
         return f"Time: these forms have not been timed beside each other yet. Suite study does it, as case {case.name}."
     times = [[f"`{r['form']}`", *(found.get((gpu, r["form"]), "") for gpu in gpus)] for r in rows]
-    return f"us a timestep, case {case.name} in benchmarks/results/:\n\n" + table(("form", *gpus), times)
+    return f"us a timestep in a CUDA graph, case {case.name} in benchmarks/results/:\n\n" + table(
+        ("form", *gpus), times
+    )
 
 
 def committed(folder: Path = RESULTS) -> list[dict[str, str]]:

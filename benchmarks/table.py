@@ -19,6 +19,7 @@ from .cases import BASELINE
 from .results import RESULTS, ROWS, read_rows
 from .suites import GRID_T, SHORT_T
 from .tune import write as write_tiles
+from .workloads import BY_CASE
 
 # The device's key in tritongru/planning/devices.py: its results.
 MEASURED = {
@@ -30,6 +31,7 @@ MEASURED = {
 GRID, SHORT = str(GRID_T), str(SHORT_T)
 PASSES = {"inference": "inference", "forward+backward": "training"}
 BACKENDS = {BASELINE: "aten", "step": "step", "sequence": "sequence"}  # by provider
+LIKE = 256  # from this H on float16 takes nn.GRU and our kernels as long as bfloat16 does
 Row = dict[str, object]
 
 
@@ -55,19 +57,29 @@ def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
     for row in rows:
         kind, backend = PASSES.get(row["pass"]), BACKENDS.get(row["provider"])
         time = CELL if row["cell"] == "yes" else row["T"]
-        plain = row["layers"] == row["directions"] == "1" and row["packed"] == "no"
+        plain = row["layers"] == row["directions"] == "1" and row["packed"] == "no" and row["case"] not in BY_CASE
         timed = row["status"] == "ok" and row["p50_us"] and time in ("1", CELL, SHORT, GRID)
         if kind and backend and plain and timed:
             key = (kind, row["dtype"], int(row["H"]), int(row["B"]), time, backend)
             us[key] = float(row["p50_us"]), float(row["device_us"]) if row["device_us"] else None
+
+    def any_call(kind: str, dtype: str, backend: str) -> float:
+        """What a call takes however short it is."""
+        short = [t[0] for key, t in us.items() if (*key[:2], *key[4:]) == (kind, dtype, SHORT, backend)]
+        return median(short) if short else 0.0
+
     for (kind, dtype, H, B, time, backend), (called, on_device) in sorted(us.items()):
-        at = {"pass": kind, "dtype": dtype, "H": H, "B": B}
+        at = {"pass": kind, "H": H, "B": B}
         if time in ("1", CELL):
-            yield {**at, "T": time, **_row(backend, 0, called, on_device, ROWS)}
+            yield {**at, "dtype": dtype, "T": time, **_row(backend, 0, called, on_device, ROWS)}
         elif time == GRID:
-            short = [t[0] for key, t in us.items() if (*key[:2], *key[4:]) == (kind, dtype, SHORT, backend)]
-            once, alone = median(short) if short else 0.0, None if on_device is None else on_device / GRID_T
-            yield {**at, **_row(backend, max((called - once) / GRID_T, alone or 0), once, alone, ROWS)}
+            alone = None if on_device is None else on_device / GRID_T
+            step = max((called - any_call(kind, dtype, backend)) / GRID_T, alone or 0)
+            yield {**at, "dtype": dtype, **_row(backend, step, any_call(kind, dtype, backend), alone, ROWS)}
+            measured = any(key[:5] == (kind, "fp16", H, B, time) for key in us)
+            if dtype == "bf16" and H >= LIKE and not measured:
+                once = any_call(kind, "fp16", backend)
+                yield {**at, "dtype": "fp16", **_row(backend, step, once, alone, f"{ROWS}, in bf16")}
 
 
 def main(out: Path | None = None) -> int:

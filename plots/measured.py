@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -113,19 +113,22 @@ def draw_speedup(rows: Sequence[Row]) -> Figure | None:
         usable, lambda pair: (pair.ours["T"], input_of(pair.ours)),
         lambda pair: (dtype_of(pair.ours), pair.ours["B"], pair.ours["H"]),
     )  # fmt: skip
-    if not chosen:
+    of_dtype = Counter(dtype_of(pair.ours) for pair in chosen)
+    # a dtype of which little was measured is no map
+    chosen = [pair for pair in chosen if 3 * of_dtype[dtype_of(pair.ours)] >= max(of_dtype.values())]
+    taken = [pair for pair in chosen if not _left_to_cudnn(pair)]
+    if not taken:
         return None
     rows = [pair.ours for pair in chosen]
     sizes, batches = (sorted({int(row[name]) for row in rows}) for name in ("H", "B"))
     dtypes = ordered(map(dtype_of, rows), DTYPES)
     if 2 * len(rows) < len(sizes) * len(batches) * len(dtypes) * len({row["pass"] for row in rows}):
         return None  # a map of what was not measured
-    taken = [pair for pair in chosen if not _left_to_cudnn(pair)]
     far = max(1.0, *(abs(math.log2(pair.ratio)) for pair in taken))  # symmetrical about 1; at least from half to twice
     times = [[1 / r for pair in taken if (r := of(pair))] for of in (lambda p: p.ratio, lambda p: p.in_a_graph)]
     spans = [f"{min(some):.2g} to {max(some):.2g} times as fast" for some in times if some]
     found, axes = figure(
-        f"As it is called the layer is {spans[0]} as {BASELINE}" + f", in a CUDA graph {spans[1]}" * len(spans[1:]),
+        "As it is called the layer is " + f" as {BASELINE}, in a CUDA graph ".join(spans) + f" as {BASELINE}",
         [f"{BASELINE}'s time over {NAMES[OURS]}'s (of the grid: over its fastest kernel's), in the same rounds: each "
          "as it is called, and below it both in a CUDA graph. cuDNN: no kernel is faster both ways, and PyTorch's own "
          f"path runs; hatched: slower; –: not measured. T {rows[0]['T']}, {input_of(rows[0])}, one layer, one "
@@ -206,12 +209,12 @@ def draw_measured_memory(rows: Sequence[Row]) -> Figure | None:
     if not cases:
         return None
     chosen = [row for row in usable if row["case"] in cases]
-    ours = [row for row in chosen if row["provider"] == OURS]
+    ours = [row for row in chosen if row["provider"] != BASELINE]
     less = sum(float(row["saved_mib"]) < float(of_baseline[row["case"]]["saved_mib"]) for row in ours)
     more = sum(float(row["peak_mib"]) > float(of_baseline[row["case"]]["peak_mib"]) for row in ours)
     some = f"; {len(cases)} of {len(of_baseline)} cases, small to large" if len(cases) < len(of_baseline) else ""
     found, axes = figure(
-        f"Memory of training: {NAMES[OURS]} keeps less than {BASELINE} in {less} of {len(ours)} cases, and needs more "
+        f"Memory of training: tritongru keeps less than {BASELINE} in {less} of {len(ours)} rows, and needs more "
         f"at the peak in {more}",
         [f"MiB by torch's allocator, beyond what lay there before: kept between forward and backward without the "
          f"results; at most during both, results and gradients included{some}.", hardware(chosen)],

@@ -98,7 +98,7 @@ def against_baseline(rows: Sequence[Row]) -> str:
     """A sentence of how `default` compares, losing cases first in mind."""
     speedups = [1 / ratio for row in rows if row["provider"] == OURS and (ratio := number(row, "ratio"))]
     if not speedups:
-        return f"{NAMES[OURS]} and {BASELINE} side by side"
+        return f"As they are called: the kernels and {BASELINE}, by H"
     lost = sum(s < 1 for s in speedups)
     where = f"slower in {lost} of {len(speedups)} cases" if lost else f"faster in all {len(speedups)} cases"
     return f"{NAMES[OURS]} against {BASELINE}: {where}, {min(speedups):.2g} to {max(speedups):.2g} times its speed"

@@ -1,9 +1,11 @@
-"""What surrounds a call: torch.utils.checkpoint, selective too, and the backend of its recompute;
+"""What surrounds a call: torch.utils.checkpoint, selective too, and the backend that its recompute runs;
 torch.set_default_device. Tolerance: tests/kit/modules.py."""
 
 import functools
+import gc
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -55,23 +57,121 @@ def test_gradients_of_a_selective_checkpoint(backend, keep, form, ran):
     assert len(ran) == getattr(layer, "num_layers", 1) * (1 if kept else 2)
 
 
+layers = tritongru.GRU(4, 4), tritongru.GRU(4, 4)
+
+
+def plain(x):
+    return layers[1](layers[0](x)[0])[0]
+
+
+def with_a_block_inside(x, name="step"):
+    with tritongru.use_backend(name):
+        x = layers[0](x)[0]
+    return layers[1](x)[0]
+
+
+def nested(x, use_reentrant=False):
+    return checkpoint(plain, x.tanh(), use_reentrant=use_reentrant).tanh()
+
+
+def nested_in_a_block(x, use_reentrant=False):
+    with tritongru.use_backend("step"):
+        x = nested(x, use_reentrant)
+    return layers[0](x)[0]
+
+
+REGIONS = {
+    "plain": plain,
+    "with-a-block-inside": with_a_block_inside,
+    "with-the-choice-lifted": functools.partial(with_a_block_inside, name=None),
+    "nested": nested,
+    "nested-in-a-block": nested_in_a_block,
+    "reentrant-nested": functools.partial(nested, use_reentrant=True),
+    "reentrant-nested-in-a-block": functools.partial(nested_in_a_block, use_reentrant=True),
+}
+
+
+def block(name):
+    return nullcontext() if name == "no block" else tritongru.use_backend(name)
+
+
+LONG_WAY = pytest.param("reference", "step", marks=pytest.mark.long)
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a reentrant checkpoint in another one
+@pytest.mark.parametrize("where", ["after the block", "another thread"])
+@pytest.mark.parametrize(
+    ("outside", "at_backward"),
+    [("reference", "no block"), ("reference", None), ("no block", "reference"), ("step", "reference"), LONG_WAY],
+)
+@pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
+@kit.table("region", REGIONS)
+def test_a_recompute_runs_the_backend_of_its_forward(region, use_reentrant, outside, at_backward, where, ran):
+    def forward():
+        x = kit.randn(2, 2, 4).requires_grad_()
+        y = checkpoint(region, x, use_reentrant=use_reentrant)
+        ran.clear()
+        return x, y
+
+    def backward():
+        with block(at_backward):
+            y.sum().backward()
+
+    with block(outside):  # backward in forward's own block: nothing can be forgotten
+        x, y = forward()
+        y.sum().backward()
+    expected, gradient = ran.copy(), x.grad
+    with block(outside):
+        x, y = forward()
+        if where == "another thread":
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(backward).result()
+    if where == "after the block":
+        backward()
+    assert ran == expected
+    assert torch.equal(x.grad, gradient)
+
+
 @interpreted
 @pytest.mark.parametrize("use_reentrant", [False, True])
-def test_a_recompute_asks_use_backend_again(use_reentrant, ran):
-    """Another backend may have saved other tensors: PyTorch says so, or the gradients are right all the same."""
-    layer, found = tritongru.GRU(4, 4), []
-    for at_backward in ("reference", "step", "aten"):
-        x = kit.randn(2, 2, 4).requires_grad_()
-        with tritongru.use_backend("reference"):
-            y = checkpoint(layer, x, use_reentrant=use_reentrant)[0]
-        ran.clear()
-        differs = not use_reentrant and at_backward == "aten"
-        with tritongru.use_backend(at_backward), pytest.raises(RuntimeError) if differs else nullcontext():
-            y.sum().backward()
-            found.append(x.grad)
-        assert at_backward == "aten" or ran[0] == at_backward
-    for gradient in found[1:]:
-        kit.assert_all_close([gradient], [found[0]])
+def test_a_block_inside_a_region_ends_there(use_reentrant, ran):
+    with tritongru.use_backend("reference"):
+        checkpoint(with_a_block_inside, kit.randn(2, 2, 4).requires_grad_(), use_reentrant=use_reentrant)
+    assert ran == ["step", "reference"]
+
+
+def test_cells_selective_checkpoints_and_graphs_that_are_kept_are_remembered(ran):
+    cell = tritongru.GRUCell(3, 5)
+    x = kit.randn(2, 3).requires_grad_()
+    with tritongru.use_backend("reference"):
+        loss = selectively([aten.addmm.default], lambda x: cell(x).sum(), x)
+    with tritongru.use_backend("aten"):
+        loss.backward(retain_graph=True)
+        loss.backward()
+    assert ran == ["reference"] * 3
+    kit.assert_all_close([x.grad / 2], torch.autograd.grad(cell(x).sum(), [x]))
+
+
+def test_a_region_is_forgotten_with_its_graph():
+    gc.collect()
+    before = inside.checkpoints_remembered()
+    with tritongru.use_backend("reference"):
+        ys = [checkpoint(plain, kit.randn(2, 2, 4).requires_grad_(), use_reentrant=kind) for kind in (False, True)]
+    assert inside.checkpoints_remembered() == before + 2
+    del ys
+    gc.collect()
+    assert inside.checkpoints_remembered() == before
+
+
+def test_a_call_in_no_checkpoint_looks_for_none(monkeypatch):
+    inside.without_walking_the_stack(monkeypatch)
+    layer = tritongru.GRU(3, 5)
+    layer(kit.randn(3, 2, 3))[0].sum().backward()
+    with tritongru.use_backend("reference"):
+        layer(kit.randn(3, 2, 3))[0].sum().backward()
+        with torch.no_grad():
+            layer(kit.randn(3, 2, 3))
 
 
 # torch.set_default_device says where the user's tensors go, never where ours do: those follow the input. Of calls

@@ -147,6 +147,7 @@ def test_tiles_win_by_more_than_the_calls_vary(tmp_path):
 def planned(monkeypatch, tmp_path):
     """A function that plans without what was planned or read before."""
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tiles")
+    tuned.forget()
 
     def tiles(kind, batch, H, dtype, backend=sequence.sequence_tiles, device=H200):
         tuned.or_winner.cache_clear()
@@ -197,8 +198,10 @@ def test_the_table_of_a_grid(tmp_path):
                     called = us if provider != "sequence" else us / 10 + 300
                     file.append(Row(Case(T, 32, 512, 512, "bf16"), provider, pass_, p50_us=called, device_us=128.0 * 5))
     rows = list(csv.DictReader(table.table(tmp_path).splitlines()))
-    by_backend = {(r["backend"], r["T"]): r for r in rows if r["pass"] == "training"}
-    assert len(rows) == 10 and by_backend["aten", "1"]["us_per_call"] == "200.0" and rows[0]["source"] == ROWS
+    by_backend = {(r["backend"], r["T"]): r for r in rows if (r["pass"], r["dtype"]) == ("training", "bf16")}
+    of_fp16 = [r for r in rows if r["dtype"] == "fp16"]
+    assert len(of_fp16) == 6 and {r["source"] for r in of_fp16} == {f"{ROWS}, in bf16"}
+    assert len(rows) == 16 and by_backend["aten", "1"]["us_per_call"] == "200.0" and rows[0]["source"] == ROWS
     assert (by_backend["aten", ""]["us_per_step"], by_backend["aten", ""]["us_per_call"]) == ("20.000", "300.0")
     assert by_backend["sequence", ""]["us_per_step"] == by_backend["sequence", ""]["device_us_per_step"] == "5.000"
     assert main(["table", "--out", str(tmp_path)]) == 0

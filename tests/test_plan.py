@@ -219,8 +219,8 @@ def test_what_the_memory_holds_is_not_refused() -> None:
 @pytest.mark.parametrize("kind", ["forward", "cell", "backward", "backward_first"])
 def test_few_forms_of_a_kernel_whatever_the_batch(name: str, kind: str) -> None:
     forms = {step_tiles(kind, replace(PROBLEM, batch=batch).on(describe(name))) for batch in range(1, 600)}
-    # with PDL tiles follow the rows: 16, 32, 64 or 128 of them, and how much of W_h is loaded ahead
-    assert len(forms) <= (7 if any(tiles.pdl for tiles in forms) else 2)
+    # with PDL tiles follow the rows: 16, 32, 64 or 128 of them, and how much of W_h is loaded ahead; and what has won
+    assert len(forms) <= (8 if any(tiles.pdl for tiles in forms) else 2)
 
 
 @pytest.mark.parametrize("backend", ["step", "sequence"])

@@ -95,5 +95,6 @@ def test_what_the_figure_and_the_readme_say_holds() -> None:
     assert study.of_a_step(before) > 2 * study.of_a_step(now)
     assert study.of_a_step(now) == min(study.of_a_step(row) for name, row in rows.items() if name != "unfused")
     assert (before["BAR"], now["BAR"]) == ("13", "2")
-    assert before["HMMA"] == now["HMMA"] and int(now["shared_bytes"]) < int(before["shared_bytes"]) / 3
+    assert int(before["HMMA"]) == 2 * int(now["HMMA"])  # of 16 units a program, and of 8
+    assert int(now["shared_bytes"]) < int(before["shared_bytes"]) / 3
     assert int(barrier["MEMBAR"]) + int(barrier["ATOM"]) + int(barrier["RED"]) == 9

@@ -14,7 +14,7 @@ from tritongru.planning.choose import TRITON_BACKENDS
 PACKAGE = Path(__file__).parents[1] / "tritongru"
 ROOMS = (  # each may import those before it, and itself
     ("kernels",),
-    ("_version", "beside", "latest", "parts"),
+    ("_version", "ambient", "beside", "latest", "parts"),
     ("status",),
     ("planning", "batch"),
     ("products", "reference"),

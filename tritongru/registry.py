@@ -8,7 +8,6 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
 from typing import Any, NamedTuple, TypeVar, cast
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from . import status
+from . import ambient, status
 from .launch.protocol import Launcher
 from .planning import Device, Problem, describe
 from .planning.choose import fastest_backend, off_chip, unserved, with_overrides
@@ -178,16 +177,13 @@ def backends() -> tuple[BackendStatus, ...]:
     )
 
 
-_chosen: ContextVar[str | None] = ContextVar("tritongru_backend", default=None)
-
-
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
     """Inside the block every tritongru layer without a backend of its own runs `name`; None lifts an outer choice.
 
     The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this. The choice is one of the
-    thread or task (a ContextVar). Backward runs the backend of its forward; what torch.utils.checkpoint computes again
-    there runs what is chosen then. A compiled graph keeps the backend chosen when it was made.
+    thread or task (a ContextVar). Backward runs the backend of its forward, and so does what torch.utils.checkpoint
+    computes again there; a compiled graph keeps the backend chosen when it was made.
 
     Args:
         name: "aten", "reference", "step", "sequence" or None.
@@ -203,11 +199,8 @@ def use_backend(name: str | None) -> Iterator[None]:
     """
     if name is not None:
         find(name)
-    token = _chosen.set(name)
-    try:
+    with ambient.choose(name):
         yield
-    finally:
-        _chosen.reset(token)
 
 
 def find(name: str) -> Backend:
@@ -231,7 +224,7 @@ def _find(name: str) -> Backend:
 
 def asked_for(argument: str | None) -> Backend | None:
     """The backend that argument, `use_backend` or TRITONGRU_BACKEND ask for, in this order; None: choose."""
-    name = argument or _chosen.get() or os.environ.get("TRITONGRU_BACKEND")
+    name = argument or ambient.chosen() or os.environ.get("TRITONGRU_BACKEND")
     return find(name) if name else None
 
 

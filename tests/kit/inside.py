@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tritongru import batch, call, functional, layer, registry, status
+from tritongru import ambient, batch, call, functional, layer, registry, status
 from tritongru.planning.sequence import SequenceTiles
 
 layer_forward, layer_backward = layer.layer_forward, layer.layer_backward  # torch.ops.tritongru's, with their schemas
@@ -29,6 +29,20 @@ def asked_for() -> Any:
 def fall_back(reason: str, x: torch.Tensor) -> Any:
     """What a call on x that no kernel can serve, for this reason, does about it."""
     return functional._or_refuse(None, reason, x, "result")
+
+
+def checkpoints_remembered() -> int:
+    """How many regions of torch.utils.checkpoint have a choice of `use_backend` kept for them."""
+    return len(ambient._at_the_start)
+
+
+def without_walking_the_stack(patch: pytest.MonkeyPatch) -> None:
+    """A call that looks for a checkpoint around it fails."""
+
+    class System:
+        _getframe = staticmethod(lambda *_: pytest.fail("the stack was walked"))
+
+    patch.setattr(ambient, "sys", System)
 
 
 def without(patch: pytest.MonkeyPatch, *, triton: bool = False, interpreter: bool = False) -> None:

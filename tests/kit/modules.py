@@ -130,7 +130,8 @@ def results(call: Any, input: Any, hx: Tensor | None = None, of: Any = None, **h
     module.zero_grad()
     leaf = (input.data if isinstance(input, PackedSequence) else input).detach().requires_grad_()
     h_0 = None if hx is None else hx.detach().requires_grad_()
-    found = tensors(call(input._replace(data=leaf) if isinstance(input, PackedSequence) else leaf, h_0, **how))
+    x = input._replace(data=leaf) if isinstance(input, PackedSequence) else leaf
+    found = tensors(call(x, **how) if h_0 is None else call(x, h_0, **how))
     torch.autograd.backward(found, [randn(*t.shape, seed=5 + i).to(t) for i, t in enumerate(found)])
     every = {**dict(zip(("output", "h_n"), found, strict=False)), "d input": leaf.grad}
     every |= {"d h_0": None if h_0 is None else h_0.grad, **{f"d {n}": p.grad for n, p in module.named_parameters()}}

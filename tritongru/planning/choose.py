@@ -142,7 +142,7 @@ def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True
     if by_cudnn and cell:  # `step` by the switch of RNNs, which allows TF32 unless told otherwise
         return Choice("aten", "nn.GRUCell computes float32 by the switch of matrix products, more exactly", ())
     found = fastest(("aten",) * aten + ("sequence",) * one_launch + ("step",), of, time, training, cell)
-    if by_cudnn and of.hidden_size <= FMA and (found is None or found.backend == "step"):
+    if by_cudnn and of.hidden_size <= FMA and (found is None or found.backend not in ("aten", "sequence")):
         exact = f"cuDNN computes float32 up to H {FMA} without TF32, more exactly than step"
         return Choice("aten", exact, found.candidates if found else ())
     if found is not None:
