@@ -157,9 +157,10 @@ ARCHITECTURES = {arch: [d for d in DEVICES if describe(d).arch == arch] for arch
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
-def test_at_most_40_kernels_per_dtype_and_target(arch: str, dtype: str) -> None:
+def test_few_kernels_per_dtype_and_target(arch: str, dtype: str) -> None:
+    """The planned ones; on sm_90 those that won on an H200 too."""
     found = [form for form in forms(*ARCHITECTURES[arch]) if form.dtype == dtype]
-    assert 0 < len(found) <= 40
+    assert 0 < len(found) <= (64 if arch == "sm_90" else 40)
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -166,7 +166,7 @@ def test_planning_reads_what_tuning_writes(planned, tmp_path, monkeypatch):
     found = planned("forward", *shape)
     assert (found.num_warps, found.delay) == (4, 400) != (before.num_warps, before.delay)
     assert planned("backward", *shape).delay != 400  # which did not win
-    assert planned("forward", 1000, *shape[1:]).delay == 400  # the largest class that was timed
+    assert planned("forward", 65, *shape[1:]).delay != 400  # above the largest class that was timed
     assert planned("forward", *shape, device=describe("h100")).delay == 400  # with as many SMs
     assert planned("forward", *shape, device=dataclasses.replace(H200, sms=114)).delay != 400
     with monkeypatch.context() as patch:  # fields that this layer cannot have: the planned tiles
@@ -184,7 +184,7 @@ def test_step_takes_the_winner_of_the_next_size(planned, monkeypatch):
         return planned(kind, batch, H, dtype, step.step_tiles).pdl
 
     assert not pdl("forward", 20, 700) and not pdl("forward", 32, 1024, "fp16")
-    assert not pdl("forward", 33, 700)  # the largest batch that was timed
+    assert pdl("forward", 33, 700)  # above the largest batch that was timed
     assert pdl("backward", 20, 700) and pdl("forward", 20, 700, "fp32")
     assert pdl("forward", 20, 1100)  # fields that no kernel can have: the planned tiles
 

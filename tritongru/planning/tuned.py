@@ -3,8 +3,8 @@ measurement, rows in planning/tiles/, a file per GPU.
 
 `python -m benchmarks --suite tune` writes the rows, one for each class of tiles that it timed, without fields where the
 planned tiles won. Each is of one pass of a backend, in one dtype: for H up to the row's, of tiles with a class of K for
-that class; and for batches above those of the row before, the last one's for all above. GPUs of the same compute
-capability and as many SMs take them.
+that class; and for batches up to its B, above those of the row before. GPUs of the same compute capability and as many
+SMs take them.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def winner(backend: str, kind: str, of: Recurrence, units: int) -> str:
     ]
     H = units or min((H for H, *_ in found if of.hidden_size <= H), default=0)
     of_class = sorted(row for row in found if row[0] == H)
-    return next((fields for _, B, fields in of_class if of.batch <= B), of_class[-1][2] if of_class else "")
+    return next((fields for _, B, fields in of_class if of.batch <= B), "")
 
 
 @lru_cache
