@@ -71,11 +71,23 @@ def _reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
         request.node.user_properties.append(REACHED)
 
 
+def _that_reached(terminalreporter) -> int:
+    reports = [report for of_kind in terminalreporter.stats.values() for report in of_kind]
+    return len({r.nodeid for r in reports if REACHED in getattr(r, "user_properties", ())})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A run of all tests in which none reached a kernel has shown nothing: it fails."""
+    config, options = session.config, session.config.option
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not (options.keyword or options.collectonly)
+    if reporter and whole and not _that_reached(reporter):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     """Of this process, and of the other one of `make test`, which has left its number in pytest's cache."""
-    reports = [report for of_kind in terminalreporter.stats.values() for report in of_kind]
-    found = {r.nodeid for r in reports if REACHED in getattr(r, "user_properties", ())}
-    numbers = {"emulated" if INTERPRETING else "compiled": len(found)}
+    numbers = {"emulated" if INTERPRETING else "compiled": _that_reached(terminalreporter)}
     if hasattr(config, "cache"):  # not with -p no:cacheprovider
         numbers = config.cache.get("tritongru/reached", {}) | numbers
         config.cache.set("tritongru/reached", numbers)
