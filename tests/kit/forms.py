@@ -13,7 +13,7 @@ from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.small import SmallTiles
 from tritongru.tools.compile_report import CompileReport, compile_report
 
-from .lint import SPILLED_IN_TURNS, faults_of, tall_turns
+from .lint import faults_of, spilled_in_loop
 
 DEVICES = ("h200", "h100", "a100", "b200", "rtx4090", "l4", "rtx5090")  # those that the kernels serve
 KINDS = ("forward", "backward")
@@ -22,8 +22,7 @@ HIDDEN = (32, 37, 64, 100, 127, 128, 192, 200, 256, 384, 512, 650, 768, 1024, 12
 BATCHES = (1, 4, 16, 32, 64, 128, 512, 2048)
 # Bytes that spill, outside the time loop, where no other form is known: by pass, dtype, K, rows of a tile
 SPILLS = {("forward", "fp16", 512, 64): 16, ("forward", "bf16", 512, 64): 16}
-SPILLS |= {("backward", "fp16", 1024, 16): 32, ("backward", "bf16", 1024, 16): 32}  # as an H200's winner has it
-SPILLS_OF_TALL_TURNS = 256  # of two tiles of 32 rows in turn, outside the time loop; inside it lint.py allows some
+SPILLS_OF_WINNERS = 256  # besides, of those that may spill inside it too (lint.py)
 SMALL_SPILLS = {("forward", "fp32", 128, 1): 24}  # by Triton 3.9 alone
 
 
@@ -81,7 +80,8 @@ def faults(form: Form, report: CompileReport) -> list[str]:
         spilled = SMALL_SPILLS.get((kind, dtype, t.units, t.rows), 0)
     else:
         spilled = SPILLS.get((kind, dtype, t.units, t.block_b), 0) * (1 + resets)  # twice on sm_89
-        spilled += (SPILLS_OF_TALL_TURNS + SPILLED_IN_TURNS) * tall_turns(t)
+        if in_loop := spilled_in_loop(t, kind):
+            spilled = SPILLS_OF_WINNERS + in_loop
     wrong = limits(report, describe(device), t.shared_bytes(kind, dtype), spilled)
     return wrong if isinstance(t, SmallTiles) and resets else wrong + faults_of(report, t, kind, dtype, resets)
 

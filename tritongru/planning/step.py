@@ -78,7 +78,7 @@ def step_tiles(kind: str, of: Recurrence) -> StepTiles:
 
     With PDL: of `FORMS` the one whose step takes the least, by `least_us`, with as many weights loaded ahead as two
     launches side by side have room for. Without it two sizes a kernel: up to 32 rows in tiles of 16, where the launch
-    is bound by latency and reading W_h; above that tiles of 64. None of this is timed yet (benchmarks/QUESTIONS.md).
+    is bound by latency and reading W_h; above that tiles of 64. What won over these on a GPU is in planning/tiles.
 
     Raises:
         ValueError: overrides that no kernel can have.
