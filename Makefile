@@ -22,7 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt
 demo: $(VENV)/installed  ## train an autocomplete, learn the story, compare with nn.GRU: a figure in out/; 2 minutes
 	$(PY) -m tritongru demo
 
-test: $(VENV)/installed  ## kernels emulated, then what needs the compiler, each in a process of its own; about 8 minutes
+test: $(VENV)/installed  ## kernels emulated, then what needs the compiler, each in a process of its own; about 4 minutes
 	TRITON_INTERPRET=1 $(PYTEST) -m "not compiled and not gpu $(NOT_LONG)"
 	$(PYTEST) -m "compiled $(NOT_LONG)"
 
