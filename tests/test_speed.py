@@ -12,6 +12,7 @@ from benchmarks.cases import Case
 from benchmarks.generated import generate, generated
 from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, ROWS, Environment, ResultsFile, Row, read
 from benchmarks.suites import GRID_T, LONG_T, TUNE_T
+from benchmarks.tune import by_class, passes_of
 
 
 @pytest.mark.parametrize(("document", "text"), speed.GENERATED, ids=lambda given: getattr(given, "name", ""))
@@ -24,6 +25,25 @@ def test_the_committed_rows_are_of_one_kind_of_gpu_and_software() -> None:
     rows = read(speed.FOLDER / ROWS) + read(speed.FOLDER / CEILINGS, CEILINGS_COLUMNS)
     assert {(row["device"], row["torch"], row["triton"]) for row in rows} == {("NVIDIA H200", "2.11.0+cu130", "3.6.0")}
     assert {row["commit"][:7] for row in rows} <= set(re.findall(r"\b[0-9a-f]{7}\b", speed.ALL.read_text("utf-8")))
+
+
+def test_figures_in_sentences_are_those_of_the_rows() -> None:
+    rows = by_class(row for row in read(speed.FOLDER / ROWS) if row["T"] == str(TUNE_T))
+
+    def us(H: int, B: int, provider: str, pass_: str = "forward") -> float:
+        return passes_of(rows["bf16", H, B][provider])[pass_][1] / TUNE_T
+
+    both, alone, late = ("step", "step:pdl=0", "step:ahead=0")
+    back = [us(1024, 32, name, "backward") for name in (both, alone, late)]
+    said = " ".join(speed.KERNELS.read_text(encoding="utf-8").split())
+    for sentence in (
+        f"At H 1024, B 32 forward takes {us(1024, 32, both):.1f}; {us(1024, 32, alone):.1f} where no launch overlaps",
+        f"the one before; {us(1024, 32, late):.1f} where they overlap but load no weights ahead",
+        "Backward {:.1f}, {:.1f} and {:.1f}.".format(*back),
+        f"H 1024, B 192 takes {us(1024, 192, both):.1f} forward, {us(1024, 192, alone):.1f} without",
+        f"{us(1024, 64, 'sequence:tiles=2,early=1'):.2f} instead of {us(1024, 64, 'sequence'):.2f}",
+    ):
+        assert sentence in said, sentence
 
 
 def test_every_loss_is_named() -> None:

@@ -39,16 +39,13 @@ class Call:
     dropout: float = 0.0  # between layers
     together: bool = False  # no layer trains: each puts its h_n where that of all of them lies
     dtype: torch.dtype | None = None  # of autocast, in which all of them are computed
-    aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags; (): a cell
+    aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags; (): torch.gru_cell
 
     def __call__(
         self, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits | None = None
     ) -> tuple[Tensor, Tensor]:
         """Output and h_n. visits: of a packed or padded batch."""
         if self.aten is not None:
-            if not self.aten:
-                h = torch.gru_cell(x[0], hx[0], *params)
-                return h, h
             return torch.gru(x, hx.contiguous(), list(params), *self.aten)  # cuDNN takes no other h_0; the kernels do
         if self.dtype is not None:
             x, hx, params = x.to(self.dtype), hx.to(self.dtype), [p.to(self.dtype) for p in params]

@@ -226,6 +226,8 @@ class GRUCell(nn.GRUCell):
             weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
             found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
             if found is not None:
+                if found.aten is not None:
+                    return torch.gru_cell(input, hx, *weights)
                 return found(input[None], hx[None], weights)[1]
         if uses_aten(self.backend, input):
             return super().forward(input, hx)
