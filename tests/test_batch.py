@@ -10,12 +10,11 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from tests.kit.drawn import Call, Drawn
 from tests.kit.inside import in_a_capture
 from tests.kit.modules import BACKENDS, assert_close, randn, same_bits
 from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru import batch
-from tritongru.tools.check import Case, run
+from tritongru.tools.check import Case, draw, run
 
 
 @pytest.mark.parametrize("T, shapes", [(20_000, 40), (4, 3000)], ids=["long", "many"])
@@ -86,8 +85,8 @@ def test_rule_of_padded_batches(backend):
 
 def drawn(case, backend):
     """Arguments of `run`, and a layer."""
-    found = Drawn(Call(None, case, backend=backend))
-    return found.given(), found.ours
+    layer, given, padding = draw(case, backend, torch.float32, torch.Generator().manual_seed(7))
+    return dict(zip(("x", "h_0", "dy", "dh_n"), given, strict=True)) | padding, layer
 
 
 def second(layer, x, h_0, dy, dh_n, lengths, resets):

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
+from tests.kit import counting
 from tests.kit import modules as kit
 from tritongru import call, registry
 from tritongru import layer as layers
@@ -361,16 +362,14 @@ def test_a_step_costs_the_host_little(layer: str, T: int, most_calls: Any, most_
 def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tuple[Any, ...]]) -> None:
     import triton
 
-    from tritongru.launch.runtime import observe
-
-    module, names, hook = tritongru.GRUCell(8, 16, backend="step"), [], triton.knobs.runtime.launch_enter_hook
+    module, hook = tritongru.GRUCell(8, 16, backend="step"), triton.knobs.runtime.launch_enter_hook
     shifted = torch.randn(B * 8 + 1)[1:].view(B, 8)
     with torch.no_grad():
         for x in (torch.randn(B, 8), torch.randn(B, 8), shifted):
             module(x, torch.randn(B, 16))
         tensors = [t for t in handed[-1] if isinstance(t, Tensor)]
         assert shifted.data_ptr() in [t.data_ptr() for t in tensors]  # by the JIT, of another alignment
-        with observe(lambda name, grid: names.append(name)):
+        with counting.launched() as names:
             module(torch.randn(B, 8), torch.randn(B, 16))
         hook.add(print)
         try:

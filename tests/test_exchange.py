@@ -1,8 +1,8 @@
 """Programs that hand tiles to each other (kernels/exchange.py), all alive in the emulator under a seeded scheduler.
 
-Shrunken plans: right against float64 by the floor of `check`'s rule, and the same bits under every seed and in any
-number of launches; then what a buffer of sentinels could trip over: NaNs with the sentinel's bits, infinities, rows
-that do not run, and waits that end without what they waited for.
+Few programs and small tiles: right against float64 by the floor of `check`'s rule, and the same bits under every seed
+and in any number of launches; then what a buffer of sentinels could trip over: NaNs with the sentinel's bits,
+infinities, rows that do not run, and waits that end without what they waited for.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
@@ -21,10 +20,11 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 import tritongru
-from tests.kit.drawn import BF16, DTYPES, FP16, FP32, ONE_PROGRAM, SHORT, SHORT_SECONDS, Call, Drawn, put
+from tests.kit.cases import DTYPES
+from tests.kit.counting import launched
+from tests.kit.drawn import BF16, FP16, FP32, ONE_PROGRAM, SHORT, SHORT_SECONDS, Call, Drawn
 from tests.kit.inside import several_launches_over_time
 from tests.kit.mutants import mutant
-from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import layer as layers
 from tritongru import status as status_words
 from tritongru.kernels.exchange import publish
@@ -36,56 +36,52 @@ pytestmark = [
     pytest.mark.interpreted,
     pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning"),  # NaNs and infinities are meant
 ]
-
 LONG, INFINITY = pytest.mark.long, float("inf")
-
 
 LENGTHS_OF_18 = (2,) * 9 + (3, 1) + (2,) * 6 + (3,)  # in the second tile one row runs twice, and one once
 LENGTHS_OF_33 = (3,) * 2 + (2,) * 15 + (1,) * 16  # in the second tile one row runs twice, in the third none
-WIDE = ShrunkenPlan(block_h=32, block_k=64)
-NARROW = ShrunkenPlan(block_h=8)
-THREE = ShrunkenPlan(num_k=3, waits=3)
-EIGHT = ShrunkenPlan(block_b=8, block_k=64)
-PADDED = Case(T=4, I=3, H=20, bidirectional=True, lengths=LENGTHS_OF_18, padded=True, resets=0.3)
+DENSE, BOTH = Case(T=3, B=3, I=5), Case(T=3, B=3, I=5, bidirectional=True)
+PACKED = Case(I=4, bidirectional=True, lengths=LENGTHS_OF_18)
+PADDED = Case(T=4, I=3, bidirectional=True, lengths=LENGTHS_OF_18, padded=True, resets=0.3)
+EIGHT, THREE = "block_b=8,block_k=64", "num_k=3,block_k=32"
+
+
+def call(case: Case, fields: str = "", dtype: torch.dtype = FP32, wants_dh_0: bool = True) -> Call:
+    return Call(case, f"sequence:{fields}" if fields else "sequence", dtype, wants_dh_0)
+
 
 CALLS = {
-    "odd-H": Call(ShrunkenPlan(), Case(T=4, B=3, I=5, H=20), FP32),
-    "odd-H-bf16": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=21), BF16),
-    "narrow-slices": Call(NARROW, Case(T=4, B=3, I=5, H=24), FP32),
-    "wide-slices": Call(WIDE, Case(T=4, B=3, I=5, H=40), FP16),
-    "one-program-with-itself": Call(ShrunkenPlan(), Case(T=3, B=2, I=3, H=9), FP16),
-    "one-step-one-row": Call(ShrunkenPlan(), Case(T=1, B=1, I=4, H=13), BF16),
-    "one-step-bidirectional": Call(ShrunkenPlan(), Case(T=1, B=3, I=4, H=24, bidirectional=True), FP32, False),
-    "no-gradient-of-h_0": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=16, batch_first=True, bias=False), FP32, False),
-    "two-groups": Call(replace(NARROW, groups=2), Case(T=2, B=17, I=3, H=16), FP32),
-    "two-tiles": Call(ShrunkenPlan(tiles=2, waits=3), Case(T=2, B=17, I=3, H=30), FP16),
-    "an-empty-tile": Call(ShrunkenPlan(groups=2, tiles=2), Case(T=2, B=33, I=3, H=13), FP32),
-    "tall-tile": Call(ShrunkenPlan(block_b=64), Case(T=2, B=35, I=3, H=25), BF16),
-    "eight-rows": Call(EIGHT, Case(T=3, B=5, I=3, H=25), BF16),
-    "eight-rows-packed": Call(
-        replace(EIGHT, tiles=2, waits=3, shared_gates=2), Case(I=4, H=37, bidirectional=True, lengths=(2, 1) * 5), FP32
-    ),
-    "three-tiles-of-eight-rows": Call(replace(EIGHT, tiles=3), Case(T=2, B=17, I=3, H=20), BF16),
-    "directions-together": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=20, bidirectional=True), FP32),
-    "a-launch-per-direction": Call(ShrunkenPlan(together=False), Case(T=3, B=3, I=5, H=19, bidirectional=True), BF16),
-    "packed-sorted": Call(ShrunkenPlan(), Case(I=4, H=20, lengths=(4, 3, 3, 1)), FP16),
-    "packed-both-directions": Call(NARROW, Case(I=4, H=13, bidirectional=True, lengths=(2, 1, 3)), FP32),
-    "packed-two-tiles": Call(
-        ShrunkenPlan(together=False, tiles=2), Case(I=4, H=18, bidirectional=True, lengths=LENGTHS_OF_18), FP32
-    ),
-    "packed-two-groups": Call(
-        ShrunkenPlan(groups=2), Case(I=4, H=20, bidirectional=True, lengths=LENGTHS_OF_18), FP16
-    ),
-    "three-tensors": Call(THREE, Case(T=3, B=3, I=5, H=70), BF16),
-    "gates-in-shared-memory": Call(replace(THREE, shared_gates=2, waits=1), Case(T=2, B=3, I=5, H=75), FP32),
-    "padded-two-tiles": Call(ShrunkenPlan(tiles=2, waits=3), PADDED, FP16),
-    "padded-two-groups": Call(ShrunkenPlan(groups=2, together=False), PADDED, FP32),
-    "padded-three-tensors": Call(THREE, Case(T=4, I=3, H=70, lengths=(4, 1, 2), padded=True, resets=0.3), BF16),
-    "recompute": Call(ShrunkenPlan(), Case(I=4, H=12, lengths=(3, 1, 4), recompute=True), BF16),
-    "recompute-both-ways": Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=21, bidirectional=True, recompute=True), FP16),
-    "two-layers": Call(ShrunkenPlan(), Case(T=3, B=3, I=5, H=16, layers=2, bidirectional=True), FP16),
-    "as-planned": Call(None, Case(T=2, B=3, I=5, H=77), FP32),
-}  # fmt: skip
+    "odd-H": call(replace(DENSE, T=4)),
+    "odd-H-bf16": call(replace(DENSE, H=21), "", BF16),
+    "narrow-slices": call(replace(DENSE, T=4, H=24), "block_h=8"),
+    "wide-slices": call(replace(DENSE, T=4, H=40), "block_h=32", FP16),
+    "one-program-with-itself": call(Case(T=3, B=2, I=3, H=9), "", FP16),
+    "one-step-one-row": call(Case(T=1, B=1, I=4, H=13), "", BF16),
+    "one-step-bidirectional": call(replace(BOTH, T=1, H=24), wants_dh_0=False),
+    "no-gradient-of-h_0": call(replace(DENSE, H=16, batch_first=True, bias=False), wants_dh_0=False),
+    "two-groups": call(Case(T=2, B=17, I=3, H=16), "block_h=8,groups=2"),
+    "two-tiles": call(Case(T=2, B=17, I=3, H=30), "tiles=2,waits=3", FP16),
+    "an-empty-tile": call(Case(T=2, B=33, I=3, H=13), "groups=2,tiles=2"),
+    "tall-tile": call(Case(T=2, B=35, I=3, H=25), "block_b=64", BF16),
+    "eight-rows": call(Case(T=3, B=5, I=3, H=25), EIGHT, BF16),
+    "eight-rows-packed": call(replace(PACKED, H=37, lengths=(2, 1) * 5), f"{EIGHT},tiles=2,waits=3,shared_gates=2"),
+    "three-tiles-of-eight-rows": call(Case(T=2, B=17, I=3), f"{EIGHT},groups=1,tiles=3", BF16),
+    "directions-together": call(BOTH),
+    "a-launch-per-direction": call(replace(BOTH, H=19), "directions=1", BF16),
+    "packed-sorted": call(Case(I=4, lengths=(4, 3, 3, 1)), "", FP16),
+    "packed-both-directions": call(replace(PACKED, H=13, lengths=(2, 1, 3)), "block_h=8"),
+    "packed-two-tiles": call(replace(PACKED, H=18), "directions=1,tiles=2"),
+    "packed-two-groups": call(PACKED, "groups=2", FP16),
+    "three-tensors": call(replace(DENSE, H=70), f"{THREE},waits=3", BF16),
+    "gates-in-shared-memory": call(Case(T=2, B=3, I=5, H=75), f"{THREE},shared_gates=2"),
+    "padded-two-tiles": call(PADDED, "tiles=2,waits=3", FP16),
+    "padded-two-groups": call(PADDED, "groups=2,directions=1"),
+    "padded-three-tensors": call(replace(PADDED, H=70, lengths=(4, 1, 2)), f"{THREE},directions=1,waits=3", BF16),
+    "recompute": call(Case(I=4, H=12, lengths=(3, 1, 4), recompute=True), "", BF16),
+    "recompute-both-ways": call(replace(BOTH, H=21, recompute=True), "", FP16),
+    "two-layers": call(replace(BOTH, H=16, layers=2), "", FP16),
+    "wide": call(Case(T=2, B=3, I=5, H=77)),
+}
 
 
 def assert_same(found: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
@@ -99,8 +95,8 @@ def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monke
     """And in launches over time: the state goes from one to the next in float32, that of rows that do not run too; with
     recompute dh goes so between two steps at a time."""
     monkeypatch.setattr(layers, "steps_at_once", lambda T, B: 2)
-    drawn, launches = Drawn(CALLS[name]), []
-    with exchanging(monkeypatch, drawn.call.plan), runtime.observe(lambda kernel, grid: launches.append(kernel)):
+    drawn = Drawn(CALLS[name])
+    with launched() as launches:
         first, *others = (drawn.of_ours(seed) for seed in seeds)
         for steps in (1, 2):
             several_launches_over_time(monkeypatch, steps)
@@ -108,56 +104,34 @@ def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monke
             others.append(drawn.of_ours(seeds[steps]))
             least = -(-drawn.call.case.sizes[0] // steps)
             assert min(launches.count("sequence_forward"), launches.count("sequence_backward")) >= least
-    drawn.assert_right(first, name)
+    drawn.assert_right(first)
     for i, other in enumerate(others, 1):
         assert_same(first, other, f"{name}, call {i}")
 
 
-# ---- several launches ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
 @pytest.mark.parametrize(
-    ("plan", "launches"),
-    [(dict(groups=1), 3), (dict(groups=1, tiles=2), 2), (dict(together=False), 2), (dict(), 1)],
-    ids=str,
+    ("fields", "launches"),
+    [("groups=1,tiles=1", 3), ("groups=1,tiles=2", 2), ("groups=3,directions=1", 2), ("groups=3,programs_per_sm=2", 1)],
 )
-def test_launches_over_rows_or_directions_give_the_bits_of_one(
-    plan: dict, launches: int, packed: bool, monkeypatch
-) -> None:
-    case = Case(I=4, H=20, bidirectional=True, lengths=LENGTHS_OF_33) if packed else Case(T=3, B=33, I=4, H=20)
-    if "together" in plan:
-        case = replace(case, bidirectional=True)
-    drawn = Drawn(Call(ShrunkenPlan(groups=3), case, BF16))
-    with exchanging(monkeypatch, drawn.call.plan):
-        whole = drawn.of_ours(0)
-    found: list[str] = []
-    parts = replace(drawn.call.plan, **plan)
-    with exchanging(monkeypatch, parts), runtime.observe(lambda kernel, grid: found.append(kernel)):
+def test_launches_over_rows_or_directions_give_the_bits_of_one(fields: str, launches: int, packed: bool) -> None:
+    case = replace(PACKED, lengths=LENGTHS_OF_33) if packed else Case(T=3, B=33, I=4, bidirectional="dir" in fields)
+    drawn = Drawn(call(case, "groups=3,programs_per_sm=2", BF16))
+    whole = drawn.of_ours(0)
+    drawn.ours.backend = f"sequence:{fields}"
+    with launched() as found:
         assert_same(whole, drawn.of_ours(1), "in several launches")
     assert found.count("sequence_forward") == found.count("sequence_backward") == launches
     drawn.assert_right(whole)
 
 
-# ---- NaNs and infinities ---------------------------------------------------------------------------------------------
-
 SPECIAL = {
-    "dense": Call(ShrunkenPlan(), Case(T=3, B=3, I=4, H=20), FP32),
-    "half-precision": Call(ShrunkenPlan(waits=3), Case(T=3, B=3, I=4, H=24), FP16),
-    "packed": Call(ShrunkenPlan(), Case(I=4, H=16, bidirectional=True, lengths=(1, 3, 2)), BF16),
-    "packed-two-tiles": Call(ShrunkenPlan(), Case(I=4, H=13, lengths=LENGTHS_OF_18), FP32),
+    "dense": call(replace(DENSE, I=4)),
+    "half-precision": call(replace(DENSE, I=4, H=24), "waits=3", FP16),
+    "packed": call(replace(PACKED, H=16, lengths=(1, 3, 2)), "", BF16),
+    "packed-two-tiles": call(Case(I=4, H=13, lengths=LENGTHS_OF_18), "groups=1,tiles=1"),
     "one-program": ONE_PROGRAM,
 }
-
-
-def not_finite(drawn: Drawn, monkeypatch) -> dict[str, Tensor]:
-    """What comes, which is not finite where nn.GRU's is not."""
-    with exchanging(monkeypatch, drawn.call.plan):
-        ours = drawn.of_ours(0)
-    drawn.assert_not_finite_as_nn_gru(ours)
-    return ours
-
-
 OFTEN = (
     *itertools.product(("dense", "half-precision", "packed"), ("h_0", "x", "dy"), [None]),
     ("packed-two-tiles", "h_0", None), ("packed", "h_0", -INFINITY), ("packed", "x", -INFINITY),
@@ -173,23 +147,24 @@ PLACES = ("h_0", "h_0 of the last row", "x", "dy", "dh_n")
         for given in itertools.product(SPECIAL, PLACES, (None, INFINITY, -INFINITY))
     ],
 )
-def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value: float | None, monkeypatch) -> None:
+def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value: float | None) -> None:
     """None: a NaN with the sentinel's bits, which hangs nothing. They are not rare: PyTorch's own conversion to
     bfloat16 makes them on the CPU."""
     drawn = Drawn(SPECIAL[name])
-    put(drawn, place, value)
-    not_finite(drawn, monkeypatch)
+    drawn.put(place, value)
+    drawn.assert_not_finite_as_nn_gru(drawn.of_ours(0))
 
 
 @pytest.mark.parametrize("name", ["dense", "packed-two-tiles"])
-def test_an_infinite_unit_leaves_the_others_finite(name: str, monkeypatch) -> None:
+def test_an_infinite_unit_leaves_the_others_finite(name: str) -> None:
     """Where every weight on an infinite unit is positive, r = z = n = 1: it stays infinite and the others keep theirs.
     Zeros of padded weights times infinity must not reach them."""
     drawn = Drawn(SPECIAL[name])
-    put(drawn, "h_0", INFINITY)
+    drawn.put("h_0", INFINITY)
     with torch.no_grad():
         drawn.ours.weight_hh_l0[:, 2].abs_()
-    ours = not_finite(drawn, monkeypatch)
+    ours = drawn.of_ours(0)
+    drawn.assert_not_finite_as_nn_gru(ours)
     assert not ours["output"].isfinite().all() and not ours["output"].isnan().any()
 
 
@@ -213,7 +188,7 @@ def test_what_is_published_is_never_the_sentinel(dtype: torch.dtype) -> None:
     assert torch.equal(out[1:], bits[1:])
 
 
-# ---- waits that end without what they waited for ---------------------------------------------------------------------
+# Waits that end without what they waited for
 
 BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (tile.row != 0))"
 NEVER_PUBLISHES = {  # program 1 keeps row 0 to itself
@@ -242,8 +217,8 @@ def broken(mistake: str, tmp_path, monkeypatch) -> Iterator[None]:
         yield
 
 
-def forward_alone(drawn: Drawn, **options: Any) -> Tensor:
-    with emulating(0, **options), torch.no_grad():
+def forward_alone(drawn: Drawn) -> Tensor:
+    with emulating(0), torch.no_grad():
         return drawn.ours(drawn.x, drawn.h_0)[0]
 
 
@@ -259,56 +234,49 @@ def test_a_wait_in_forward_that_runs_out(mistake: str, name: str, hears: str, tm
     """The launch ends; rows that were waited for are NaN from there on, others right. The user hears of it once: from
     `synchronize`, or from whichever kernel is launched next."""
     drawn, word = Drawn(CALLS[name]), status_words.status(torch.device("cpu")).word
-    there = torch.ones(drawn.call.case.H, dtype=torch.bool)
-    there[16:] = False  # the units of program 1
+    there = torch.arange(drawn.call.case.H) < 16  # the units of program 0
     x = drawn.x.clone().requires_grad_()
-    with exchanging(monkeypatch, drawn.call.plan):
-        true = forward_alone(drawn)
-        with broken(mistake, tmp_path, monkeypatch), emulating(0, **SHORT):
-            output, h_n = drawn.ours(x, drawn.h_0)
-        assert word.item() == 1  # which the others look at
-        assert torch.equal(output[0][:, there], true[0][:, there])
-        lost = [0] if mistake is not NEVER_RUNS else [0, 1, 2]
-        assert output[1:, lost][..., there].isnan().all() and h_n[:, lost][..., there].isnan().all()
-        if mistake is not NEVER_RUNS:
-            assert torch.equal(output[:, 1:], true[:, 1:])
-        loss = output.float().square().mean()
-        assert loss.isnan()
-        with pytest.raises(RuntimeError, match=r"ran out on cpu.*set TRITONGRU_WAIT_SECONDS higher, or use"):
-            {"the next call": lambda: forward_alone(drawn), "synchronize": tritongru.synchronize,
-             "backward": loss.backward}[hears]()  # fmt: skip
-        tritongru.synchronize()
-        assert word.item() == 0
-        assert hears == "backward" or torch.autograd.grad(loss, x)[0].isnan().any()
-        assert torch.equal(forward_alone(drawn), true)
+    true = forward_alone(drawn)
+    with broken(mistake, tmp_path, monkeypatch), emulating(0, **SHORT):
+        output, h_n = drawn.ours(x, drawn.h_0)
+    assert word.item() == 1  # which the others look at
+    assert torch.equal(output[0][:, there], true[0][:, there])
+    lost = [0] if mistake is not NEVER_RUNS else [0, 1, 2]
+    assert output[1:, lost][..., there].isnan().all() and h_n[:, lost][..., there].isnan().all()
+    if mistake is not NEVER_RUNS:
+        assert torch.equal(output[:, 1:], true[:, 1:])
+    loss = output.float().square().mean()
+    assert loss.isnan()
+    calls = {"the next call": lambda: forward_alone(drawn), "synchronize": tritongru.synchronize}
+    with pytest.raises(RuntimeError, match=r"ran out on cpu.*set TRITONGRU_WAIT_SECONDS higher, or use"):
+        calls.get(hears, loss.backward)()
+    tritongru.synchronize()
+    assert word.item() == 0
+    assert hears == "backward" or torch.autograd.grad(loss, x)[0].isnan().any()
+    assert torch.equal(forward_alone(drawn), true)
 
 
 @pytest.mark.parametrize("name", ["odd-H", pytest.param("packed-both-directions", marks=LONG)])
 def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> None:
-    """So in backward; `check_all` says so too, once."""
+    """`check_all` says so too, once."""
     drawn = Drawn(CALLS[name])
-    with exchanging(monkeypatch, drawn.call.plan):
-        with broken(NEVER_PUBLISHES["backward"], tmp_path, monkeypatch):
-            found = drawn.of_ours(0, **SHORT)
-        assert found["output"].isfinite().all() and found["h_n"].isfinite().all()
-        assert all(found[gradient].isnan().any() for gradient in ("h_0", "weight_ih_l0", "weight_hh_l0"))
-        if not drawn.call.case.lengths:
-            assert found["x"][:-1, 0].isnan().all() and found["x"][:, 1:].isfinite().all()
-        with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
-            status_words.check_all()
+    with broken(NEVER_PUBLISHES["backward"], tmp_path, monkeypatch):
+        found = drawn.of_ours(0, **SHORT)
+    assert found["output"].isfinite().all() and found["h_n"].isfinite().all()
+    assert all(found[gradient].isnan().any() for gradient in ("h_0", "weight_ih_l0", "weight_hh_l0"))
+    if not drawn.call.case.lengths:
+        assert found["x"][:-1, 0].isnan().all() and found["x"][:, 1:].isfinite().all()
+    with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
         status_words.check_all()
-        drawn.assert_right(drawn.of_ours(0))
+    status_words.check_all()
+    drawn.assert_right(drawn.of_ours(0))
 
 
 def test_a_wait_ends_where_another_has_given_up(tmp_path, monkeypatch) -> None:
     """In a launch that was on its way when a wait of an earlier one ran out: at the first look at the status word."""
-    drawn = Drawn(Call(ShrunkenPlan(), Case(T=2, B=1, I=3, H=24), FP32))
+    drawn = Drawn(call(Case(T=2, B=1, I=3, H=24)))
     status_words.status(drawn.x.device).word.fill_(1)
-    with (
-        exchanging(monkeypatch, drawn.call.plan),
-        broken(NEVER_PUBLISHES["forward"], tmp_path, monkeypatch),
-        emulating(0) as scheduler,
-    ):
+    with broken(NEVER_PUBLISHES["forward"], tmp_path, monkeypatch), emulating(0) as scheduler:
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "1000")
         _, h_n = drawn.ours(drawn.x, drawn.h_0)
     assert scheduler.steps < 2000 and h_n[0, 0].isnan().all()
@@ -339,9 +307,8 @@ def test_a_capture_before_the_first_call_is_refused_in_words(monkeypatch) -> Non
 @pytest.mark.parametrize("given", ["", "0", "-1", "nan", "inf", "2000", "ten"])
 def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
     monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
-    drawn = Drawn(CALLS["odd-H"])
-    with exchanging(monkeypatch, drawn.call.plan), pytest.raises(ValueError, match="TRITONGRU_WAIT_SECONDS"):
-        forward_alone(drawn)
+    with pytest.raises(ValueError, match="TRITONGRU_WAIT_SECONDS"):
+        forward_alone(Drawn(CALLS["odd-H"]))
 
 
 def test_a_bound(monkeypatch) -> None:
@@ -352,18 +319,13 @@ def test_a_bound(monkeypatch) -> None:
         assert status_words.wait_seconds() == float(given)
 
 
-# ---- a launch that fails ---------------------------------------------------------------------------------------------
-
-
 def refusing(monkeypatch, message: str, which: str, number: int) -> None:
     """Launch number `number` and all later ones of kernels whose name begins with `which` fail."""
-    launch, seen = runtime.Launch.__call__, []
+    launch, left = runtime.Launch.__call__, [None] * number
 
     def fail(self, grid, scalars):
-        if self.kernel.name.startswith(which):
-            seen.append(self.kernel.name)
-            if len(seen) > number:
-                raise RuntimeError(message)
+        if self.kernel.name.startswith(which) and (not left or left.pop()):
+            raise RuntimeError(message)
         launch(self, grid, scalars)
 
     monkeypatch.setattr(runtime.Launch, "__call__", fail)
@@ -379,10 +341,9 @@ def test_a_refused_cooperative_launch_falls_back_to_step(which: str, number: int
     monkeypatch.setattr(sequence, "_refused", set())
     drawn = Drawn(CALLS["a-launch-per-direction"])
     refusing(monkeypatch, "Triton Error [CUDA]: too many blocks in cooperative launch", which, number)
-    with exchanging(monkeypatch, drawn.call.plan), caplog.at_level(logging.WARNING, "tritongru"):
+    with caplog.at_level(logging.WARNING, "tritongru"):
         drawn.assert_right(drawn.of_ours(0))
-        launches: list[str] = []
-        with runtime.observe(lambda name, grid: launches.append(name)):
+        with launched() as launches:
             drawn.assert_right(drawn.of_ours(1))
     assert set(launches) == {"step_forward", "step_backward"}
     warnings = [record.getMessage() for record in caplog.records if record.name == "tritongru"]
@@ -391,7 +352,6 @@ def test_a_refused_cooperative_launch_falls_back_to_step(which: str, number: int
 
 def test_any_other_error_of_a_launch_is_raised(monkeypatch) -> None:
     monkeypatch.setattr(sequence, "_refused", set())
-    drawn = Drawn(CALLS["odd-H"])
     refusing(monkeypatch, "Triton Error [CUDA]: out of memory", "sequence_", 0)
-    with exchanging(monkeypatch, drawn.call.plan), pytest.raises(RuntimeError, match="out of memory"):
-        forward_alone(drawn)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        forward_alone(Drawn(CALLS["odd-H"]))

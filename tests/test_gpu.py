@@ -17,12 +17,12 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import tritongru
 from tests.kit.cases import DTYPES, EXCHANGING_CASES, HALF, LARGE_CASES, MORE_CASES, SMALL_CASES
+from tests.kit.counting import launched
 from tests.kit.inside import fewer_programs, launches_without_pdl
 from tests.kit.modules import randn, results, same_bits
 from tests.kit.rule import assert_right
 from tritongru import registry
 from tritongru.batch import kept
-from tritongru.launch.runtime import observe
 from tritongru.planning.choose import off_chip
 from tritongru.planning.devices import of_cuda
 from tritongru.planning.problem import Recurrence
@@ -64,13 +64,6 @@ def on_a_side_stream() -> Iterator[None]:
     with torch.cuda.stream(stream):
         yield
     torch.cuda.current_stream().wait_stream(stream)
-
-
-@contextmanager
-def launched() -> Iterator[list[str]]:
-    names: list[str] = []
-    with observe(lambda name, grid: names.append(name)):
-        yield names
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -10,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kit.drawn import ONE_PROGRAM, SHORT, SHORT_SECONDS, Call, Drawn, put
+from tests.kit.drawn import ONE_PROGRAM, SHORT, SHORT_SECONDS, SMALL, Drawn
 from tests.kit.inside import fewer_programs, several_launches_over_time
 from tests.kit.modules import pair
-from tests.kit.mutants import MODULES, SETTINGS, SMALL, mutant, outcome, table
-from tests.kit.plans import ShrunkenPlan, exchanging
+from tests.kit.mutants import SETTINGS, mutant, outcome, table
 from tritongru import status as status_words
 from tritongru.kernels.exchange import Wait
 from tritongru.launch import exchange
@@ -23,7 +21,6 @@ from tritongru.tools.emulator import TWINS, EmulatorError, twins
 pytestmark = [
     pytest.mark.interpreted,
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of NaNs, and of addresses
-    pytest.mark.usefixtures("short_waits"),
 ]
 
 LONG = pytest.mark.long
@@ -251,20 +248,17 @@ def mutants() -> Iterator[Any]:
         yield pytest.param(file, setting, how, edit, id=f"{file}: {name}", marks=slow)
 
 
-@pytest.fixture
-def short_waits(monkeypatch) -> Iterator[None]:
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch) -> None:
     monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", SHORT_SECONDS)
-    yield
-    with contextlib.suppress(RuntimeError):
-        status_words.check_all()
 
 
 @pytest.fixture
-def broken(tmp_path, monkeypatch):
+def broken(tmp_path, monkeypatch) -> Callable[[str, str, str], None]:
     """A function that breaks a backend's kernels."""
 
     def broken(backend: str, file: str, edit: str) -> None:
-        module = MODULES[backend]
+        module = "small" if backend == SMALL else backend.split(":")[0]
         monkeypatch.setattr(f"tritongru.launch.{module}.kernels", mutant(tmp_path, file, edit, module=module))
 
     return broken
@@ -284,7 +278,7 @@ def test_mutant_is_killed(file: str, setting: str, how: str, edit: str, broken, 
 def test_units_past_h_that_take_a_state_are_killed(broken) -> None:
     """Zero times an infinity of the units before is NaN."""
     drawn = Drawn(ONE_PROGRAM)
-    put(drawn, "h_0", float("-inf"))
+    drawn.put("h_0", float("-inf"))
     drawn.assert_not_finite_as_nn_gru(drawn.of_ours(0))
     broken(SMALL, "small.py", "        runs = (t < tile.length){ & is_unit=>}\n        h =")
     with pytest.raises((AssertionError, EmulatorError)):
@@ -311,11 +305,11 @@ def test_a_state_that_is_rounded_is_killed(backend: str, edit: str, broken, monk
     several_launches_over_time(monkeypatch, 1)
 
     def error() -> torch.Tensor:
-        with torch.no_grad(), exchanging(monkeypatch, ShrunkenPlan() if backend == "sequence" else None):
+        with torch.no_grad():
             return (layer(x)[0].double() - true).norm()
 
     kept = error()
-    broken(backend, f"{MODULES[backend]}.py", edit)
+    broken(backend, "small.py" if backend == SMALL else f"{backend}.py", edit)
     assert error() > 4 * kept
 
 
@@ -361,11 +355,9 @@ def test_a_mistake_of_the_host_is_killed(mistake: Callable[..., None], how: str,
 
 def test_a_sentinel_that_is_published_is_killed(broken, monkeypatch) -> None:
     """By test_exchange.py's dy with the sentinel's bits, which arithmetic hands on."""
-    _, *call = SETTINGS["three programs"]
-    drawn = Drawn(Call(*call))
-    put(drawn, "dy", None)
+    drawn = Drawn(SETTINGS["three programs"])
+    drawn.put("dy", None)
     broken("sequence", "exchange.py", "{gl.where(bits == -1, quiet_nan, bits)=>bits}")
-    with exchanging(monkeypatch, drawn.call.plan):
-        drawn.of_ours(0, **SHORT)
+    drawn.of_ours(0, **SHORT)
     with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
         status_words.check_all()

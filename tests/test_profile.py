@@ -17,7 +17,6 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from tests.kit.modules import tensors
-from tests.kit.plans import ShrunkenPlan, exchanging
 from tritongru import parts, registry
 from tritongru.cli import main
 from tritongru.planning import describe
@@ -68,30 +67,30 @@ PASSES, PRODUCTS = ("forward", "backward"), "gradient products"
 DENSE, ONE_STEP, PACKED = (3, 3), (1, 1, 1), (4, 3, 3, 1)
 STEP, SEQUENCE, SMALL = dict(backend="step"), dict(backend="sequence"), dict(backend="sequence:exchange=0")
 BOTH, HALF, NO_BIAS = dict(bidirectional=True), dict(dtype=torch.float16), dict(bias=False)
-CALLS = [  # the layer's options, H, lengths, the plan; without biases h_0 wants no gradient either
-    *((how | more, 11, lengths, None) for how in (STEP, SEQUENCE) for more in ({}, BOTH, HALF, BOTH | HALF, NO_BIAS)
+CALLS = [  # the layer's options, H, lengths; without biases h_0 wants no gradient either
+    *((how | more, 11, lengths) for how in (STEP, SEQUENCE) for more in ({}, BOTH, HALF, BOTH | HALF, NO_BIAS)
       for lengths in (DENSE, ONE_STEP, PACKED)),
-    *((SMALL | more, 11, lengths, None) for more in (BOTH, BOTH | NO_BIAS) for lengths in (DENSE, ONE_STEP, PACKED)),
-    *((SEQUENCE | BOTH, H, (3, 2), ShrunkenPlan(together=one)) for H in (16, 13) for one in (True, False)),
-    (STEP | NO_BIAS, 70, (2,) * 20, "h200"),  # many programs
+    *((SMALL | more, 11, lengths) for more in (BOTH, BOTH | NO_BIAS) for lengths in (DENSE, ONE_STEP, PACKED)),
+    *((dict(backend=f"sequence:directions={n}") | BOTH, H, (3, 2)) for H in (16, 13) for n in (2, 1)),
+    (STEP | NO_BIAS, 70, (2,) * 20),  # on an H200 many programs
 ]  # fmt: skip
 
 
 @pytest.mark.interpreted
-@pytest.mark.parametrize(("how", "H", "lengths", "plan"), CALLS)
-def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, plan, monkeypatch):
+@pytest.mark.parametrize(("how", "H", "lengths"), CALLS)
+def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, monkeypatch):
     """Forward and backward, of one length dense; an address is counted once, whichever programs touch it."""
-    if plan == "h200":
+    if H == 70:
         monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
     layer, dtype, D = tritongru.GRU(5, H, **how), how.get("dtype"), 1 + how.get("bidirectional", False)
     sequences, want = [torch.randn(n, 5, dtype=dtype) for n in lengths], how.get("bias", True)
     x = torch.stack(sequences, 1) if len(set(lengths)) == 1 else pack_sequence(sequences)
-    with exchanging(monkeypatch, plan if plan != "h200" else None), watched(monkeypatch) as launches:
+    with watched(monkeypatch) as launches:
         results = tensors(layer(x, torch.randn(D, len(lengths), H, dtype=dtype).requires_grad_(want)))
         torch.autograd.backward(results, [torch.randn_like(t) for t in results])
     assert launches
-    if isinstance(plan, ShrunkenPlan):
-        assert [launch.name for launch in launches].count("sequence_forward") == 2 - plan.together
+    if "directions" in how["backend"]:
+        assert [launch.name for launch in launches].count("sequence_forward") == 3 - int(how["backend"][-1])
     for launch in launches:
         assert launch.told["bytes"] == launch.bytes, launch.name
         assert launch.told["flops16" if dtype == torch.float16 else "flops32"] == launch.told["flops"]

@@ -20,6 +20,14 @@ def looked_into(monkeypatch) -> Iterator[None]:
 
 
 @contextmanager
+def launched() -> Iterator[list[str]]:
+    """The kernels launched inside the block, by name, in order."""
+    names: list[str] = []
+    with runtime.observe(lambda name, grid: names.append(name)):
+        yield names
+
+
+@contextmanager
 def memory(monkeypatch) -> Iterator[Watch]:
     """Everything launched and allocated inside the block; a packed batch's index (int64 [N]) is not counted."""
     found = Watch()

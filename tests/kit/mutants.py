@@ -12,64 +12,43 @@ from dataclasses import replace
 from functools import reduce
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
-
-import torch
 
 from tritongru import status as status_words
 from tritongru.tools.check import Case
 from tritongru.tools.emulator import EmulatorError, emulating
 
-from .drawn import SHORT
+from .drawn import FP16, SHORT, SMALL, Call
 from .fences import fences
-from .plans import ShrunkenPlan, exchanging
 from .rule import assert_not_wrong
-
-SMALL = "sequence:exchange=0"
-MODULES = {"step": "step", SMALL: "small", "sequence": "sequence"}  # of kernels/ and launch/, by backend
-
-
-class Setting(NamedTuple):
-    """A call that finds mutants."""
-
-    backend: str
-    plan: ShrunkenPlan | None  # of programs that exchange, all alive in the emulator
-    case: Case
-    dtype: torch.dtype = torch.float32
-
-
-def exchanges(case: Case, dtype: torch.dtype = torch.float32, **plan: int) -> Setting:
-    return Setting("sequence", ShrunkenPlan(**plan), case, dtype)
-
 
 CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3, 5), padded=True, resets=0.5)
 PACKED = Case(I=5, H=18, bidirectional=True, lengths=(4, 1, 2))
 DENSE = Case(T=4, B=3, I=5, H=18)
+BOTH = replace(DENSE, bidirectional=True)
 WIDE = Case(T=3, B=3, I=4, H=40)
 MANY_ROWS = Case(T=3, B=17, I=4, H=20)
-SETTINGS = {
-    "step": Setting("step", None, replace(DENSE, bidirectional=True)),
-    "one step": Setting("step", None, replace(DENSE, T=1)),
-    "step packed": Setting("step", None, PACKED),
-    "step cut": Setting("step", None, CUT),
-    "fma": Setting(SMALL, None, DENSE),
-    "fma both": Setting(SMALL, None, replace(DENSE, bidirectional=True)),
-    "no bias": Setting(SMALL, None, replace(DENSE, bias=False)),
-    "matrix": Setting(SMALL, None, DENSE, torch.float16),  # whose programs have several rows
-    "matrix packed": Setting(SMALL, None, PACKED, torch.float16),
-    "matrix cut": Setting(SMALL, None, CUT, torch.float16),
-    "three programs": exchanges(WIDE, block_k=64),
-    "half": exchanges(WIDE, torch.float16, block_k=64),
-    "three waits": exchanges(WIDE, block_k=64, waits=3),
-    "three tensors": exchanges(replace(WIDE, H=70), num_k=3, shared_gates=3),
-    "eight rows": exchanges(Case(I=4, H=37, lengths=(1, 3, 2)), torch.float16, block_b=8, block_k=64),
-    "two tiles": exchanges(replace(MANY_ROWS, resets=0.4), tiles=2),
-    "two groups": exchanges(MANY_ROWS, groups=2),
-    "two directions": exchanges(replace(DENSE, bidirectional=True), together=False),
-    "packed both": exchanges(PACKED),
-    "sequence cut": exchanges(CUT),
+SETTINGS = {  # calls that find mutants
+    "step": Call(BOTH, "step"),
+    "one step": Call(replace(DENSE, T=1), "step"),
+    "step packed": Call(PACKED, "step"),
+    "step cut": Call(CUT, "step"),
+    "fma": Call(DENSE, SMALL),
+    "fma both": Call(BOTH, SMALL),
+    "no bias": Call(replace(DENSE, bias=False), SMALL),
+    "matrix": Call(DENSE, SMALL, FP16),  # whose programs have several rows
+    "matrix packed": Call(PACKED, SMALL, FP16),
+    "matrix cut": Call(CUT, SMALL, FP16),
+    "three programs": Call(WIDE),
+    "half": Call(WIDE, dtype=FP16),
+    "three waits": Call(WIDE, "sequence:waits=3"),
+    "three tensors": Call(replace(WIDE, H=70), "sequence:num_k=3,block_k=32,shared_gates=3"),
+    "eight rows": Call(Case(I=4, H=37, lengths=(1, 3, 2)), "sequence:block_b=8,block_k=64", FP16),
+    "two tiles": Call(replace(MANY_ROWS, resets=0.4), "sequence:tiles=2"),
+    "two groups": Call(MANY_ROWS, "sequence:groups=2"),
+    "two directions": Call(BOTH, "sequence:directions=1"),
+    "packed both": Call(PACKED),
+    "sequence cut": Call(CUT),
 }
-
 KERNELS = Path(__file__).parents[2] / "kernels"
 
 
@@ -106,16 +85,16 @@ def mutant(folder: Path, file: str, *edits: str, module: str = "step") -> Module
 def outcome(name: str, monkeypatch) -> str:
     """How the call of a setting goes wrong under one of three seeds: "wrong" values, a "time-out" of the kernel's own,
     the "emulator"'s error (an access out of bounds), or "survived"."""
-    backend, plan, case, dtype = SETTINGS[name]
-    for seed in range(3 if plan else 1):
+    call = SETTINGS[name]
+    exchanges = call.backend not in ("step", SMALL)
+    for seed in range(3 if exchanges else 1):
         found = "survived"
         try:
             with (
-                exchanging(monkeypatch, plan),
-                emulating(seed, **SHORT) if plan else contextlib.nullcontext(),
+                emulating(seed, **SHORT) if exchanges else contextlib.nullcontext(),
                 fences(monkeypatch),  # memory that nobody wrote is NaN, and not the sentinel
             ):
-                assert_not_wrong(case, backend, dtype)
+                assert_not_wrong(call.case, call.backend, call.dtype)
         except AssertionError as error:
             assert "error=" in str(error) or "beyond" in str(error)
             found = "wrong"

@@ -43,7 +43,7 @@ def forward(
     """As protocol.py's Launcher has it."""
     once = settled("forward", call)
     if once is None:
-        return step.forward(call, x, h_0, weights, h_n)
+        return step.forward(_of_step(call), x, h_0, weights, h_n)
     D, H, visits, by_row, found = call.directions, call.hidden_size, call.visits, x.shape[:-1], status(x.device)
     found.check()
     new = partial(empty, dtype=x.dtype, device=x.device)
@@ -66,7 +66,7 @@ def forward(
             launch(once.grid, scalars)
         except RuntimeError as refusal:
             _note_refusal(refusal, call, once)
-            return step.forward(call, x, h_0, weights, h_n)
+            return step.forward(_of_step(call), x, h_0, weights, h_n)
     _keep(call, "small forward", of_pass, once, launch, scalars)
     return y, h_n, gates
 
@@ -78,7 +78,7 @@ def backward(
     """As protocol.py's Launcher has it."""
     once = settled("backward", call)
     if once is None:
-        return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
+        return step.backward(_of_step(call), dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     visits, D, H, N, found = call.visits, call.directions, call.hidden_size, call.visits.size_rows, status(y.device)
     found.check()
     dgates = visits.padded(empty(D, N, 4 * H, dtype=y.dtype, device=y.device))
@@ -105,9 +105,14 @@ def backward(
             launch(once.grid, scalars)
         except RuntimeError as refusal:
             _note_refusal(refusal, call, once)
-            return step.backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
+            return step.backward(_of_step(call), dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     _keep(call, kind, of_pass, once, launch, scalars)
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
+
+
+def _of_step(call: LayerCall) -> LayerCall:
+    """As `step` serves it, whose tiles have other fields."""
+    return dataclasses.replace(call, overrides=())
 
 
 def product_precision(call: LayerCall, backward: bool = True) -> str | None:

@@ -67,6 +67,10 @@ class Case:
         return T, len(self.lengths) or self.B, 2 if self.bidirectional else 1
 
     @property
+    def shape(self) -> tuple[Any, ...]:
+        return self.I, self.H, self.layers, self.bias, self.batch_first and not self.packed, 0.0, self.bidirectional
+
+    @property
     def draws(self) -> int:
         """How many draws give every tensor its 256 elements; an RMS figure of fewer scatters beyond the rule's 1.5."""
         T, B, D = self.sizes
@@ -134,7 +138,17 @@ def measure(
 ) -> dict[str, Figures]:
     """Figures of every tensor of a case, over `draws` draws (None: the rule's) of weights, inputs and cotangents."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [_draw(case, backend, dtype, device, generator) for _ in range(draws or case.draws)]
+    drawn: list[list[dict[str, Tensor]]] = []
+    # nn.GRU knows no lengths and resets: there PyTorch's own path, sequence by sequence.
+    of_torch = partial(GRU, backend="aten") if case.padded or case.resets is not None else nn.GRU
+    for _ in range(draws or case.draws):
+        layer, given, padding = draw(case, backend, dtype, generator)
+        drawn.append([])
+        for make, where, kind in ((None, device, dtype), (of_torch, device, dtype), (of_torch, "cpu", torch.float64)):
+            module = layer.to(device) if make is None else make(*case.shape, device=where, dtype=kind)
+            module.load_state_dict(layer.state_dict())
+            how = {name: t.to(where) for name, t in padding.items()}
+            drawn[-1].append(run(module, *(t.to(device=where, dtype=kind) for t in given), **how))
     tf32, found = _precision(case, backend, device) == "tf32", {}
     for name in drawn[0][2]:
         ours, theirs, truth = (torch.stack([of[i][name].double() for of in drawn]) for i in range(3))
@@ -156,23 +170,20 @@ def _relative(error: float, truth: float) -> float:
     return error / truth if truth else math.inf * error if error else 0.0
 
 
-def _draw(
-    case: Case, backend: str, dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> tuple[dict[str, Tensor], ...]:
-    """One draw through our layer, nn.GRU in the same dtype on the same device, and nn.GRU in float64 on the CPU."""
+def draw(
+    case: Case, backend: str, dtype: torch.dtype, generator: torch.Generator
+) -> tuple[GRU, tuple[Any, ...], dict[str, Tensor]]:
+    """On the CPU, a layer and arguments of `run`: x, h_0, dy, dh_n, and padding."""
     T, B, D = case.sizes
-    shape = (case.I, case.H, case.layers, case.bias, case.batch_first and not case.packed, 0.0, case.bidirectional)
 
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64, device="cpu").to(dtype)
 
-    ours = GRU(*shape, device=device, dtype=dtype, backend=backend, recompute=case.recompute)
+    layer = GRU(*case.shape, device="cpu", dtype=dtype, backend=backend, recompute=case.recompute)
     with torch.no_grad():
-        for p in ours.parameters():  # nn.GRU's own scale, from this generator
+        for p in layer.parameters():  # nn.GRU's own scale, from this generator
             uniform = torch.rand(p.shape, generator=generator, dtype=torch.float64, device="cpu")
             p.copy_((uniform * 2 - 1) / math.sqrt(case.H))
-    # nn.GRU knows no lengths and resets: there PyTorch's own path, sequence by sequence.
-    of_torch = partial(GRU, backend="aten") if case.padded or case.resets is not None else nn.GRU
     padding: dict[str, Tensor] = {}
     if case.packed:
         x: Any = pack_padded_sequence(normal(T, B, case.I), list(case.lengths), enforce_sorted=False)
@@ -187,13 +198,7 @@ def _draw(
         if case.resets is not None:
             padding["resets"] = torch.rand(*leading, generator=generator, device="cpu") < case.resets
     h_0, dh_n = normal(case.layers * D, B, case.H), normal(case.layers * D, B, case.H)
-    found = []
-    for make, where, kind in ((None, device, dtype), (of_torch, device, dtype), (of_torch, "cpu", torch.float64)):
-        module = ours if make is None else make(*shape, device=where, dtype=kind)
-        module.load_state_dict(ours.state_dict())
-        how = {name: t.to(where) for name, t in padding.items()}
-        found.append(run(module, *(t.to(device=where, dtype=kind) for t in (x, h_0, dy, dh_n)), **how))
-    return tuple(found)
+    return layer, (x, h_0, dy, dh_n), padding
 
 
 def main() -> int:
