@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,10 +26,6 @@ from tests.kit.modules import randn, results, same_bits
 from tests.kit.rule import assert_right
 from tritongru import registry
 from tritongru.batch import kept
-from tritongru.planning.choose import off_chip
-from tritongru.planning.devices import of_cuda
-from tritongru.planning.problem import Recurrence
-from tritongru.products import rnn_precision
 from tritongru.tools.check import CASES, Case, measure
 
 pytestmark = pytest.mark.gpu
@@ -34,10 +33,8 @@ own_process = pytest.mark.own_process  # of those that capture CUDA graphs: test
 kernels = pytest.mark.parametrize("backend", ["step", "sequence"])
 CUDA, DOCS = torch.device("cuda", 0), Path(__file__).parents[1] / "docs"
 FP16, BF16 = HALF
-needs_pdl = pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability(CUDA) < (9, 0),
-    reason="needs compute capability 9.0",
-)
+CAPABILITY = torch.cuda.get_device_capability(CUDA) if torch.cuda.is_available() else (0, 0)
+needs_pdl = pytest.mark.skipif(CAPABILITY < (9, 0), reason="needs compute capability 9.0")
 # H, B, T, bidirectional: all of W_h ahead, a part of it, wgmma; launches that do not fill the device, and that do
 BESIDE = [(512, 32, 60, False), (203, 5, 40, True), (1024, 64, 40, False), (2048, 64, 30, False), (1024, 512, 20, True)]
 
@@ -49,12 +46,6 @@ def drawn(*size: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tens
 def layer_of(backend: str | None, *sizes: int, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     torch.manual_seed(0)
     return tritongru.GRU(*sizes, device=CUDA, dtype=dtype, backend=backend, **options)
-
-
-def as_torch_s(layer: Any) -> torch.nn.GRU:
-    theirs = torch.nn.GRU(layer.input_size, layer.hidden_size, device=CUDA, dtype=layer.weight_hh_l0.dtype)
-    theirs.load_state_dict(layer.state_dict())
-    return theirs
 
 
 @contextmanager
@@ -74,8 +65,7 @@ def no_wait_runs_out() -> Iterator[None]:
 
 def refused(B: int, H: int, D: int, dtype: torch.dtype) -> str | None:
     """Why the chip does not hold a layer."""
-    precision = rnn_precision(nvidia=torch.version.hip is None)
-    return off_chip(Recurrence(B, H, D, registry.DTYPES[dtype], precision, of_cuda(CUDA.index)), True)
+    return registry.find("sequence").too_large(torch.empty(0, dtype=dtype, device=CUDA), B, H, D, True)
 
 
 RULE = [*product(("reference", "step", "sequence"), CASES + MORE_CASES + LARGE_CASES)]
@@ -108,13 +98,9 @@ def test_ieee_float32(case: Case, monkeypatch) -> None:
     assert max(figures.error for figures in found.values()) < 1e-5, found
 
 
-# Which path runs, by which launches.
-
-
 def test_sequence_takes_one_launch_each_way() -> None:
-    layer = layer_of("sequence", 8, 256, bidirectional=True, dtype=FP16)
     with launched() as names:
-        results(layer, drawn(30, 2, 8, dtype=FP16))
+        results(layer_of("sequence", 8, 256, bidirectional=True, dtype=FP16), drawn(30, 2, 8, dtype=FP16))
     assert names == ["sequence_forward", "sequence_backward"]
 
 
@@ -125,36 +111,33 @@ def test_cuda_tensors_take_what_the_plan_says_without_a_flag(H: int) -> None:
     planned = tritongru.plan(layer, x)
     with launched() as names:
         output = results(layer, x)["output"]
-    expected = dict(planned.launches.forward + planned.launches.backward)
-    assert {name: names.count(name) for name in names} == {
-        n: c for n, c in expected.items() if n.startswith(("step", "sequence"))
-    }
+    expected = planned.launches.forward + planned.launches.backward
+    assert Counter(names) == {name: n for name, n in expected if name.startswith(("step", "sequence"))}
     assert (H != 512) == (planned.backend == "aten") == (not names)
     if not names:
-        assert torch.equal(output, as_torch_s(layer)(x)[0])
+        assert torch.equal(output, torch.nn.GRU.forward(layer, x)[0])
 
 
 def test_float64_runs_pytorch_s_path() -> None:
     layer, x = layer_of(None, 4, 5, dtype=torch.float64), drawn(3, 2, 4, dtype=torch.float64)
-    assert torch.equal(layer(x)[0], as_torch_s(layer)(x)[0])
+    assert torch.equal(layer(x)[0], torch.nn.GRU.forward(layer, x)[0])
 
 
 def test_flattened_weights_of_half_precision() -> None:
-    """cuDNN's flattened weights may be aligned to two bytes only."""
+    """cuDNN's may be aligned to two bytes only."""
     layer, x = layer_of("step", 7, 9, dtype=FP16), drawn(5, 3, 7, dtype=FP16)
     layer.flatten_parameters()
-    torch.testing.assert_close(layer(x)[0], as_torch_s(layer)(x)[0], rtol=1e-2, atol=4e-3)
+    torch.testing.assert_close(layer(x)[0], torch.nn.GRU.forward(layer, x)[0], rtol=1e-2, atol=4e-3)
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
     """The same values; in autocast's dtype, where cuDNN's GRU answers in float16 whichever is asked for."""
     layer, x, found = layer_of("step", 16, 32), drawn(6, 4, 16), []
-    for module in (layer, as_torch_s(layer)):
+    for call in (layer, partial(torch.nn.GRU.forward, layer)):
         with torch.autocast("cuda", dtype=dtype):
-            output, h_n = module(x)
-        output.float().square().sum().backward()
-        found.append((output, h_n, module.weight_hh_l0.grad))
+            output, h_n = call(x)
+        found.append((output, h_n, *torch.autograd.grad(output.float().square().sum(), layer.weight_hh_l0)))
     assert [t.dtype for t in found[0]] == [dtype, dtype, torch.float32]
     if torch.version.hip is None:
         assert [t.dtype for t in found[1]] == [torch.float16, torch.float16, torch.float32]
@@ -166,31 +149,26 @@ def test_autocast_as_nn_gru(dtype: torch.dtype) -> None:
 def test_same_call_same_bits_and_a_copy_computes_the_same(around: Callable[[], Any]) -> None:
     layer, x = layer_of("step", 24, 48, bidirectional=True), drawn(10, 8, 24)
     expected = results(layer, x)
-    for module in (layer, copy.deepcopy(layer)):
-        with around():
-            found = results(module, x)
-        assert same_bits(found, expected)
+    with around():
+        found, of_copy = results(layer, x), results(copy.deepcopy(layer), x)
+    assert same_bits(found, expected) and same_bits(of_copy, expected)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 def test_second_device() -> None:
-    layer = tritongru.GRU(32, 64, device="cuda:1", backend="step")
-    output, h_n = layer(torch.randn(4, 3, 32, device="cuda:1"))
-    output.sum().backward()
-    assert h_n.device.index == 1 and layer.weight_hh_l0.grad is not None
+    found = results(tritongru.GRU(32, 64, device="cuda:1", backend="step"), torch.randn(4, 3, 32, device="cuda:1"))
+    assert {tensor.device.index for tensor in found.values()} == {1}
 
 
 def test_memory_is_given_back() -> None:
     """No cache of anything: a second call leaves as much memory allocated as the first."""
     layer, x = layer_of("step", 64, 128), drawn(30, 32, 64)
-
-    def after() -> int:
+    allocated = []
+    for _ in range(3):
         results(layer, x)
-        layer.zero_grad(set_to_none=True)
-        return torch.cuda.memory_allocated()
-
-    after()
-    assert after() == after()
+        layer.zero_grad()
+        allocated.append(torch.cuda.memory_allocated())
+    assert allocated[1] == allocated[2]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -201,19 +179,17 @@ def test_the_short_way_of_one_step_gives_the_bits_of_the_long_way(dtype: torch.d
 
     @torch.no_grad()
     def loop() -> list[Tensor]:
-        h, state = torch.zeros(2, 3, 200, device=CUDA, dtype=dtype), torch.zeros(3, 200, device=CUDA, dtype=dtype)
-        found = []
+        h, found = torch.zeros(2, 3, 200, device=CUDA, dtype=dtype), []
+        state = torch.zeros_like(h[0])
         for x in xs:
-            y, h = gru(x[None], h)
-            state = cell(x, state)
+            (y, h), state = gru(x[None], h), cell(x, state)
             found += [y, h, state]
         return found
 
     with launched() as names:
         expected = loop()
     assert names == ["step_forward"] * 60
-    for _ in range(2):
-        assert same_bits(loop(), expected)
+    assert same_bits(loop(), expected) and same_bits(loop(), expected)
 
 
 @kernels
@@ -224,91 +200,82 @@ def test_the_short_way_of_training_gives_the_bits_of_the_long_way(T: int, dtype:
     layer, xs = layer_of(backend, 48, 72, dtype=dtype, bidirectional=True), drawn(4, T, 3, 48, dtype=dtype)
     with launched():
         expected = [results(layer, x) for x in xs]
-    for _ in range(2):
-        for x, of_x in zip(xs, expected, strict=True):
-            assert same_bits(results(layer, x), of_x)
-
-
-# Programs that wait for each other, and launches beside others.
+    for x, of_x in 2 * list(zip(xs, expected, strict=True)):
+        assert same_bits(results(layer, x), of_x)
 
 
 def test_soak_of_mixed_shapes_on_two_streams() -> None:
     """10,000 launches of many shapes on two streams: no hang, and the same call has the same bits every time."""
     shapes = [(12, 5, 203), (9, 33, 256), (20, 2, 64), (7, 16, 512), (5, 100, 130), (1, 4, 300)]
+
+    def passes(layer: Any, x: Tensor, dy: Tensor) -> tuple[Tensor, ...]:
+        output, _ = layer(x)
+        return output.detach(), *torch.autograd.grad(output, x, dy)
+
     calls = []
     for index, (T, B, H) in enumerate(shapes):
-        dtype = (*HALF, torch.float32)[index % 3]
-        layer = layer_of("sequence", 24, H, bidirectional=index % 2 == 0, dtype=dtype)
-        x = drawn(T, B, 24, dtype=dtype, seed=index).requires_grad_()
-        output, _ = layer(x)
-        dy = drawn(*output.shape, dtype=dtype, seed=index)
-        calls.append((layer, x, dy, output.detach(), *torch.autograd.grad(output, x, dy)))
+        dtype, D = (*HALF, torch.float32)[index % 3], 1 + (index % 2 == 0)
+        x, dy = (drawn(T, B, size, dtype=dtype, seed=index) for size in (24, D * H))
+        call = partial(passes, layer_of("sequence", 24, H, bidirectional=D == 2, dtype=dtype), x.requires_grad_(), dy)
+        calls.append((call, call()))
     streams = [torch.cuda.Stream(), torch.cuda.Stream()]
     torch.cuda.synchronize()
-    order = torch.randint(len(calls), (5000,), generator=torch.Generator().manual_seed(0)).tolist()  # two launches each
     wrong = [torch.zeros((), dtype=torch.int64, device=CUDA) for _ in streams]
-    for turn, index in enumerate(order):
-        layer, x, dy, expected, expected_dx = calls[index]
+    for turn, (call, expected) in enumerate(random.Random(0).choices(calls, k=5000)):  # two launches each
         with torch.cuda.stream(streams[turn % 2]):
-            output, _ = layer(x)
-            (dx,) = torch.autograd.grad(output, x, dy)
-            same = (output == expected).all() & (dx == expected_dx).all()
-            wrong[turn % 2].add_((~same).to(torch.int64))
+            wrong[turn % 2] += sum((found != right).sum() for found, right in zip(call(), expected, strict=True))
         if turn % 200 == 0:
             tritongru.synchronize()
-    tritongru.synchronize()
     assert [count.item() for count in wrong] == [0, 0]
 
 
+@torch.no_grad()
 def test_beside_a_kernel_of_higher_priority() -> None:
     """Programs that wait for each other may be placed while another stream takes the SMs: late, and right."""
     layer, x = layer_of("sequence", 32, 1024, dtype=FP16), drawn(50, 16, 32, dtype=FP16)
-    with torch.no_grad():
-        expected, other = layer(x)[0], drawn(4096, 4096)
-        urgent = torch.cuda.Stream(priority=-1)
-        urgent.wait_stream(torch.cuda.current_stream())
-        for _ in range(50):
-            with torch.cuda.stream(urgent):
-                other @ other
-            found = layer(x)[0]
-        tritongru.synchronize()
+    expected, other = layer(x)[0], drawn(4096, 4096)
+    urgent = torch.cuda.Stream(priority=-1)
+    urgent.wait_stream(torch.cuda.current_stream())
+    for _ in range(50):
+        with torch.cuda.stream(urgent):
+            other @ other
+        found = layer(x)[0]
     assert torch.equal(found, expected)
 
 
+@torch.no_grad()
 def test_a_wait_that_runs_out_is_an_error(monkeypatch) -> None:
     """Programs too few: the others wait for slices that nobody makes. Told once; the call after it is right."""
     layer, x = layer_of("sequence", 16, 256, dtype=FP16), drawn(4, 3, 16, dtype=FP16)
-    with torch.no_grad():
-        expected = layer(x)[0]
-        monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "0.05")
-        with monkeypatch.context() as patch:
-            fewer_programs(patch)
-            broken = layer(x)[0]
-        with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
-            tritongru.synchronize()
-        assert broken[1:].isnan().any()
-        assert torch.equal(layer(x)[0], expected)
+    expected = layer(x)[0]
+    monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", "0.05")
+    with monkeypatch.context() as patch:
+        fewer_programs(patch)
+        broken = layer(x)[0]
+    with pytest.raises(RuntimeError, match="TRITONGRU_WAIT_SECONDS"):
+        tritongru.synchronize()
+    assert broken[1:].isnan().any()
+    assert torch.equal(layer(x)[0], expected)
 
 
 @kernels
 def test_threads_compute_what_one_does(backend: str) -> None:
     """Each on a stream of its own: forward and backward at once, the bits of one thread."""
     layer = layer_of(backend, 16, 128, dtype=FP16)
-    inputs = [drawn(9, 4, 16, dtype=FP16, seed=index) for index in range(4)]
 
-    def gradient(x: Tensor) -> Tensor:
-        x = x.clone().requires_grad_()
+    def gradient(index: int) -> Tensor:
+        x = drawn(9, 4, 16, dtype=FP16, seed=index).requires_grad_()
         return torch.autograd.grad(layer(x)[0].square().sum(), x)[0]
 
-    expected = [gradient(x) for x in inputs]
+    expected = [gradient(index) for index in range(4)]
     torch.cuda.synchronize()
 
-    def work(index: int) -> list[bool]:
+    def work(index: int) -> bool:
         with torch.cuda.stream(torch.cuda.Stream()):
-            return [torch.equal(gradient(inputs[index]), expected[index]) for _ in range(50)]
+            return all(torch.equal(gradient(index), expected[index]) for _ in range(50))
 
     with ThreadPoolExecutor(4) as pool:
-        assert all(all(found) for found in pool.map(work, range(4), timeout=120))
+        assert all(pool.map(work, range(4), timeout=120))
 
 
 @needs_pdl
@@ -317,34 +284,26 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monk
     """1,000 launches of each shape, both passes and directions, packed too, and the memory between calls is filled with
     NaN: what is read too early shows. Expected: the same tiles, every launch after the end of the one before it."""
     for H, B, T, bidirectional in BESIDE:
-        layer = layer_of("step", 24, H, bidirectional=bidirectional, dtype=BF16)
-        x = drawn(T, B, 24, dtype=BF16)
-        for lengths in (None, torch.randint(1, T + 1, (B,))):
-            given = x if lengths is None else pack_padded_sequence(x, lengths, enforce_sorted=False)
+        layer, x = layer_of("step", 24, H, bidirectional=bidirectional, dtype=BF16), drawn(T, B, 24, dtype=BF16)
+        for given in (x, pack_padded_sequence(x, torch.randint(1, T + 1, (B,)), enforce_sorted=False)):
             with launches_without_pdl(monkeypatch):
                 expected = {name: t.clone() for name, t in results(layer, given).items()}
             wrong = torch.zeros((), dtype=torch.int64, device=CUDA)
             with on_a_side_stream() if side else nullcontext():
                 for _ in range(-(-500 // T)):
-                    found = results(layer, given)
-                    wrong += sum((found[name] != right).sum() for name, right in expected.items())
-                    del found
+                    wrong += sum((t != expected[name]).sum() for name, t in results(layer, given).items())
                     torch.full((1 << 26,), float("nan"), device=CUDA, dtype=BF16)
-            assert wrong.item() == 0, (H, B, T, bidirectional, lengths is not None)
-
-
-# Training.
+            assert wrong.item() == 0, (H, B, T, bidirectional, type(given))
 
 
 @pytest.mark.parametrize("backend", [None, "reference", "step", "sequence"], ids=lambda backend: backend or "default")
 def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
     """Forward and backward; a bad length is an error when the device has told of it, in that call or later, once."""
-    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16)
-    x = drawn(14, 40, 24, dtype=BF16).requires_grad_()
+    layer, x = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16), drawn(14, 40, 24, dtype=BF16)
     lengths, resets = torch.randint(1, 15, (40,), device=CUDA), torch.rand(14, 40, device=CUDA) < 0.1
 
     def call() -> None:
-        output, h_n = layer(x, lengths=lengths, resets=resets)
+        output, h_n = layer(x.requires_grad_(), lengths=lengths, resets=resets)
         (output.float().square().sum() + h_n.float().sum()).backward()
 
     call()
@@ -360,30 +319,22 @@ def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
         tritongru.synchronize()
     lengths[3] = 14
     call()
-    tritongru.synchronize()
 
 
 def test_a_scaler_on_the_device_trains() -> None:
     layer, head = layer_of("sequence", 8, 32), torch.nn.Linear(32, 4, device=CUDA)
     optimiser = torch.optim.Adam([*layer.parameters(), *head.parameters()], lr=0.01)
     scaler = torch.amp.GradScaler("cuda", init_scale=2.0**16)
-    generator = torch.Generator(CUDA).manual_seed(0)
-    losses = []
+    x, labels, losses = drawn(10, 64, 8), torch.arange(64, device=CUDA) % 4, []
     for _ in range(150):
-        first = torch.randint(4, (64,), device=CUDA, generator=generator)
-        x = 0.3 * torch.randn(10, 64, 8, device=CUDA, generator=generator)
-        x[0, :, :4] += 2 * torch.nn.functional.one_hot(first, 4)
         with torch.autocast("cuda", torch.float16):
-            loss = torch.nn.functional.cross_entropy(head(layer(x)[0][-1]), first)
+            loss = torch.nn.functional.cross_entropy(head(layer(x)[0][-1]), labels)
         optimiser.zero_grad()
         scaler.scale(loss).backward()
         scaler.step(optimiser)
         scaler.update()
         losses.append(loss.item())
     assert losses[-1] < 0.2 * losses[0]
-
-
-# In CUDA graphs.
 
 
 def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -424,16 +375,15 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monke
 @pytest.mark.parametrize("form", ["dense", "packed", "padded"])
 @torch.no_grad()
 def test_a_user_s_capture(backend: str, form: str) -> None:
-    """torch.cuda.graph after one call; the exchange buffer is filled and the status word read inside the graph, which
-    reads the lengths and resets that are there when it is replayed."""
-    layer = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16)
-    static = drawn(14, 3, 24, dtype=BF16)
+    """A replay fills the exchange buffer, reads the status word, and the lengths and resets that are there then."""
+    layer, static = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16), drawn(14, 3, 24, dtype=BF16)
     lengths, resets = torch.tensor([14, 9, 2], device=CUDA), torch.zeros(14, 3, dtype=torch.bool, device=CUDA)
+    how = {"lengths": lengths, "resets": resets} if form == "padded" else {}
 
     def call() -> Tensor:
         if form == "packed":
             return layer(pack_padded_sequence(static, torch.tensor([14, 9, 2])))[0].data
-        return layer(static, **({"lengths": lengths, "resets": resets} if form == "padded" else {}))[0]
+        return layer(static, **how)[0]
 
     graph, found = captured(call)
     for seed in range(20):
@@ -449,24 +399,19 @@ def test_a_user_s_capture(backend: str, form: str) -> None:
 @own_process
 @kernels
 def test_make_graphed_callables(backend: str) -> None:
-    """Forward and backward replayed on new inputs: the bits of eager calls, gradients included.
-
-    Eager calls come after the capture. As long as an output of one lives, so do the nodes that add up its parameters'
-    gradients, on the stream of that call: where it is the default one, no other stream may be captured beside it.
-    """
+    """Eager calls come after the capture, which fails while nodes of theirs live on the default stream."""
     layer = layer_of(backend, 24, 256, dtype=FP16)
     eager = copy.deepcopy(layer)
     sample, *inputs = (drawn(12, 8, 24, dtype=FP16, seed=seed) for seed in range(4))
     graphed = torch.cuda.make_graphed_callables(layer, (sample.requires_grad_(),))  # calls it before, on a side stream
-    # A graph's own are written again.
-    found = [{name: t.clone() for name, t in results(graphed, x).items()} for x in inputs]
+    found = [{name: t.clone() for name, t in results(graphed, x).items()} for x in inputs]  # written again by a replay
     for x, of_graph in zip(inputs, found, strict=True):
         assert same_bits(of_graph, results(eager, x))
 
 
 @own_process
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
-def test_compiled_as_eager(mode: str) -> None:
+def test_compiled_as_eager(mode: str, dynamo: Any) -> None:
     """Inductor, with CUDA graphs of its own in the second mode: values and gradients of the eager call."""
     head, layer = torch.nn.Linear(64, 3, device=CUDA), layer_of(None, 16, 64, num_layers=2, batch_first=True)
 
@@ -474,24 +419,18 @@ def test_compiled_as_eager(mode: str) -> None:
         output, h_n = layer(torch.tanh(x))
         return head(output).square().mean() + h_n.square().mean()
 
-    torch._dynamo.reset()
-    with torch._dynamo.config.patch(allow_rnn=True):
-        compiled = torch.compile(loss, fullgraph=True, mode=mode)
-        for T in (20, 20, 20, 31):
-            x, found = drawn(5, T, 16), []
-            for call in (loss, compiled):
-                layer.zero_grad()
-                call(x).backward()
-                found.append([p.grad.clone() for p in layer.parameters()])
-            for eager, graph in zip(*found, strict=True):
-                assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
-    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, mode=mode)
+    for T in (20, 20, 20, 31):
+        x = drawn(5, T, 16)
+        found = [torch.autograd.grad(call(x), list(layer.parameters())) for call in (loss, compiled)]
+        for eager, graph in zip(*found, strict=True):
+            assert (eager - graph).norm() <= 1e-2 * eager.norm()  # TF32, and Inductor's own rounding around it
 
 
 @own_process
 @pytest.mark.parametrize("beside", [False, True], ids=["inside", "beside"])
 @torch.no_grad()
-def test_a_packed_batch_beside_inductor_s_cuda_graphs(beside: bool) -> None:
+def test_a_packed_batch_beside_inductor_s_cuda_graphs(beside: bool, dynamo: Any) -> None:
     """Of the same graph with other lengths: right, or, where the layer would be captured, an error that says so."""
     layer, h_0 = layer_of("sequence", 16, 64), drawn(1, 5, 64)
     operators = ["tritongru::layer_forward", "tritongru::layer_backward"] if beside else []
@@ -499,8 +438,7 @@ def test_a_packed_batch_beside_inductor_s_cuda_graphs(beside: bool) -> None:
     def call(x: Tensor, batch_sizes: Tensor) -> Tensor:
         return layer(PackedSequence(x, batch_sizes), h_0)[0].data * 2
 
-    configured = torch._inductor.config.patch(custom_should_partition_ops=operators)
-    with torch._dynamo.config.patch(allow_rnn=True), configured:
+    with torch._inductor.config.patch(custom_should_partition_ops=operators):
         compiled = torch.compile(call, fullgraph=True, mode="reduce-overhead")
         for turn, sizes in enumerate(((5, 3, 2, 2), (5, 5, 1, 1), (5, 4, 2, 1), (5, 3, 2, 2))):
             given = drawn(12, 16), torch.tensor(sizes)
@@ -511,7 +449,6 @@ def test_a_packed_batch_beside_inductor_s_cuda_graphs(beside: bool) -> None:
                 assert "a packed batch in a compiled graph cannot be part of a CUDA graph" in str(error)
                 break
             assert torch.allclose(found, call(*given), atol=1e-5)
-    torch._dynamo.reset()
 
 
 @own_process
@@ -532,8 +469,7 @@ def test_the_policy_in_a_graph_of_the_documents() -> None:
 @torch.no_grad()
 def test_the_streaming_loop_of_the_docs() -> None:
     """docs/streaming.md runs as it stands, and gives what nn.GRUCell does, called one by one on the same weights."""
-    names = of_page("streaming.md")
-    cell, stream, outputs = names["cell"], names["stream"], names["outputs"]
+    cell, stream, outputs = map(of_page("streaming.md").get, ("cell", "stream", "outputs"))
     theirs = torch.nn.GRUCell(64, 256, device=CUDA, dtype=torch.float64)
     theirs.load_state_dict(cell.state_dict())
     true, state = torch.zeros(1, 256, device=CUDA, dtype=torch.float64), torch.zeros_like(outputs[0])
@@ -545,21 +481,19 @@ def test_the_streaming_loop_of_the_docs() -> None:
 
 @own_process
 def test_the_harness_measures_every_kind_of_provider() -> None:
-    """Graphs captured and replayed, times, memory: a row of each that says ok."""
-    from benchmarks.cases import Case, Entry
-    from benchmarks.run import measure
-    from benchmarks.timing import CudaMeter
+    from benchmarks import cases, run, timing
 
     providers = ("nn.GRU", "default", "reference", "step", "sequence")
-    entry = Entry(Case(9, 5, 24, 40, "fp16"), ("inference", "forward", "forward+backward", "streaming"), providers)
-    rows = list(measure(entry, CudaMeter()))
-    assert [(row.provider, row.pass_) for row in rows if row.status != "ok"] == [], [row.note for row in rows]
-    assert len(rows) == len(providers) * 4 and {row.l2 for row in rows} == {"warm"}
-    entry = Entry(Case(9, 5, 24, 40, resets=0.2), ("forward+backward",), ("nn.GRU", "sequence"))
-    theirs, ours = measure(entry, CudaMeter())  # nn.GRU over the sequences, whose lengths the host has to know
+    passes = ("inference", "forward", "forward+backward", "streaming")
+    entry = cases.Entry(cases.Case(9, 5, 24, 40, "fp16"), passes, providers)
+    rows = list(run.measure(entry, timing.CudaMeter()))
+    assert len(rows) == len(providers) * len(passes)
+    for row in rows:
+        assert (row.status, row.l2) == ("ok", "warm") and row.note.startswith("host "), row
+        assert row.p50_us and row.host_us and row.ratio and row.errors and row.device_us, row
+        assert row.pass_ != "forward+backward" or (row.peak_mib and row.saved_mib), row
+    # nn.GRU over the sequences, whose lengths the host has to know
+    entry = cases.Entry(cases.Case(9, 5, 24, 40, resets=0.2), ("forward+backward",), ("nn.GRU", "sequence"))
+    theirs, ours = run.measure(entry, timing.CudaMeter())
     assert (theirs.status, theirs.device_us) == ("ok", None) and "in no CUDA graph" in theirs.note
     assert ours.status == "ok" and ours.device_us
-    for row in rows:
-        assert row.p50_us and row.host_us and row.ratio and row.errors and row.device_us, row.note
-        assert row.note.startswith("host ")
-        assert row.pass_ != "forward+backward" or (row.peak_mib and row.saved_mib)
