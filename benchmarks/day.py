@@ -100,16 +100,16 @@ def words(command: str, run: Run) -> Sequence[str]:
 # A step beyond a tensor is seen where each is an allocation of its own; a checker slows those that others wait for.
 CHECKED = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "TRITONGRU_WAIT_SECONDS": "600"}
 PARTS = (
-    Part("compile", 1.9, ("warm", "suite first"), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
-    Part("right", 0.5, ("suite right",)),
+    Part("compile", 1.5, ("warm", "suite first"), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
+    Part("right", 0.4, ("suite right",)),
     Part("tune", 1.3, ("suite tune",)),
-    Part("grid", 2.3, ("suite grid",)),
-    Part("long", 0.3, ("suite long",)),
-    Part("workloads", 0.8, ("suite workloads",)),
-    Part("study", 0.1, ("suite study",)),
-    Part("tests", 1.2, tuple(f"tests {shard}" for shard in range(PROCESSES))),
-    Part("memcheck", 0.4, ("checked memcheck",), CHECKED),
-    Part("summary", 0.2, ("summary", "table")),
+    Part("grid", 2.1, ("suite grid",)),
+    Part("long", 0.4, ("suite long",)),
+    Part("workloads", 0.7, ("suite workloads",)),
+    Part("study", 0.3, ("suite study",)),
+    Part("tests", 1.7, tuple(f"tests {shard}" for shard in range(PROCESSES))),
+    Part("memcheck", 0.5, ("checked memcheck",), CHECKED),
+    Part("summary", 0.1, ("summary", "table")),
 )
 
 

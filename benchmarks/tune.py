@@ -74,13 +74,7 @@ def write(out: Path) -> str:
     if path is None:
         return "no tiles written: no rows of suite tune, or of a GPU that planning/devices.py does not describe"
     found = list(winners(rows))
-    path.parent.mkdir(exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, tuned.COLUMNS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(found)
-    tuned.forget()
-    call.forget()  # calls that are known have their tiles
+    _write(path, found)
     won = sum(bool(row["fields"]) for row in found)
     return f"of {len(found)} classes of tiles {won} have better ones than planned, in {path.parent.name}/{path.name}"
 
@@ -92,8 +86,16 @@ def file_of(product: str) -> Path | None:
 
 
 def forget(product: str) -> None:
-    """Take the winners of an earlier run away: candidates are held against tiles as they are planned without them."""
+    """Have no winners, of an earlier run or of a GPU alike: candidates are held against tiles as they are planned."""
     if path := file_of(product):
-        path.unlink(missing_ok=True)
+        _write(path, [])
+
+
+def _write(path: Path, found: Iterable[dict[str, object]]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, tuned.COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
     tuned.forget()
     call.forget()  # calls that are known have their tiles

@@ -172,6 +172,8 @@ def test_planning_reads_what_tuning_writes(planned, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:  # fields that this layer cannot have: the planned tiles
         patch.setattr(tuned, "winner", lambda *of: "block_h=8,num_warps=16,block_k=32")
         assert planned("forward", *shape) == before
+    tune.forget("NVIDIA H100 80GB HBM3")  # its candidates are held against planned tiles too
+    assert planned("forward", *shape, device=describe("h100")) == before != planned("forward", *shape)
     tune.forget("NVIDIA H200")
     assert planned("forward", *shape) == before
 
@@ -204,6 +206,7 @@ def test_the_table_of_a_grid(tmp_path):
     assert len(rows) == 16 and by_backend["aten", "1"]["us_per_call"] == "200.0" and rows[0]["source"] == ROWS
     assert (by_backend["aten", ""]["us_per_step"], by_backend["aten", ""]["us_per_call"]) == ("20.000", "300.0")
     assert by_backend["sequence", ""]["us_per_step"] == by_backend["sequence", ""]["device_us_per_step"] == "5.000"
+    assert by_backend["sequence", ""]["device_us_per_call"] == "630.000"  # two steps took 640
     assert main(["table", "--out", str(tmp_path)]) == 0
     assert (tmp_path / "table.csv").read_text() == table.table(tmp_path)
 

@@ -3,7 +3,8 @@
 A call is taken to cost T times us per step plus us per call of the nearest measured cell: the one of its pass and dtype
 (of T = 1, of a GRUCell, or of more steps) whose H and B are the least octaves away. Nothing is scaled. PyTorch's own
 path is a candidate like the others, and none takes its place that takes longer on the device alone, where the host's
-share is gone, as it is in a CUDA graph (of T = 1 by more than a tenth: a replay itself is most of it, and varies).
+share is gone, as it is in a CUDA graph (of T = 1 by more than a tenth: a replay itself is most of it, and varies). What
+a pass does once counts there too: at two steps it is most of it.
 
 `python -m benchmarks table` writes the files from committed results. A file of more cells needs no change here.
 """
@@ -24,9 +25,10 @@ from .problem import Recurrence
 CELL = "cell"
 TABLES = Path(__file__).with_name("tables")  # a file's name is the device's key in DEVICES
 # T: 1, CELL for a GRUCell, or empty for calls of more steps. us_per_step and us_per_call are those of calls as one
-# makes them, device_us_per_step of the device alone (empty: not timed). source: a file of results.
+# makes them, the other two of the device alone (empty: not timed). source: a file of results.
 COLUMNS = (
-    "pass", "dtype", "H", "B", "T", "backend", "us_per_step", "us_per_call", "device_us_per_step", "source"
+    "pass", "dtype", "H", "B", "T", "backend", "us_per_step", "us_per_call", "device_us_per_step",
+    "device_us_per_call", "source",
 )  # fmt: skip
 
 
@@ -38,16 +40,26 @@ class Timed:
     us_per_step: float
     us_per_call: float
     device_us_per_step: float | None
+    device_us_per_call: float | None
     source: str
 
     def call_us(self, time: int) -> float:
         """What a call of T steps takes."""
         return time * self.us_per_step + self.us_per_call
 
+    def device_us(self, time: int) -> float | None:
+        """What it takes on the device alone."""
+        if self.device_us_per_step is None or self.device_us_per_call is None:
+            return None
+        return time * self.device_us_per_step + self.device_us_per_call
+
     def __str__(self) -> str:
-        device = "" if self.device_us_per_step is None else f" ({self.device_us_per_step:.3g} on the device alone)"
-        step = f"{self.us_per_step:.3g} us per step{device} + " if self.us_per_step else ""
-        return f"{step}{self.us_per_call:.0f} us per call; {self.source}"
+        step, call = (
+            "" if alone is None else f" ({alone:.3g} on the device alone)"
+            for alone in (self.device_us_per_step, self.device_us_per_call)
+        )  # fmt: skip
+        steps = f"{self.us_per_step:.3g} us per step{step} + " if self.us_per_step else ""
+        return f"{steps}{self.us_per_call:.0f} us per call{call}; {self.source}"
 
 
 class Cell(NamedTuple):
@@ -59,10 +71,10 @@ class Cell(NamedTuple):
     batch: int
     time: str
 
-    def distance(self, of: Recurrence) -> tuple[float, int, int]:
+    def distance(self, hidden_size: int, batch: int) -> tuple[float, int, int]:
         """In octaves; at equal distance the smaller is nearer."""
         H, B = self.hidden_size, self.batch
-        return math.hypot(math.log2(of.hidden_size / H), math.log2(of.batch / B)), H, B
+        return math.hypot(math.log2(hidden_size / H), math.log2(batch / B)), H, B
 
 
 @dataclass(frozen=True)
@@ -75,11 +87,12 @@ class Choice:
 
 
 def nearest_device(device: Device) -> str | None:
-    """The key of the device that was measured and is nearest in compute capability, then in SMs."""
+    """The key of the device that was measured and is nearest in compute capability, then in SMs; itself if it was."""
 
-    def distance(key: str) -> tuple[int, int]:
+    def distance(key: str) -> tuple[int, int, bool]:
         measured = DEVICES[key]
-        return abs((measured.capability or 0) - (device.capability or 0)), abs(measured.sms - device.sms)
+        capabilities = abs((measured.capability or 0) - (device.capability or 0))
+        return capabilities, abs(measured.sms - device.sms), key != described_as(device)
 
     keys = [path.stem for path in sorted(TABLES.glob("*.csv")) if DEVICES[path.stem].vendor == device.vendor]
     return min(keys, key=distance, default=None)
@@ -91,9 +104,11 @@ def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
     cells: dict[Cell, tuple[Timed, ...]] = {}
     for row in csv.DictReader((TABLES / f"{key}.csv").read_text(encoding="utf-8").splitlines()):
         at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), row["T"])
-        alone = float(row["device_us_per_step"]) if row["device_us_per_step"] else None
-        us = float(row["us_per_step"]), float(row["us_per_call"]), alone
-        cells[at] = (*cells.get(at, ()), Timed(row["backend"], *us, row["source"]))
+        step, call = (float(row[name]) if row[name] else None for name in ("device_us_per_step", "device_us_per_call"))
+        timed = Timed(
+            row["backend"], float(row["us_per_step"]), float(row["us_per_call"]), step, call, row["source"]
+        )  # fmt: skip
+        cells[at] = (*cells.get(at, ()), timed)
     return cells
 
 
@@ -107,7 +122,7 @@ def nearest(
         if (cell.kind, cell.time, cell.dtype) == (kind, time, of.dtype)
         if len(among := tuple(one for one in timed if one.backend in able)) >= 2
     }
-    return min(found.items(), key=lambda item: item[0].distance(of), default=None)
+    return min(found.items(), key=lambda item: item[0].distance(of.hidden_size, of.batch), default=None)
 
 
 def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
@@ -122,9 +137,9 @@ def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, ce
     nearest_cell, timed = found
     candidates = {one.backend: one for one in sorted(timed, key=lambda one: one.call_us(time))}
     first, *_ = candidates
-    aten = candidates["aten"].device_us_per_step if "aten" in candidates else None
+    aten = candidates["aten"].device_us(time) if "aten" in candidates else None
     most = (aten or math.inf) * (1.1 if time == 1 else 1)
-    chosen = next(name for name, one in candidates.items() if name == "aten" or (one.device_us_per_step or 0) <= most)
+    chosen = next(name for name, one in candidates.items() if name == "aten" or (one.device_us(time) or 0) <= most)
     where = DEVICES[key].name + ("" if described_as(of.device) == key else f", nearest to {of.device.name},")
     size = f"{of.dtype}, {kind}, H {nearest_cell.hidden_size}, B {nearest_cell.batch}"
     size += ", a GRUCell" if cell else ", T 1" * (time == 1)

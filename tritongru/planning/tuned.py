@@ -3,8 +3,8 @@ measurement, rows in planning/tiles/, a file per GPU.
 
 `python -m benchmarks --suite tune` writes the rows, one for each class of tiles that it timed, without fields where the
 planned tiles won. Each is of one pass of a backend, in one dtype: for H up to the row's, of tiles with a class of K for
-that class; and for batches up to its B, above those of the row before. GPUs of the same compute capability and as many
-SMs take them.
+that class; and for batches up to its B, above those of the row before. A GPU without a file takes that of one of the
+same compute capability and as many SMs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .devices import DEVICES, Device
+from .devices import DEVICES, Device, described_as
 from .problem import Overrides, Recurrence
 
 FOLDER = Path(__file__).with_name("tiles")
@@ -80,14 +80,15 @@ def winner(backend: str, kind: str, of: Recurrence, units: int) -> str:
 
 
 @lru_cache
-def _rows(device: Device) -> tuple[dict[str, str], ...]:
-    """What was timed on a GPU with the same SMs."""
-    found: list[dict[str, str]] = []
-    for path in sorted(FOLDER.glob("*.csv")):
-        timed = DEVICES[path.stem]
-        if (timed.vendor, timed.capability, timed.sms) == (device.vendor, device.capability, device.sms):
-            found += csv.DictReader(path.read_text(encoding="utf-8").splitlines())
-    return tuple(found)
+def _rows(device: Device) -> list[dict[str, str]]:
+    """What was timed on that GPU, or on one with as many SMs."""
+    alike = {
+        path.stem: path
+        for path in sorted(FOLDER.glob("*.csv"))
+        if all(getattr(DEVICES[path.stem], name) == getattr(device, name) for name in ("vendor", "capability", "sms"))
+    }
+    path = alike.get(described_as(device) or "") or next(iter(alike.values()), None)
+    return [] if path is None else list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
 
 
 def forget() -> None:
