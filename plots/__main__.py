@@ -16,6 +16,7 @@ from benchmarks import compiled as compiling
 from benchmarks import results
 from benchmarks import story as telling
 from benchmarks import study as studying
+from benchmarks.table import MEASURED
 from tritongru.demo import figures
 from tritongru.tools.style import save, settings
 
@@ -51,8 +52,12 @@ class Facts:
 
     @classmethod
     def read(cls, folder: Path) -> Facts:
-        """Raises: OtherSchemaError."""
-        gpus: defaultdict[str, Gpu] = defaultdict(Gpu)
+        """Of the committed results the GPUs that have a table; those that confirm one of these have no figures.
+
+        Raises:
+            OtherSchemaError: as `results.read`.
+        """
+        gpus: dict[str, Gpu] = defaultdict(Gpu)
         for row in results.read_rows(folder):
             if row["driver"]:  # empty: a CPU, where the layer runs PyTorch's own path
                 gpus[results.folder_of(row["device"]).name].rows.append(row)
@@ -60,6 +65,8 @@ class Facts:
             for row in results.read(path, results.CEILINGS_COLUMNS):
                 if row["value"]:
                     gpus[results.folder_of(row["device"]).name].ceilings[row["name"]] = float(row["value"])
+        if folder == results.RESULTS:
+            gpus = {of.name: gpus[of.name] for of in MEASURED.values()}
         return cls({file: results.read(folder / file, columns) for file, columns in COLUMNS.items()}, gpus)
 
 

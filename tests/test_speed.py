@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
 
-from benchmarks import speed
+from benchmarks import speed, table
 from benchmarks.cases import Case
 from benchmarks.generated import generate, generated
-from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, ROWS, Environment, ResultsFile, Row, read
+from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, RESULTS, ROWS, Environment, ResultsFile, Row, read
 from benchmarks.suites import GRID_T, LONG_T, TUNE_T
 from benchmarks.tune import by_class, passes_of
+from benchmarks.workloads import BY_CASE
+from tritongru.planning import describe
+from tritongru.planning.choose import fastest_backend
+from tritongru.planning.problem import Recurrence
 
 
 @pytest.mark.parametrize(("document", "text"), speed.GENERATED, ids=lambda given: getattr(given, "name", ""))
@@ -119,3 +124,30 @@ def test_the_command_writes_between_its_marks_alone(tmp_path: Path) -> None:
     generate(document, "speed", "new")
     assert document.read_text(encoding="utf-8") == "before\n" + marks.format("new\n")
     assert generated(document, "speed") == "new"
+
+
+H100 = RESULTS / "nvidia-h100-80gb-hbm3"
+
+
+def test_an_h100_takes_an_h200_s_table() -> None:
+    """What the table chooses was never slower than nn.GRU on an H100 than its README says, as it is called or in a CUDA
+    graph, beyond what calls vary by."""
+    us: dict[tuple[Recurrence, int, bool, bool], dict[str, tuple[float, float]]] = defaultdict(dict)
+    for row in read(H100 / ROWS):
+        kind, backend = table.PASSES.get(row["pass"]), table.BACKENDS.get(row["provider"])
+        of_grid = row["case"] not in BY_CASE and row["T"] in ("1", table.SHORT, table.GRID)
+        if of_grid and kind and backend and row["p50_us"]:
+            of = Recurrence(int(row["B"]), int(row["H"]), 1, row["dtype"], "tf32", describe("h100"))
+            times = float(row["p50_us"]), float(row["device_us"] or "nan")
+            us[of, int(row["T"]), kind == "training", row["cell"] == "yes"][backend] = times
+    slower = set()
+    for (of, T, training, cell), times in us.items():
+        backend = fastest_backend(of, T, training, cell=cell).backend
+        for way, ours, theirs, most in zip(
+            ("called", "graph"), times[backend], times["aten"], (1.05, 1.1), strict=True
+        ):
+            if ours / theirs > most:
+                slower.add(f"{of.dtype}, H {of.hidden_size}, B {of.batch}, T {T} ({way}: {ours / theirs:.2f})")
+    said = " ".join((H100 / "README.md").read_text(encoding="utf-8").split())
+    assert set(re.findall(r"\w+, H \d+, B \d+, T \d+ \(\w+: [\d.]+\)", said)) == slower
+    assert f"Of {len(us)} calls" in said
