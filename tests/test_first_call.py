@@ -82,9 +82,10 @@ def test_kernels_compile_side_by_side() -> None:
     three = specimen(together=3)
     first_call.compile_side_by_side([three] * 3)
     assert not three.kernel.barrier.broken and three.kernel.warmup.call_count == 3
-    (x, n, block), options = three.kernel.warmup.call_args
-    assert x.dtype == torch.bfloat16 and x.data_ptr() % 16 == 2 and (n, block) == (16, 64)
-    assert options["grid"] == (1, 1, 1) and options["num_warps"] == 4
+    _, given = three.kernel.warmup.call_args
+    x = given["x_ptr"]
+    assert x.dtype == "bf16" and x.data_ptr() % 16 == 2 and (given["n"], given["BLOCK"]) == (16, 64)
+    assert given["grid"] == (1, 1, 1) and given["num_warps"] == 4
 
 
 def test_a_kernel_that_cannot_be_compiled_is_left_to_its_launch() -> None:

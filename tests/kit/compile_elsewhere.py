@@ -33,8 +33,7 @@ def examined(version: str, forms: Sequence[Form]) -> list[tuple[str, list[str]]]
     jobs = []
     for form in forms:
         of = specimen(*form[1:])
-        numbers = {name: getattr(of, name) for name in ("num_warps", "num_stages", "max_registers")}
-        launch = dict(arguments=dict(of.arguments), constants=dict(of.constants), **numbers)
+        launch = dict(arguments=dict(of.arguments), constants=dict(of.constants), options=of.options)
         jobs.append((form, of.kernel.fn.__module__, of.name, launch))
     command = [python_of(version), "-m", "tests.kit.compile_elsewhere"]
     done = subprocess.run(command, cwd=ROOT, input=pickle.dumps(jobs), capture_output=True)

@@ -14,10 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
-import torch
 import triton
 from torch import Tensor
-from triton.runtime.jit import MockTensor
 
 from ..latest import Latest
 from ..planning.problem import Problem
@@ -27,20 +25,8 @@ from .runtime import Kernel
 logger = logging.getLogger("tritongru")
 
 SECONDS = 1.0  # that are worth a word
-DTYPES = {
-    "fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, "i8": torch.int8, "i16": torch.int16,
-    "i32": torch.int32,
-}  # fmt: skip
 _seen: Latest[Hashable, None] = Latest(4096)  # calls that are remembered
 _told = False
-
-
-class _Unaligned(MockTensor):
-    """A tensor as cuDNN's flattened weights may lie in memory."""
-
-    @staticmethod
-    def data_ptr() -> int:
-        return 2
 
 
 def prepare(
@@ -68,14 +54,14 @@ def prepare(
 
 def compile_side_by_side(specimens: Sequence[Kernel]) -> None:
     """Compile for the current device what this process has not compiled yet; errors are left to the launch."""
+    from ..tools.compile_report import examples
+
     global _told
     start = time.perf_counter()
     with ThreadPoolExecutor(len(specimens)) as pool, triton.AsyncCompileMode(pool, ignore_errors=True):
         for specimen in specimens:
             with suppress(Exception):
-                given = {name: _like(kind) for name, kind in specimen.arguments.items()} | dict(specimen.constants)
-                arguments = [given[name] for name in specimen.kernel.arg_names]
-                specimen.kernel.warmup(*arguments, grid=(1, 1, 1), **specimen.options)
+                specimen.kernel.warmup(grid=(1, 1, 1), **examples(specimen), **specimen.options)
     if (took := time.perf_counter() - start) > SECONDS and not _told:
         _told = True
         logger.warning(
@@ -83,12 +69,3 @@ def compile_side_by_side(specimens: Sequence[Kernel]) -> None:
             "on disk. This is said once",
             took,
         )
-
-
-def _like(kind: str) -> Any:
-    """An argument that Triton takes for one of this type, as `Kernel` has it."""
-    name, _, divisor = kind.partition(":")
-    if name.startswith("*"):
-        dtype = DTYPES[name[1:]]
-        return _Unaligned(dtype) if divisor else dtype
-    return 1.5 if name.startswith("fp") else int(divisor or 3)

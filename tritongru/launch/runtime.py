@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton
@@ -42,8 +42,8 @@ class Kernel:
     num_stages: int = 1
     cooperative: bool = False  # all programs are on the device at once, or the launch fails
     max_registers: int | None = None  # of a thread, on NVIDIA; None: the assembler's choice
-    # To compile it for a GPU that is not there, the types of all else: "*fp16" (a pointer, 16-byte aligned), "*fp16:2"
-    # (aligned to 2 bytes), "i32", "i32:16" (divisible by 16), "i32:1", "i64" or "fp32".
+    # To compile it without a launch, the types of all else: "*fp16" (a pointer, 16-byte aligned), "*fp16:2" (aligned to
+    # 2 bytes), "i32", "i32:16" (divisible by 16) or "i32:1".
     arguments: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -69,19 +69,17 @@ class Kernel:
         return itemgetter(*self.kernel.arg_names[: self.pointers.start])
 
     @cached_property
-    def _others(self) -> tuple[Callable[[Mapping[str, Any]], tuple[Any, ...]], tuple[Any, ...]]:
-        """From arguments by name those behind the scalars, and after these the constants."""
+    def _others(self) -> tuple[Callable[[Mapping[str, Any]], tuple[Any, ...]], tuple[Any, ...], tuple[Hashable, ...]]:
+        """From arguments by name those behind the scalars; what comes after these, the constants; and what tells this
+        kernel apart."""
         names = self.kernel.arg_names[self.pointers.start :]
         asked = itemgetter(*[name for name in names if name not in self.constants])
-        return asked, tuple(self.constants[name] for name in names if name in self.constants)
-
-    @cached_property
-    def identity(self) -> tuple[Hashable, ...]:
-        return (self.kernel.fn, *self.options.values(), *self.constants.items())
+        constants = tuple(self.constants[name] for name in names if name in self.constants)
+        return asked, constants, (self.kernel.fn, *self.options.values(), *constants)
 
     def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> Launch:
         """Bound to these arguments as well."""
-        asked, constants = self._others
+        asked, constants, _ = self._others
         return Launch(self, asked(arguments) + constants, pdl)
 
     def of_types(self, types: Mapping[str, str], own: str) -> Kernel:
@@ -125,48 +123,44 @@ class Launch:
 
         same: tells these steps from others of the same kernel; None: there is one, and nothing is kept.
         """
-        compiled = None
-        if same is not None and not (interpreting() or _told()):
-            device, stream = _here()
-            addresses, alike = self.addresses()
-            compiled = _compiled.get((device, False, *alike))
-        if compiled is None or not _repeatable(compiled.run):
+        compiled = None if same is None else self._ready()
+        if compiled is None:
             for grid, scalars in steps():
                 self(grid, scalars)
         else:
-            _hand_over(compiled, stream, addresses, steps, same, self.pdl)
+            _hand_over(compiled, _here()[1], self.addresses[0], steps, same, self.pdl)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
         jit = self.kernel.kernel
         told = jit.kwargs["launch_metadata"] if isinstance(jit, InterpretedFunction) else jit.launch_metadata
-        found: dict[str, Any] = told(grid, None, dict(zip(jit.arg_names, (*scalars, *self.rest), strict=True)))
+        found: dict[str, Any] = told(grid, None, self._by_name(scalars))
         return found
+
+    def _by_name(self, scalars: Sequence[int]) -> dict[str, Any]:
+        return dict(zip(self.kernel.kernel.arg_names, (*scalars, *self.rest), strict=True))
 
     def _emulate(self, grid: Grid, scalars: Sequence[int]) -> None:
         from ..tools.emulator import emulate
 
-        jit = self.kernel.kernel
-        arguments = dict(zip(jit.arg_names, (*scalars, *self.rest), strict=True))
-        constants = {name: arguments.pop(name) for name in self.kernel.constants}
-        emulate(jit, grid, arguments, constants, self.kernel.cooperative)
+        constants = self.kernel.constants
+        arguments = {name: value for name, value in self._by_name(scalars).items() if name not in constants}
+        emulate(self.kernel.kernel, grid, arguments, constants, self.kernel.cooperative)
 
     def _launch(self, grid: Grid, scalars: Sequence[int]) -> None:
         """By what is compiled for such arguments, or by the JIT; the launches after this one know."""
         (device, stream), rest = _here(), self.rest  # not self, which would live on in a cycle with its tensors
-        addresses, alike = self.addresses()
+        addresses, alike = self.addresses
         key = (device, bool(scalars) and max(scalars) > INT32, *alike)
         compiled: Any = _compiled.get(key)
         hooks = triton.knobs.runtime if _watched() else None
 
         def again(grid: Grid, scalars: Sequence[int]) -> None:
-            function, packed = compiled.function, compiled.packed_metadata
-            if hooks is None:
-                run(*grid, stream, function, packed, None, None, None, *scalars, *addresses)
-            else:
-                metadata = compiled.launch_metadata(grid, stream, *scalars, *rest)
+            told, given = (None, None, None), addresses
+            if hooks is not None:
+                metadata, given = compiled.launch_metadata(grid, stream, *scalars, *rest), rest
                 told = metadata, hooks.launch_enter_hook, hooks.launch_exit_hook
-                run(*grid, stream, function, packed, *told, *scalars, *rest)
+            run(*grid, stream, compiled.function, compiled.packed_metadata, *told, *scalars, *given)
 
         if compiled is not None:
             run = compiled.run
@@ -180,13 +174,22 @@ class Launch:
         run = _dependent(compiled.run) if self.pdl else compiled.run
         self.again = again
 
+    @cached_property
     def addresses(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
         """The arguments, with addresses in place of tensors; and what the JIT would tell apart by, or more."""
         addresses = [tensor.data_ptr() for tensor in self.tensors]
         dtypes, aligned = [tensor.dtype for tensor in self.tensors], [address & 15 for address in addresses]
-        numbers = self.others[: len(self.others) - len(self.kernel.constants)]
+        *_, constants, identity = self.kernel._others
+        numbers = self.others[: len(self.others) - len(constants)]
         classes = [(n == 1) + 2 * (n % 16 == 0) + 4 * (n > INT32) for n in numbers]
-        return (*addresses, *self.others), (self.kernel.identity, *dtypes, *aligned, *classes)
+        return (*addresses, *self.others), (identity, *dtypes, *aligned, *classes)
+
+    def _ready(self) -> Any:
+        """What is compiled for such arguments, where the shortest way may be taken; else None."""
+        if interpreting() or _told():
+            return None
+        found: Any = _compiled.get((_here()[0], False, *self.addresses[1]))
+        return found if found is not None and _repeatable(found.run) else None
 
     def with_others(
         self, given: Sequence[Tensor], steps: Steps, same: Hashable
@@ -198,14 +201,11 @@ class Launch:
         """
         places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
         order, others, pdl = [places.get(tensor.data_ptr(), -1) for tensor in self.tensors], self.others, self.pdl
-        if interpreting() or _told() or -1 in order or len(places) < len(given):
+        if -1 in order or len(places) < len(given) or any([address & 15 for address in places]):
+            return None
+        if (compiled := self._ready()) is None:
             return None
         device, _ = _here()
-        compiled = _compiled.get((device, False, *self.addresses()[1]))
-        unaligned = any([tensor.data_ptr() & 15 for tensor in given])
-        if compiled is None or unaligned or not _repeatable(compiled.run):
-            return None
-
         steps = steps if same is not None else partial(list, list(steps()))
 
         def again(given: Sequence[Tensor]) -> bool:
@@ -227,34 +227,27 @@ def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: St
             run(*grid, stream, *of_kernel, *scalars, *addresses)
         return
     key = (same, stream, compiled, *addresses)
-    known = _kept.get(key)
-    if known is not None:
-        launch = known.launch
-        for given in known.given:
+    if (known := _kept.get(key)) is not None:
+        launch, handed = known
+        for given in handed:
             launch(*given)
         return
-    handed = Handed(run.launch, [])
+    launch, handed = run.launch, []
 
     def noted(*given: Any) -> None:
-        handed.launch(*given)
-        handed.given.append(given)
+        launch(*given)
+        handed.append(given)
 
     run = _changed(run, launch=noted)  # Triton's launcher, which is Python and hands over to C
     for grid, scalars in steps():
         run(*grid, stream, *of_kernel, *scalars, *addresses)
         run.launch_pdl = pdl
-    _kept.keep(key, handed)
-
-
-class Handed(NamedTuple):
-    """What was handed to the driver for the launches of a pass."""
-
-    launch: Callable[..., None]
-    given: list[tuple[Any, ...]]
+    _kept.keep(key, (launch, handed))
 
 
 _compiled: dict[Hashable, Any] = {}  # Triton's CompiledKernel by what `Launch.addresses` tells apart
-_kept: Latest[Hashable, Handed] = Latest(1 << 14, lambda key, handed: len(handed.given))  # half a KB a launch
+# What was handed to the driver for the launches of a pass, by its key: the function, and its arguments each time.
+_kept: Latest[Hashable, Any] = Latest(1 << 14, lambda key, handed: len(handed[1]))  # half a KB a launch
 
 
 def forget() -> None:

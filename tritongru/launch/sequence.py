@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache, lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -43,7 +43,7 @@ def forward(
     """As protocol.py's Launcher has it."""
     once = settled("forward", call)
     if once is None:
-        return step.forward(_of_step(call), x, h_0, weights, h_n)
+        return step.forward(dataclasses.replace(call, overrides=()), x, h_0, weights, h_n)  # of tiles with other fields
     D, H, visits, by_row, found = call.directions, call.hidden_size, call.visits, x.shape[:-1], status(x.device)
     found.check()
     new = partial(empty, dtype=x.dtype, device=x.device)
@@ -61,13 +61,14 @@ def forward(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, b_ptr=b_hh[0],
         b_reverse_ptr=b_hh[-1], **rzn_strides(rzn), save_gates=int(call.save_gates), has_bias=int(bool(weights.b_hh)),
     )  # fmt: skip
-    for launch, scalars in _launches(once, call, weights, given, found):
-        try:
+    try:
+        for launch, scalars in _launches(once, call, weights, given, found):
             launch(once.grid, scalars)
-        except RuntimeError as refusal:
-            _note_refusal(refusal, call, once)
-            return step.forward(_of_step(call), x, h_0, weights, h_n)
-    _keep(call, "small forward", of_pass, once, launch, scalars)
+    except RuntimeError as refusal:
+        _note_refusal(refusal, call, once)
+        return forward(call, x, h_0, weights, h_n)
+    if once.buffer is None and visits.plain:
+        call.settled["again", "small forward"] = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
     return y, h_n, gates
 
 
@@ -78,7 +79,8 @@ def backward(
     """As protocol.py's Launcher has it."""
     once = settled("backward", call)
     if once is None:
-        return step.backward(_of_step(call), dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
+        by_step = dataclasses.replace(call, overrides=())
+        return step.backward(by_step, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     visits, D, H, N, found = call.visits, call.directions, call.hidden_size, call.visits.size_rows, status(y.device)
     found.check()
     dgates = visits.padded(empty(D, N, 4 * H, dtype=y.dtype, device=y.device))
@@ -100,19 +102,15 @@ def backward(
         **rzn_strides(rzn), size_rows=N, stride_dy_t=strides[0], stride_dy_b=strides[-2], stride_dy_h=strides[-1],
         want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
-    for launch, scalars in _launches(once, call, weights, given, found):
-        try:
+    try:
+        for launch, scalars in _launches(once, call, weights, given, found):
             launch(once.grid, scalars)
-        except RuntimeError as refusal:
-            _note_refusal(refusal, call, once)
-            return step.backward(_of_step(call), dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
-    _keep(call, kind, of_pass, once, launch, scalars)
+    except RuntimeError as refusal:
+        _note_refusal(refusal, call, once)
+        return backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
+    if once.buffer is None and visits.plain:  # a launch with nothing around it: the next one hands over addresses
+        call.settled["again", kind] = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
-
-
-def _of_step(call: LayerCall) -> LayerCall:
-    """As `step` serves it, whose tiles have other fields."""
-    return dataclasses.replace(call, overrides=())
 
 
 def product_precision(call: LayerCall, backward: bool = True) -> str | None:
@@ -172,14 +170,6 @@ def _note_refusal(error: RuntimeError, call: LayerCall, once: Settled) -> None:
     _refused.add(call.device.name)
 
 
-def _keep(
-    call: LayerCall, kind: Hashable, of_pass: Sequence[Tensor], once: Settled, launch: Launch, scalars: tuple[int, ...]
-) -> None:
-    """The only launch of a pass, nothing around it: the next such pass hands over addresses, see `LayerCall.again`."""
-    if once.buffer is None and call.visits.plain:
-        call.settled["again", kind] = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
-
-
 def _launches(
     once: Settled, call: LayerCall, weights: LayerWeights, given: dict[str, Any], found: Status
 ) -> Iterator[tuple[Launch, tuple[int, ...]]]:
@@ -193,18 +183,18 @@ def _launches(
         yield kernel.launch(given), kernel.scalars(given)
         return
     found.seconds = wait_seconds()
-    T, D, H, steps = visits.time, call.directions, call.hidden_size, once.visits_per_launch
-    if not steps:
-        kind = "backward" if backward else "forward"
-        steps = tiles.visits_per_launch(kind, call.recurrence, T, visits.size_rows)
+    T, D, kind = visits.time, call.directions, "backward" if backward else "forward"
+    steps = once.visits_per_launch or tiles.visits_per_launch(kind, call.recurrence, T, visits.size_rows)
     w, w_reverse = _padded(weights.w_hh, tiles, transpose=backward)
     given |= dict(
         w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=found.word, report_ptr=found.report,
         bound=exchange.bound_of(found.seconds),
     )  # fmt: skip
     if not backward:
-        state = empty(D, visits.batch, H, dtype=torch.float32, device=device) if steps < T else None
-        given["state_ptr"] = found.word if state is None else state.view(torch.int32)
+        sizes = D, visits.batch, call.hidden_size
+        given["state_ptr"] = (
+            empty(*sizes, dtype=torch.float32, device=device).view(torch.int32) if steps < T else found.word
+        )
     assert once.buffer is not None
     buffer = Buffer(once.buffer, steps + 1, dtype, device)
     first_dh, want_dh = given.get("dh_n_ptr"), given.get("want_dh", 0)
@@ -217,9 +207,8 @@ def _launches(
             given["dh_n_ptr"] = first_dh if stop == T else given["dh_0_ptr"]
         for first_row in range(0, visits.batch, tiles.rows):
             for direction in range(0, D, tiles.directions):
-                given |= dict(
-                    e_ptr=buffer.filled(stop - first_visit + 1), first_row=first_row, first_direction=direction
-                )
+                given |= dict(first_row=first_row, first_direction=direction)
+                given["e_ptr"] = buffer.filled(stop - first_visit + 1)
                 yield kernel.launch(given), kernel.scalars(given)
 
 
@@ -234,19 +223,12 @@ def _buffer(kind: str, tiles: SequenceTiles, dtype: str) -> Shape:
 def _padded(w_hh: Sequence[Tensor], tiles: SequenceTiles, transpose: bool) -> tuple[Tensor, Tensor]:
     """W_hh of the first direction and the last as [3, U, K], each gate's transposed if asked for, padded with zeros and
     aligned; itself where it is so already."""
-    U, K = tiles.programs * tiles.block_h, tiles.units
-    found = []
+    H, U, K, found = w_hh[0].shape[-1], tiles.programs * tiles.block_h, tiles.units, []
     for of_direction in w_hh:
-        H = of_direction.shape[-1]
         w = of_direction.view(3, H, H)
-        if transpose:
-            w = w.transpose(1, 2)
-        if (U, K) != (H, H):
-            w = torch.nn.functional.pad(w, (0, K - H, 0, U - H))
-        else:
-            w = w.contiguous()
-            w = w if w.data_ptr() % 16 == 0 else w.clone()
-        found.append(w)
+        w = w.transpose(1, 2) if transpose else w
+        w = w.contiguous() if (U, K) == (H, H) else torch.nn.functional.pad(w, (0, K - H, 0, U - H))
+        found.append(w.clone() if w.data_ptr() % 16 else w)
     return found[0], found[-1]
 
 
@@ -259,8 +241,7 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
     if interpreting():
         from ..tools.emulator import twins
 
-        twins.register(wait)
-        twins.register(again)
+        twins.register(wait, again)
     constants = dict(
         RESETS=resets, PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles,
         UNITS=tiles.block_h, PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates,
@@ -282,8 +263,7 @@ def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrid
     """As protocol.py's Launcher has it. How the caller's tensors are aligned makes no other kernel."""
     p, found = problem, []
     for kind in kinds(p.time, p.training):
-        tiles = sequence_tiles(kind, p.on(device, overrides))
-        if isinstance(tiles, str):
+        if isinstance(tiles := sequence_tiles(kind, p.on(device, overrides)), str):
             raise ValueError(tiles)
         found.append(specimen(kind, tiles, p.dtype, p.precision))
     return found

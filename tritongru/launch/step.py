@@ -8,7 +8,7 @@ backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -19,11 +19,11 @@ from torch import Tensor
 from ..batch import Visits
 from ..kernels import step as kernels
 from ..planning.devices import Device
-from ..planning.problem import Overrides, Problem
+from ..planning.problem import Overrides, Problem, Recurrence
 from ..planning.step import StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Grid, Kernel, Launch, empty
+from .runtime import Grid, Kernel, empty
 
 Visited = Callable[[], Iterable[tuple[int, tuple[int, ...]]]]  # rows to reach and scalars of each launch
 
@@ -50,7 +50,7 @@ def forward(
         h.copy_(h_0)
     state = empty(D, B, H, dtype=torch.float32, device=x.device) if x.dtype != torch.float32 and not fused else None
     gates = None if rzn is None or q is None else SavedGates(rzn, q)
-    kind = "cell" if fused else "forward"
+    kind = ("cell" if fused else "forward",)
     given = [t for t in (x if fused else None, h, state, y, h_n, rzn, q, *chain(*weights)) if t is not None]
     if call.again(kind, given):
         return y, h_n, gates
@@ -62,22 +62,18 @@ def forward(
     w_ih, w_hh = weights.w_ih, weights.w_hh
     b_ih, b_hh = (weights.b_ih, weights.b_hh) if weights.b_hh else (w_hh, w_hh)  # not read where there are none
 
-    kernel, tiles = _settled(
-        kind, call, I=I if fused else 0, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fused,
-        KEEP_STATE=state is not None, SAVE_GATES=call.save_gates,
+    constants = dict(
+        I=I if fused else 0, X_UNIT=unit, HAS_BIAS=bool(weights.b_hh), FUSE_INPUT=fused, KEEP_STATE=state is not None,
+        SAVE_GATES=call.save_gates,
     )  # fmt: skip
-    launch = kernel.launch(
-        dict(
-            x_ptr=x if fused else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=h if state is None else state,
-            rzn_ptr=y if rzn is None else rzn, q_ptr=y if q is None else q,
-            w_ih_ptr=w_ih[0], w_hh_ptr=w_hh[0], b_ih_ptr=b_ih[0], b_hh_ptr=b_hh[0], w_ih_reverse_ptr=w_ih[-1],
-            w_hh_reverse_ptr=w_hh[-1], b_ih_reverse_ptr=b_ih[-1], b_hh_reverse_ptr=b_hh[-1],
-            B=B, stride_row=visits.stride_row, stride_x_b=stride_x_b, stride_x_i=stride_x_i,
-            **rzn_strides(rzn), **_padding(visits, h),
-        ),
-        tiles.pdl,
+    arguments = dict(
+        x_ptr=x if fused else h, h_ptr=h, y_ptr=y, h_n_ptr=h_n, state_ptr=h if state is None else state,
+        rzn_ptr=y if rzn is None else rzn, q_ptr=y if q is None else q,
+        w_ih_ptr=w_ih[0], w_hh_ptr=w_hh[0], b_ih_ptr=b_ih[0], b_hh_ptr=b_hh[0], w_ih_reverse_ptr=w_ih[-1],
+        w_hh_reverse_ptr=w_hh[-1], b_ih_reverse_ptr=b_ih[-1], b_hh_reverse_ptr=b_hh[-1],
+        stride_x_b=stride_x_b, stride_x_i=stride_x_i, **rzn_strides(rzn),
     )  # fmt: skip
-    _once(call, kind, given, launch, tiles, partial(visits.forward, D))
+    _launch(call, kind, given, constants, arguments, h, partial(visits.forward, D))
     return y, h_n, gates
 
 
@@ -92,24 +88,20 @@ def backward(
     dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
     given = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
     laid_out = [(t.stride(), t.dtype) for t in given[:6]]  # hooks on saved tensors may have changed it
-    for kind in kinds(visits.time, training=True)[1 : max(visits.time + want_dh_0, 2)]:  # one launch may do for T = 2
-        first, of_kind = kind == "backward_first", (kind, dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out)
-        if call.again(of_kind, given):
+    for way in kinds(visits.time, training=True)[1 : max(visits.time + want_dh_0, 2)]:  # one launch may do for T = 2
+        first, kind = way == "backward_first", (way, dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out)
+        if call.again(kind, given):
             continue
         dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
         y, (rzn, q) = y.contiguous(), gates.laid_out()
         unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
-        kernel, tiles = _settled(kind, call, DY_UNIT=unit, FIRST=first)
-        launch = kernel.launch(
-            dict(
-                dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0,
-                y_ptr=y, rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, B=B,
-                stride_row=visits.stride_row, size_rows=N, stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b,
-                stride_dy_h=dy.stride(-1), **rzn_strides(rzn), **_padding(visits, h_0),
-            ),
-            tiles.pdl,
+        arguments = dict(
+            dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0,
+            y_ptr=y, rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, size_rows=N,
+            stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1), **rzn_strides(rzn),
         )  # fmt: skip
-        _once(call, of_kind, given, launch, tiles, partial(_part, visits, D, want_dh_0, first), want_dh_0)
+        visited = partial(_part, visits, D, want_dh_0, first)
+        _launch(call, kind, given, dict(DY_UNIT=unit, FIRST=first), arguments, h_0, visited, want_dh_0)
     return dgates, dh_0 if want_dh_0 else None
 
 
@@ -123,53 +115,43 @@ def product_precision(call: LayerCall, backward: bool = True) -> str | None:
     return call.precision if backward or call.visits.time > 1 else None
 
 
-def _once(
-    call: LayerCall, kind: Hashable, given: Sequence[Tensor], launch: Launch, tiles: StepTiles, visited: Visited,
-    want_dh_0: bool = False,
+def _launch(
+    call: LayerCall, kind: tuple[Any, ...], given: Sequence[Tensor], constants: dict[str, Any],
+    arguments: dict[str, Any], unread: Tensor, visited: Visited, want_dh_0: bool = False,
 ) -> None:  # fmt: skip
-    """Launch; the next such pass over a batch without padding hands over addresses, see `LayerCall.again`."""
-    visits, steps = call.visits, partial(_with_grids, visited, tiles, call)
-    same = None if visits.time == 1 else (visits.time, visits.batch, visits.batch_sizes, want_dh_0)
+    """Launch; the next such pass over a batch without padding hands over addresses, see `LayerCall.again`.
+
+    unread: stands for the lengths and resets that a batch does not have.
+    """
+    v, key = call.visits, (kind[0], *constants.values())
+    if key not in call.settled:
+        padding = dict(PADDED=v.lengths is not None, RESETS=v.resets is not None)
+        call.settled[key] = _kernel(kind[0], call.recurrence, constants | padding)
+    kernel, tiles = call.settled[key]
+    arguments |= dict(
+        B=v.batch, stride_row=v.stride_row, lengths_ptr=unread if v.lengths is None else v.lengths,
+        resets_ptr=unread if v.resets is None else v.resets.view(torch.int8),
+    )  # fmt: skip
+    launch, columns = kernel.launch(arguments, tiles.pdl), -(-call.hidden_size // tiles.block_h)
+    same = None if v.time == 1 else (v.time, v.batch, v.batch_sizes, want_dh_0)
+
+    def steps() -> Iterator[tuple[Grid, tuple[int, ...]]]:
+        return (((-(-rows // tiles.block_b), columns, call.directions), scalars) for rows, scalars in visited())
+
     launch.each(steps, same)
-    if visits.plain:
+    if v.plain:
         call.settled["again", kind] = launch.with_others(given, steps, same)
 
 
-def _with_grids(visited: Visited, tiles: StepTiles, call: LayerCall) -> Iterator[tuple[Grid, tuple[int, ...]]]:
-    """Grids and scalars of launches that reach so many rows, with such scalars."""
-    block_b, columns, D = tiles.block_b, -(-call.hidden_size // tiles.block_h), call.directions
-    return (((-(-rows // block_b), columns, D), scalars) for rows, scalars in visited())
-
-
-def _settled(kind: str, call: LayerCall, **constants: Any) -> tuple[Kernel, StepTiles]:
-    """The kernel and its tiles, the same in every call of a kind."""
-    key = (kind, *constants.values())
-    found: tuple[Kernel, StepTiles] | None = call.settled.get(key)
-    if found is None:
-        v, H, D = call.visits, call.hidden_size, call.directions
-        tiles = step_tiles(kind, call.recurrence)
-        constants |= dict(H=H, D=D, PRECISION=call.precision, PADDED=v.lengths is not None, RESETS=v.resets is not None)
-        found = call.settled[key] = _kernel(kind, tiles, constants), tiles
-    return found
-
-
-def _kernel(kind: str, tiles: StepTiles, constants: dict[str, Any]) -> Kernel:
-    """The kernel of one of `step_tiles`' kinds with these constants and those of its tiles."""
-    blocks = dict(
-        BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k, SPLIT=tiles.split, AHEAD=tiles.ahead,
-        PDL=tiles.pdl,
+def _kernel(kind: str, of: Recurrence, constants: dict[str, Any]) -> tuple[Kernel, StepTiles]:
+    """The kernel of one of `step_tiles`' kinds with these constants and those of its tiles, and these."""
+    tiles = step_tiles(kind, of)
+    constants |= dict(
+        H=of.hidden_size, D=of.directions, PRECISION=of.precision, BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h,
+        BLOCK_K=tiles.block_k, SPLIT=tiles.split, AHEAD=tiles.ahead, PDL=tiles.pdl,
     )  # fmt: skip
     kernel = kernels.step_backward if kind.startswith("backward") else kernels.step_forward
-    return Kernel(kernel, constants | blocks, tiles.num_warps, tiles.num_stages, max_registers=tiles.max_registers)
-
-
-def _padding(visits: Visits, unread: Tensor) -> dict[str, Tensor]:
-    """What tells a kernel which rows of a padded batch run and begin anew."""
-    lengths, resets = visits.lengths, visits.resets
-    return dict(
-        lengths_ptr=unread if lengths is None else lengths,
-        resets_ptr=unread if resets is None else resets.view(torch.int8),
-    )
+    return Kernel(kernel, constants, tiles.num_warps, tiles.num_stages, max_registers=tiles.max_registers), tiles
 
 
 def specimens(
@@ -177,7 +159,7 @@ def specimens(
 ) -> list[Kernel]:
     """As protocol.py's Launcher has it, of the first layer; `padded` has lengths and resets. The caller's tensors and
     the weights, as cuDNN's flattened ones, may be aligned to their elements alone."""
-    p, H, D, fused, own = problem, problem.hidden_size, problem.directions, problem.time == 1, f"*{problem.dtype}"
+    p, fused, own = problem, problem.time == 1, f"*{problem.dtype}"
     theirs = own if aligned else f"{own}:{4 if p.dtype == 'fp32' else 2}"
     weights = [f"{name}{way}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for way in ("", "_reverse")]
     types = dict.fromkeys((*weights, "dy_ptr"), theirs) | dict.fromkeys(("stride_x_i", "stride_dy_h"), "i32:1")
@@ -186,14 +168,13 @@ def specimens(
     types |= dict(lengths_ptr="*i32", resets_ptr="*i8") if padded else {}
     found = []
     for kind in kinds(p.time, p.training):
-        constants = dict(H=H, D=D, PRECISION=p.precision, PADDED=padded, RESETS=padded)
         if kind.startswith("backward"):
-            constants |= dict(DY_UNIT=D * H, FIRST=kind == "backward_first")
+            constants = dict(DY_UNIT=p.directions * p.hidden_size, FIRST=kind == "backward_first")
         else:
-            constants |= dict(
+            constants = dict(
                 I=p.input_size if fused else 0, X_UNIT=p.input_size if fused else 1, HAS_BIAS=p.bias, FUSE_INPUT=fused,
                 KEEP_STATE=p.dtype != "fp32" and not fused, SAVE_GATES=p.training and not p.recompute,
             )  # fmt: skip
-        tiles = step_tiles(kind, p.on(device, overrides))
-        found.append(_kernel(kind, tiles, constants).of_types(types, own))
+        kernel, _ = _kernel(kind, p.on(device, overrides), constants | dict(PADDED=padded, RESETS=padded))
+        found.append(kernel.of_types(types, own))
     return found

@@ -127,8 +127,11 @@ class _Pointer:
         self.ptr_range = lambda: 0
 
 
-# An example of each type of scalar argument: the JIT derives type and specialisation from the value.
-_SCALARS = {"i32": 7, "i32:16": 32, "i32:1": 1, "i64": 2**40 + 7, "i64:16": 2**40, "fp32": 1.5, "i1": True}
+def examples(specimen: Kernel) -> dict[str, Any]:
+    """By name, what the JIT takes for arguments of a launch's types, and the constants."""
+    kinds = specimen.arguments.items()
+    found = {name: _Pointer(kind) if kind[0] == "*" else int(kind[4:] or 7) for name, kind in kinds}
+    return {**found, **specimen.constants}
 
 
 def _compile(specimen: Kernel, device: Device) -> Any:
@@ -136,28 +139,21 @@ def _compile(specimen: Kernel, device: Device) -> Any:
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, make_backend
+    from triton.experimental.gluon._runtime import GluonASTSource
     from triton.runtime.jit import JITFunction, create_function_from_signature
-
-    from ..kernels import FUSED
 
     kernel = specimen.kernel
     if triton.knobs.runtime.interpret or not isinstance(kernel, JITFunction):
         raise RuntimeError("kernels of this process are interpreted: a compile needs one without TRITON_INTERPRET")
     target = GPUTarget(*device.target)
     backend = make_backend(target)
-    options = {"num_warps": specimen.num_warps, "num_stages": specimen.num_stages, **FUSED}
-    if specimen.max_registers:
-        options["maxnreg"] = specimen.max_registers
-    debug = kernel.debug or triton.knobs.runtime.debug
-    kinds = specimen.arguments.items()
-    examples = {name: _Pointer(kind) if kind.startswith("*") else _SCALARS[kind] for name, kind in kinds}
-    launch = dict(**examples, **specimen.constants, **options, debug=debug)
+    # to be cooperative changes a launch alone
+    options = {name: value for name, value in specimen.options.items() if name != "launch_cooperative_grid"}
+    launch = {**examples(specimen), **options, "debug": kernel.debug or triton.knobs.runtime.debug}
     bind = create_function_from_signature(kernel.signature, kernel.params, backend)
     parsed, signature, constants, attributes = kernel._pack_args(backend, launch, *bind(**launch))
-    if kernel.is_gluon():
-        from triton.experimental.gluon._runtime import GluonASTSource as ASTSource
-    source = ASTSource(kernel, signature, constants, attributes)
-    return triton.compile(source, target=target, options=parsed.__dict__)
+    source = GluonASTSource if kernel.is_gluon() else ASTSource
+    return triton.compile(source(kernel, signature, constants, attributes), target=target, options=parsed.__dict__)
 
 
 def _disassemble(cubin: bytes) -> str:
