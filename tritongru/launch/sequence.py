@@ -241,7 +241,8 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
     if interpreting():
         from ..tools.emulator import twins
 
-        twins.register(wait, again)
+        twins.register(wait)
+        twins.register(again)
     constants = dict(
         RESETS=resets, PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles,
         UNITS=tiles.block_h, PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates,

@@ -75,6 +75,6 @@ def rounded_to_tf32(turn: Any, x: Tensor, dtype: Any) -> Tensor:
 TWINS |= {MULTIPLY.value: times, ROUND_TO_TF32.value: rounded_to_tf32}
 
 
-def register(*waits: Wait) -> None:
-    """Let the emulator run the texts of waits."""
-    TWINS.update({wait.text: partial(twin, wait) for wait in waits})
+def register(wait: Wait) -> None:
+    """Let the emulator run the text of a wait."""
+    TWINS[wait.text] = partial(twin, wait)
