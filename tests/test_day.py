@@ -1,20 +1,28 @@
-"""A day on a GPU, and what is made of its rows: tiles, the table that the layer chooses by, the summary."""
+"""A day on a GPU, and what is made of its rows: tiles, the table that the layer chooses by, the summary, and what the
+documents say of speed and memory."""
 
 import csv
 import dataclasses
+import re
 import sys
 import time
+from collections import defaultdict
 from functools import cache
+from statistics import median
 
 import pytest
 
-from benchmarks import day, summary, table, tune, warm
+from benchmarks import day, speed, summary, table, tune, warm
 from benchmarks.__main__ import main
 from benchmarks.cases import BASELINE, Case
-from benchmarks.results import KEY, ROWS, Environment, ResultsFile, Row, read_rows
-from benchmarks.suites import GRID_T, SUITES, TUNE_T
-from benchmarks.workloads import WORKLOADS
+from benchmarks.generated import generate, generated
+from benchmarks.results import CEILINGS, CEILINGS_COLUMNS, KEY, ROWS, Environment, ResultsFile, Row, read, read_rows
+from benchmarks.suites import GRID_T, LONG_T, SUITES, TUNE_T
+from benchmarks.tune import by_class, passes_of
+from benchmarks.workloads import BY_CASE, WORKLOADS
+from tests.kit import peaks
 from tritongru.planning import describe, sequence, step, tuned
+from tritongru.planning.choose import fastest_backend
 from tritongru.planning.problem import Recurrence
 
 HERE = Environment("2026-01-01", "NVIDIA H200", "1.2", "2.11", "3.6", "9", "0.1", "c0ffee", "no")
@@ -268,3 +276,124 @@ def test_the_latest_row_of_a_measurement_counts(tmp_path):
     assert {(row["pass"], row["l2"]): row["p50_us"] for row in rows} == {
         ("forward", ""): "2", ("inference", "warm"): "2", ("inference", "cold"): "3"
     }  # fmt: skip
+
+
+# what documents say
+
+
+@pytest.mark.parametrize(("document", "text"), speed.GENERATED, ids=lambda given: getattr(given, "name", ""))
+def test_a_document_says_what_the_rows_make(document, text):
+    """`python -m benchmarks speed` writes it again."""
+    assert generated(document, "speed") == text()
+
+
+@pytest.mark.compiled  # in the interpreter an H200's plans would need the scheduler
+def test_the_peaks_beside_those_that_were_measured():
+    """`python -m tests.kit.peaks` writes them again. None is above nn.GRU's, and what was measured is what was counted
+    but for the allocator's rounding (512 bytes a tensor, 2 MiB for a large one) and what a library takes for itself."""
+    said = generated(peaks.DOCUMENT, *peaks.MARK)
+    assert said == peaks.text()
+    for line in said.splitlines()[2:]:
+        theirs, step, step_counted, sequence, sequence_counted = map(float, line.strip("| ").split(" | ")[1:])
+        assert max(step, sequence) < theirs
+        assert max(abs(step - step_counted), abs(sequence - sequence_counted)) <= 2.0
+
+
+def test_the_committed_rows_are_of_one_kind_of_gpu_and_software():
+    rows = read(speed.FOLDER / ROWS) + read(speed.FOLDER / CEILINGS, CEILINGS_COLUMNS)
+    assert {(row["device"], row["torch"], row["triton"]) for row in rows} == {("NVIDIA H200", "2.11.0+cu130", "3.6.0")}
+    assert {row["commit"][:7] for row in rows} <= set(re.findall(r"\b[0-9a-f]{7}\b", speed.ALL.read_text("utf-8")))
+
+
+def test_figures_in_sentences_are_those_of_the_rows():
+    rows = by_class(row for row in read(speed.FOLDER / ROWS) if row["T"] == str(TUNE_T))
+
+    def us(H, B, provider, pass_="forward"):
+        return passes_of(rows["bf16", H, B][provider])[pass_][1] / TUNE_T
+
+    both, alone, late = ("step", "step:pdl=0", "step:ahead=0")
+    back = [us(1024, 32, name, "backward") for name in (both, alone, late)]
+    said = " ".join(speed.KERNELS.read_text(encoding="utf-8").split())
+    for sentence in (
+        f"At H 1024, B 32 forward takes {us(1024, 32, both):.1f}; {us(1024, 32, alone):.1f} where no launch overlaps",
+        f"the one before; {us(1024, 32, late):.1f} where they overlap but load no weights ahead",
+        "Backward {:.1f}, {:.1f} and {:.1f}.".format(*back),
+        f"H 1024, B 192 takes {us(1024, 192, both):.1f} forward, {us(1024, 192, alone):.1f} without",
+        f"{us(1024, 64, 'sequence:tiles=2,early=1'):.2f} instead of {us(1024, 64, 'sequence'):.2f}",
+    ):
+        assert sentence in said, sentence
+
+
+def test_every_loss_is_named_and_every_median_right():
+    """By another way than `Shape`: straight from the rows."""
+    us, ratios = defaultdict(dict), defaultdict(dict)
+    for row in read(speed.FOLDER / ROWS):
+        match = re.fullmatch(rf"T{GRID_T}-B(\d+)-I(\d+)-H\2-(\w+)", row["case"])
+        way = {"inference": "forward", "forward+backward": "training"}.get(row["pass"])
+        for column, words in (("p50_us", ""), ("device_us", " in a CUDA graph")):
+            if match and way and row["status"] == "ok" and row[column]:
+                shape = f"{match[3]}, H {match[2]}, B {match[1]}"
+                us[way + words, shape][row["provider"]] = float(row[column])
+    for (way, shape), by_provider in us.items():
+        for backend in by_provider.keys() & set(speed.BACKENDS):
+            ratios[f"- `{backend}`, {way}: "][shape] = by_provider[backend] / by_provider["nn.GRU"]
+    said = [line for line in speed.losses_text().splitlines() if line.startswith("-")]
+    assert len(said) == len(ratios) == 8
+    for begin, of_shapes in ratios.items():
+        (line,) = (line for line in said if line.startswith(begin))
+        lost = {f"{shape}: {ratio:.2f}" for shape, ratio in of_shapes.items() if ratio > 1}
+        assert f"median ratio {median(of_shapes.values()):.2f}; slower in {len(lost)} of {len(of_shapes)} " in line
+        assert set(line.partition("(")[2].rstrip(")").split("; ")) - {""} == lost
+
+
+def test_times_are_of_the_grid_memory_of_long_calls_tiles_of_their_sweep(tmp_path):
+    """us of T 128 as called and in a graph, MiB of T 512, two candidates of T 160; of T 2 nothing in a graph."""
+    times = {"nn.GRU": (160, 480), "sequence": (80, 240), "sequence:delay=400": (64, 240)}
+    rows = list(timed({name: [(us - 1, us, us + 1) for us in of_passes] for name, of_passes in times.items()}))
+    for provider, us, small in (("nn.GRU", 1280.0, 128.0), ("sequence", 256.0, 160.0)):
+        for pass_ in ("inference", "forward+backward"):
+            what, large = (provider, pass_, "ok", "", "", "warm"), (32, 512, 512, "bf16")
+            rows.append(Row(Case(GRID_T, *large), *what, p50_us=us, device_us=us / 2))
+            rows.append(Row(Case(2, 8, 64, 64), *what, p50_us=small))
+        rows.append(Row(Case(LONG_T, *large), *what, saved_mib=us, peak_mib=small))
+    written(tmp_path, rows)
+    (line,) = speed.text(tmp_path).splitlines()[2:]
+    called, alone = "2.00 / 10.0 = 0.20", "1.00 / 5.00 = 0.20"
+    assert line.endswith(f"| `sequence` | {called} | {alone} | {called} | {alone} | 256 / 1280 | **160 / 128** |")
+    (line,) = speed.kernel_text(tmp_path).splitlines()[2:]
+    assert line == "| bf16, H 512, B 64 | 1 | 0.5 | 0.4 (delay=400) | 2 | 1 |  |"
+    assert "| T 2, fp32 | `sequence` | **1.25** |  | **1.25** |  |" in speed.losses_text(tmp_path)
+
+
+H100 = speed.RESULTS / "nvidia-h100-80gb-hbm3"
+
+
+def test_an_h100_takes_an_h200_s_table():
+    """What the table chooses was never slower than nn.GRU on an H100 than its README says, as it is called or in a CUDA
+    graph, beyond what calls vary by."""
+    us = defaultdict(dict)
+    for row in read(H100 / ROWS):
+        kind, backend = table.PASSES.get(row["pass"]), table.BACKENDS.get(row["provider"])
+        of_grid = row["case"] not in BY_CASE and row["T"] in ("1", table.SHORT, table.GRID)
+        if of_grid and kind and backend and row["p50_us"]:
+            of = Recurrence(int(row["B"]), int(row["H"]), 1, row["dtype"], "tf32", describe("h100"))
+            times = float(row["p50_us"]), float(row["device_us"] or "nan")
+            us[of, int(row["T"]), kind == "training", row["cell"] == "yes"][backend] = times
+    slower = set()
+    for (of, T, training, cell), times in us.items():
+        ours = times[fastest_backend(of, T, training, cell=cell).backend]
+        for way, mine, theirs, most in zip(("called", "graph"), ours, times["aten"], (1.05, 1.1), strict=True):
+            if mine / theirs > most:
+                slower.add(f"{of.dtype}, H {of.hidden_size}, B {of.batch}, T {T} ({way}: {mine / theirs:.2f})")
+    said = " ".join((H100 / "README.md").read_text(encoding="utf-8").split())
+    assert set(re.findall(r"\w+, H \d+, B \d+, T \d+ \(\w+: [\d.]+\)", said)) == slower
+    assert f"Of {len(us)} calls" in said
+
+
+def test_the_command_writes_between_its_marks_alone(tmp_path):
+    document = tmp_path / "README.md"
+    marks = "<!-- begin: python -m benchmarks speed -->\n{}<!-- end: python -m benchmarks speed -->\nafter\n"
+    document.write_text("before\n" + marks.format("old\n"), encoding="utf-8")
+    generate(document, "speed", "new")
+    assert document.read_text(encoding="utf-8") == "before\n" + marks.format("new\n")
+    assert generated(document, "speed") == "new"

@@ -1,6 +1,5 @@
-"""What the documents say is so: examples run, quoted code is the code, named files and commands exist."""
-
-from __future__ import annotations
+"""What the documents say is so: examples run, quoted code is the code, named files and commands exist, dependencies run
+one way, and a Triton backend's name is compared nowhere."""
 
 import ast
 import doctest
@@ -13,6 +12,7 @@ import pytest
 
 import tritongru
 from tests.kit import reference
+from tritongru.planning.choose import TRITON_BACKENDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,17 +21,17 @@ DOCUMENTS = ("README.md", "CONTRIBUTING.md", "kernels/README.md", *(f"docs/{page
 
 
 @pytest.mark.parametrize("module", ["functional", "module", "registry", "tools.gates", "tools.plan"])
-def test_docstring_examples(module: str) -> None:
+def test_docstring_examples(module):
     found = doctest.testmod(importlib.import_module(f"tritongru.{module}"))
     assert found.failed == 0
 
 
-def test_examples_of_lengths_and_resets() -> None:
+def test_examples_of_lengths_and_resets():
     found = doctest.testfile(str(ROOT / "docs" / "padded.md"), module_relative=False)
     assert found.failed == 0 and found.attempted >= 15
 
 
-def test_every_public_name_has_a_page() -> None:
+def test_every_public_name_has_a_page():
     """Arguments or none, errors and a runnable example, as committed: `python -m tests.kit.reference` writes it."""
     assert reference.PAGE.read_text(encoding="utf-8") == reference.page()
     for name in reference.PUBLIC:
@@ -41,7 +41,7 @@ def test_every_public_name_has_a_page() -> None:
         assert not takes or ("**Args**" in section and "**Raises**" in section), name
 
 
-def test_differences_are_each_held_by_a_test() -> None:
+def test_differences_are_each_held_by_a_test():
     table = [line for line in (ROOT / "docs" / "differences.md").read_text().splitlines() if line.startswith("| **")]
     assert len(table) >= 20
     for row in table:
@@ -50,7 +50,7 @@ def test_differences_are_each_held_by_a_test() -> None:
             assert f"def {test}(" in (ROOT / file).read_text(), row
 
 
-def test_quoted_kernel_is_the_kernel() -> None:
+def test_quoted_kernel_is_the_kernel():
     block = (ROOT / "docs" / "how-it-works.md").read_text().split("```python\n")[1].split("```")[0]
     kernels = "".join((ROOT / "kernels" / name).read_text() for name in ("step.py", "gates.py"))
     source = {line.strip() for line in kernels.splitlines()}
@@ -60,7 +60,7 @@ def test_quoted_kernel_is_the_kernel() -> None:
 
 
 @pytest.mark.parametrize("name", ["sequence", "small", "step"])
-def test_a_time_loop_fits_on_a_screen(name: str) -> None:
+def test_a_time_loop_fits_on_a_screen(name):
     """The body of a kernel's time loop has at most 40 lines; of `step`, which has none, what follows its wait."""
     for kernel in ast.parse((ROOT / "kernels" / f"{name}.py").read_text()).body:
         if isinstance(kernel, ast.FunctionDef) and kernel.name in (f"{name}_forward", f"{name}_backward"):
@@ -71,13 +71,13 @@ def test_a_time_loop_fits_on_a_screen(name: str) -> None:
             assert 20 <= max(lines) <= 40, (kernel.name, lines)
 
 
-def test_usage_runs() -> None:
+def test_usage_runs():
     block = README.split("## Use")[1].split("```python\n")[1].split("```")[0]
     exec(compile(block, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
-def test_named_files_exist(document: str) -> None:
+def test_named_files_exist(document):
     folder = (ROOT / document).parent
     text = (ROOT / document).read_text()
     links = re.findall(r"\]\(([^)#:]+)\)", text)
@@ -87,7 +87,7 @@ def test_named_files_exist(document: str) -> None:
     assert missing == []
 
 
-def test_the_readme_is_short_and_its_make_targets_exist() -> None:
+def test_the_readme_is_short_and_its_make_targets_exist():
     assert len(README.splitlines()) <= 150
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"\bmake ([\w-]+)", README + (ROOT / "CONTRIBUTING.md").read_text()):
@@ -95,7 +95,7 @@ def test_the_readme_is_short_and_its_make_targets_exist() -> None:
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "benchmarks/QUESTIONS.md"])
-def test_commands_name_the_python_that_make_has_set_up(document: str) -> None:
+def test_commands_name_the_python_that_make_has_set_up(document):
     """One that is copied from the page does not end in "No module named 'torch'"."""
     text = re.sub(r"<!--.*?-->", "", (ROOT / document).read_text())
     others = [line for line in text.splitlines() if re.search(r"(?<!\.venv/bin/)\bpython3? -m (?!venv)", line)]
@@ -108,7 +108,7 @@ CLAIM = re.compile(
 
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "CHANGELOG.md"])
-def test_no_speed_is_claimed_without_the_row_that_shows_it(document: str) -> None:
+def test_no_speed_is_claimed_without_the_row_that_shows_it(document):
     for paragraph in (ROOT / document).read_text().split("\n\n"):
         if CLAIM.search(paragraph):
             assert "benchmarks/results/" in paragraph or "estimate" in paragraph, paragraph
@@ -116,12 +116,74 @@ def test_no_speed_is_claimed_without_the_row_that_shows_it(document: str) -> Non
     assert not CLAIM.search("one launch per timestep, three minutes")
 
 
-def test_no_test_file_imports_another() -> None:
+def test_no_test_file_imports_another():
     """What several need stands in tests/kit. (One that starts processes hands them itself.)"""
     found = [
         f"{path.name}: {line}"
         for path in Path(__file__).parent.rglob("*.py")
         for line in path.read_text().splitlines()
         if re.match(rf"\s*(from|import) tests\.test_(?!{path.stem[5:]}\b)", line)
+    ]
+    assert not found
+
+
+# The package's rooms.
+
+PACKAGE = ROOT / "tritongru"
+ROOMS = (  # each may import those before it, and itself
+    ("kernels",),
+    ("_version", "ambient", "beside", "latest", "parts"),
+    ("status",),
+    ("planning", "batch"),
+    ("products", "reference"),
+    ("launch",),
+    ("registry",),
+    ("checks", "double_backward", "flops", "gradients"),
+    ("layer",),
+    ("call",),
+    ("functional",),
+    ("module",),
+    ("tools",),
+    ("__init__",),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {name: rank for rank, names in enumerate(ROOMS) for name in names}
+WHEN_ASKED_FOR = {("launch", "tools")}  # of a launch that is interpreted
+MODULES = {path: path.relative_to(PACKAGE).with_suffix("").parts for path in sorted(PACKAGE.rglob("*.py"))}
+HOST = {path: parts[0] for path, parts in MODULES.items() if parts[0] != "kernels"}  # their rooms
+
+
+def imported(path):
+    """Rooms of the package that a module imports, and whether at its top."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level >= len(MODULES[path]):
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            yield from ((name if name in RANK else "__init__", node in tree.body) for name in names)
+
+
+def test_dependencies_run_one_way():
+    assert set(HOST.values()) | {"kernels"} == set(RANK)  # every module has a room
+    against = [
+        f"{path.relative_to(PACKAGE)}: {name}"
+        for path, room in HOST.items()
+        for name, at_the_top in imported(path)
+        if name != room and RANK[name] >= RANK[room] and (at_the_top or (room, name) not in WHEN_ASKED_FOR)
+    ]
+    assert not against
+
+
+def test_no_line_compares_a_backend_s_name():
+    """What tells backends apart is in their rows of registry.py, and in what their launchers and planners say."""
+    name = rf"[\"']({'|'.join(TRITON_BACKENDS)})[\"']"
+    compared = re.compile(rf"(==|!=|\bin) \(?{name}|{name} (==|!=|in)\b|BACKENDS\[[\"']")
+    found = [
+        f"{path.relative_to(PACKAGE)}: {line.strip()}"
+        for path in HOST
+        if path.name != "registry.py"
+        for line in path.read_text().splitlines()
+        if compared.search(line)
     ]
     assert not found

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
 from tests.kit import modules as kit
@@ -105,10 +106,11 @@ def test_recompute_keeps_no_gates(backend, form):
 def test_packed_results_have_the_input_s_indices_and_batch_first_is_ignored(backend):
     _, ours = kit.FORMS["packed"].pair(backend)
     x, hx = kit.FORMS["packed"].given()
-    output, _ = ours(x, hx)
+    result = output, _ = ours(x, hx)
+    assert type(result) is tuple and type(output) is PackedSequence
     assert all(ours_of is theirs for ours_of, theirs in zip(output[1:], x[1:], strict=True))
     ours.batch_first = True
-    assert torch.equal(ours(x, hx)[0].data, output.data)
+    assert torch.equal(ours(input=x, hx=hx)[0].data, output.data)
 
 
 # Memory: what comes in, and what comes out.

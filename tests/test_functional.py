@@ -90,15 +90,6 @@ def test_errors_of_the_function_are_torch_s(backend):
     assert all_end_alike(calls, torch.gru, lambda *a, **k: tritongru.gru(*a, **k, backend=backend)) == len(calls)
 
 
-def test_forward_takes_torch_s_names_and_returns_a_plain_tuple(backend):
-    _, ours = kit.pair(backend, 3, 4)
-    _, cell = kit.cell_pair(backend, 3, 4)
-    x, hx = kit.randn(2, 2, 3), kit.randn(1, 2, 4, seed=3)
-    assert torch.equal(ours(input=x, hx=hx)[0], ours(x, hx)[0])
-    assert torch.equal(cell(input=x[0], hx=hx[0]), cell(x[0], hx[0]))
-    assert type(ours(x)) is tuple and [type(t) for t in ours(kit.packed(2, 4, 3))] == [PackedSequence, torch.Tensor]
-
-
 @kit.table("form", kit.some_forms("plain", "no-bias-batch-first", "two-layers-bidirectional"))
 def test_an_empty_batch_has_nn_gru_s_gradients(backend, form):
     theirs, ours = kit.pair(backend, 3, 4, **form.options)
@@ -133,10 +124,8 @@ def ones(*shape, dtype=torch.int64, **options):
 
 BOOL = torch.bool
 OUTSIDE = "larger than 0 in RNN, .*: got {} where input has 4 steps"
-LENGTHS, RESETS = (
-    r"lengths must be a tensor \[3\] of integers on cpu, got ",
-    r"resets must be a tensor \[4, 3\] of bool on cpu, got ",
-)
+LENGTHS = r"lengths must be a tensor \[3\] of integers on cpu, got "
+RESETS = r"resets must be a tensor \[4, 3\] of bool on cpu, got "
 PADDED_ERRORS = {
     "length-of-0": ({"lengths": torch.tensor([1, 0, 2])}, RuntimeError, OUTSIDE.format(0)),
     "length-below-0": ({"lengths": torch.tensor([1, -3, 2])}, RuntimeError, OUTSIDE.format(-3)),

@@ -79,11 +79,9 @@ def test_names_and_order_of_the_state_and_the_repr_are_torch_s(options):
 
 
 def through_a_file(what, *trusted):
-    file = io.BytesIO()
-    torch.save(what, file)
-    file.seek(0)
+    torch.save(what, file := io.BytesIO())
     with torch.serialization.safe_globals(list(trusted)):
-        return torch.load(file, weights_only=True)
+        return torch.load(io.BytesIO(file.getvalue()), weights_only=True)
 
 
 @kit.table("options", LAYERS)

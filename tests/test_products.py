@@ -13,7 +13,7 @@ from tritongru.products import column_sums, rnn_precision, surroundings
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 255, 256, 1000, 4097, 16384, 16385, 40000])
-def test_column_sums(rows: int) -> None:
+def test_column_sums(rows):
     """Of bfloat16 in float32, whose partial sums are not rounded: exact where they fit float32. And no sum has so many
     rows that PyTorch's CUDA kernel may take a buffer: from 256 values a thread on (max_values_per_thread of
     aten/src/ATen/native/cuda/Reduce.cuh)."""

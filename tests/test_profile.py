@@ -3,12 +3,9 @@
 The bytes of kernels/metadata.py are held against the addresses that the kernels load and store in the emulator.
 """
 
-from __future__ import annotations
-
 import json
-from collections.abc import Iterator
+from collections import defaultdict
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
@@ -17,48 +14,33 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from tests.kit.modules import tensors
-from tritongru import parts, registry
+from tritongru import parts
 from tritongru.cli import main
-from tritongru.planning import describe
 from tritongru.tools import profile
 from tritongru.tools.profile import ATEN, ELSEWHERE
 
 # ---- what a launch tells
 
 
-@dataclass
-class Watched:
-    """A launch, what it told, and the addresses that it read and wrote, by loads or stores and element size."""
-
-    name: str
-    told: dict
-    touched: dict = field(default_factory=dict)
-
-    @property
-    def bytes(self) -> int:
-        return sum(size * len(np.unique(np.concatenate(found))) for (_, size), found in self.touched.items())
-
-
 @contextmanager
-def watched(monkeypatch) -> Iterator[list[Watched]]:
-    """The launches of the block. The status words, which waiting programs look at, are left out."""
-    from tritongru import status as status_words
+def watched(monkeypatch):
+    """The launches of the block: name, what it told, and the addresses that it touched, by load or store and element
+    size. The status words, which waiting programs look at, are left out."""
     from tritongru.launch import runtime
+    from tritongru.status import status
     from tritongru.tools.emulator.memory import Memory
 
-    launches: list[Watched] = []
-    checked, status = Memory.checked, status_words.status(torch.device("cpu"))
-    words = [status.word.data_ptr(), status.report.data_ptr()]
+    launches, checked, of_waits = [], Memory.checked, status(torch.device("cpu"))
+    words = {of_waits.word.data_ptr(), of_waits.report.data_ptr()}
 
     def noted(self, verb, addresses, itemsize):
-        found = np.unique(addresses)
-        launches[-1].touched.setdefault((verb, itemsize), []).append(found[~np.isin(found, words)])
+        launches[-1][2][verb, itemsize] |= set(np.unique(addresses).tolist()) - words
         return checked(self, verb, addresses, itemsize)
 
-    with (
-        monkeypatch.context() as patch,
-        runtime.observe(lambda *told: launches.append(Watched(*told)), runtime.Launch.counts),
-    ):
+    def begin(name, told):
+        launches.append((name, told, defaultdict(set)))
+
+    with monkeypatch.context() as patch, runtime.observe(begin, runtime.Launch.counts):
         patch.setattr(Memory, "checked", noted)
         yield launches
 
@@ -78,10 +60,10 @@ CALLS = [  # the layer's options, H, lengths; without biases h_0 wants no gradie
 
 @pytest.mark.interpreted
 @pytest.mark.parametrize(("how", "H", "lengths"), CALLS)
-def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, monkeypatch):
+def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(how, H, lengths, monkeypatch, request):
     """Forward and backward, of one length dense; an address is counted once, whichever programs touch it."""
     if H == 70:
-        monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
+        request.getfixturevalue("h200_tiles")
     layer, dtype, D = tritongru.GRU(5, H, **how), how.get("dtype"), 1 + how.get("bidirectional", False)
     sequences, want = [torch.randn(n, 5, dtype=dtype) for n in lengths], how.get("bias", True)
     x = torch.stack(sequences, 1) if len(set(lengths)) == 1 else pack_sequence(sequences)
@@ -90,13 +72,13 @@ def test_bytes_are_the_addresses_touched_and_flops_those_of_the_rows_that_run(ho
         torch.autograd.backward(results, [torch.randn_like(t) for t in results])
     assert launches
     if "directions" in how["backend"]:
-        assert [launch.name for launch in launches].count("sequence_forward") == 3 - int(how["backend"][-1])
-    for launch in launches:
-        assert launch.told["bytes"] == launch.bytes, launch.name
-        assert launch.told["flops16" if dtype == torch.float16 else "flops32"] == launch.told["flops"]
+        assert [name for name, _, _ in launches].count("sequence_forward") == 3 - int(how["backend"][-1])
+    for name, told, touched in launches:
+        assert told["bytes"] == sum(size * len(addresses) for (_, size), addresses in touched.items()), name
+        assert told["flops16" if dtype == torch.float16 else "flops32"] == told["flops"]
     N, B = sum(lengths), len(lengths)
     fused = how["backend"] == "step" and max(lengths) == 1  # the kernel multiplies x too, and always gives dh_0
-    forward, backward = (sum(each.told["flops"] for each in launches if each.name.endswith(w)) for w in PASSES)
+    forward, backward = (sum(told["flops"] for name, told, _ in launches if name.endswith(w)) for w in PASSES)
     assert forward == D * 2 * N * 3 * H * (H + 5 * fused)
     if want or D == 1 or len(set(lengths)) == 1:
         assert backward == D * 2 * (N if want or fused else N - B) * 3 * H * H
@@ -114,12 +96,13 @@ def test_a_launch_hook_is_told_at_every_launch():
 
     T, hooked, told = 4, [], []
     hook = triton.knobs.runtime.launch_enter_hook
+
+    def note(metadata):
+        hooked.append(metadata.get())
+
     with as_on_a_gpu() as stand_in, torch.no_grad():
         stand_in.src = ASTSource.__new__(ASTSource)
         stand_in.src.fn, stand_in.metadata, stand_in.hooked = kernels.step_forward, None, True
-
-        def note(metadata) -> None:
-            hooked.append(metadata.get())
 
         hook.add(note)
         try:
@@ -149,15 +132,15 @@ def test_a_part_is_a_range_where_a_profiler_is_on(monkeypatch):
 # ---- a trace
 
 
-def event(cat: str, name: str, ts: float, dur: float, tid: int = 1, **args) -> dict:
+def event(cat, name, ts, dur, tid=1, **args):
     return {"ph": "X", "cat": cat, "name": name, "pid": 7, "tid": tid, "ts": ts, "dur": dur, "args": args}
 
 
-def a_range(name: str, ts: float, dur: float, tid: int = 1) -> dict:
+def a_range(name, ts, dur, tid=1):
     return event("user_annotation", f"tritongru{name}", ts, dur, tid)
 
 
-def launched(name: str, at: float, runs: float, dur: float, number: int, tid: int = 1) -> list:
+def launched(name, at, runs, dur, number, tid=1):
     """A launch on the host, Triton's by the driver, and what runs on the device later."""
     api = ("cuda_driver", "cuLaunchKernelEx") if "step" in name else ("cuda_runtime", "cudaLaunchKernel")
     cat = "gpu_memset" if name.startswith("Memset") else "kernel"
@@ -224,7 +207,7 @@ def told(tmp_path, monkeypatch, capsys):
     measure = profile.profile
     monkeypatch.setattr(profile, "profile", lambda *of: found.append(measure(*of)) or found[-1])
 
-    def run(*arguments: str) -> profile.Found:
+    def run(*arguments):
         assert main(["profile", *arguments, "--device", "cpu", "--out", str(tmp_path)]) == 0
         printed = capsys.readouterr().out
         split, said = found[-1].split, found[-1].said
@@ -275,20 +258,11 @@ class Model(nn.Module):
         h = self.theirs(self.ours(self.embedding(ids))[0])[0]
         return {"logits": self.head(self.cell(h[:, -1])) * scale, "ids": ids}
 
-def gru(x=None):
-    return tritongru.GRU(3, 4), torch.randn(2, 1, 3) if x is None else x
-
-def model():
-    return Model(), (torch.randint(0, 10, (2, 4)), 2.0)
-
-def compiled():
-    return torch.compile(nn.Sequential(gru()[0]), backend="eager"), torch.randn(2, 1, 3)
-
-def packed():
-    return gru(nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)]))
-
-def five():
-    return 5
+gru, x = tritongru.GRU(3, 4), torch.randn(2, 1, 3)
+model = lambda: (Model(), (torch.randint(0, 10, (2, 4)), 2.0))
+compiled = lambda: (torch.compile(nn.Sequential(gru), backend="eager"), x)
+packed = lambda: (gru, nn.utils.rnn.pack_sequence([torch.randn(2, 3), torch.randn(1, 3)]))
+five = lambda: 5
 """
 FORWARD_PARTS, BACKWARD_PARTS = {"projection", "recurrence", ELSEWHERE}, {PRODUCTS, "recurrence", ELSEWHERE}
 MODELS = {  # by function: parts of forward and of backward, and what is said of backends
@@ -300,9 +274,8 @@ MODELS = {  # by function: parts of forward and of backward, and what is said of
 
 @pytest.fixture
 def model_py(tmp_path):
-    path = tmp_path / "model_to_profile.py"
-    path.write_text(MODEL)
-    return path
+    (tmp_path / "model_to_profile.py").write_text(MODEL)
+    return tmp_path / "model_to_profile.py"
 
 
 @pytest.mark.parametrize("inference", [False, True], ids=["training", "inference"])
@@ -320,7 +293,7 @@ def test_a_model(function, inference, model_py, told):
     ("arguments", "said"),
     [
         ("--module nowhere.py:make", "no Python file 'nowhere.py'"), ("--batch 3", "--batch, --hidden and --time"),
-        ("--module {file}:five", "(module, inputs), got int"), ("--module {file}:gru --layers 3", "module alone"),
+        ("--module {file}:five", "(module, inputs), got int"), ("--module {file}:model --layers 3", "module alone"),
         ("--module {file}:packed --device cuda", "no CUDA device"),
     ],
 )  # fmt: skip

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch import Tensor, multiprocessing, nn
+from torch import multiprocessing, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import tritongru
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[1]
 
 
 @kit.ours_only
-def test_a_scaler_skips_an_overflow_as_with_nn_gru(backend: str) -> None:
+def test_a_scaler_skips_an_overflow_as_with_nn_gru(backend):
     scales = []
     for layer in kit.PLAIN.pair(backend):
         optimiser, scaler = torch.optim.SGD(layer.parameters(), lr=0.1), torch.amp.GradScaler("cpu", init_scale=1024.0)
@@ -46,14 +46,14 @@ def test_a_scaler_skips_an_overflow_as_with_nn_gru(backend: str) -> None:
 # Several processes.
 
 
-def digest(backend: str) -> str:
+def digest(backend):
     """Of values and gradients of dense, packed and padded input."""
     every = [t for form in kit.FORMS.values() for t in form.results(form.pair(backend)[1]).values()]
     return hashlib.sha256(b"".join(t.numpy().tobytes() for t in every)).hexdigest()
 
 
 @pytest.mark.interpreted
-def test_another_process_has_the_same_bits() -> None:
+def test_another_process_has_the_same_bits():
     names = ("reference", "step", "sequence")
     code = f"from tests.test_training import digest; print(*map(digest, {names}))"
     environment = os.environ | {"PYTHONHASHSEED": "7"}
@@ -62,27 +62,27 @@ def test_another_process_has_the_same_bits() -> None:
     assert done.stdout.split() == [digest(name) for name in names]
 
 
-def test_nothing_is_tuned_by_timing() -> None:
+def test_nothing_is_tuned_by_timing():
     sources = [*(ROOT / "kernels").rglob("*.py"), *(ROOT / "tritongru").rglob("*.py")]
     assert len(sources) > 20
     assert [path for path in sources if re.search(r"\b(autotune\(|do_bench)", path.read_text())] == []
 
 
 class Model(nn.Module):
-    def __init__(self, backend: str) -> None:
+    def __init__(self, backend):
         super().__init__()
         torch.manual_seed(0)
         self.layer, self.head = tritongru.GRU(3, 5, 2, backend=backend), nn.Linear(5, 2)
         self.unused = tritongru.GRU(2, 2, backend=backend)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return self.head(self.layer(x)[0][-1])
 
 
-OPTIONS: list[dict[str, bool]] = [{}, {"static_graph": True}, {"find_unused_parameters": True}]
+OPTIONS = [{}, {"static_graph": True}, {"find_unused_parameters": True}]
 
 
-def gradients(backend: str, options: dict[str, bool], rows: slice, distributed: bool = True) -> list[Tensor | None]:
+def gradients(backend, options, rows, distributed=True):
     """After two calls; those of the first are kept back where they may be, and the second adds to them."""
     model = Model(backend)
     if "find_unused_parameters" not in options:
@@ -94,7 +94,7 @@ def gradients(backend: str, options: dict[str, bool], rows: slice, distributed: 
     return [p.grad for p in model.parameters()]
 
 
-def of_a_rank(rank: int, store: str, backends: list[str]) -> None:
+def of_a_rank(rank, store, backends):
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     rows = slice(2 * rank, 2 * rank + 2)
     found = [gradients(backend, options, rows) for backend in backends for options in OPTIONS]
@@ -104,7 +104,7 @@ def of_a_rank(rank: int, store: str, backends: list[str]) -> None:
 
 
 @pytest.mark.interpreted
-def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_gradients_of_one(tmp_path):
     """DistributedDataParallel over gloo: the mean over the ranks is half the gradient of the sum over all rows."""
     backends, store = ["aten", "reference", "step", "sequence"], tmp_path / "store"
     multiprocessing.spawn(of_a_rank, (str(store), backends), nprocs=2)

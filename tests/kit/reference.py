@@ -3,11 +3,10 @@
 A section of one file for each, not a file: GRU.md and gru.md are one file on some systems.
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from pathlib import Path
+from textwrap import dedent
 
 import tritongru
 
@@ -33,31 +32,20 @@ def signature(name: str) -> str:
 
 def section(name: str) -> str:
     """A heading, the signature, and the docstring with its own headings in bold."""
-    lines = [f"## {name}", "", "```python", signature(name), "```", ""]
-    kind = ""
-    for line in [*(inspect.getdoc(getattr(tritongru, name)) or "").splitlines(), ""]:
-        heading = re.match(rf"({'|'.join(HEADINGS)}):(.*)", line)
-        if kind == "Example" and not line.strip():
-            lines.append("```")
-        if heading:
-            kind = heading[1]
-            lines.append(f"**{kind}**:{heading[2]}")
-            if kind == "Example":
-                lines += ["", "```python"]
-            elif kind == "Args":
-                lines.append("")
-        elif not line.strip():
-            kind = ""
-            lines.append("")
-        elif kind == "Args":
-            lines.append(f"- {_argument(line.strip())}" if re.match(r" {4}\S", line) else f"  {line.strip()}")
-        else:
-            lines.append(line[4:] if kind == "Example" else line.strip() if kind else line)
-    return "\n".join(lines).rstrip() + "\n"
+    blocks = [f"## {name}", f"```python\n{signature(name)}\n```"]
+    for block in (inspect.getdoc(getattr(tritongru, name)) or "").split("\n\n"):
+        heading = re.match(rf"({'|'.join(HEADINGS)}):(\s)", block)
+        text = dedent(block[heading.end() :]) if heading else block
+        if heading and heading[1] == "Example":
+            text = f"\n```python\n{text}\n```"
+        elif heading and heading[1] == "Args":
+            text = "\n" + re.sub(r"^ +", "  ", re.sub(r"^(\w[\w, ]*):", _argument, text, flags=re.M), flags=re.M)
+        blocks.append(f"**{heading[1]}**:{heading[2]}{text}" if heading else text)
+    return "\n\n".join(blocks) + "\n"
 
 
-def _argument(text: str) -> str:
-    return re.sub(r"^([\w, ]+):", lambda m: ", ".join(f"`{n}`" for n in m[1].split(", ")) + ":", text)
+def _argument(names: re.Match[str]) -> str:
+    return "- " + re.sub(r"\w+", r"`\g<0>`", names[1]) + ":"
 
 
 def page() -> str:
