@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import cProfile
+import gc
 import pstats
 import sys
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
 from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
-from tests.kit import counting
+from benchmarks.hostcost import as_on_a_gpu
 from tests.kit import modules as kit
-from tritongru import call, registry
+from tests.kit.counting import launched
+from tritongru import call
 from tritongru import layer as layers
 from tritongru.latest import Latest
+from tritongru.launch import runtime
+from tritongru.launch.protocol import LayerCall
 
 T, B, I, H = 5, 3, 4, 6
 PACKAGE = Path(tritongru.__file__).parent
+compiled = pytest.mark.compiled
 
 
 @pytest.fixture
@@ -37,36 +44,32 @@ def known(monkeypatch: pytest.MonkeyPatch) -> dict[call.Key, call.Call]:
 
 
 @pytest.fixture
-def launched(known: object, monkeypatch: pytest.MonkeyPatch) -> list[list[Any]]:
-    """Tensors of the CPU go an H200's way up to the launch, which is left out; the callers of each."""
-    from tritongru.launch import runtime
-    from tritongru.planning import describe
+def handed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
+    """A GPU's host without a GPU: tensors of the CPU go the way of a GPU's, down to the driver; what it is handed."""
+    with monkeypatch.context() as patch, as_on_a_gpu() as stand_in:
+        patch.setattr(runtime, "_observers", [])  # who is told of launches goes the long way
+        launches: list[tuple[Any, ...]] = []
 
-    found: list[list[Any]] = []
+        def launch(*given: Any) -> None:
+            launches.append((*given[:-1], *given[-1]) if isinstance(given[-1], tuple) else given)
+
+        stand_in.run.launch = launch
+        yield launches
+
+
+@compiled
+def test_six_frames_in_five_files_lie_between_a_layer_and_its_launch(handed: object, monkeypatch) -> None:
+    callers: list[Any] = []
 
     def launch(self: object, grid: object, scalars: object) -> None:
-        frame: FrameType | None = sys._getframe()
-        callers: list[Any] = []
-        while frame is not None:
-            callers.append(frame.f_code)
-            frame = frame.f_back
-        found.append(callers)
+        callers[:] = [frame.f_code for frame, _ in traceback.walk_stack(sys._getframe(1))]
 
-    monkeypatch.setattr(registry, "device_of", lambda device: describe("h200"))
-    monkeypatch.setattr(registry.Backend, "why_not", lambda *given: None)
     monkeypatch.setattr(runtime.Launch, "__call__", launch)
-    return found
-
-
-@pytest.mark.compiled
-def test_six_frames_in_five_files_lie_between_a_layer_and_its_launch(launched: list[list[Any]]) -> None:
     layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
-    x = torch.randn(T, B, I, dtype=torch.bfloat16)
     for _ in range(2):
-        layer(x)
-    callers = launched[-1]
+        layer(torch.randn(T, B, I, dtype=torch.bfloat16))
     ours = [code for code in callers if PACKAGE in Path(code.co_filename).parents]
-    assert ours[-1].co_qualname == "GRU.forward" if hasattr(ours[-1], "co_qualname") else ours[-1].co_name == "forward"
+    assert ours[-1].co_name == "forward" and ours[-1].co_filename.endswith("module.py")
     assert 1 + len(ours) <= 6 and len({"launch/runtime.py", *(code.co_filename for code in ours)}) <= 5
 
 
@@ -105,11 +108,9 @@ def costs(of: Callable[[Callable[[], Any]], int], module: Any, x: Tensor, *h_0: 
     return of_forward, of_both, of_inference
 
 
-@pytest.mark.compiled
-def test_the_host_makes_few_calls(launched: list[list[Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+@compiled
+def test_the_host_makes_few_calls(handed: object, monkeypatch) -> None:
     """477 and 906 before calls were kept."""
-    from tritongru.launch import runtime
-
     monkeypatch.setattr(runtime.Launch, "__call__", lambda self, grid, scalars: None)
     layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
     found = costs(calls, layer, torch.randn(T, B, I, dtype=torch.bfloat16))
@@ -136,26 +137,31 @@ def test_a_known_call_is_the_call_it_would_be(backend: str, form: kit.Form, know
     assert kit.same_bits(found, results(9))
 
 
-@pytest.mark.parametrize(
+def changed(module: Any, **attributes: Any) -> Any:
+    vars(module).update(attributes)
+    return module
+
+
+@kit.table(
     "change",
-    [
-        pytest.param(lambda layer, x: layer(torch.cat([x, x])), id="T"),
-        pytest.param(lambda layer, x: layer(torch.cat([x, x], 1)), id="B"),
-        pytest.param(lambda layer, x: layer(x.transpose(0, 1).contiguous().transpose(0, 1)), id="strides"),
-        pytest.param(lambda layer, x: layer(x.clone().requires_grad_()), id="a gradient of x"),
-        pytest.param(lambda layer, x: layer(x, torch.randn(1, B, H, requires_grad=True)), id="a gradient of h_0"),
-        pytest.param(lambda layer, x: layer(torch._neg_view(x)), id="a negated view"),
-        pytest.param(lambda layer, x: layer.double()(x.double()), id="dtype"),
-        pytest.param(lambda layer, x: layer.eval()(x), id="eval"),
-        pytest.param(lambda layer, x: setattr(layer, "recompute", True) or layer(x), id="recompute"),
-        pytest.param(lambda layer, x: setattr(layer, "batch_first", True) or layer(x), id="batch_first"),
-        pytest.param(lambda layer, x: layer.weight_hh_l0.requires_grad_(False) is None or layer(x), id="frozen"),
-        pytest.param(lambda layer, x: tritongru.GRU(I, H, bias=False, backend="reference")(x), id="bias"),
-        pytest.param(lambda layer, x: tritongru.GRU(I, H, bidirectional=True, backend="reference")(x), id="directions"),
-        pytest.param(lambda layer, x: layer(x, lengths=torch.full((B,), T)), id="lengths"),
-        pytest.param(lambda layer, x: torch.no_grad()(layer)(x), id="no_grad"),
-        pytest.param(lambda layer, x: torch.autocast("cpu", torch.bfloat16)(layer)(x), id="autocast"),
-    ],
+    {
+        "T": lambda layer, x: layer(torch.cat([x, x])),
+        "B": lambda layer, x: layer(torch.cat([x, x], 1)),
+        "strides": lambda layer, x: layer(x.transpose(0, 1).contiguous().transpose(0, 1)),
+        "a gradient of x": lambda layer, x: layer(x.clone().requires_grad_()),
+        "a gradient of h_0": lambda layer, x: layer(x, torch.randn(1, B, H, requires_grad=True)),
+        "a negated view": lambda layer, x: layer(torch._neg_view(x)),
+        "dtype": lambda layer, x: layer.double()(x.double()),
+        "eval": lambda layer, x: layer.eval()(x),
+        "recompute": lambda layer, x: changed(layer, recompute=True)(x),
+        "batch_first": lambda layer, x: changed(layer, batch_first=True)(x),
+        "frozen": lambda layer, x: layer.weight_hh_l0.requires_grad_(False) is None or layer(x),
+        "bias": lambda layer, x: tritongru.GRU(I, H, bias=False, backend="reference")(x),
+        "directions": lambda layer, x: tritongru.GRU(I, H, bidirectional=True, backend="reference")(x),
+        "lengths": lambda layer, x: layer(x, lengths=torch.full((B,), T)),
+        "no_grad": lambda layer, x: torch.no_grad()(layer)(x),
+        "autocast": lambda layer, x: torch.autocast("cpu", torch.bfloat16)(layer)(x),
+    },
 )
 def test_another_call_is_resolved_anew(change: Callable[..., Any], known: dict[Any, Any]) -> None:
     layer, x = tritongru.GRU(I, H, backend="reference"), torch.randn(T, B, I)
@@ -176,15 +182,15 @@ def test_another_backend_is_resolved_anew(known: dict[Any, Any], ran: list[str],
     assert ran == ["reference"] * 3
 
 
-@pytest.mark.parametrize(
+@kit.table(
     "around",
-    [
-        pytest.param(lambda call, x: torch.vmap(call)(x[None]), id="vmap"),
-        pytest.param(lambda call, x: torch.func.jvp(call, (x,), (x,)), id="jvp"),
-        pytest.param(lambda call, x: torch.jit.trace(call, x, check_trace=False), id="jit"),
-        pytest.param(lambda call, x: torch.fx.experimental.proxy_tensor.make_fx(call)(x), id="make_fx"),
-        pytest.param(lambda call, x: call(x.as_subclass(type("Own", (Tensor,), {}))), id="a subclass"),
-    ],
+    {
+        "vmap": lambda call, x: torch.vmap(call)(x[None]),
+        "jvp": lambda call, x: torch.func.jvp(call, (x,), (x,)),
+        "jit": lambda call, x: torch.jit.trace(call, x, check_trace=False),
+        "make_fx": lambda call, x: torch.fx.experimental.proxy_tensor.make_fx(call)(x),
+        "a subclass": lambda call, x: call(x.as_subclass(type("Own", (Tensor,), {}))),
+    },
 )
 def test_nothing_is_kept_of_what_is_traced(around: Callable[..., Any], known: dict[Any, Any]) -> None:
     layer = tritongru.GRU(I, H).requires_grad_(False)
@@ -206,9 +212,6 @@ def test_the_weights_of_a_known_call_are_those_of_now(known: dict[Any, Any]) -> 
 
 def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
     """But for those of a device's status: a kept call holds no memory of a batch or of a module."""
-    import gc
-    import weakref
-
     for form in kit.FORMS.values():
         _, module = form.pair("reference")
         (x, h_0), how = form.given(), form.how()
@@ -248,23 +251,6 @@ def test_a_known_call_without_h_0_is_one_of_zeros(batch_first: bool, known: dict
     assert len(known) == 1 and not any(t.any() for t in zeros.values())
 
 
-@pytest.fixture
-def handed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[Any, ...]]]:
-    """A GPU's host without a GPU: tensors of the CPU go the way of a GPU's, down to the driver; what it is handed."""
-    from benchmarks.hostcost import as_on_a_gpu
-    from tritongru.launch import runtime
-
-    with monkeypatch.context() as patch, as_on_a_gpu() as stand_in:
-        patch.setattr(runtime, "_observers", [])  # who is told of launches goes the long way
-        launches: list[tuple[Any, ...]] = []
-
-        def launch(*given: Any) -> None:
-            launches.append((*given[:-1], *given[-1]) if isinstance(given[-1], tuple) else given)
-
-        stand_in.run.launch = launch
-        yield launches
-
-
 LAYERS: dict[str, Callable[..., torch.nn.Module]] = {
     "cell": tritongru.GRUCell, "one-way": tritongru.GRU, "both-ways": partial(tritongru.GRU, bidirectional=True)
 }  # fmt: skip
@@ -282,7 +268,7 @@ def passes(module: Any, T: int, dtype: torch.dtype, of_y: Callable[[Tensor], Ten
         module(x, h_0)
 
 
-@pytest.mark.compiled
+@compiled
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("backend", "layer", "T"),
@@ -296,9 +282,6 @@ def test_a_known_pass_hands_over_what_the_long_way_does(
     backend: str, layer: str, T: int, dtype: torch.dtype, handed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Both are gone: in training and inference, with biases and without, of a transposed and an expanded dy too."""
-    from tritongru.launch import runtime
-    from tritongru.launch.protocol import LayerCall
-
     short: list[Any] = []
     same: list[bool] = []
 
@@ -327,7 +310,7 @@ def test_a_known_pass_hands_over_what_the_long_way_does(
     assert len(same) >= 2 * 3 * 3 * 2 and all(same)
 
 
-@pytest.mark.compiled
+@compiled
 def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(handed: list[tuple[Any, ...]]) -> None:
     """By the JIT, by what it compiled, and of a call like one before."""
     module, x = tritongru.GRU(8, 16, backend="step"), torch.randn(4, B, 8)
@@ -339,7 +322,7 @@ def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(handed: l
         assert beside == [False, True, True, True]
 
 
-@pytest.mark.compiled
+@compiled
 @pytest.mark.parametrize(
     ("layer", "T", "most_calls", "most_operators"),
     [
@@ -358,10 +341,8 @@ def test_a_step_costs_the_host_little(layer: str, T: int, most_calls: Any, most_
         assert all(cost <= limit for cost, limit in zip(found, most, strict=True)), found
 
 
-@pytest.mark.compiled
+@compiled
 def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tuple[Any, ...]]) -> None:
-    import triton
-
     module, hook = tritongru.GRUCell(8, 16, backend="step"), triton.knobs.runtime.launch_enter_hook
     shifted = torch.randn(B * 8 + 1)[1:].view(B, 8)
     with torch.no_grad():
@@ -369,7 +350,7 @@ def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tupl
             module(x, torch.randn(B, 16))
         tensors = [t for t in handed[-1] if isinstance(t, Tensor)]
         assert shifted.data_ptr() in [t.data_ptr() for t in tensors]  # by the JIT, of another alignment
-        with counting.launched() as names:
+        with launched() as names:
             module(torch.randn(B, 8), torch.randn(B, 16))
         hook.add(print)
         try:
@@ -379,7 +360,7 @@ def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tupl
     assert names == ["step_forward"] and len(handed) == 5 and hook in handed[-1]
 
 
-@pytest.mark.compiled
+@compiled
 def test_a_state_that_is_its_own_input_is_told_from_one_that_is_not(handed: list[tuple[Any, ...]]) -> None:
     """By one tensor in two places nobody could tell which of them a later call's is."""
     module, same = tritongru.GRUCell(16, 16, backend="step"), torch.randn(B, 16)
@@ -389,15 +370,15 @@ def test_a_state_that_is_its_own_input_is_told_from_one_that_is_not(handed: list
     assert {same.data_ptr(), h_0.data_ptr()} < set(handed[-1])
 
 
-@pytest.mark.compiled
-def test_launches_of_a_packed_batch_follow_from_its_rows(launched: list[list[Any]]) -> None:
+@compiled
+def test_launches_of_a_packed_batch_follow_from_its_rows(handed: list[tuple[Any, ...]]) -> None:
     """Not from those of a batch before, whose exchange buffer may be as large as that batch needs."""
 
     def launches_of(lengths: list[int], layer: Any) -> int:
-        launched.clear()
+        handed.clear()
         with torch.no_grad():
             layer(pack_sequence([torch.randn(n, 4, dtype=torch.bfloat16) for n in lengths]))
-        return len(launched)
+        return len(handed)
 
     full, short = [300] * 64, [300, *[1] * 63]
     layer, other = (tritongru.GRU(4, 512, dtype=torch.bfloat16, backend="sequence") for _ in range(2))
