@@ -1,8 +1,5 @@
-"""Forms of kernels/sequence.py's kernels, compiled by another Triton, in an environment without PyTorch.
-
-`examined` hands what is to be compiled to that environment's interpreter, which runs this file: names and types alone,
-since kernels/ imports Triton and nothing else. `make long` makes the environments.
-"""
+"""Forms of `sequence`'s kernels, compiled by another Triton: in an environment without PyTorch, of `make long`, which
+runs this file. It is handed names and types, since kernels/ imports Triton and nothing else."""
 
 from __future__ import annotations
 
@@ -26,14 +23,14 @@ def python_of(version: str) -> Path:
     return ROOT / f".venv-triton-{version}" / "bin" / "python"
 
 
-def examined(version: str, forms: Sequence[Form]) -> list[tuple[str, list[str]]]:
-    """For each form the version of Triton that compiled it, and what is wrong with it."""
+def examined(version: str, forms: Sequence[Form]) -> tuple[str, dict[str, list[str]]]:
+    """The version of Triton that compiled the forms, and of those with faults what they are."""
     from tritongru.launch.sequence import specimen
 
     jobs = []
     for form in forms:
         of = specimen(*form[1:])
-        launch = dict(arguments=dict(of.arguments), constants=dict(of.constants), options=of.options)
+        launch = {name: getattr(of, name) for name in ("arguments", "constants", "options")}
         jobs.append((form, of.kernel.fn.__module__, of.name, launch))
     command = [python_of(version), "-m", "tests.kit.compile_elsewhere"]
     done = subprocess.run(command, cwd=ROOT, input=pickle.dumps(jobs), capture_output=True)
@@ -53,12 +50,13 @@ def main() -> None:
     from tritongru.tools.compile_report import compile_report
 
     disassembly.keep()
-    found = []
+    found = {}
     for form, module, name, launch in pickle.load(sys.stdin.buffer):
         kernel = getattr(importlib.import_module(module), name)
         report = compile_report(SimpleNamespace(kernel=kernel, **launch), describe(form.device))
-        found.append((triton.__version__, faults(form, report)))
-    sys.stdout.buffer.write(pickle.dumps(found))
+        if wrong := faults(form, report):
+            found[str(form)] = wrong
+    sys.stdout.buffer.write(pickle.dumps((triton.__version__, found)))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from tritongru.planning.devices import REGISTERS, Device, describe
 from tritongru.planning.problem import Recurrence
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.small import SmallTiles
-from tritongru.tools.compile_report import CompileReport, compile_report
+from tritongru.tools.compile_report import CompileReport
 
 from .lint import faults_of, spilled_in_loop
 
@@ -84,10 +84,3 @@ def faults(form: Form, report: CompileReport) -> list[str]:
             spilled = SPILLS_OF_WINNERS + in_loop
     wrong = limits(report, describe(device), t.shared_bytes(kind, dtype), spilled)
     return wrong if isinstance(t, SmallTiles) and resets else wrong + faults_of(report, t, kind, dtype, resets)
-
-
-def examine(form: Form) -> list[str]:
-    """Compile a form: what is wrong with it."""
-    from tritongru.launch.sequence import specimen  # imports Triton
-
-    return faults(form, compile_report(specimen(*form[1:]), describe(form.device)))

@@ -79,25 +79,18 @@ class Binary:
                 pending += new
         return seen
 
-    def expect(self, found: int, wanted: int, what: str, why: str = "") -> None:
+    def expect(self, found: int, wanted: int, what: str) -> None:
         if found != wanted:
-            self.faults.append(f"{found} {what} in the time loop, the tiles need {wanted}{why and ': '}{why}")
+            self.faults.append(f"{found} {what} in the time loop, the tiles need {wanted}")
 
 
-def faults_of(
-    report: CompileReport, tiles: SequenceTiles | SmallTiles, kind: str, dtype: str, resets=False
-) -> list[str]:
-    """What is wrong with the machine code of a kernel of backend `sequence` with those tiles, for an NVIDIA device; []
-    if nothing. kind: "forward" or "backward"."""
-    if isinstance(tiles, SmallTiles):
-        return small_faults(report, tiles, kind, dtype)
-    return exchange_faults(report, tiles, kind, dtype, resets)
-
-
-def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtype: str, resets: bool) -> list[str]:
-    """Of kernels/sequence.py. What a visit of all row tiles of a program takes is known by its source; bytes are those
-    of one thread."""
-    b, t, size, threads = Binary(report), tiles, BYTES[dtype], 32 * tiles.num_warps
+def faults_of(report: CompileReport, t: SequenceTiles | SmallTiles, kind: str, dtype: str, resets=False) -> list[str]:
+    """What is wrong with the machine code of a kernel of backend `sequence` with tiles t, for an NVIDIA device; [] if
+    nothing. What a visit of all row tiles of a program takes is known by its source; bytes are those of one thread.
+    kind: "forward" or "backward"."""
+    if isinstance(t, SmallTiles):
+        return small_faults(Binary(report), t, kind, dtype)
+    b, size, threads = Binary(report), BYTES[dtype], 32 * t.num_warps
     opcodes, loop = b.opcodes, b.loop
     if not b.body:
         return b.faults
@@ -114,36 +107,29 @@ def exchange_faults(report: CompileReport, tiles: SequenceTiles, kind: str, dtyp
     spilled = sum(bytes_moved(opcode) * n for opcode, n in loop.items() if opcode.startswith(("LDL", "STL")))
     if spilled > spilled_in_loop(t, kind):
         b.faults.append(f"{spilled} bytes spilled in the time loop, with {report.registers} registers")
-    why = "a product is gone, or repeated by warps"
-    b.expect(b.count(*MATRIX), t.tiles * 3 * of_gate * of_vector, "matrix instructions", why)
-    b.expect(b.count("BAR"), 2 * t.tiles, "barriers", "the parts of the sums take two for each row tile")
-
-    b.expect(loop[RECEIVED], waits * vectors, "strong loads of 16 bytes", "some are weak, narrow or gone")
+    b.expect(b.count(*MATRIX), t.tiles * 3 * of_gate * of_vector, "matrix instructions")
+    b.expect(b.count("BAR"), 2 * t.tiles, "barriers")  # the parts of the sums take two for each row tile
+    b.expect(loop[RECEIVED], waits * vectors, "strong loads of 16 bytes")
     again = [n for inner in b.inner if inner < b.body and (n := sum(opcodes[i] == RECEIVED for i in inner))]
     if again != [vectors] * waits:
         b.faults.append(f"loops that load {again} vectors again, the tiles need {waits} of {vectors} each")
     status = b.bytes("LDG", "GPU") - 16 * loop[RECEIVED]
-    b.expect(status, 4 * waits, "bytes of other strong loads", "each wait looks at the status word")
-    b.expect(b.count("NANOSLEEP"), t.tiles * bool(t.delay), "sleeps", "a visit has one, before its first look")
-
+    b.expect(status, 4 * waits, "bytes of other strong loads")  # each wait looks at the status word
+    b.expect(b.count("NANOSLEEP"), t.tiles * bool(t.delay), "sleeps")  # before the first look of a visit
     told = 4 * waits  # the status word, and the one that the host reads
-    published = t.tiles * gates * own * size
-    b.expect(b.bytes("STG", "GPU"), published + told, "bytes of strong stores", "some are weak or gone")
-    b.expect(b.bytes("STG", "SYS"), told, "bytes of stores for the host", "a wait that runs out says so once")
+    b.expect(b.bytes("STG", "GPU"), t.tiles * gates * own * size + told, "bytes of strong stores")
+    b.expect(b.bytes("STG", "SYS"), told, "bytes of stores for the host")
     stored = t.tiles * (5 if forward else 4) * own * size  # y, r, z, n, q, or dgates
-    b.expect(b.bytes("STG"), stored, "bytes of weak stores", "a weak store to the exchange buffer")
+    b.expect(b.bytes("STG"), stored, "bytes of weak stores")
     # x_proj, or dy, gates, h_prev; resets; and where a timestep begins
     loaded = t.tiles * ((3 if forward else 6) * size + resets) * own + 4
-    b.expect(b.bytes("LDG"), loaded, "bytes of weak loads", "weights or the exchange are among them")
+    b.expect(b.bytes("LDG"), loaded, "bytes of weak loads")
     # the parts of the sums, and the weights of the gates that are there
     shared = t.tiles * (4 * sums * t.num_warps * own + t.shared_gates * t.block_h * t.units * size // threads)
-    why = "weights that should be in registers, or parts twice"
-    b.expect(b.from_shared(), shared, "bytes from shared memory", why)
-
+    b.expect(b.from_shared(), shared, "bytes from shared memory")
     waiting = {i for inner in b.inner for i in inner if opcodes[i] == RECEIVED}
     products = [i for i, opcode in enumerate(opcodes) if opcode.split(".")[0] in MATRIX]
-    parted = sum(bool(b.reached([i], b.before, "WARPSYNC") & waiting) for i in products)
-    if parted:
+    if parted := sum(bool(b.reached([i], b.before, "WARPSYNC") & waiting) for i in products):
         b.faults.append(f"{parted} matrix instructions that a lane may reach before its warp: no WARPSYNC after a wait")
     return b.faults
 
@@ -181,9 +167,9 @@ def dependence_faults(report: CompileReport, tiles: StepTiles, kind: str, dtype:
 GATE_MATH = 40  # multiplications and multiply-adds of one element's gates, or their gradients, at the most
 
 
-def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str) -> list[str]:
+def small_faults(b: Binary, t: SmallTiles, kind: str, dtype: str) -> list[str]:
     """Of kernels/small.py."""
-    b, t, size, threads = Binary(report), tiles, BYTES[dtype], 32 * tiles.num_warps
+    size, threads = BYTES[dtype], 32 * t.num_warps
     own = max(1, t.rows * t.units // threads)  # elements of a thread
     forward = kind == "forward"
     # x_proj, or dy, gates and h_prev; and where a timestep begins: no weights
@@ -206,7 +192,7 @@ def small_faults(report: CompileReport, tiles: SmallTiles, kind: str, dtype: str
     products = 3 * t.rows * t.units * t.units // threads
     found = b.count("FFMA", "FMUL", "FFMA2", "FMUL2") + b.count("FFMA2", "FMUL2")
     if not products <= found <= products + GATE_MATH * own:
-        b.expect(found, products, "multiply-adds", "and those of the gates")
+        b.expect(found, products, "multiply-adds")
     sums = t.rows * t.units * t.lanes // threads  # of a thread and product
     # two lanes swap half of them, or add the one that is left
     shuffles = sum(max(1, sums >> i) for i in range(1, t.lanes.bit_length()))
