@@ -1,14 +1,12 @@
-"""The emulator (tools/emulator), by what it must not let pass.
-
-That it computes a kernel right is seen by the kernels (test_kernels.py, test_exchange.py), and that it finds their
-mistakes by test_mutants.py. Here: values are rounded as a GPU rounds them, what nobody wrote is poison, a tile comes in
-parts and in every order, no access is out of bounds, whoever waits in vain is told of, and no thread stays behind.
-"""
+"""The emulator (tools/emulator): values are rounded as a GPU rounds them, what nobody wrote is poison, a tile comes in
+parts and in every order, no access is out of bounds, whoever waits in vain is told of, and no thread stays behind. That
+it computes kernels right and finds their mistakes, test_kernels.py, test_exchange.py and test_mutants.py show."""
 
 from __future__ import annotations
 
 import signal
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -26,17 +24,8 @@ from tritongru.tools.emulator.values import RAW, raw, unraw
 PROGRAMS, SIZE, SEEDS, SENTINEL = 5, 64, range(20), -1
 LAYOUT = gl.constexpr(gl.BlockedLayout([1], [32], [4], [0]))
 INT32, FP32, HALVES = torch.int32, torch.float32, (torch.float16, torch.bfloat16)
-TYPES = {
-    torch.int16: gl.int16,
-    INT32: gl.int32,
-    FP32: gl.float32,
-    torch.float16: gl.float16,
-    torch.bfloat16: gl.bfloat16,
-}
+TYPES = {getattr(torch, name): getattr(gl, name) for name in ("int16", "int32", "float32", "float16", "bfloat16")}
 quiet = pytest.mark.filterwarnings("ignore::RuntimeWarning")
-
-
-# ---- values ----------------------------------------------------------------------------------------------------------
 
 
 def given(x: Tensor) -> emulator.Tensor:
@@ -58,10 +47,10 @@ def test_integers_are_those_of_c() -> None:
     """They wrap around, and a quotient is cut towards zero."""
     a = torch.tensor([-(2**31), -7, -6, -1, 0, 1, 7, 2**31 - 1], dtype=INT32)
     x = given(a)
-    for found, expected in (
-        (x + 5, a + 5), (x * 3, a * 3), (x // 3, torch.div(a, 3, rounding_mode="trunc")), (x % 3, torch.fmod(a, 3)),
-    ):  # fmt: skip
-        assert_computed(found, expected)
+    assert_computed(x + 5, a + 5)
+    assert_computed(x * 3, a * 3)
+    assert_computed(x // 3, torch.div(a, 3, rounding_mode="trunc"))
+    assert_computed(x % 3, torch.fmod(a, 3))
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -90,10 +79,6 @@ def test_products_of_the_tensor_core(dtype: torch.dtype) -> None:
         torch.testing.assert_close(torch.from_numpy(found.v).double(), expected, rtol=1e-5, atol=1e-5)
 
 
-def run(kernel, arguments: dict, **constants) -> None:
-    emulate(kernel, (1, 1, 1), arguments, constants)
-
-
 @gluon.jit
 def masks(a_ptr, b_ptr, n, SIZE: gl.constexpr):
     i = gl.arange(0, SIZE, layout=LAYOUT)
@@ -108,15 +93,13 @@ def masks(a_ptr, b_ptr, n, SIZE: gl.constexpr):
 def test_masked_lanes_touch_no_memory_and_are_poisoned_and_so_is_fresh_shared_memory(dtype: torch.dtype) -> None:
     n = 10
     a, b = torch.arange(1, n + 1).to(dtype), torch.zeros(4, SIZE, dtype=dtype)
-    run(masks, {"a_ptr": a, "b_ptr": b, "n": n}, SIZE=SIZE)
+    emulate(masks, (1, 1, 1), {"a_ptr": a, "b_ptr": b, "n": n}, {"SIZE": SIZE})
     poisoned, filled, stored, fresh = b
     assert torch.equal(poisoned[:n], a) and torch.equal(filled[:n], a)
     for poison in (poisoned[n:], fresh):
         assert poison.isnan().all() if dtype.is_floating_point else (poison > 40).all()
     assert (filled[n:] == 7).all() and stored[:3].tolist() == [1, 0, 3] and not stored[n:].any()
 
-
-# ---- memory ----------------------------------------------------------------------------------------------------------
 
 WHOLE = torch.arange(4096, dtype=torch.float32)
 X, Y = WHOLE[1024:1100], WHOLE[2048:2200:2]  # of one storage, far from each other
@@ -145,8 +128,6 @@ def test_out_of_bounds(elements: np.ndarray, message: str) -> None:
         assert memory.checked("loads", addresses, 4) == (addresses.min(), addresses.max())
         assert (memory.load(addresses, np.dtype(np.float32)) == elements + 1024).all()
 
-
-# ---- who runs --------------------------------------------------------------------------------------------------------
 
 WAIT = gl.constexpr("wait // of this test")
 
@@ -235,8 +216,9 @@ def test_a_missing_producer_is_a_deadlock(lazy: bool) -> None:
     """Where the clock stands still; who goes on asking the clock uses the steps up."""
     tiles = torch.zeros(2, SIZE, dtype=INT32)
     tiles[1, 7:9] = SENTINEL
+    launch = wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE}
     with emulating(5, lazy=lazy, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock) as caught:
-        emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE})
+        emulate(*launch)
     assert run.steps < 12
     head, *programs = str(caught.value).splitlines()
     assert head == "seed 5: every live program waits for what nobody changes any more (2 of 3 programs have not ended)"
@@ -244,7 +226,7 @@ def test_a_missing_producer_is_a_deadlock(lazy: bool) -> None:
         assert f"program {index} at test_emulator.py:" in line and " in received < test_emulator.py:" in line
         assert line.endswith(" in wait_for_a_tile waits for 2 elements, the first tiles_ptr[71] of 128")
     with emulating(lazy=lazy, max_steps=500), pytest.raises(Deadlock, match="budget of 500 steps"):
-        emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE})
+        emulate(*launch)
 
 
 @pytest.mark.parametrize("lazy", [True, False])
@@ -261,9 +243,6 @@ def test_a_wait_that_runs_out_takes_few_steps(lazy: bool, monkeypatch: pytest.Mo
     with emulating(lazy=lazy) as run:
         emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": torch.full((2, SIZE), SENTINEL, dtype=INT32)}, {"SIZE": SIZE})
     assert run.steps < 1000
-
-
-# ---- what is left after an error -------------------------------------------------------------------------------------
 
 
 @gluon.jit
@@ -289,18 +268,15 @@ def test_an_error_comes_out_with_its_line_and_leaves_nothing_behind(options: dic
 
 def test_an_interruption_ends_all_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """KeyboardInterrupt reaches the thread that launched; the programs end at their next point."""
-    interrupted: list[bool] = []
-    threads, before = threading.active_count(), signal.getsignal(signal.SIGINT)
+    threads, before = threading.active_count(), signal.signal(signal.SIGINT, signal.default_int_handler)
+    interrupt = iter([partial(signal.pthread_kill, threading.main_thread().ident, signal.SIGINT)])
 
     def twin(turn: object, addresses: Tensor, dtype: object) -> None:
-        if not interrupted:
-            interrupted.append(True)
-            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        next(interrupt, bool)()  # once
         while True:
             turn.clock()
 
     monkeypatch.setitem(TWINS, WAIT.value, twin)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(KeyboardInterrupt), emulating(0):
             run_ring()
