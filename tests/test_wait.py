@@ -1,6 +1,5 @@
 """The wait of kernels/exchange.py: its PTX as a thread executes it (tests/kit/ptx.py) and its twin in Python under the
-emulator, held against the same cases; and the fragment order, against the compiler's own layout.
-"""
+emulator, held against the same cases; and the fragment order, against the compiler's own layout."""
 
 from __future__ import annotations
 
@@ -14,6 +13,7 @@ import triton.language as tl
 from triton.experimental.gluon import language as gl
 
 from tests.kit.layouts import places
+from tests.kit.mutants import edited
 from tests.kit.ptx import Access, PtxError, execute
 from tritongru.kernels import exchange
 from tritongru.kernels.exchange import CLOCK_SHIFT, LOOKS, displacements, wait_text
@@ -21,11 +21,7 @@ from tritongru.tools.emulator import TWINS, Tensor
 from tritongru.tools.emulator.language import bound
 from tritongru.tools.emulator.twins import twin
 
-KINDS = {16: tl.int16, 32: tl.int32}
-UNSIGNED = {16: np.uint16, 32: np.uint32}
-
-
-# ---- the order of a fragment -----------------------------------------------------------------------------------------
+KINDS, UNSIGNED = {16: tl.int16, 32: tl.int32}, {16: np.uint16, 32: np.uint32}
 
 
 def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
@@ -40,8 +36,7 @@ def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
 def in_kernel(function: Any, *given: Any) -> np.ndarray:
     """What a function of kernels/exchange.py says of arrays."""
     arrays = [Tensor(x.astype(np.int32), tl.int32) if isinstance(x, np.ndarray) else x for x in given]
-    found: np.ndarray = bound(function.fn)(*arrays).v
-    return found
+    return bound(function.fn)(*arrays).v
 
 
 SHAPES = {  # rows, units of a tensor, tensors, gates, warps
@@ -78,8 +73,6 @@ def test_a_tiles_elements_have_a_place_each(width: int, rows: int) -> None:
     assert sorted(in_kernel(exchange.place_in_tile, row, unit, 64, rows, width).ravel()) == list(range(rows * 64))
 
 
-# ---- the wait --------------------------------------------------------------------------------------------------------
-
 BASE, STATUS, REPORT = 0x7F00_0000_1000, 0x7E00_0000_0000, 0x7E00_0000_0040
 NS_PER_LOOK = (1 << CLOCK_SHIFT) // LOOKS  # so that a unit of the bound is LOOKS looks
 BOUND = 2
@@ -110,8 +103,7 @@ class World:
     def seen(self) -> np.ndarray:
         """The memory at this look."""
         found = self.memory.copy()
-        missing = [place for place, look in self.late.items() if look < 0 or look >= self.looks]
-        found[missing] = ~found.dtype.type(0)
+        found[[place for place, look in self.late.items() if look < 0 or look >= self.looks]] = ~found.dtype.type(0)
         return found
 
     def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
@@ -167,7 +159,6 @@ class Fragment:
 
         inputs = [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
         found, slept = execute(self.wait.text, self.wait.constraints, inputs, load, store, world.clock)
-        assert len(found) == 4 * len(self.wait.displacements)
         return np.array(found, np.uint32).view(UNSIGNED[self.width]), slept
 
     def run_twin(self, world: World) -> np.ndarray:
@@ -182,14 +173,12 @@ class Fragment:
         elements = np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
         return elements.swapaxes(1, 2) if self.rows == 8 else elements
 
-    def both(self, lanes: tuple[int, ...] = (0, 13, 31), memory: np.ndarray | None = None, **options: Any) -> World:
+    def both(self, lanes: tuple[int, ...] = (0, 13, 31), **options: Any) -> World:
         """The world of the twin, held against those of the text in some lanes, of which one waits as long as any."""
-        memory = self.memory if memory is None else memory
-        world = World(memory, **options)
+        world, looks = World(self.memory, **options), set()
         elements = self.run_twin(world)
-        looks = set()
         for lane in lanes:
-            alone = World(memory, **options)
+            alone = World(self.memory, **options)
             found, _ = self.run_text(alone, lane)
             _, row, k = self.order[lane].T
             assert (found == elements[:, row, k].ravel()).all() or alone.looks < world.looks
@@ -250,11 +239,11 @@ def test_every_pair_of_halves() -> None:
     """A borrow from the lower half neither hides nor makes a sentinel."""
     f = Fragment(16, 1)
     halves = (0, 1, 0x7FFE, 0x7FFF, 0x8000, 0x8001, 0xFFFD, 0xFFFE)
-    memory = np.resize(np.array(list(product(halves, halves)), np.uint16).ravel(), f.memory.size)
-    assert f.both(tuple(range(32)), memory, given_up=1).looks == 1
-    for low, high in [(0xFFFF, half) for half in (*halves, 0xFFFF)] + [(half, 0xFFFF) for half in halves]:
-        memory[f.places[13, 4:6]] = low, high
-        assert f.both((13,), memory, given_up=1).looks == LOOKS
+    f.memory = np.resize(np.array(list(product(halves, halves)), np.uint16).ravel(), f.memory.size)
+    assert f.both(tuple(range(32)), given_up=1).looks == 1
+    for pair in [*product([0xFFFF], (*halves, 0xFFFF)), *product(halves, [0xFFFF])]:
+        f.memory[f.places[13, 4:6]] = pair
+        assert f.both((13,), given_up=1).looks == LOOKS
 
 
 @pytest.mark.parametrize("delay", [0, 250])
@@ -265,17 +254,15 @@ def test_a_first_look_comes_after_the_delay(delay: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"),
+    "edit",
     [
-        ("0xFFFEFFFE", "0xFFFEFFFF"), ("0x80008000", "0x80000000"), ("p, missing, 0;", "p, 0, 0;"), ("+512]", "+0]"),
-        ("+1024]", "+512]"), ("mov.u32 bits, 1;", "mov.u32 bits, 0;"), ("add.u32 end, now,", "mov.u32 end,"),
-        ("setp.ne.u32 p, bits, 0; @p bra found;", "setp.ne.u32 p, bits, 0;"),
+        "0xFFFE{FFFE=>FFFF}", "0x8000{8000=>0000}", "p, {missing=>0}, 0;", "+{512=>0}]", "+{1024=>512}]",
+        "mov.u32 bits, {1=>0};", "{add.u32 end, now=>mov.u32 end}", "setp.ne.u32 p, bits, 0;{ @p bra found;=>}",
     ],
 )  # fmt: skip
-def test_a_mistake_in_the_text_is_found(old: str, new: str) -> None:
+def test_a_mistake_in_the_text_is_found(edit: str) -> None:
     f = Fragment(16, 3)
-    assert old in f.wait.text
-    f.wait = f.wait._replace(text=f.wait.text.replace(old, new))
+    f.wait = f.wait._replace(text=edited(f.wait.text, edit))
     missing = {int(f.places[13, place]): -1 for place in (2, 5)}
     with pytest.raises(PtxError, match="constraints"):  # without early clobber an output may lose an input
         execute(f.wait.text, f.wait.constraints.replace("&", ""), [])
@@ -294,11 +281,10 @@ def test_twins_of_one_instruction(text: Any, width: int) -> None:
     a, b = (np.append(np.array(SPECIAL[32], np.uint32), rng.integers(0, 1 << 32, 200, np.uint32)) for _ in range(2))
     rng.shuffle(b)
     if width == 64:
-        given, kind = [Tensor(x.view(np.int32), tl.int32) for x in (a, b)], tl.int64
+        given, kind, constraints = [Tensor(x.view(np.int32), tl.int32) for x in (a, b)], tl.int64, "=&l,r,r"
     else:
-        given, kind = [Tensor(a.view(np.float32), tl.float32)], tl.int32
+        given, kind, constraints = [Tensor(a.view(np.float32), tl.float32)], tl.int32, "=&r,r"
     found = TWINS[text.value](None, *given, dtype=kind).v
-    constraints = ",".join(["=&l" if width == 64 else "=&r"] + ["r"] * len(given))
-    for i, (x, y) in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
-        ((expected,), _) = execute(text.value, constraints, [x, y][: len(given)])
+    for i, pair in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
+        ((expected,), _) = execute(text.value, constraints, pair[: len(given)])
         assert found[i].item() & ((1 << width) - 1) == expected
