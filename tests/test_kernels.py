@@ -1,10 +1,9 @@
 """The kernels against float64 and nn.GRU by the rule of tritongru/tools/check.py: output, h_n and every gradient. Then
 what they read and write, and how often they are launched.
 
-They run in the emulator, `sequence` in both of its forms. On the CPU its programs exchange;
-up to H 128 a GPU would give all of W_h to one program (kernels/small.py). What goes wrong between programs is
-tests/test_exchange.py's. What takes long and another case shows runs in `make long`: bfloat16 of `step`, where float16
-rounds in the same places; all draws of `sequence`; most of backward in chunks, which is outside backends.
+They run in the emulator, `sequence` in both of its forms. What goes wrong between programs is tests/test_exchange.py's.
+What takes long and another case shows runs in `make long`: bfloat16 of `step`, where float16 rounds in the same places;
+all draws of `sequence`; most of backward in chunks, which is outside backends.
 """
 
 from __future__ import annotations
@@ -47,11 +46,12 @@ def every(*values: Iterable[Any], long: Any = lambda *of: False) -> list[Any]:
     ]
 
 
-# Values.
+def always(*of: Any) -> bool:
+    return True
 
-RULE = every(
-    BACKENDS, CASES + MORE_CASES, DTYPES, long=lambda b, _, dtype: b == "sequence" or (b, dtype) == ("step", BF16)
-)
+
+RULE = every(["reference"], CASES + MORE_CASES, DTYPES) + every(["sequence"], CASES + MORE_CASES, DTYPES, long=always)
+RULE += every(["step"], CASES + MORE_CASES, DTYPES, long=lambda *of: of[-1] == BF16)
 RULE += every(["reference"], CASES, [torch.float64])
 RULE += every(["sequence"], [Case(T=3)], [FP32]) + every([SMALL], [Case(T=3)], [FP32, FP16])
 
@@ -68,13 +68,11 @@ CHUNKED = (
 )
 
 
-@pytest.mark.parametrize(
-    ("backend", "case", "rows", "dtype"),
-    every(
-        BACKENDS, CHUNKED, (3, 12), DTYPES,
-        long=lambda b, case, *of: b != "reference" and (b, case.layers, *of) != ("step", 1, 3, FP16),
-    ),
-)  # fmt: skip
+IN_CHUNKS = every(["reference"], CHUNKED, (3, 12), DTYPES) + every(["sequence"], CHUNKED, (3, 12), DTYPES, long=always)
+IN_CHUNKS += every(["step"], CHUNKED, (3, 12), DTYPES, long=lambda _, case, *of: (case.layers, *of) != (1, 3, FP16))
+
+
+@pytest.mark.parametrize(("backend", "case", "rows", "dtype"), IN_CHUNKS)
 def test_rule_in_chunks(backend: str, case: Case, rows: int, dtype: torch.dtype, few_rows_at_once) -> None:
     few_rows_at_once(rows)
     assert_right(case, backend, dtype)
@@ -87,10 +85,6 @@ SMALL_TILES = {
     FP32: ("rows=2", "rows=2,lanes=8", "rows=1,lanes=2,num_warps=1", "rows=2,ahead=1", "rows=1,units=64"),
     FP16: ("rows=4", "rows=8", "rows=16", "rows=8,ahead=1", "rows=4,units=32"),
 }
-EXCHANGING_TILES = (
-    "block_b=8,block_k=64", "num_warps=1", "block_b=32,waits=3", "tiles=2", "groups=1,shared_gates=2",
-    "block_h=32,block_k=64,num_warps=4,directions=1",
-)  # fmt: skip
 
 
 def with_tiles(*tiles: str) -> list[str]:
@@ -104,8 +98,6 @@ ONE_DRAW += every(["sequence", SMALL], SOME, HALF) + every([SMALL], [Case(T=4, B
 for dtype, tiles in SMALL_TILES.items():
     cases = (CASES[4], Case(T=4, B=18, I=3, H=30))
     ONE_DRAW += every(with_tiles(*tiles), cases, [dtype], long=lambda _, case, __: case.B == 18)
-PACKED_ROWS = Case(I=4, H=20, bidirectional=True, lengths=(2, 1) * 9)
-ONE_DRAW += every(with_tiles(*EXCHANGING_TILES), [PACKED_ROWS], [FP32])
 
 
 @pytest.mark.parametrize(("backend", "case", "dtype"), ONE_DRAW)
@@ -113,37 +105,32 @@ def test_one_draw(backend: str, case: Case, dtype: torch.dtype) -> None:
     assert_not_wrong(case, backend, dtype)
 
 
-@pytest.mark.parametrize(
-    ("case", "dtype"),
-    every([CASES[2], CASES[4], Case(T=2, B=20, I=35, H=70)], DTYPES, long=lambda _, dtype: dtype != FP32),
-)
-def test_rule_of_step_with_the_tiles_of_a_gpu(case: Case, dtype: torch.dtype, h200_tiles: None) -> None:
-    """Several programs in rows and columns, and several tiles of K, ragged at every end."""
-    assert_right(case, "step", dtype)
+ON_A_GPU = every(["step"], [*CASES[2:5:2], Case(T=2, B=20, I=35, H=70)], DTYPES, long=lambda *of: of[-1] != FP32)
+ON_A_GPU += every([EXCHANGING], [Case(I=4, H=20, bidirectional=True, lengths=(2, 4))], [FP32])
+ON_A_GPU += every([EXCHANGING], [Case(T=2, B=3, I=4, H=67)], [FP16])
 
 
-def test_weights_wider_than_the_layer(h200_tiles: None) -> None:
-    """On a GPU K comes in classes: here the weights are padded to 128 units."""
-    assert_not_wrong(Case(I=4, H=20, bidirectional=True, lengths=(2, 4)), EXCHANGING)
-    assert_not_wrong(Case(T=2, B=3, I=4, H=67), EXCHANGING, FP16)
+@pytest.mark.parametrize(("backend", "case", "dtype"), ON_A_GPU)
+def test_rule_with_the_tiles_of_a_gpu(backend: str, case: Case, dtype: torch.dtype, h200_tiles: None) -> None:
+    """Several programs in rows and columns, and several tiles of K, ragged at every end; and as K comes in classes,
+    weights that are padded to 128 units."""
+    assert_right(case, backend, dtype)
 
 
-@pytest.mark.parametrize("form", every(range(6), long=lambda i: i not in (0, 3)))
-def test_every_form_of_step_with_a_part_of_the_weights_ahead(form: int, h200_tiles: None, monkeypatch) -> None:
+AHEAD = {replace(form, ahead=1): None for forms in FORMS.values() for form in forms}
+
+
+@pytest.mark.parametrize("form", [pytest.param(form, marks=LONG if i % 3 else ()) for i, form in enumerate(AHEAD)])
+def test_every_form_of_step_with_a_part_of_the_weights_ahead(form: StepTiles, h200_tiles: None) -> None:
     """K in two or three chunks, ragged at the end, one of them loaded before the wait."""
-    chosen = step.step_tiles
-
-    def forced(kind: str, *problem: Any) -> StepTiles:
-        return replace(FORMS[kind][form], ahead=1) if kind in FORMS else chosen(kind, *problem)
-
-    monkeypatch.setattr(step, "step_tiles", forced)
-    assert_not_wrong(Case(T=2, B=18, I=3, H=150), "step", FP16)
+    fields = ",".join(f"{name}={int(value)}" for name, value in vars(form).items() if name != "num_stages")
+    assert_not_wrong(Case(T=2, B=18, I=3, H=150), f"step:{fields}", FP16)
 
 
 ANY = every(["step"], DTYPES, [8], [False]) + every(["reference"], [FP32], [25], [False])
 ANY += every(["sequence"], DTYPES, [2], [False])
-ANY += every(["step", EXCHANGING], DTYPES, [60], [True], long=lambda *of: True)
-ANY += every([SMALL], DTYPES, [60], [False], long=lambda *of: True)
+ANY += every(["step", EXCHANGING], DTYPES, [60], [True], long=always)
+ANY += every([SMALL], DTYPES, [60], [False], long=always)
 
 
 @pytest.mark.parametrize(("backend", "dtype", "examples", "on_a_gpu"), ANY)
@@ -208,9 +195,6 @@ def test_a_small_layer_is_not_rounded_to_tf32_where_the_switch_allows_it(h200_ti
     assert {(layer.call.precision, layer.products) for layer in seen} == {("tf32", "ieee")}
 
 
-# Memory.
-
-
 FENCED = [
     *every(["step"], (1, 3), [19], DTYPES, ("", "on a GPU")),
     *every(["step"], [5], [19], [FP32], ("packed, on a GPU", "packed, recompute, on a GPU")),
@@ -223,8 +207,7 @@ FENCED = [
 
 @pytest.mark.parametrize(("backend", "T", "H", "dtype", "how"), FENCED)
 def test_nothing_beyond_a_tensor(backend: str, T: int, H: int, dtype, how: str, request, monkeypatch) -> None:
-    """Fences around every buffer and poison beyond every argument, with gaps in it or not: neither is reached. With the
-    tiles of a GPU K is padded to 128 units."""
+    """Fences around every buffer and poison beyond every argument, with gaps in it or not: neither is reached."""
     if "on a GPU" in how:
         request.getfixturevalue("h200_tiles")
     torch.manual_seed(0)
@@ -275,9 +258,6 @@ def test_tensors_that_are_laid_out_in_any_way() -> None:
     with torch.autograd.graph.saved_tensors_hooks(shifted, lambda tensor: tensor):
         output = layer(x)[0]
     assert same_bits(gradients(dense, output), gradients(dense))
-
-
-# Launches.
 
 
 @pytest.mark.parametrize(("backend", "dtype"), [("sequence", FP32), (SMALL, FP32), (SMALL, FP16)])

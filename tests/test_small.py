@@ -1,7 +1,6 @@
-"""Small layers, which one program holds (kernels/small.py): what the emulator does not see of them, who has which
-element, and the banks of shared memory. Their values are tests/test_kernels.py's."""
+"""Small layers (kernels/small.py): who has which element, and the banks of shared memory, which no emulator sees."""
 
-from __future__ import annotations
+from itertools import product
 
 import numpy as np
 from triton.experimental.gluon import language as gl
@@ -37,7 +36,7 @@ def test_every_element_is_owned_and_by_the_lanes_of_one_warp(t: SmallTiles) -> N
     """r, z, n overwrite x_proj: whoever else has an element has loaded it by the same instruction."""
     owned = places(kernels.own_layout(form(t)), [t.rows, t.units])
     warps = [{tuple(at) for at in warp.reshape(-1, 2)} for warp in owned]
-    assert set.union(*warps) == {(row, unit) for row in range(t.rows) for unit in range(t.units)}
+    assert set.union(*warps) == set(product(range(t.rows), range(t.units)))
     assert sum(map(len, warps)) == t.rows * t.units
     assert owned.shape[2] == max(1, t.rows * t.units // (32 * t.num_warps))
     for register in np.moveaxis(owned, 2, 0):  # one instruction each; in half precision two units of it
@@ -64,27 +63,23 @@ def test_no_bank_conflicts(t: SmallTiles) -> None:
         return size * (row * columns + ((column // shared.vec) ^ phase) * shared.vec + column % shared.vec)
 
     if t.lanes:
-        owned = places(kernels.own_layout(form(t)), [t.rows, t.units])
-        for warp in owned:
+        for warp in places(kernels.own_layout(form(t)), [t.rows, t.units]):
             for register in range(warp.shape[1]):
                 assert banks(address(*warp[:, register].T, t.units, 4), 4) <= t.rows
-        read = places(kernels.factor_layout(form(t)), [t.rows, 4 * t.lanes])  # of a piece of K
-        for warp in read:
+        for warp in places(kernels.factor_layout(form(t)), [t.rows, 4 * t.lanes]):  # of a piece of K
             for register in range(0, warp.shape[1], 4):  # of a vector
                 first = warp[:, register]
                 assert (warp[:, register + 3] - first == [0, 3]).all() and (first[:, 1] % 4 == 0).all()
                 for lane in range(0, 32, 8):
                     assert banks(address(*first[lane : lane + 8].T, t.units, 4), 16) == 1
         return
-    columns = max(t.rows, 8)
+    columns, lane = max(t.rows, 8), np.arange(32)
     assert shared.vec == 8  # of which the tensor core's load takes the 16 bytes
-    for block in range(0, t.units, 8):  # 8 places by 8 rows, for one of the tensor core's 8 x 8
-        for half in range(columns // 8):
-            assert banks(address(block + np.arange(8), np.full(8, 8 * half), columns, 2), 16) == 1
-    lane = np.arange(32)
-    for i in range(2):  # the thread's two units; two rows are 4 bytes
-        for half in range(columns // 8):
-            assert banks(address(lane // 4 + 8 * i, 2 * (lane % 4) + 8 * half, columns, 2), 4) == 1
+    for half in range(0, columns, 8):
+        for block in range(0, t.units, 8):  # 8 places by 8 rows, for one of the tensor core's 8 x 8
+            assert banks(address(block + np.arange(8), np.full(8, half), columns, 2), 16) == 1
+        for i in range(2):  # the thread's two units; two rows are 4 bytes
+            assert banks(address(lane // 4 + 8 * i, 2 * (lane % 4) + half, columns, 2), 4) == 1
 
 
 def test_units_that_lie_side_by_side_in_memory_are_pairs_of_a_thread() -> None:

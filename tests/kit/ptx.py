@@ -1,9 +1,8 @@
 """Inline PTX as one thread executes it: to hold the texts of kernels/exchange.py against their twins in Python.
 
-A text becomes a function of Python's. What those texts need is known: loads and stores, integer arithmetic, predicates,
-branches, the clock. Memory is a function that is called at each load, so that a test can let values arrive in parts.
-Declarations and widths are ptxas's to check, which compiles the same texts; a register that is read before it was
-written is an error here, an output too.
+A text becomes a function of Python's. Known is what those texts need: loads and stores, integer arithmetic, predicates,
+branches, the clock. Declarations and widths are ptxas's to check, which compiles the same texts; a register that is
+read before it was written is an error here, an output too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ COMPARISONS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": "
 
 
 class PtxError(Exception):
-    """What is wrong with a text, or that this interpreter does not know it."""
+    """A mistake in a text, or an instruction unknown here."""
 
 
 class Access(NamedTuple):
@@ -110,22 +109,16 @@ def function_of(text: str, constraints: str) -> tuple[Callable[..., Any], int]:
     return scope["run"], len(names)
 
 
-def _nowhere(access: Access, values: Sequence[int] = ()) -> Any:
-    raise PtxError("no memory is given")
-
-
 def execute(
-    text: str, constraints: str, inputs: Sequence[int], load: Callable[[Access], Sequence[int]] = _nowhere,
-    store: Callable[[Access, Sequence[int]], None] = _nowhere, clock: Callable[[], int] = lambda: 0,
-    max_turns: int = 10_000,
-) -> tuple[list[int], int]:  # fmt: skip
-    """Run a text, given the bits of its inputs: those of its outputs, and the nanoseconds that it slept.
-    `load` and `store` are called at each access, `clock` for %globaltimer. PtxError: a mistake in the text, an
-    instruction unknown here, or more than `max_turns` branches taken."""
+    text: str, constraints: str, inputs: Sequence[int], load: Any = None, store: Any = None, clock: Any = None
+) -> tuple[list[int], int]:
+    """Run a text, given the bits of its inputs: those of its outputs, and the nanoseconds that it slept. `load(access)`
+    and `store(access, values)` are called at each access, so that a test can let values arrive in parts; `clock()` for
+    %globaltimer. PtxError also where so many branches are taken that it has no end."""
     run, count = function_of(text, constraints)
     if len(inputs) != count:
         raise PtxError(f"{len(inputs)} values for {count} operands")
     try:
-        return run(load, store, clock, max_turns, *inputs)
+        return run(load, store, clock, 10_000, *inputs)
     except (NameError, KeyError) as error:
         raise PtxError(f"read before it was written, or unknown: {error}") from None
