@@ -1,11 +1,8 @@
 """A first call: its kernels are foreseen, compiled side by side, and whoever waits is told once."""
 
-from __future__ import annotations
-
 import logging
 import threading
 import time
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
 
@@ -13,6 +10,7 @@ import pytest
 import torch
 import triton
 from torch.nn.utils.rnn import pack_sequence
+from triton.runtime._async_compile import active_mode
 
 import tritongru
 from benchmarks import hostcost
@@ -22,8 +20,6 @@ from tritongru.latest import Latest
 from tritongru.launch import first_call
 from tritongru.launch.runtime import Kernel
 from tritongru.planning import Problem, describe
-
-H200 = describe("h200")
 
 
 @pytest.mark.compiled
@@ -59,37 +55,31 @@ def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = 
     """Of a kernel of which a compilation ends once `together` of them have begun."""
     barrier = threading.Barrier(together)
 
-    def compile_kernel() -> SimpleNamespace:
+    def compile_kernel() -> Mock:
         barrier.wait(timeout=20)  # alone it would not get past this
         time.sleep(seconds)
-        return SimpleNamespace()
+        return Mock()
 
     def warmup(*arguments: Any, **options: Any) -> None:
-        from triton.runtime._async_compile import active_mode
-
         if error:
             raise error
         then = [lambda *of: None] * (2 if triton.__version__ >= "3.9" else 1)
         active_mode.get().submit(object(), compile_kernel, *then)
 
-    kernel = SimpleNamespace(
-        arg_names=("x_ptr", "n", "BLOCK"), warmup=Mock(side_effect=warmup), barrier=barrier, is_gluon=lambda: False
-    )
+    kernel = Mock(arg_names=("x_ptr", "n", "BLOCK"), barrier=barrier, **{"is_gluon.return_value": False})
+    kernel.warmup.side_effect = warmup
     return Kernel(kernel, {"BLOCK": 64}, 4, arguments={"x_ptr": "*bf16:2", "n": "i32:16"})
 
 
 def test_kernels_compile_side_by_side() -> None:
+    """One that cannot be compiled is left to its launch."""
     three = specimen(together=3)
-    first_call.compile_side_by_side([three] * 3)
+    first_call.compile_side_by_side([specimen(error=RuntimeError("ptxas")), *[three] * 3])
     assert not three.kernel.barrier.broken and three.kernel.warmup.call_count == 3
     _, given = three.kernel.warmup.call_args
     x = given["x_ptr"]
     assert x.dtype == "bf16" and x.data_ptr() % 16 == 2 and (given["n"], given["BLOCK"]) == (16, 64)
     assert given["grid"] == (1, 1, 1) and given["num_warps"] == 4
-
-
-def test_a_kernel_that_cannot_be_compiled_is_left_to_its_launch() -> None:
-    first_call.compile_side_by_side([specimen(error=RuntimeError("ptxas"))])
 
 
 def test_who_waits_more_than_a_second_is_told_once(monkeypatch, caplog) -> None:
@@ -105,5 +95,5 @@ def test_who_waits_more_than_a_second_is_told_once(monkeypatch, caplog) -> None:
 
 
 def test_other_tiles_have_specimens_of_their_own() -> None:
-    specimens = registry.find("sequence:num_warps=4").specimens(Problem(4, 9, 8, 512, dtype="bf16"), H200)
+    specimens = registry.find("sequence:num_warps=4").specimens(Problem(4, 9, 8, 512, dtype="bf16"), describe("h200"))
     assert [s.num_warps for s in specimens] == [4, 4] and all(s.cooperative for s in specimens)

@@ -2,7 +2,6 @@
 not list."""
 
 from collections import defaultdict
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,10 +9,14 @@ import torch
 from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
+from benchmarks import hostcost
 from tests.kit.counting import counted, memory
 from tests.kit.drawn import SMALL
 from tests.kit.modules import states, table, tensors
 from tritongru import products
+from tritongru.kernels import step as kernels
+from tritongru.latest import Latest
+from tritongru.launch import runtime
 from tritongru.planning import Problem, describe, sequence
 from tritongru.tools.counted import counted as counts_of_plan
 
@@ -31,10 +34,9 @@ RECOMPUTED = {f"{name}-recompute": {**options, "recompute": True} for name, opti
 
 
 def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
-    """Launches of forward and of backward; these, bytes saved and the peaks of both passes are those of the plan."""
+    """Launches of forward and of backward of 2 rows; these, bytes saved and both peaks are those of the plan."""
     plan = tritongru.plan(layer, x)
-    B = x.shape[1] if isinstance(x, torch.Tensor) else int(x.batch_sizes[0])
-    h_0 = torch.zeros(states(layer), B, layer.hidden_size, dtype=layer.weight_hh_l0.dtype)
+    h_0 = torch.zeros(states(layer), 2, layer.hidden_size, dtype=layer.weight_hh_l0.dtype)
     with memory(monkeypatch) as found:
         results = tensors(layer(x, h_0.requires_grad_(h_0_needs_grad)))
         forward, peak_forward, saved = dict(found.launches), found.peak(results), found.now(results)
@@ -109,15 +111,15 @@ def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypa
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True}], ids=str)
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("T", [1, 5])
+@torch.no_grad()
 def test_memory_of_inference(T: int, layers: int, options: dict, monkeypatch) -> None:
     layer = tritongru.GRU(5, 6, layers, backend="step", **options)
     x = torch.randn(4, T, 5) if layer.batch_first else torch.randn(T, 4, 5)
-    h_0 = torch.zeros(states(layer), 4, 6)
-    with memory(monkeypatch) as found, torch.no_grad():
+    cost, h_0 = tritongru.plan(layer, x).cost, torch.zeros(states(layer), 4, 6)
+    with memory(monkeypatch) as found:
         results = layer(x, h_0)
-        plan = tritongru.plan(layer, x)
-        assert (found.now(results), found.peak(results)) == (0, plan.cost.peak_forward_bytes)
-    assert plan.cost.saved_bytes == plan.cost.peak_backward_bytes == 0
+    assert (found.now(results), found.peak(results)) == (0, cost.peak_forward_bytes)
+    assert cost.saved_bytes == cost.peak_backward_bytes == 0
 
 
 @interpreted
@@ -145,18 +147,14 @@ def test_gates_that_were_read_are_gone_unless_the_graph_is_retained(backend: str
 def test_chunks_bound_the_peak_of_a_long_sequence(few_rows_at_once) -> None:
     """With one layer it does not grow with T."""
     few_rows_at_once(1 << 14)
-    problem = Problem(batch=32, time=1024, input_size=512, hidden_size=512, dtype="bf16", recompute=True)
-    short, long = (counts_of_plan(replace(problem, time=T), describe("h200"), "step")[1] for T in (2048, 1 << 13))
+    problems = [Problem(32, T, 512, 512, dtype="bf16", recompute=True) for T in (2048, 1 << 13)]
+    short, long = (counts_of_plan(problem, describe("h200"), "step")[1] for problem in problems)
     assert short.peak_backward_bytes == long.peak_backward_bytes
-
-
-# What the JIT is handed.
 
 
 @pytest.mark.compiled
 def test_a_plan_of_a_streaming_step_asks_no_driver() -> None:
-    problem = Problem(batch=3, time=1, input_size=8, hidden_size=16, training=False)
-    launches, _ = counts_of_plan(problem, describe("h200"), "step")
+    launches, _ = counts_of_plan(Problem(3, 1, 8, 16, training=False), describe("h200"), "step")
     assert launches.forward == (("step_forward", 1),)
 
 
@@ -165,8 +163,6 @@ def test_a_plan_of_a_streaming_step_asks_no_driver() -> None:
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch_first: bool, monkeypatch) -> None:
     """By the keys of the JIT's own cache of each kernel."""
-    from benchmarks import hostcost
-
     keys: defaultdict[int, set[Any]] = defaultdict(set)
     monkeypatch.setattr(hostcost._Always, "get", lambda self, key, _=None: keys[id(self)].add(key) or self.kernel)
     layer = tritongru.GRU(20, hidden, backend="step", batch_first=batch_first)
@@ -181,10 +177,6 @@ def test_fifty_shapes_compile_at_most_three_forms_of_a_kernel(hidden: int, batch
 @pytest.mark.compiled
 def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
     """By dtype, alignment, the width of numbers, and what is compiled in; not by addresses, nor by other numbers."""
-    from benchmarks.hostcost import without_gpu
-    from tritongru.kernels import step as kernels
-    from tritongru.launch import runtime
-
     own = torch.zeros(64)
     names = kernels.step_forward.arg_names[len(kernels.FORWARD_SCALARS) :]
     given: dict[str, Any] = {name: own if name.endswith("_ptr") else 8 for name in names}
@@ -197,7 +189,7 @@ def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
         launch((1, 1, 1), (first_scalar,) + (0,) * (len(kernels.FORWARD_SCALARS) - 1))
         return len(runtime._compiled)
 
-    with without_gpu(kernels.step_forward), monkeypatch.context() as patch:
+    with hostcost.without_gpu(kernels.step_forward), monkeypatch.context() as patch:
         patch.setattr(runtime, "_observers", [])
         assert kernels_after() == kernels_after() == kernels_after(B=9, x_ptr=torch.zeros(64)) == kernels_after(7) == 1
         assert kernels_after(x_ptr=own[1:]) == 2 and kernels_after(x_ptr=own.half()) == 3
@@ -206,8 +198,6 @@ def test_launches_are_told_apart_as_the_jit_does(monkeypatch) -> None:
 
 
 def test_what_is_kept_is_bounded() -> None:
-    from tritongru.latest import Latest
-
     kept = Latest[str | int, list[None]](10, lambda key, value: max(1, len(value)))
     for name in "abcd":
         kept.keep(name, [None] * 4)

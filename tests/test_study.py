@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+import triton
 
 from benchmarks import run, study
 from benchmarks.cases import Case, Entry
@@ -21,7 +21,6 @@ interpreted, compiled, long = pytest.mark.interpreted, pytest.mark.compiled, pyt
 
 # Several programs in two groups and a last row tile that is not full; a single row, a single step
 CASES = (Case(3, 18, 5, 40, "fp32"), Case(3, 3, 4, 24, "bf16"), Case(1, 1, 3, 16, "fp16"))
-CPU = torch.device("cpu")
 
 
 def status(name: str, case: Case) -> str:
@@ -33,11 +32,7 @@ def status(name: str, case: Case) -> str:
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the launchers allocate begins as NaN."""
-
-    def full(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return torch.full(shape, float("nan"), dtype=dtype, device=device)
-
-    monkeypatch.setattr(runtime, "empty", full)
+    monkeypatch.setattr(runtime, "empty", lambda *shape, **how: torch.full(shape, float("nan"), **how))
 
 
 @interpreted
@@ -62,8 +57,6 @@ def test_a_mistake_in_the_unfused_form_is_found(edit: str, tmp_path: Path, monke
     assert status("unfused", CASES[0]) == "wrong"
 
 
-# What the compiler makes of them
-
 OFTEN = ("unfused", "sequence")
 LOST = ("sequence-barrier", "sequence-in-triton")  # whose kernels are gone: their rows stay as they were
 
@@ -72,8 +65,6 @@ LOST = ("sequence-barrier", "sequence-in-triton")  # whose kernels are gone: the
 @pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=long) for n in study.FORMS])
 def test_committed_rows_are_what_this_version_compiles(name: str) -> None:
     """A form or the compiler's work has changed: `make study`."""
-    import triton
-
     committed = next(row for row in study.committed() if row["form"] == name)
     if committed["triton"] != triton.__version__:
         pytest.skip(f"the row is of Triton {committed['triton']}, this is {triton.__version__}")
