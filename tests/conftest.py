@@ -85,14 +85,9 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
-    """Of this process, and of the other one of `make test`, which has left its number in pytest's cache."""
-    numbers = {"emulated" if INTERPRETING else "compiled": _that_reached(terminalreporter)}
-    if hasattr(config, "cache"):  # not with -p no:cacheprovider
-        numbers = config.cache.get("tritongru/reached", {}) | numbers
-        config.cache.set("tritongru/reached", numbers)
-    said = ", ".join(f"{number} {kind}" for kind, number in numbers.items())
-    terminalreporter.write_line(f"Tests that reached a Triton kernel: {said}.")
+def pytest_terminal_summary(terminalreporter) -> None:
+    kind = "emulated" if INTERPRETING else "compiled"
+    terminalreporter.write_line(f"Tests that reached a Triton kernel: {_that_reached(terminalreporter)}, {kind}.")
 
 
 @pytest.fixture(params=BACKENDS)
@@ -148,7 +143,6 @@ def h200_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def dynamo() -> Iterator[Any]:
-    """torch._dynamo, which knows no graph yet and may trace RNNs."""
     torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):
         yield torch._dynamo

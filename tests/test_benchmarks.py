@@ -54,20 +54,13 @@ class Meter(HostMeter):
 
 
 class Changed(torch.nn.GRU):
-    """nn.GRU but for what `change` makes of its results; an exception is raised instead."""
-
-    def __init__(self, change, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.change = change
+    """nn.GRU but for what `change` makes of its results."""
 
     def forward(self, input, hx=None):
-        if isinstance(self.change, BaseException):
-            raise self.change
         return self.change(*super().forward(input, hx))
 
 
 def wrong(output, h_n):
-    """In the last unit."""
     return output + 0.5 * (torch.arange(output.shape[-1]) == output.shape[-1] - 1), h_n
 
 
@@ -77,7 +70,14 @@ def twice(output, h_n):
 
 
 def made(change, **options):
-    return Provider("theirs", lambda case, **place: Changed(change, case.I, case.H, **place), **options)
+    """A provider of it; an exception is raised instead."""
+
+    def make(case, **place):
+        module = Changed(case.I, case.H, **place)
+        module.change = change if callable(change) else Mock(side_effect=change)
+        return module
+
+    return Provider("theirs", make, **options)
 
 
 @pytest.fixture
@@ -177,7 +177,6 @@ def test_the_device_s_own_time_is_a_replay(measured, capsys):
 
 
 def test_a_call_that_waits_for_the_device_is_timed_in_no_graph(measured):
-    """And spoils nothing: of its row, `note` says so; what would only be sampled in a graph is not timed."""
     meter = Meter(graphs=True, refuses=WaitsError("in no CUDA graph: called a synchronizing CUDA operation"))
     code, rows = measured([DENSE, OTHER], [DEFAULT], meter, PASSES[1:])
     assert code == 0 and len(rows) == 8
@@ -203,7 +202,6 @@ def test_a_capture_that_fails_ends_the_run_and_a_resumed_one_begins_behind_it(me
 
 
 def test_a_lost_device_and_an_interruption_end_the_run_and_keep_its_rows(measured, capsys):
-    """What was not reached of an entry that lost the device says so."""
     code, rows = measured([DENSE, OTHER], [made(torch.AcceleratorError("illegal memory access")), DEFAULT])
     assert code == run.DEVICE_LOST and {r["case"] for r in rows} == {DENSE.name} and len(rows) == 9
     assert {(r["status"], r["note"]) for r in rows} == {("error", "AcceleratorError: illegal memory access")}
@@ -252,9 +250,6 @@ def test_a_spent_budget_says_what_was_not_measured(measured, monkeypatch, capsys
     assert code == run.SPENT and {r["case"] for r in rows} == {DENSE.name}
 
 
-# results files
-
-
 def test_rows_are_on_disk_as_they_come_and_appended(tmp_path):
     path = tmp_path / "new" / ROWS
     for run_ in range(2):
@@ -284,13 +279,9 @@ def test_another_schema_is_refused_and_left_alone(tmp_path, change, capsys):
 
 
 def test_every_round_samples_every_call_in_changing_order():
-    class Counted(HostMeter):
-        def sample(self, timed):
-            order.append(timed.calls)
-            return Sample(100.0, 50.0)
-
-    order = []
-    interleave({str(i): Timed(lambda: None, i) for i in range(3)}, Counted(), rounds=20, seconds=1e9)
+    order, meter = [], HostMeter()
+    meter.sample = lambda timed: order.append(timed.calls) or Sample(100.0, 50.0)
+    interleave({str(i): Timed(lambda: None, i) for i in range(3)}, meter, rounds=20, seconds=1e9)
     rounds = [tuple(order[i : i + 3]) for i in range(0, 60, 3)]
     assert all(sorted(r) == [0, 1, 2] for r in rounds) and len(set(rounds)) > 1
 
@@ -345,9 +336,6 @@ def test_what_waits_for_the_device_is_found_before_a_capture_could_fail(captured
     assert graphs == [] and not waiting_is_an_error()
 
 
-# what is right
-
-
 def test_the_rule_allows_what_nn_gru_itself_gets_wrong_and_no_nan():
     truth = {"output": torch.ones(2, dtype=torch.float64)}
     found = work.errors({"output": torch.tensor([1.0, float("nan")])}, truth)
@@ -384,11 +372,8 @@ def test_lengths_of_a_padded_case_are_a_shuffle_of_the_packed_one_s_and_nothing_
 
 def test_the_cpu_command_leaves_its_rows(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(cpu, "no_compiler", lambda: "no Triton")
-    threads = torch.get_num_threads()
-    try:
-        assert cpu.main(tmp_path, rounds=4, seconds=0.0) == 0
-    finally:
-        torch.set_num_threads(threads)
+    monkeypatch.setattr(torch, "set_num_threads", Mock())
+    assert cpu.main(tmp_path, rounds=4, seconds=0.0) == 0
     rows, modules = results.read(tmp_path / cpu.FILE), (BASELINE, providers.TWIN, "default")
     assert [(row["provider"], row["pass"]) for row in rows] == [(m, p) for p in cpu.PASSES for m in modules] * 2
     assert all(float(row["p50_us"]) > 0 and row["ratio"] and row["status"] == "ok" for row in rows)
@@ -479,15 +464,10 @@ def test_a_suite_is_rehearsed_without_a_gpu(suite, tmp_path, monkeypatch):
 def test_the_command_of_a_suite_on_a_gpu(tmp_path, monkeypatch):
     """What asks for CUDA is told of an H200, graphs are the calls themselves. Rows as called and in graphs; resumed by
     the date; tiles written where it tunes, none of an earlier run kept."""
-
-    class Meter(HostMeter):
-        def captured(self, call):
-            return call
-
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     for module, name, fake in (
         (run, "no_gpu", lambda: None),
-        (run, "CudaMeter", Meter),
+        (run, "CudaMeter", type("Captured", (HostMeter,), {"captured": lambda self, call: call})),
         (run, "of_cuda", lambda index: describe("h200")),
         (results, "processor", lambda: "NVIDIA H200"),
         (tuned, "FOLDER", tmp_path / "tiles"),

@@ -162,8 +162,6 @@ def test_the_reasons_of_a_shape_are_few():
 
 @pytest.fixture
 def tables(monkeypatch, tmp_path):
-    """An empty folder in place of the package's tables."""
-
     def forget():
         measured.table.cache_clear()
         fastest_backend.cache_clear()
@@ -260,7 +258,6 @@ def test_the_operator_of_a_graph_chooses_among_the_layers_backends(H):
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
 def test_pytorch_s_path_by_choice_is_nn_gru_and_no_fallback(packed, batch_first, caplog):
-    """Bit for bit, gradients too, dropout included; logged once as a choice with its figures, not as a warning."""
     registry.log_once.cache_clear()
     caplog.set_level(logging.INFO, logger="tritongru")
     options = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first, "dropout": 0.5}

@@ -219,9 +219,6 @@ def test_the_table_of_a_grid(tmp_path):
     assert (tmp_path / "table.csv").read_text() == table.table(tmp_path)
 
 
-# summary
-
-
 def both(cases, ratio=0.5, graph=0.5, ours="default", status="ok"):
     """Rows of nn.GRU and of ours, which takes `ratio` times as long, in a graph `graph` times."""
     for case in cases:

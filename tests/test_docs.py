@@ -96,7 +96,6 @@ def test_the_readme_is_short_and_its_make_targets_exist():
 
 @pytest.mark.parametrize("document", [*DOCUMENTS, "benchmarks/QUESTIONS.md"])
 def test_commands_name_the_python_that_make_has_set_up(document):
-    """One that is copied from the page does not end in "No module named 'torch'"."""
     text = re.sub(r"<!--.*?-->", "", (ROOT / document).read_text())
     others = [line for line in text.splitlines() if re.search(r"(?<!\.venv/bin/)\bpython3? -m (?!venv)", line)]
     assert [line for line in others if "a project" not in line] == []
@@ -156,7 +155,6 @@ HOST = {path: parts[0] for path, parts in MODULES.items() if parts[0] != "kernel
 
 
 def imported(path):
-    """Rooms of the package that a module imports, and whether at its top."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level >= len(MODULES[path]):

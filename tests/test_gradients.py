@@ -1,15 +1,20 @@
 """Autograd: cotangents, frozen leaves, graphs kept, changes in place, second derivatives, batched cotangents.
 
 Derivatives are those of PyTorch's own path on the CPU, which autograd takes to any order. Tolerance:
-tests/kit/modules.py.
+tests/kit/modules.py. And the library products around the recurrence: column sums, PyTorch's precision of RNNs.
 """
+
+from contextlib import ExitStack
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd.functional import hessian
 
 from tests.kit import modules as kit
-from tests.kit.operators import assert_second
+from tests.kit.operators import Seen, assert_second
+from tritongru import products
+from tritongru.products import column_sums, rnn_precision, surroundings
 
 COTANGENTS = {
     "sum": lambda o, h: o.sum() + h.sum(),  # of stride 0
@@ -35,7 +40,6 @@ def test_cotangents_of_every_kind(backend, form, loss):
 
 
 def test_frozen_leaves_get_no_gradient_and_the_one_that_trains_the_right_one(backend):
-    """Each by itself, and none of them."""
     for recompute in (False, True):
         theirs, ours = kit.pair(backend, 3, 4, num_layers=2, bidirectional=True, recompute=recompute)
         names = [None, "input", "h_0", *dict(ours.named_parameters())][recompute::2]  # half of them each way
@@ -128,7 +132,6 @@ def test_in_place_operations_on_the_results_that_autograd_follows(backend, chang
 
 
 def leaves_of(form, module):
-    """Results of one call of a module, and all that they depend on."""
     x, h_0 = form.given()
     leaf, h_0 = (x.data if form.lengths else x).requires_grad_(), h_0.requires_grad_()
     return kit.tensors(form.of(module)(x, h_0)), [leaf, h_0, *module.parameters()]
@@ -163,8 +166,6 @@ def test_double_backward(backend, form, few_rows_at_once):
 @pytest.mark.parametrize("of", range(6), ids=["input", "h_0", "w_ih", "w_hh", "b_ih", "b_hh"])
 @pytest.mark.parametrize("on", [0, 1], ids=["output", "h_n"])
 def test_double_backward_of_one_gradient(backend, of, on):
-    """The gradient of one leaf, differentiated by each leaf and by the cotangent."""
-
     def one(module):
         results, leaves = leaves_of(kit.PLAIN, module)
         cotangent = cotangents_of(results)[on].requires_grad_()
@@ -222,10 +223,8 @@ def test_double_backward_in_half_precision(backend, dtype):
 
 def one_by_one(outputs, leaves, batched):
     """What autograd gives for each cotangent by itself, stacked."""
-    rows = [
-        torch.autograd.grad(outputs, leaves, row, retain_graph=True, allow_unused=True)
-        for row in zip(*batched, strict=True)
-    ]
+    how = {"retain_graph": True, "allow_unused": True}
+    rows = [torch.autograd.grad(outputs, leaves, row, **how) for row in zip(*batched, strict=True)]
     return [None if parts[0] is None else torch.stack(parts) for parts in zip(*rows, strict=True)]
 
 
@@ -274,3 +273,101 @@ def test_batched_derivatives_of_derivatives(backend):
         return [hessian(lambda x: layer(x)[0].square().sum(), kit.randn(2, 3, 3), vectorize=True), *of_first]
 
     kit.both(*kit.PLAIN.pair(backend), derivatives)
+
+
+# Library products.
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 255, 256, 1000, 4097, 16384, 16385, 40000])
+def test_column_sums(rows):
+    """Of bfloat16 in float32, whose partial sums are not rounded: exact where they fit float32. And no sum has so many
+    rows that PyTorch's CUDA kernel may take a buffer: from 256 values a thread on (max_values_per_thread of
+    aten/src/ATen/native/cuda/Reduce.cuh)."""
+    torch.manual_seed(0)
+    values = torch.randint(-8, 9, (rows, 6)).to(torch.bfloat16)
+    with Seen() as seen:
+        found = column_sums(values, torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found.double(), values.double().sum(0))
+    lengths = [args[0].shape[args[1][0]] for name, args in seen.calls if name.startswith("aten.sum.")]
+    assert lengths and max(lengths) < 256
+
+
+@pytest.fixture
+def switches():
+    backends = torch.backends
+    places = (backends, backends.cudnn, backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)
+    before = [place.fp32_precision for place in places]
+    yield backends
+    for place, value in zip(places, before, strict=True):
+        place.fp32_precision = value
+
+
+def test_tf32_follows_the_rnn_switch_and_not_matmul_s(switches):
+    """The default on NVIDIA alone; by allow_tf32 and by the general switch as well."""
+    assert rnn_precision(True) == "tf32" and rnn_precision(False) == "ieee"
+    for ours in ("ieee", "tf32"):
+        switches.cudnn.rnn.fp32_precision = ours
+        for matmul in ("tf32", "ieee"):
+            switches.cuda.matmul.fp32_precision = matmul
+            assert rnn_precision(True) == ours and rnn_precision(False) == "ieee"
+    for allowed, expected in ((False, "ieee"), (True, "tf32")):
+        switches.cudnn.allow_tf32 = allowed
+        assert rnn_precision(True) == expected
+    switches.cudnn.rnn.fp32_precision = "none"
+    for general in ("ieee", "tf32"):
+        switches.fp32_precision = general
+        assert rnn_precision(True) == general
+
+
+def on(device, dtype):
+    """Stands for a tensor, of which `surroundings` reads device and dtype."""
+    return SimpleNamespace(device=torch.device(device), dtype=dtype)
+
+
+ON_CUDA = on("cuda", torch.float32)
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+@pytest.mark.parametrize("precision", ["tf32", "ieee"])
+@pytest.mark.parametrize("matmul", ["tf32", "ieee"])
+def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, precision, matmul):
+    """Where it says something; and a switch that follows the general one goes on following it."""
+    switches.cuda.matmul.fp32_precision = matmul
+    with surroundings(ON_CUDA, precision):
+        assert switches.cuda.matmul.fp32_precision == precision
+    assert switches.cuda.matmul.fp32_precision == matmul
+    with pytest.raises(ZeroDivisionError), surroundings(ON_CUDA, precision):
+        raise ZeroDivisionError
+    assert switches.cuda.matmul.fp32_precision == matmul
+    for tensor in (on("cuda", torch.bfloat16), on("cpu", torch.float32)):
+        with surroundings(tensor, precision):
+            assert switches.cuda.matmul.fp32_precision == matmul
+    switches.cuda.matmul.fp32_precision = "none"
+    for general in ("tf32", "ieee"):
+        switches.fp32_precision = general
+        assert switches.cuda.matmul.fp32_precision == general
+        with surroundings(ON_CUDA, precision):
+            pass
+
+
+def test_products_switch_autocast_off():
+    with torch.autocast("cpu", torch.bfloat16), surroundings(kit.randn(2, 2), "ieee"):
+        assert (kit.randn(2, 2) @ kit.randn(2, 2)).dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
+def test_matmuls_switch_survives_two_threads(monkeypatch):
+    """The first call inside turns it, the last one turns it back, whichever order they leave in."""
+
+    class Matmul:
+        fp32_precision = "none"
+
+    monkeypatch.setattr(products, "_matmul", Matmul)
+    first, second = ExitStack(), ExitStack()
+    for thread in (first, second):
+        thread.enter_context(surroundings(ON_CUDA, "tf32"))
+    first.close()
+    assert Matmul.fp32_precision == "tf32"
+    second.close()
+    assert Matmul.fp32_precision == "none"

@@ -27,8 +27,6 @@ from tests.kit.operators import BACKWARD, FORWARD, SHAPES, Seen, arguments, back
 
 interpreted = pytest.mark.interpreted
 
-# By themselves.
-
 
 def of_shape(name, backend="reference"):
     form, how = SHAPES[name]
@@ -91,8 +89,6 @@ def test_operators_are_the_layer(backend, form, how):
 
 
 class Pool(TorchDispatchMode):
-    """The memory that this thread allocates."""
-
     def __init__(self):
         super().__init__()
         self.made = {}
@@ -202,9 +198,6 @@ def test_fake_tensors(backend, ran):
     assert ran == []
 
 
-# vmap.
-
-
 @kit.ours_by_form({name: form for name, form in kit.FORMS.items() if len(form.sizes) > 1})
 def test_vmap_over_the_batch(backend, form, ran):
     """What is mapped over joins the batch: one layer runs, and values and gradients are those of a loop."""
@@ -272,9 +265,6 @@ def test_a_mode_sees_one_operator_each_way_and_nothing_inside_it(backend, form):
     with Seen() as seen:
         torch.autograd.grad(out, list(layer.parameters()), [torch.ones_like(t) for t in out])
     assert seen.products() == [BACKWARD] * n
-
-
-# Floating-point operations.
 
 
 def operations(form, layer, frozen=()):

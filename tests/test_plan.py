@@ -111,7 +111,6 @@ def test_what_is_chosen_and_why():
     ],
 )  # fmt: skip
 def test_the_largest_layer_kept_on_chip(device, dtype, largest):
-    """And not beyond it, with the reason."""
     long = replace(PROBLEM, time=5000, batch=16, dtype=dtype)
     assert choose(replace(long, hidden_size=largest), describe(device), "sequence").backend == "sequence"
     plan = choose(replace(long, hidden_size=largest + 600), describe(device))

@@ -117,9 +117,6 @@ def test_a_launch_hook_is_told_at_every_launch():
     assert {key for key, value in told[0].items() if not isinstance(value, str)} == {"flops", "flops32", "bytes"}
 
 
-# ---- parts
-
-
 def test_a_part_is_a_range_where_a_profiler_is_on(monkeypatch):
     marked, ranges = parts.part("recurrence")(abs), []
     monkeypatch.setattr(parts.profiler, "record_function", lambda name: ranges.append(name) or nullcontext())
@@ -172,7 +169,6 @@ FORWARD, BACKWARD = PASSES
 
 
 def test_a_kernel_belongs_to_the_innermost_part_that_launched_it():
-    """(Of a CPU the command below reads real traces.)"""
     split = profile.read(GPU, 1, on_gpu=True)
     assert split.parts == {  # what each part takes, and how many launches
         (FORWARD, "projection"): (30, 1), (FORWARD, "recurrence"): (24, 2), (FORWARD, ELSEWHERE): (5 + 7 + 9, 3),
@@ -202,7 +198,6 @@ SHAPE = ("--batch", "2", "--hidden", "6", "--time", "3")
 
 @pytest.fixture
 def told(tmp_path, monkeypatch, capsys):
-    """What the command finds on the CPU; what it prints has a line of each part."""
     found = []
     measure = profile.profile
     monkeypatch.setattr(profile, "profile", lambda *of: found.append(measure(*of)) or found[-1])

@@ -124,12 +124,8 @@ def test_a_forced_backend_that_cannot_run_is_refused_in_words(backend, monkeypat
         refused("Triton is not installed")
 
 
-# What is said about it.
-
-
 @pytest.fixture
 def messages(caplog):
-    """caplog in a process in which nothing has been logged yet."""
     inside.forget_logs()
     caplog.set_level(logging.INFO, logger="tritongru")
     yield caplog
@@ -164,9 +160,6 @@ def test_nothing_is_printed_or_warned_by_default(backend, capfd, recwarn):
     kit.results(tritongru.GRU(3, 5, backend=backend), kit.randn(3, 2, 3))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
-
-
-# Autocast.
 
 
 @pytest.mark.parametrize("backend", ["aten", None])
@@ -212,7 +205,6 @@ def test_autocast_of_mixed_dtypes_to_another_dtype_and_switched_off(backend):
 
 @kit.ours_only
 def test_threads_compute_what_one_does(backend):
-    """Forward and backward at once, on one layer and on several, without a lock of the caller's."""
     layers = [kit.PLAIN.pair(backend)[1], kit.pair(backend, 3, 5, seed=1)[1]]
     inputs = [kit.randn(2 + index % 2, 2, 3, seed=index) for index in range(4)]
     start = threading.Barrier(len(inputs))

@@ -16,8 +16,6 @@ from tests.kit.operators import FORWARD, calls, compiled, runs
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
 interpreted, long = pytest.mark.interpreted, pytest.mark.long
 
-# Other tracers.
-
 
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])
 def test_make_fx(backend, ran, tracing_mode):
@@ -37,7 +35,6 @@ def test_make_fx(backend, ran, tracing_mode):
 @pytest.mark.filterwarnings("ignore")
 @kit.table("form", kit.some_forms("plain", "two-layers-bidirectional", "no-bias-batch-first"))
 def test_exporters_and_jit_trace_hold_aten_gru(backend, ran, form):
-    """torch.export, strict and not, jit.trace, and ONNX export, which gives the GRU node, by either way."""
     theirs, ours = (m.eval() for m in form.pair(backend))
     given = form.given()
     for strict in (False, True):
@@ -48,8 +45,7 @@ def test_exporters_and_jit_trace_hold_aten_gru(backend, ran, form):
     onnx = pytest.importorskip("onnx")
     graphs = []
     for module in (ours, theirs):
-        file = io.BytesIO()
-        torch.onnx.export(module, given[:1], file, dynamo=False)
+        torch.onnx.export(module, given[:1], file := io.BytesIO(), dynamo=False)
         model = onnx.load_from_string(file.getvalue())
         onnx.checker.check_model(model)
         graphs.append(model.graph)
@@ -106,7 +102,6 @@ DERIVATIVES = {
 
 
 def some_of_each(f, x, v):
-    """The ways through PyTorch that differ most, in one graph."""
     return [DERIVATIVES[name](f, x, v) for name in ("jvp", "dual-level", "grad")]
 
 

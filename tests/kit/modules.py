@@ -33,7 +33,6 @@ ours_only, ours_and_default, default_too = backends(*OURS), backends(None, *OURS
 
 
 def table(names: str, cases: Mapping[str, Any]) -> pytest.MarkDecorator:
-    """A test for each of the named cases."""
     return pytest.mark.parametrize(names, cases.values(), ids=cases)
 
 
@@ -45,18 +44,12 @@ def packed(*lengths: int, input_size: int = 3, enforce_sorted: bool = False) -> 
     return pack_sequence([randn(n, input_size, seed=n) for n in lengths], enforce_sorted=enforce_sorted)
 
 
-def pair(backend: str | None, *sizes: int, seed: int = 0, recompute: bool = False, **options: Any) -> tuple[Any, Any]:
-    """torch.nn.GRU and tritongru.GRU with the same parameters."""
+def pair(backend: str | None, *sizes: int, seed: int = 0, cell: bool = False, **options: Any) -> tuple[Any, Any]:
+    """torch.nn.GRU, or GRUCell, and ours with the same parameters."""
     torch.manual_seed(seed)
-    theirs = nn.GRU(*sizes, **options)
-    ours = tritongru.GRU(*sizes, **options, backend=backend, recompute=recompute)
-    ours.load_state_dict(theirs.state_dict())
-    return theirs, ours
-
-
-def cell_pair(backend: str | None, *sizes: int, **options: Any) -> tuple[Any, Any]:
-    torch.manual_seed(0)
-    theirs, ours = nn.GRUCell(*sizes, **options), tritongru.GRUCell(*sizes, **options, backend=backend)
+    own = {"backend": backend} | {name: options.pop(name) for name in ("recompute",) if name in options}
+    theirs = (nn.GRUCell if cell else nn.GRU)(*sizes, **options)
+    ours = (tritongru.GRUCell if cell else tritongru.GRU)(*sizes, **options, **own)
     ours.load_state_dict(theirs.state_dict())
     return theirs, ours
 
@@ -170,12 +163,10 @@ class Form:
     h_0: bool = True
 
     def pair(self, backend: str | None) -> tuple[Any, Any]:
-        if self.cell:
-            return cell_pair(backend, 3, 5, **self.options)
-        return pair(backend, 3, 5, recompute=self.recompute, **self.options)
+        own = {"cell": True} if self.cell else {"recompute": self.recompute}
+        return pair(backend, 3, 5, **own, **self.options)
 
     def given(self, seed: int = 2) -> tuple[Any, Tensor | None]:
-        """Input and h_0."""
         if self.cell:
             return randn(*self.sizes, 3, seed=seed), randn(*self.sizes, 5, seed=seed + 1) if self.h_0 else None
         if self.lengths:
@@ -197,11 +188,9 @@ class Form:
         return {"lengths": lengths, "resets": resets.T if self.options.get("batch_first") else resets}
 
     def of(self, module: Any) -> Any:
-        """A call of input and h_0."""
         return partial(partial(by_steps, module) if self.resets and type(module) is nn.GRU else module, **self.how())
 
     def results(self, call: Any, of: Any = None) -> dict[str, Tensor]:
-        """`results` of one call."""
         return self.prepared(call, of)()
 
     def prepared(self, call: Any, of: Any = None) -> Callable[[], dict[str, Tensor]]:

@@ -10,12 +10,12 @@ from contextlib import contextmanager
 import pytest
 import torch
 
-import tritongru
 from benchmarks import work
 from benchmarks.cases import Case
 from benchmarks.generated import generate, table
+from benchmarks.providers import find
 from benchmarks.results import RESULTS, read_rows
-from benchmarks.suites import LONG_T
+from benchmarks.suites import SUITES
 from tritongru import registry
 from tritongru.launch import runtime
 from tritongru.planning import describe
@@ -41,10 +41,7 @@ def _launching_nothing() -> Iterator[None]:
 def peak(case: Case, backend: str) -> float:
     """MiB beyond input, weights and cotangents, as benchmarks/run.py measures it: x and the weights want gradients."""
     meta = torch.device("meta")
-    module = tritongru.GRU(
-        case.I, case.H, case.layers, bidirectional=case.bidirectional, backend=backend, device=meta,
-        dtype=work.TORCH_DTYPES[case.dtype],
-    )  # fmt: skip
+    module = find(backend).make(case, device=meta, dtype=work.TORCH_DTYPES[case.dtype])
     inputs = work.Inputs.draw(case, meta)
     with _launching_nothing(), Watch() as found:
         results = inputs.through(module)
@@ -54,21 +51,12 @@ def peak(case: Case, backend: str) -> float:
 
 def text() -> str:
     """The table: every shape of suite `long`."""
-    found = [row for row in read_rows(FOLDER) if row["peak_mib"] and row["T"] == str(LONG_T)]
+    found = [row for row in read_rows(FOLDER) if row["peak_mib"]]
     measured = {(row["case"], row["provider"]): f"{float(row['peak_mib']):.1f}" for row in found}
-    cases = {
-        row["case"]: Case(
-            *(int(row[name]) for name in "TBIH"), row["dtype"], layers=int(row["layers"]),
-            bidirectional=row["directions"] == "2", packed=row["packed"] == "yes",
-        )
-        for row in found
-    }  # fmt: skip
     rows = []
-    for name, case in cases.items():
-        ours = [
-            cell for who in ("step", "sequence") for cell in (measured.get((name, who), ""), f"{peak(case, who):.1f}")
-        ]
-        rows.append([name, measured[name, "nn.GRU"], *ours])
+    for case in (entry.case for entry in SUITES["long"](describe("h200"))):
+        cells = [(measured[case.name, who], f"{peak(case, who):.1f}") for who in ("step", "sequence")]
+        rows.append([case.name, measured[case.name, "nn.GRU"], *cells[0], *cells[1]])
     return table(("MiB at the peak", "`nn.GRU`", "`step`", "counted", "`sequence`", "counted"), rows)
 
 

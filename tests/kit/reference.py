@@ -49,7 +49,6 @@ def _argument(names: re.Match[str]) -> str:
 
 
 def page() -> str:
-    """The whole file."""
     return "\n".join([INTRODUCTION, *map(section, PUBLIC)])
 
 
