@@ -18,7 +18,7 @@ from triton.experimental.gluon import language as gl
 from tritongru.tools import emulator
 from tritongru.tools.emulator import TWINS, Deadlock, KernelError, OutOfBounds, emulate, emulating
 from tritongru.tools.emulator.language import FUNCTIONS
-from tritongru.tools.emulator.memory import Memory
+from tritongru.tools.emulator.launch import Memory
 from tritongru.tools.emulator.values import RAW, raw, unraw
 
 PROGRAMS, SIZE, SEEDS, SENTINEL = 5, 64, range(20), -1

@@ -28,7 +28,7 @@ def watched(monkeypatch):
     size. The status words, which waiting programs look at, are left out."""
     from tritongru.launch import runtime
     from tritongru.status import status
-    from tritongru.tools.emulator.memory import Memory
+    from tritongru.tools.emulator.launch import Memory
 
     launches, checked, of_waits = [], Memory.checked, status(torch.device("cpu"))
     words = {of_waits.word.data_ptr(), of_waits.report.data_ptr()}

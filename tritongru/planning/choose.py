@@ -1,15 +1,11 @@
-"""Choosing what runs: a pure function of the problem and a described device. Needs no GPU, no Triton, no tensors.
-
-`choose(problem, device)` returns a `Plan`: backend, reason, candidates with what they were measured to take, tiles of
-each kernel.
-"""
+"""Choosing what runs, as a `Plan`: a pure function of the problem and a described device. Needs no GPU, no Triton."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 from . import sequence, step
 from .devices import Device
@@ -20,8 +16,6 @@ from .small import SmallTiles
 from .step import StepTiles
 from .tuned import parse_overrides
 
-KERNEL_DTYPES = ("fp32", "fp16", "bf16")  # what the Triton kernels take
-MINIMUM_CAPABILITY = 80  # bfloat16 and TF32 matrix instructions, cp.async
 # float32 up to this H cuDNN computes the recurrence with FMA, though TF32 is allowed (seen on an H200 in the error of
 # dh_0; the products around it are TF32 all the same).
 FMA = 128
@@ -58,10 +52,6 @@ class Plan:
     launches: Launches = Launches()
     cost: Cost = Cost()
 
-    def as_dict(self) -> dict[str, Any]:
-        """The plan as plain values, for JSON."""
-        return asdict(self)
-
     def __str__(self) -> str:
         p, mib = self.problem, [f"{count / 2**20:.1f} MiB" for count in vars(self.cost).values()]
         lines = [
@@ -88,25 +78,19 @@ class Plan:
 
 def unserved(dtype: str, device: Device) -> str | None:
     """Why no Triton kernel serves this dtype on this device; None if one does."""
-    if dtype not in KERNEL_DTYPES:
-        return f"the kernels take {', '.join(KERNEL_DTYPES)}, not {dtype}"
-    if device.vendor == "nvidia" and (device.capability or 0) < MINIMUM_CAPABILITY:
-        needed, has = MINIMUM_CAPABILITY / 10, (device.capability or 0) / 10
-        return f"the kernels need compute capability {needed}, {device.name} has {has}"
+    if dtype not in ("fp32", "fp16", "bf16"):
+        return f"the kernels take fp32, fp16, bf16, not {dtype}"
+    capability = device.capability or 0
+    if device.vendor == "nvidia" and capability < 80:  # bfloat16 and TF32 matrix instructions, cp.async
+        return f"the kernels need compute capability 8.0, {device.name} has {capability / 10}"
     return None
 
 
-class Planner(NamedTuple):
-    """How the recurrent launches of a backend are planned."""
-
-    tiles: Callable[[str, Recurrence], Any]  # of a kind: its tiles, or in words why the device cannot hold them
-    kinds: Callable[[int, bool], tuple[str, ...]]  # of launches, by T and whether the call trains
-    fields: tuple[str, ...]  # of tiles, that may be set for a measurement
-
-
-PLANNERS = {
-    "step": Planner(step.step_tiles, step.kinds, step.OVERRIDABLE),
-    "sequence": Planner(sequence.sequence_tiles, sequence.kinds, sequence.OVERRIDABLE),
+# How a backend's recurrent launches are planned: tiles of a kind of them, or in words why the device cannot hold them;
+# the kinds of a call, by T and whether it trains; and the fields of tiles that may be set for a measurement.
+PLANNERS: dict[str, tuple[Callable[[str, Recurrence], Any], Callable[[int, bool], tuple[str, ...]], Sequence[str]]] = {
+    "step": (step.step_tiles, step.kinds, step.OVERRIDABLE),
+    "sequence": (sequence.sequence_tiles, sequence.kinds, sequence.OVERRIDABLE),
 }
 TRITON_BACKENDS = tuple(PLANNERS)
 BACKENDS = ("aten", "reference", *TRITON_BACKENDS)
@@ -114,8 +98,8 @@ BACKENDS = ("aten", "reference", *TRITON_BACKENDS)
 
 def off_chip(of: Recurrence, training: bool, backend: str = "sequence") -> str | None:
     """Why the device cannot hold what a backend keeps on chip; None if it can, in every pass that is needed."""
-    planner = PLANNERS[backend]
-    found = (planner.tiles(kind, of) for kind in planner.kinds(2, training))
+    tiles, kinds, _ = PLANNERS[backend]
+    found = (tiles(kind, of) for kind in kinds(2, training))
     return next((why for why in found if isinstance(why, str)), None)
 
 
@@ -124,7 +108,7 @@ def with_overrides(backend: str) -> tuple[str, Overrides]:
     name, colon, fields = backend.partition(":")
     if not colon or name not in PLANNERS:
         return backend, ()
-    return name, parse_overrides(fields, name, PLANNERS[name].fields)
+    return name, parse_overrides(fields, name, PLANNERS[name][2])
 
 
 @lru_cache(maxsize=4096)
@@ -200,8 +184,8 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
             able = [b for b in BACKENDS if b not in PLANNERS or unserved_by(b, p, device) is None]
             raise ValueError(f"backend {backend!r} cannot run here: {why_not}; these can: {', '.join(able)}")
         found = Choice(name, "asked for", ())
-    tiles: tuple[tuple[str, Any], ...] = ()
-    if planner := PLANNERS.get(found.backend):
-        of = p.on(device, overrides)
-        tiles = tuple((kind, planner.tiles(kind, of)) for kind in planner.kinds(p.time, p.training))
-    return Plan(p, device.name, found.backend, found.reason, tiles, found.candidates)
+    of_kinds: list[tuple[str, Any]] = []
+    if found.backend in PLANNERS:
+        tiles, kinds, _ = PLANNERS[found.backend]
+        of_kinds = [(kind, tiles(kind, p.on(device, overrides))) for kind in kinds(p.time, p.training)]
+    return Plan(p, device.name, found.backend, found.reason, tuple(of_kinds), found.candidates)

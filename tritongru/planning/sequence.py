@@ -2,11 +2,9 @@
 layers that one program holds are planning/small.py's.
 
 All programs that hand data to each other must be on the device at once, each with its slice of W_h in registers and
-shared memory. So a choice is bound by two numbers of the device: its SMs and the shared memory of a program.
-
-Tiles are data: `FORMS`, from measurements where there are any (benchmarks/results/nvidia-h200/prototypes.csv). H, B and
-T are arguments of a compiled kernel. tests/test_compiles.py counts the kernels, holds `shared_bytes` against the
-compiler's figure and finds that nothing spills.
+shared memory: two numbers of the device bind, its SMs and the shared memory of a program. Tiles are data: `FORMS`, from
+measurements where there are any (benchmarks/results/nvidia-h200/prototypes.csv). tests/test_compiles.py counts the
+kernels, holds `shared_bytes` against the compiler's figure and finds that nothing spills.
 """
 
 from __future__ import annotations
@@ -116,11 +114,9 @@ class SequenceTiles(OnChip):
         return weights + sums + 4 * self.num_warps * self.block_b
 
     def visits_per_launch(self, kind: str, of: Recurrence, time: int, rows: int) -> int:
-        """Visits of one launch: as many as the exchange buffer may have slots for, less one, dealt out evenly.
-
-        The buffer takes at most the larger of EXCHANGE_BYTES and a quarter of what training keeps, which is r, z, n, q
-        and the output. rows: of the batch over all time steps.
-        """
+        """Visits of one launch: as many as the exchange buffer may have slots for, less one, dealt out evenly. It takes
+        at most the larger of EXCHANGE_BYTES and a quarter of what training keeps, which is r, z, n, q and the output.
+        rows: of the batch over all time steps."""
         slot = self.directions * self.rows * self.units * (1 if kind == "forward" else 3) * of.size
         kept = 5 * of.directions * rows * of.hidden_size * of.size
         most = max(1, max(EXCHANGE_BYTES, kept // 4) // slot - 1)
@@ -168,27 +164,21 @@ def _planned(kind: str, of: Recurrence) -> SequenceTiles | SmallTiles | str:
     if unknown := given.keys() - set(fields):
         how = "with" if exchanging else "without"
         raise ValueError(f"{how} exchange the fields are {', '.join(fields)}, got {', '.join(unknown)}")
+    if not exchanging and H > LARGEST:
+        return f"one program holds all of W_h of H up to {LARGEST}, not {H}"
     if not exchanging:
-        return (
-            small_tiles(kind, of, given)
-            if H <= LARGEST
-            else (f"one program holds all of W_h of H up to {LARGEST}, not {H}")
-        )
+        return small_tiles(kind, of, given)
     if of.dtype == "fp32" and of.precision == "ieee" and device.vendor == "nvidia":
         return f"float32 without TF32 has no matrix instructions: only H up to {LARGEST} is kept on chip"
     check("sequence", given, FIELDS)
-    classes: dict[int, Sequence[Form]] = {
-        K: forms[kind == "backward"] for (size, K), forms in FORMS.items() if size == of.size
-    }
+    classes = {K: forms[kind == "backward"] for (size, K), forms in FORMS.items() if size == of.size}
     if device.vendor == "interpreter":  # takes small ones
         classes = {max(32, 1 << (H - 1).bit_length()): [Form(16, 2)]}
     if max(classes) < H:
         return f"H {H} is above {max(classes)}, the largest whose weights in {of.dtype} any device holds"
-    K = next(K for K in classes if H <= K)
-    refused = []
+    K, refused = next(K for K in classes if H <= K), []
     for form in classes[K]:
-        tiles = _dealt_out(kind, of, K, form, given)
-        if not isinstance(tiles, str):
+        if not isinstance(tiles := _dealt_out(kind, of, K, form, given), str):
             return tiles
         refused.append(tiles)
     return f"{device.name} cannot hold W_h of H {H} in {of.dtype}: {'; '.join(dict.fromkeys(refused))}"
@@ -196,12 +186,12 @@ def _planned(kind: str, of: Recurrence) -> SequenceTiles | SmallTiles | str:
 
 def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str, int]) -> SequenceTiles | str:
     """A form's tiles, its groups and rows dealt out to the device's SMs; or what it would need more of."""
-    device = of.device
+    device, emulated = of.device, of.device.vendor == "interpreter"
     block_h, per_sm = given.get("block_h", form.block_h), given.get("programs_per_sm", 1)
     # a block of the exchange buffer belongs to whole programs
     units = max(block_h, _units_of_block(of.dtype, given.get("block_b", 16)))
     programs = -(-of.hidden_size // units) * units // block_h
-    places = max(device.sms * per_sm, programs if device.vendor == "interpreter" else 0)
+    places = max(device.sms * per_sm, programs * emulated)
     if programs > places:
         return f"{programs} programs of {block_h} units are more than its {places} places"
     directions = given.get("directions", of.directions if of.directions * programs <= places else 1)
@@ -214,7 +204,7 @@ def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str
     planned = dict(
         block_b=block_b, block_h=block_h, block_k=K // 3 if K % 3 == 0 else K, num_k=3 if K % 3 == 0 else 1,
         num_warps=form.num_warps, shared_gates=form.shared_gates, waits=turns.waits or form.waits,
-        delay=DELAY if in_turn == 1 and device.vendor != "interpreter" else 0, programs_per_sm=per_sm,
+        delay=DELAY if in_turn == 1 and not emulated else 0, programs_per_sm=per_sm,
         tiles=in_turn, programs=programs, groups=min(most, -(-row_tiles // in_turn)), directions=directions,
     )  # fmt: skip
     t = SequenceTiles(**{**planned, **given, **({} if kind == "backward" else {"waits": 1})})
@@ -227,13 +217,11 @@ def _dealt_out(kind: str, of: Recurrence, K: int, form: Form, given: Mapping[str
             "groups": range(1, max(1, places // (t.programs * t.directions)) + 1),
         }
         check("sequence", vars(t), possible)
-    shared = t.shared_bytes(kind, of.dtype)
-    if shared > device.shared_per_program or (shared + 1024) * per_sm > device.shared_per_sm:
-        return (
-            f"{per_sm} program(s) of {block_h} units an SM take {per_sm * shared // 1024} KiB of its "
-            f"{device.shared_per_program // 1024} KiB of shared memory"
-        )
-    return t
+    shared, has = t.shared_bytes(kind, of.dtype), device.shared_per_program
+    if shared <= has and (shared + 1024) * per_sm <= device.shared_per_sm:
+        return t
+    taken = f"{per_sm} program(s) of {block_h} units an SM take {per_sm * shared // 1024} KiB"
+    return f"{taken} of its {has // 1024} KiB of shared memory"
 
 
 def _units_of_block(dtype: str, rows: int) -> int:

@@ -59,10 +59,10 @@ def or_winner(planner: Callable[[str, Recurrence], Any], backend: str, kind: str
     planned = planner(kind, of)
     if of.overrides or isinstance(planned, str):
         return planned
-    with suppress(ValueError, TypeError):  # of another layer, or of fields that there were once
-        if won := winner(backend, kind, of, getattr(planned, "units", 0)):
-            tuned = planner(kind, of._replace(overrides=parse_overrides(won)))
-            return planned if isinstance(tuned, str) else tuned
+    with suppress(ValueError, TypeError):  # nothing won, or for another layer, or of fields that there were once
+        won = parse_overrides(winner(backend, kind, of, getattr(planned, "units", 0)))
+        tuned = planner(kind, of._replace(overrides=won))
+        return planned if isinstance(tuned, str) else tuned
     return planned
 
 

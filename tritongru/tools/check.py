@@ -7,13 +7,11 @@ least 8 draws and 256 elements, as a fraction of the RMS of the truth, must be a
     floor = 2 u + sqrt(R) 2^-24
 
 u is the unit roundoff of the dtype (eps / 2), 2^-11 for float32 whose products run as TF32. 2 u = sqrt(4) u is the RMS
-sum of the four roundings on the way to any tensor (of x_proj, h, gates and gate gradients, to storage or as factors of
-a product): where every term of a sum is rounded, the error is as large a part of the sum as of a term. Products
-accumulate in float32, whose R roundings of relative size 2^-24 add up to sqrt(R) of one as independent errors do; R is
-the length of the longest sum behind the tensor: I + H for output and h_n, 3H + H for the gradients of x and h_0, T B
-for those of weights and biases, each with the length of what it is computed from added.
-
-The truth is torch.nn.GRU in float64 on the CPU, from the same rounded inputs and weights.
+sum of the four roundings on the way to any tensor (of x_proj, h, gates and gate gradients): where every term of a sum
+is rounded, the error is as large a part of the sum as of a term. Products accumulate in float32, whose R roundings of
+relative size 2^-24 add up to sqrt(R) of one as independent errors do; R is the length of the longest sum behind the
+tensor: I + H for output and h_n, 3H + H for the gradients of x and h_0, T B for those of weights and biases, each with
+the length of what it is computed from added. The truth is torch.nn.GRU in float64 on the CPU, from the same inputs.
 """
 
 from __future__ import annotations
@@ -63,8 +61,7 @@ class Case:
     @property
     def sizes(self) -> tuple[int, int, int]:
         """T, B, D, of a packed batch too."""
-        T = max(self.lengths) if self.packed else self.T
-        return T, len(self.lengths) or self.B, 2 if self.bidirectional else 1
+        return max(self.lengths) if self.packed else self.T, len(self.lengths) or self.B, 1 + self.bidirectional
 
     @property
     def shape(self) -> tuple[Any, ...]:
@@ -74,13 +71,12 @@ class Case:
     def draws(self) -> int:
         """How many draws give every tensor its 256 elements; an RMS figure of fewer scatters beyond the rule's 1.5."""
         T, B, D = self.sizes
-        smallest = min(T * B * self.I, B * self.H * D * self.layers, 3 * self.H)
-        return max(8, math.ceil(256 / smallest))
+        return max(8, math.ceil(256 / min(T * B * self.I, B * self.H * D * self.layers, 3 * self.H)))
 
     @property
     def name(self) -> str:
-        others = {f.name: getattr(self, f.name) for f in fields(self)[4:] if getattr(self, f.name) != f.default}
-        marks = (name if value is True else f"{name}={value}" for name, value in others.items())
+        others = [(f.name, getattr(self, f.name)) for f in fields(self)[4:] if getattr(self, f.name) != f.default]
+        marks = [name if value is True else f"{name}={value}" for name, value in others]
         return "-".join([f"T{self.T}-B{self.B}-I{self.I}-H{self.H}", *marks])
 
 

@@ -30,8 +30,7 @@ import torch
 from . import language
 from . import twins as twins  # registers what the inline PTX of kernels/ does
 from .language import TWINS
-from .launch import Deadlock, KernelError, Launch, Scheduler
-from .memory import Memory, OutOfBounds
+from .launch import Deadlock, KernelError, Launch, Memory, OutOfBounds, Scheduler
 from .values import POINTERS, EmulatorError, Tensor, tensor
 
 __all__ = ["TWINS", "Deadlock", "EmulatorError", "KernelError", "OutOfBounds", "Tensor", "emulate", "emulating"]

@@ -1,8 +1,7 @@
 """What a kernel under the emulator finds in place of Triton: its own source runs, bound to FUNCTIONS.
 
-Of the names of Triton's that a kernel uses, functions that FUNCTIONS lists are the emulator's; those that Triton writes
-in its own language run from their source; any other is an error that names it. Layouts are built by Triton's own
-classes, which check them, and ignored.
+Functions of Triton's that FUNCTIONS lists are the emulator's; those that Triton writes in its own language run from
+their source; any other is an error that names it. Layouts are built by Triton's own classes, which check them.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ def zeros(shape: Sequence[int], dtype: Any, layout: Any = None) -> Tensor:
 
 
 def reduced(ufunc: Any, x: Tensor, axis: int) -> Tensor:
-    if x.dtype not in (tl.float32, tl.int32):  # narrower ones Triton widens
-        raise EmulatorError(f"the emulator reduces no tensor of {x.dtype}")
+    assert x.dtype in (tl.float32, tl.int32), "Triton widens narrower ones"
     return Tensor(ufunc.reduce(x.v, axis, dtype=x.v.dtype), x.dtype)
 
 
@@ -97,7 +95,9 @@ def inline_asm_elementwise(
     return TWINS[asm](machine, *map(tensor, args), dtype=dtype)
 
 
+_own = (allocate_shared_memory, arange, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros)
 FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in any module of Triton's
+    **{function.__name__: function for function in _own},
     "convert_layout": lambda x, *rest, **options: x,
     "program_id": lambda axis: Tensor(np.int32(machine.current.index[axis]), tl.int32),
     "num_programs": lambda axis: Tensor(np.int32(machine.grid[axis]), tl.int32),
@@ -117,10 +117,6 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "sum": partial(reduced, np.add),
     "max": partial(reduced, np.fmax),
 }
-for _function in (
-    allocate_shared_memory, arange, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros,
-):  # fmt: skip
-    FUNCTIONS[_function.__name__] = _function
 
 KERNEL = "__emulated__"  # among the globals of a function that runs here
 _bound: dict[types.FunctionType, Callable[..., Any]] = {}

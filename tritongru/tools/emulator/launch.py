@@ -1,4 +1,4 @@
-"""One launch: its programs as threads, one of which holds the baton; what they do to memory; the reports on them."""
+"""One launch: its programs as threads, one of which holds the baton; the tensors that they share; reports on them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,24 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Iterable, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from itertools import product
+from functools import cache
+from itertools import accumulate, product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import torch
 import triton.language as tl
 
 from .language import KERNEL
-from .memory import Memory, OutOfBounds
 from .values import RAW, EmulatorError, Tensor, raw, unraw
 
-LONGEST_SKIP = 10**11  # nanoseconds that the clock jumps ahead at once
+FIRST = 1 << 12  # no address is below
 
 
 class Deadlock(EmulatorError):  # noqa: N818
@@ -34,6 +37,60 @@ class KernelError(EmulatorError):
 
 class _Abort(BaseException):
     """Ends a program after the error of another."""
+
+
+class OutOfBounds(EmulatorError):  # noqa: N818
+    """An access outside every tensor passed to the kernel."""
+
+
+@cache
+def everything(kind: np.dtype) -> np.ndarray:
+    """The process's address space from FIRST on, as elements of one type: whoever reads or writes has checked where."""
+    told = {"version": 3, "data": (FIRST, False), "shape": (2**47 // kind.itemsize,), "typestr": kind.str}
+    return np.asarray(SimpleNamespace(__array_interface__=told))
+
+
+class Memory:
+    """The tensors of a launch, by their addresses."""
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        self.extents: list[tuple[int, int, int, str]] = []  # [begin, end), size of an element, name; strides considered
+        for name, tensor in arguments.items():
+            if isinstance(tensor, torch.Tensor) and tensor.numel():
+                elements = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+                begin, itemsize = tensor.data_ptr(), tensor.element_size()
+                self.extents.append((begin, begin + elements * itemsize, itemsize, name))
+        self.extents.sort()
+        self.begins = [begin for begin, *_ in self.extents]
+        self.ends = list(accumulate((end for _, end, *_ in self.extents), max))  # of all that begin no later
+
+    def checked(self, verb: str, addresses: Any, itemsize: int) -> tuple[int, int]:
+        """The least and the greatest address of an access to be made."""
+        if not addresses.size:
+            return 0, -1
+        begin, last = int(addresses.min()), int(addresses.max())
+        if (begin | last) & (itemsize - 1):
+            raise OutOfBounds(f"{verb} {addresses.size} elements at addresses that are no multiples of {itemsize}")
+        i = bisect_right(self.begins, begin) - 1
+        if i < 0 or last + itemsize > self.ends[i]:  # perhaps in several tensors: each for itself
+            flat = addresses.reshape(-1)
+            tensor = np.searchsorted(self.begins, flat, side="right") - 1
+            outside = flat[flat + itemsize > np.asarray([*self.ends, 0])[tensor]]  # before all of them: number -1
+            if outside.size:
+                first = self.name(int(outside[0]))
+                raise OutOfBounds(f"{verb} {outside.size} elements outside every tensor, the first {first}")
+        return begin, last
+
+    def load(self, addresses: Any, kind: np.dtype) -> Any:
+        return everything(kind).take((addresses - FIRST) >> (kind.itemsize.bit_length() - 1))
+
+    def store(self, addresses: Any, values: np.ndarray) -> None:
+        everything(values.dtype)[(addresses - FIRST) >> (values.itemsize.bit_length() - 1)] = values
+
+    def name(self, address: int) -> str:
+        """Of an element, by the argument that holds it or is the nearest."""
+        begin, end, itemsize, name = min(self.extents, key=lambda e: max(e[0] - address, address - e[1] + 1, 0))
+        return f"{name}[{(address - begin) // itemsize}] of {(end - begin) // itemsize}"
 
 
 @dataclass(eq=False)
@@ -50,26 +107,18 @@ class Program:
 
 @dataclass
 class Scheduler:
-    """The options of launches, and what happened in them.
+    """The options of launches, and what happened in them."""
 
-    Attributes:
-        seed: of everything random.
-        lazy: a program runs until it waits; else at each point anyone goes on, with a probability of 1, 0.3 or 0.05, by
-            the seed.
-        tear: probability that a tile is loaded or stored in two halves; a lazy program never does.
-        max_steps: of one launch; beyond them it is a Deadlock.
-        nanoseconds_per_step: by how much the launch's virtual clock advances at every step of any program. With 0 it
-            stands still, and a wait that would run out is a Deadlock, which says what it waits for.
-        steps, switches: points passed at which the baton might change hands, in all launches so far; how often it did.
-    """
-
-    seed: int = 0
+    seed: int = 0  # of everything random
+    # A program runs until it waits; else at each point anyone goes on, with a probability of 1, 0.3 or 0.05, by seed.
     lazy: bool = False
-    tear: float = 0.3
-    max_steps: int = 1_000_000
+    tear: float = 0.3  # probability that a tile is loaded or stored in two halves; a lazy program never does
+    max_steps: int = 1_000_000  # of one launch; beyond them it is a Deadlock
+    # By how much a launch's clock advances at every step of any program. With 0 it stands still, and a wait that would
+    # run out is a Deadlock, which says what it waits for.
     nanoseconds_per_step: int = 1000
-    steps: int = field(default=0, init=False)
-    switches: int = field(default=0, init=False)
+    steps: int = field(default=0, init=False)  # points passed at which the baton might change hands, in all launches
+    switches: int = field(default=0, init=False)  # how often it did
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
@@ -95,7 +144,16 @@ class Launch:
     def run(self, together: bool) -> None:
         """Run the programs to their ends, together or one after the other."""
         if together:
-            self._run_together()
+            with ThreadPoolExecutor(len(self.programs)) as pool:
+                try:
+                    work = [pool.submit(self._work, program) for program in self.programs]
+                    self._resume(self._choose(None))
+                    while wait(work, timeout=0.2).not_done:  # a signal may come just before it sleeps
+                        pass
+                except BaseException as error:  # KeyboardInterrupt, no more threads: each ends at its next point
+                    self._error = self._error or error
+                    for program in self.programs:
+                        program.baton.release()
         else:
             for program in self.programs:
                 self._live = [program]
@@ -103,18 +161,6 @@ class Launch:
                 self._work(program)
         if self._error is not None:
             raise self._error
-
-    def _run_together(self) -> None:
-        with ThreadPoolExecutor(len(self.programs)) as pool:
-            try:
-                work = [pool.submit(self._work, program) for program in self.programs]
-                self._resume(self._choose(None))
-                while wait(work, timeout=0.2).not_done:  # a signal may come just before it sleeps
-                    pass
-            except BaseException as error:  # KeyboardInterrupt, or no more threads: each program ends at its next point
-                self._error = self._error or error
-                for program in self.programs:
-                    program.baton.release()
 
     def _resume(self, program: Program) -> None:
         """Hand the baton over. The caller must wait for its own, or end."""
@@ -166,7 +212,7 @@ class Launch:
                 self._error = self._deadlock("every live program waits for what nobody changes any more")
                 return me or self._live[0]
             self._skipped += self._stride
-            self._stride = min(2 * self._stride, LONGEST_SKIP)
+            self._stride = min(2 * self._stride, 10**11)
             return choice.choice(self._live)
         if lazy:  # who waits the longest: what it waits for is there if anything is
             return min(ready, key=lambda program: program.since)

@@ -30,7 +30,7 @@ STORAGE: dict[Any, Any] = {  # what values of a type are kept in
 }
 RAW = {**STORAGE, tl.bfloat16: np.dtype(np.uint16)}  # what lies in memory
 NUMBERS = {bool: tl.int1, int: tl.int32, float: tl.float32}  # the types that numbers of Python's have as tensors
-bfloat16, float32 = tl.bfloat16, tl.float32
+bfloat16 = tl.bfloat16
 
 
 @cache
@@ -120,10 +120,8 @@ def operands(a: Any, b: Any, divides: bool = False) -> tuple[Any, Any, Any]:
     dtype = x.dtype
     if x is not a:
         dtype = common(y.dtype, dtype, divides, True)
-    elif y is not b:
-        dtype = common(dtype, y.dtype, divides, True)
-    elif dtype is not y.dtype or divides:
-        dtype = common(dtype, y.dtype, divides)
+    elif dtype is not y.dtype or divides or y is not b:
+        dtype = common(dtype, y.dtype, divides, y is not b)
     return converted(x.v, x.dtype, dtype), converted(y.v, y.dtype, dtype), dtype
 
 
@@ -150,7 +148,7 @@ def shifted(f: Callable[..., Any], x: Any, y: Any) -> Tensor:
     return Tensor(f(x.v, RAW[x.dtype.element_ty].itemsize * offset.v.astype(np.int64)), x.dtype)
 
 
-OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {
+for _name, _operator in {
     "add": partial(shifted, operator.add),
     "sub": partial(shifted, operator.sub),
     "truediv": partial(computed, lambda v, w: np.true_divide(v, w, dtype=v.dtype), "divides"),  # not of integers
@@ -158,8 +156,7 @@ OPERATORS: dict[str, Callable[[Any, Any], Tensor]] = {
     "mod": partial(computed, np.fmod, "divides"),
     **{name: partial(computed, getattr(operator, f"__{name}__"), "") for name in ("mul", "and", "or", "xor")},
     **{name: partial(computed, getattr(operator, name), "compares") for name in ("lt", "le", "gt", "ge", "eq", "ne")},
-}
-for _name, _operator in OPERATORS.items():
+}.items():
     setattr(Tensor, f"__{_name}__", lambda self, other, f=_operator: f(self, other))
     setattr(Tensor, f"__r{_name}__", lambda self, other, f=_operator: f(other, self))
 for _name, _f in {"neg": operator.neg, "invert": operator.invert}.items():
