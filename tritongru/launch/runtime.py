@@ -189,7 +189,10 @@ class Launch:
         if interpreting() or _told():
             return None
         found: Any = _compiled.get((_here()[0], False, *self.addresses[1]))
-        return found if found is not None and _repeatable(found.run) else None
+        # What Triton's launcher hands to C must be the same for the same arguments: no memory of its own.
+        own = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")
+        run = getattr(found, "run", None)
+        return found if hasattr(run, "launch") and not any([getattr(run, name, 0) for name in own]) else None
 
     def with_others(
         self, given: Sequence[Tensor], steps: Steps, same: Hashable
@@ -321,13 +324,4 @@ def _changed(run: Any, **fields: Any) -> Any:
     return found
 
 
-@lru_cache(maxsize=1024)
-def _dependent(run: Any) -> Any:
-    """Triton's launcher of a kernel as one that asks for programmatic dependent launch."""
-    return _changed(run, launch_pdl=True)
-
-
-def _repeatable(run: Any) -> bool:
-    """Whether all that Triton's launcher hands to C is the same for the same arguments: no memory of its own."""
-    own = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")
-    return hasattr(run, "launch") and not any(getattr(run, name, 0) for name in own)
+_dependent = lru_cache(maxsize=1024)(partial(_changed, launch_pdl=True))  # asks for programmatic dependent launch

@@ -153,7 +153,11 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
         once = Settled(tiles, kernel, tiles.grid, scalars)
         if isinstance(tiles, SequenceTiles):
             visits = 0 if packed else tiles.visits_per_launch(kind, call.recurrence, v.time, v.size_rows)
-            once = once._replace(visits_per_launch=visits, buffer=_buffer(kind, tiles, call.dtype))
+            width, rows, gates = _wait(kind, tiles, call.dtype).width, tiles.block_b, 1 if kind == "forward" else 3
+            of_block, of_unit = exchange.units_of_block(width, rows), exchange.BLOCK_BYTES * 8 // width
+            sizes = tiles.directions, tiles.groups, tiles.tiles, gates, rows // exchange.rows_of_block(rows)
+            shape = Shape((*sizes, tiles.units // of_block, of_unit), tiles.programs * tiles.block_h // of_block)
+            once = once._replace(visits_per_launch=visits, buffer=shape)
         call.settled[kind] = once
     return None if once.kernel.cooperative and call.device.name in _refused else once
 
@@ -210,13 +214,6 @@ def _launches(
                 given |= dict(first_row=first_row, first_direction=direction)
                 given["e_ptr"] = buffer.filled(stop - first_visit + 1)
                 yield kernel.launch(given), kernel.scalars(given)
-
-
-def _buffer(kind: str, tiles: SequenceTiles, dtype: str) -> Shape:
-    width, gates = _wait(kind, tiles, dtype).width, 1 if kind == "forward" else 3
-    of_block, tall = exchange.units_of_block(width, tiles.block_b), exchange.rows_of_block(tiles.block_b)
-    sizes = tiles.directions, tiles.groups, tiles.tiles, gates, tiles.block_b // tall, tiles.units // of_block
-    return Shape((*sizes, exchange.BLOCK_BYTES * 8 // width), tiles.programs * tiles.block_h // of_block)
 
 
 @part("weights")

@@ -1,8 +1,8 @@
 """`python -m tritongru profile`: where the time of a model's call goes, by parts and by launches, and a Chrome trace.
 
-A few calls are profiled by torch.profiler after others that compile and warm up. What is printed is read from the trace
-that is written: ranges `tritongru: <part>` (parts.py) tell the parts. Bytes and flops of the Triton launches are those
-of kernels/metadata.py, counted at the first call.
+A few calls are profiled by torch.profiler after some that compile and warm up. What is printed is read from the trace:
+ranges `tritongru: <part>` (parts.py) tell the parts. Bytes and flops of the Triton launches are those of
+kernels/metadata.py, counted at the first call.
 """
 
 from __future__ import annotations
@@ -78,43 +78,39 @@ def read(events: Iterable[Mapping[str, Any]], calls: int, on_gpu: bool) -> Split
     on_gpu: times are those of kernels, each in the part that launched it; otherwise of ranges and ops, each without
     what it encloses.
     """
-    timed = [(e["ts"], e["ts"] + e["dur"], e) for e in events if e.get("cat") in (*HOST, *DEVICE) and "dur" in e]
-    timed.sort(key=lambda event: (event[0], -event[1]))  # what encloses another begins no later
+    timed = [e for e in events if e.get("cat") in (*HOST, *DEVICE) and "dur" in e]
+    timed.sort(key=lambda e: (e["ts"], -e["dur"]))  # what encloses another begins no later
     found: list[list[Any]] = []  # of what has a time: when the host came to it, part, name, us
-    launched: dict[Any, tuple[float, str]] = {}  # when and in which part, by correlation
+    launched: dict[Any, tuple[float, str]] = {}  # when and in which part, by the number of a launch and of its kernel
     open_: dict[Any, list[Any]] = defaultdict(list)  # on each thread, the outermost first: end, entry of `found`
-    for begin, end, e in timed:
+    numbers = [e.get("args", {}).get("correlation") for e in timed]
+    for number, e in zip(numbers, timed, strict=True):
         if e["cat"] in HOST:
             stack = open_[e["pid"], e["tid"]]
-            while stack and stack[-1][0] <= begin:
+            while stack and stack[-1][0] <= e["ts"]:
                 stack.pop()
             part = _part(e["name"], stack[-1][1][1] if stack else ELSEWHERE)
             if stack:
                 stack[-1][1][3] -= e["dur"]
-            found.append([begin, part, e["name"], e["dur"]])
-            stack.append((end, found[-1]))
-            launched[_correlation(e)] = begin, part
+            found.append([e["ts"], part, e["name"], e["dur"]])
+            stack.append((e["ts"] + e["dur"], found[-1]))
+            launched[number] = e["ts"], part
     if on_gpu:
         launched.pop(None, None)
-        of_device = [(begin, e) for begin, _, e in timed if e["cat"] in DEVICE]
-        found = [[*launched.get(_correlation(e), (at, ELSEWHERE)), e["name"], e["dur"]] for at, e in of_device]
+        of_device = [(launched.get(number), e) for number, e in zip(numbers, timed, strict=True) if e["cat"] in DEVICE]
+        found = [[*(by or (e["ts"], ELSEWHERE)), e["name"], e["dur"]] for by, e in of_device]
     wall, (parts, rows) = Counter[str](), (defaultdict[Any, list[float]](list) for _ in range(2))
-    for begin, end, e in timed:
+    for e in timed:
         if e["name"].startswith(PASS):
             in_pass = e["name"].removeprefix(PASS)
             wall[in_pass] += e["dur"]
             for at, part, name, us in found:  # passes wait for the device: a kernel runs in the one that launched it
-                if begin <= at <= end:
+                if e["ts"] <= at <= e["ts"] + e["dur"]:
                     parts[in_pass, part].append(us)
                     rows[name].append(us)
     order = list(wall)
     of_parts = sorted(_figures(parts, calls), key=lambda of: (order.index(of[0][0]), of[0][1] == ELSEWHERE))
     return Split(dict(of_parts), dict(_figures(rows, calls)), {name: us / calls for name, us in wall.items()})
-
-
-def _correlation(event: Mapping[str, Any]) -> Any:
-    """Of a launch and of what it launched, the same number."""
-    return event.get("args", {}).get("correlation")
 
 
 def _figures(found: Mapping[Any, list[float]], calls: int) -> list[tuple[Any, Figures]]:
@@ -198,11 +194,11 @@ def given(arguments: Any, device: torch.device, refuse: Callable[[str], NoReturn
         case other:
             refuse(f"{a.module} must return (module, inputs), got {type(other).__name__}")
     inputs = inputs if isinstance(inputs, tuple) and not isinstance(inputs, PackedSequence) else (inputs,)
-    return module.to(device), tree_map(
-        lambda value: value.to(device) if hasattr(value, "to") else value,
-        inputs,
-        is_leaf=lambda value: isinstance(value, PackedSequence),
-    )
+
+    def there(value: Any) -> Any:
+        return value.to(device) if hasattr(value, "to") else value
+
+    return module.to(device), tree_map(there, inputs, is_leaf=lambda value: isinstance(value, PackedSequence))
 
 
 def main(arguments: Any, refuse: Callable[[str], NoReturn]) -> int:
