@@ -16,7 +16,7 @@ pytestmark = pytest.mark.compiled
 
 
 @triton.jit
-def normalize_kernel(x_ptr, y_ptr, BLOCK):
+def normalize_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     """All of x stays alive across a reduction."""
     offs = tl.arange(0, BLOCK)
     x = tl.load(x_ptr + offs)
