@@ -52,7 +52,7 @@ def test_opcheck(backend, form, how):
         # The derivative of layer_backward reads batch_sizes, which it cannot while it is traced: eager mode alone.
         every = ("test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic")
         given = backward_arguments(given, layer_forward(*given))
-        opcheck(layer_backward, given, test_utils=every[:3] if given[8] is not None else every)
+        opcheck(layer_backward, given, test_utils=every[:3] if given[9] is not None else every)
 
 
 @interpreted
@@ -84,7 +84,7 @@ def test_operators_are_the_layer(backend, form, how):
         assert kit.same_bits(of_operator, gradients)
         assert kit.same_bits(torch.autograd.grad(found[:2], leaves, cotangents), gradients)
         wanted = [index % 2 == 1 for index in range(len(leaves))]
-        some = layer_backward(*backward[:11], wanted, *backward[12:])
+        some = layer_backward(*backward[:5], wanted, *given)
         assert kit.same_bits(some, [g for g, want in zip(gradients, wanted, strict=True) if want])
 
 
@@ -166,22 +166,17 @@ def with_sizes(given, sizes):
 
 def test_errors_of_backward_of_packed_batches_and_of_backends(monkeypatch):
     dense, packed = of_shape("dense"), of_shape("packed")
-    of_dense, of_packed = (backward_arguments(given, layer_forward(*given)) for given in (dense, packed))
-    in_order, one_for_all = "must begin with h_0's batch size, 3, never rise", "the same for all that vmap maps over"
-    mapped = torch.tensor([[3, 2, 1]] * 2)
+    of_dense = backward_arguments(dense, layer_forward(*dense))
+    in_order = "must begin with h_0's batch size, 3, never rise"
     refused = [
         (r"dy must be \[3, 2, 5\], got \[2, 2, 5\]", lambda: layer_backward(of_dense[0][1:], *of_dense[1:])),
-        ("wanted must have 6 entries, got 2", lambda: layer_backward(*of_dense[:11], [True, True], None, None)),
+        ("wanted must have 6 entries, got 2", lambda: layer_backward(*of_dense[:5], [True, True], *dense)),
         ("training must be True", lambda: layer_forward(*dense[:6], False, False, None, None)[0].sum().backward()),
         ("one of aten, reference, step, sequence, got 'cudnn'", lambda: layer_forward(*dense[:4], "cudnn", *dense[5:])),
         ("backend must run a layer", lambda: layer_forward(*dense[:4], "aten", *dense[5:])),
         (r"batch_sizes must be \[T\], int64, on the CPU", lambda: with_sizes(packed, [3.0, 2.0, 1.0])),
         *((in_order, partial(with_sizes, packed, sizes)) for sizes in ([2, 3, 1], [3, 2], [3, 2, 0, 1], [2, 2, 2])),
-        (one_for_all, lambda: torch.vmap(partial(with_sizes, packed))(mapped)),
     ]
-    for vmap in (torch.vmap, torch._vmap_internals._vmap):
-        call = vmap(lambda sizes: tuple(layer_backward(*of_packed[:8], sizes, *of_packed[9:])))
-        refused.append((one_for_all, partial(call, mapped)))
     for message, call in refused:
         with pytest.raises((RuntimeError, ValueError), match=message):
             call()
@@ -237,6 +232,19 @@ def test_vmap_over_weights_and_nested(backend, form):
     found = torch.vmap(torch.vmap(call, in_dims=(None, 0)), in_dims=(0, None))(weights, x)
     expected = [kit.tensors(layer(t, given[1], **how))[0] for layer in layers for t in x]
     kit.assert_all_close(list(found.flatten(0, 1)), expected)
+
+
+def test_vmap_over_batch_sizes():
+    packed = of_shape("packed")
+    backward = backward_arguments(packed, layer_forward(*packed))
+    cases = [(torch.vmap, layer_forward, packed, 3), (torch.vmap, layer_backward, backward, 9)]
+    for vmap, operator, given, at in (*cases, (torch._vmap_internals._vmap, layer_backward, backward, 9)):
+
+        def call(sizes, operator=operator, given=given, at=at):
+            return tuple(operator(*given[:at], sizes, *given[at + 1 :]))
+
+        found = vmap(call)(torch.stack([given[at]] * 2))
+        assert kit.same_bits(found, [torch.stack([t, t]) for t in call(given[at])])
 
 
 # What a torch_dispatch mode sees: one operator each way.

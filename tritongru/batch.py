@@ -32,12 +32,14 @@ class Visits:
 
     @classmethod
     def of(
-        cls, x: Tensor, batch_sizes: Sequence[int] | None, lengths: Tensor | None = None, resets: Tensor | None = None
-    ) -> Visits:
-        """From time-major x [T, B, I], or packed x [N, I] with its batch sizes."""
-        if batch_sizes is None:
-            return cls(x.shape[0], x.shape[1], None, lengths, resets)
-        return cls(len(batch_sizes), batch_sizes[0], tuple(batch_sizes))
+        cls, x: Tensor, batch_sizes: Sequence[int] | None, lengths: Tensor | None = None, resets: Tensor | None = None,
+        batch_first: bool = False,
+    ) -> Visits:  # fmt: skip
+        """From x [T, B, I], [B, T, I] with batch_first, or packed [N, I] with its batch sizes."""
+        if batch_sizes is not None:
+            return cls(len(batch_sizes), batch_sizes[0], tuple(batch_sizes))
+        T, B = reversed(x.shape[:2]) if batch_first else x.shape[:2]
+        return cls(T, B, None, lengths, resets)
 
     @property
     def plain(self) -> bool:

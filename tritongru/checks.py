@@ -7,7 +7,7 @@ tells, which are looked at when the graph runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,24 +22,38 @@ UNFIT = "the arguments do not fit a GRU"
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
-def check_operands(
-    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
-    lengths: Tensor | None, resets: Tensor | None,
-) -> None:  # fmt: skip
-    """Raise for what does not fit `tritongru::layer_forward`."""
-    if backend and registry.find(backend).module is None:
+class Operands(NamedTuple):
+    """What both operators of layer.py are told of a layer."""
+
+    x: Tensor  # [T, B, I], [B, T, I] with batch_first, or packed [N, I] with batch_sizes
+    h_0: Tensor  # [D, B, H]
+    weights: Sequence[Tensor]  # w_ih [3H, I], w_hh [3H, H] and, if there are biases, b_ih, b_hh [3H]; by direction
+    batch_sizes: Tensor | None  # [T] int64 on the CPU, never rising, adding up to N
+    backend: str  # "reference", "step" or "sequence"; "": the faster of step and sequence, by size
+    batch_first: bool
+    training: bool  # whether to keep what backward needs
+    recompute: bool  # of it nothing but the output
+    lengths: Tensor | None  # [B] integers, of a batch without batch_sizes, on x's device: as `gru`
+    resets: Tensor | None  # [T, B] bool, likewise
+
+
+def check_operands(of: Operands) -> Operands:
+    """Raise for what does not fit."""
+    if of.backend and registry.find(of.backend).module is None:
         layers = ", ".join(repr(b.name) for b in registry.BACKENDS.values() if b.module)
-        raise ValueError(f"backend must run a layer ({layers}, or '' for the plan's), got {backend!r}")
-    D, packed, batch = h_0.shape[0], batch_sizes is not None, 0 if batch_first else 1  # x's dimension of it
-    reason = unfit_call(x, batch_sizes, h_0, weights, len(weights) == 4 * D, 1, D, batch_first, True)
+        raise ValueError(f"backend must run a layer ({layers}, or '' for the plan's), got {of.backend!r}")
+    x, D, packed, batch = of.x, of.h_0.shape[0], of.batch_sizes is not None, 0 if of.batch_first else 1
+    has_biases = len(of.weights) == 4 * D
+    reason = unfit_call(x, of.batch_sizes, of.h_0, of.weights, has_biases, 1, D, of.batch_first, True)
     if reason is None and not all(may(size != 0) for dim, size in enumerate(x.shape) if packed or dim != batch):
         reason = f"x must have elements, got {list(x.shape)}"  # but a batch may be empty, as nn.GRU's
-    if reason is None and packed and (lengths is not None or resets is not None):
+    if reason is None and packed and (of.lengths is not None or of.resets is not None):
         reason = "lengths and resets must be None with batch_sizes"
     if reason is not None:
         raise RuntimeError(reason)
     if not packed:
-        check_padding(lengths, resets, (x.shape[1 - batch], x.shape[batch]), False, x.device)
+        check_padding(of.lengths, of.resets, (x.shape[1 - batch], x.shape[batch]), False, x.device)
+    return of
 
 
 def check_padding(lengths: Any, resets: Any, sizes: Sequence[int], batch_first: bool, device: torch.device) -> None:
@@ -56,16 +70,13 @@ def check_padding(lengths: Any, resets: Any, sizes: Sequence[int], batch_first: 
             raise RuntimeError(f"{expected}, got {list(given.shape)} of {given.dtype} on {given.device}")
 
 
-def check_gradients(
-    dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, weights: Sequence[Tensor],
-    wanted: Sequence[bool],
-) -> None:  # fmt: skip
-    rows = (*x.shape[:-1], h_0.shape[0] * h_0.shape[2])
-    for name, tensor, shape in (("y", y, rows), ("dy", dy, rows), ("dh_n", dh_n, h_0.shape)):
+def check_gradients(of: Operands, dy: Tensor | None, dh_n: Tensor | None, y: Tensor, wanted: Sequence[bool]) -> None:
+    rows = (*of.x.shape[:-1], of.h_0.shape[0] * of.h_0.shape[2])
+    for name, tensor, shape in (("y", y, rows), ("dy", dy, rows), ("dh_n", dh_n, of.h_0.shape)):
         if tensor is not None and not same(tensor.shape, shape):
             raise RuntimeError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
-    if len(wanted) != 2 + len(weights):
-        raise RuntimeError(f"wanted must have {2 + len(weights)} entries, got {len(wanted)}")
+    if len(wanted) != 2 + len(of.weights):
+        raise RuntimeError(f"wanted must have {2 + len(of.weights)} entries, got {len(wanted)}")
 
 
 def same(shape: Sequence[int], expected: Sequence[int]) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .checks import Operands
 from .registry import has_triton
 
 
@@ -23,17 +24,14 @@ def forward_flops(x: Tensor, h_0: Tensor, *_: Any, out_val: Any = None) -> int:
     return D * 2 * math.prod(x.shape[:-1]) * 3 * H * (x.shape[-1] + H)
 
 
-def backward_flops(
-    dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, rzn: Tensor, q: Tensor,
-    weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
-    *padding: Any, out_val: Any = None,
-) -> int:  # fmt: skip
+def backward_flops(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequence[bool], *of: Any, out_val: Any) -> int:
     """Of `tritongru::layer_backward`: the products of the gradients that are wanted, dh W_h of each step before h_0's,
     and those of forward once more where the gates are computed again."""
+    x, h_0, weights, batch_sizes, *_ = operands = Operands(*of)
     (D, B, H), I, rows = h_0.shape, x.shape[-1], math.prod(x.shape[:-1])
     want_x, want_h_0, *want_weights = wanted
     each = len(weights) // D
-    found = 0 if rzn.numel() else forward_flops(x, h_0)
+    found = forward_flops(x, h_0) if operands.recompute else 0
     for direction in range(D):
         want_w_ih, want_w_hh, *_biases = want_weights[direction * each : (direction + 1) * each]
         first = B  # rows of a direction's first step; a fake tensor has no values

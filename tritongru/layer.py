@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import profiler
+from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from . import flops, products, registry
 from .batch import Visits, checked_lengths
 from .beside import eager_beside_graphs
-from .checks import check_gradients, check_operands, read_sizes
+from .checks import Operands, check_gradients, check_operands, read_sizes
 from .double_backward import second_gradients
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
 from .latest import capturing, lasting
@@ -180,27 +182,16 @@ def zeros_like(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
 
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor]  # y, h_n, rzn, q
+_OPERANDS = (
+    "Tensor x, Tensor h_0, Tensor[] weights, Tensor? batch_sizes, str backend, bool batch_first, bool training, "
+    "bool recompute, Tensor? lengths, Tensor? resets"
+)
+_operator = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.flexible_layout,))
 
 
-@torch.library.custom_op(
-    "tritongru::layer_forward", mutates_args=(), tags=(torch.Tag.flexible_layout,),
-    schema="(Tensor x, Tensor h_0, Tensor[] weights, Tensor? batch_sizes, str backend, bool batch_first, "
-    "bool training, bool recompute, Tensor? lengths, Tensor? resets) -> (Tensor, Tensor, Tensor, Tensor)",
-)  # fmt: skip
-def layer_forward(
-    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool,
-    training: bool, recompute: bool, lengths: Tensor | None, resets: Tensor | None,
-) -> Outputs:  # fmt: skip
-    """One layer forward.
-
-    Args:
-        x: [T, B, I], [B, T, I] with batch_first, or packed [N, I] with batch_sizes.
-        h_0: [D, B, H].
-        weights: w_ih [3H, I], w_hh [3H, H] and, if there are biases, b_ih, b_hh [3H]; of each direction.
-        batch_sizes: [T] int64 on the CPU, never rising, adding up to N; or None.
-        backend: "reference", "step" or "sequence"; "": the faster of step and sequence, by size.
-        training: whether to keep what backward needs; recompute: nothing of it but the output.
-        lengths: [B] integers, resets: [T, B] bool, both of a batch without batch_sizes, on x's device: as `gru`.
+@_operator("tritongru::layer_forward", schema=f"({_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor)")
+def layer_forward(*operands: Any) -> Outputs:
+    """One layer forward, of `Operands`.
 
     Returns:
         y, x's shape with D * H features; h_n [D, B, H]; and of a training layer without recompute rzn [..., D, 3H] in
@@ -210,147 +201,144 @@ def layer_forward(
         RuntimeError: an argument of a wrong shape, dtype or device, a backend that cannot run, or forward-mode
         differentiation. ValueError: an unknown backend.
     """
-    _refuse_tangents()
-    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
-    if not h_0.shape[1]:
-        return _outputs(x, h_0, batch_first, training and not recompute)
-    layer = _of_operator(backend, x, h_0, weights, (batch_sizes, lengths, resets), batch_first, training, recompute)
-    y, h_n, gates = forward_pass(layer, x.contiguous(), h_0, tuple(weights))
+    of = _checked(operands)
+    if not of.h_0.shape[1]:
+        return _outputs(of)
+    layer = _of_operator(of)
+    y, h_n, gates = forward_pass(layer, of.x.contiguous(), of.h_0, tuple(of.weights))
     if gates is None:
-        return y, h_n, x.new_empty(0), x.new_empty(0)
+        return y, h_n, y.new_empty(0), y.new_empty(0)
     if (runs := layer.call.visits.runs()) is not None:  # rows that do not run save nothing
         gates.q.masked_fill_(~runs[..., None, None], 0)
-    rzn = gates.rzn.transpose(0, 1) if batch_first else gates.rzn
+    rzn = gates.rzn.transpose(0, 1) if of.batch_first else gates.rzn
     return y, h_n, rzn.contiguous(), gates.q
 
 
 @layer_forward.register_fake
-def _(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], *how: Any) -> Outputs:
-    batch_sizes, backend, batch_first, training, recompute, lengths, resets = how
+def _(*operands: Any) -> Outputs:
     flops.count()  # a graph calls the operator where no Python of ours could tell a counter
-    _refuse_tangents()
-    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
-    return _outputs(x, h_0, batch_first, training and not recompute)
+    return _outputs(_checked(operands))
 
 
-def _outputs(x: Tensor, h_0: Tensor, batch_first: bool, save_gates: bool) -> Outputs:
+def _checked(operands: tuple[Any, ...]) -> Operands:
+    """Of `layer_forward`. An operator of Python has no rule for forward mode: PyTorch would take its results for
+    constants, in silence."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        raise RuntimeError(
+            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
+            "differentiation is on (PyTorch's own path is then in it), not before"
+        )
+    return check_operands(Operands(*operands))
+
+
+def _outputs(of: Operands) -> Outputs:
     """As `layer_forward` returns them, but for the values: all of a fake, and of an empty batch."""
-    (D, B, H), rows = h_0.shape, tuple(x.shape[:-1])
-    time_major = (rows[1], rows[0]) if batch_first else rows
-    y = x.new_empty((*time_major, D * H))
-    gates = ((*rows, D, 3 * H), (*time_major, D, H)) if save_gates else ((0,), (0,))
-    rzn, q = (x.new_empty(shape) for shape in gates)
-    return y.transpose(0, 1) if batch_first else y, x.new_empty((D, B, H)), rzn, q
+    (D, B, H), rows = of.h_0.shape, tuple(of.x.shape[:-1])
+    time_major = (rows[1], rows[0]) if of.batch_first else rows
+    y = of.x.new_empty((*time_major, D * H))
+    gates = ((*rows, D, 3 * H), (*time_major, D, H)) if of.training and not of.recompute else ((0,), (0,))
+    rzn, q = (of.x.new_empty(shape) for shape in gates)
+    return y.transpose(0, 1) if of.batch_first else y, of.x.new_empty((D, B, H)), rzn, q
 
 
-@torch.library.custom_op(
-    "tritongru::layer_backward", mutates_args=(), tags=(torch.Tag.flexible_layout,),
-    schema="(Tensor? dy, Tensor? dh_n, Tensor x, Tensor h_0, Tensor y, Tensor rzn, Tensor q, Tensor[] weights, "
-    "Tensor? batch_sizes, str backend, bool batch_first, bool[] wanted, Tensor? lengths, Tensor? resets) "
-    "-> Tensor[]",
-)  # fmt: skip
+@_operator(
+    "tritongru::layer_backward",
+    schema=f"(Tensor? dy, Tensor? dh_n, Tensor y, Tensor rzn, Tensor q, bool[] wanted, {_OPERANDS}) -> Tensor[]",
+)
 def layer_backward(
-    dy: Tensor | None, dh_n: Tensor | None, x: Tensor, h_0: Tensor, y: Tensor, rzn: Tensor, q: Tensor,
-    weights: Sequence[Tensor], batch_sizes: Tensor | None, backend: str, batch_first: bool, wanted: Sequence[bool],
-    lengths: Tensor | None, resets: Tensor | None,
-) -> list[Tensor]:  # fmt: skip
+    dy: Tensor | None, dh_n: Tensor | None, y: Tensor, rzn: Tensor, q: Tensor, wanted: Sequence[bool], *operands: Any
+) -> list[Tensor]:
     """The gradients of `layer_forward` that are wanted, of x, h_0 and each of the weights, in this order.
 
     Args:
         dy, dh_n: gradients of y and h_n; None: zero.
-        y, rzn, q: what layer_forward returned; rzn and q without elements: the gates are computed again.
+        y, rzn, q: what layer_forward returned; with recompute the gates are computed again.
         wanted: 2 + len(weights) of them.
-        The others as layer_forward got them.
+        operands: of layer_forward.
 
     Raises:
         As layer_forward.
     """
-    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
-    check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
-    if not h_0.shape[1]:
-        return _zero_gradients(x, h_0, weights, batch_first, wanted)
-    batch = batch_sizes, lengths, resets
-    layer = _of_operator(backend, x, h_0, weights, batch, batch_first, training=True, recompute=not rzn.numel())
-    gates = [] if layer.recompute else [SavedGates(rzn.transpose(0, 1) if batch_first else rzn, q)]
+    of = check_operands(Operands(*operands))
+    check_gradients(of, dy, dh_n, y, wanted)
+    if not of.h_0.shape[1]:
+        return _zero_gradients(of, wanted)
+    gates = [] if of.recompute else [SavedGates(rzn.transpose(0, 1) if of.batch_first else rzn, q)]
     with torch.no_grad():
-        found = backward_pass(layer, x, h_0, y, gates, tuple(weights), dy, dh_n, wanted)
+        found = backward_pass(_of_operator(of), of.x, of.h_0, y, gates, tuple(of.weights), dy, dh_n, wanted)
     # each at the beginning of its memory, as the fake has it
     return [g.clone() if g.storage_offset() else g for g in found if g is not None]
 
 
 @layer_backward.register_fake
-def _(*given: Any) -> list[Tensor]:
-    dy, dh_n, x, h_0, y, _, _, weights, batch_sizes, backend, batch_first, wanted, lengths, resets = given
-    check_operands(x, h_0, weights, batch_sizes, backend, batch_first, lengths, resets)
-    check_gradients(dy, dh_n, x, h_0, y, weights, wanted)
-    return _zero_gradients(x, h_0, weights, batch_first, wanted)
+def _(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
+    of = check_operands(Operands(*operands))
+    check_gradients(of, dy, dh_n, y, wanted)
+    return _zero_gradients(of, wanted)
 
 
-def _zero_gradients(
-    x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch_first: bool, wanted: Sequence[bool]
-) -> list[Tensor]:
+def _zero_gradients(of: Operands, wanted: Sequence[bool]) -> list[Tensor]:
     """As `layer_backward` returns them: the shapes of a fake, and the gradients of an empty batch."""
-    dx = x.new_zeros((x.shape[1], x.shape[0], x.shape[2])).transpose(0, 1) if batch_first else x.new_zeros(x.shape)
-    every = [dx, *(x.new_zeros(t.shape) for t in (h_0, *weights))]
+    x = of.x.transpose(0, 1) if of.batch_first else of.x
+    dx, *others = (x.new_zeros(t.shape) for t in (x, of.h_0, *of.weights))
+    every = [dx.transpose(0, 1) if of.batch_first else dx, *others]
     return [gradient for gradient, want in zip(every, wanted, strict=True) if want]
 
 
-Batch = tuple[Tensor | None, Tensor | None, Tensor | None]  # batch_sizes, lengths, resets
-
-
-def _of_operator(
-    name: str, x: Tensor, h_0: Tensor, weights: Sequence[Tensor], batch: Batch, batch_first: bool, training: bool,
-    recompute: bool,
-) -> Layer:  # fmt: skip
+def _of_operator(of: Operands) -> Layer:
     """What the passes are told; of an empty name what is fastest besides PyTorch's own path, which runs no layer."""
-    batch_sizes, lengths, resets = batch
-    if batch_sizes is not None and capturing(x.device):
+    x, (D, _, H) = of.x, of.h_0.shape
+    if of.batch_sizes is not None and capturing(x.device):
         raise RuntimeError(
             "a packed batch in a compiled graph cannot be part of a CUDA graph, which would run these batch_sizes for "
             "ever: compile without CUDA graphs (mode 'default' or 'max-autotune-no-cudagraphs'), or with the layers "
             "beside them: torch._inductor.config.custom_should_partition_ops = ['tritongru::layer_forward', "
             "'tritongru::layer_backward']"
         )
-    by_time = x.transpose(0, 1) if batch_first else x
-    lengths = None if lengths is None else checked_lengths(lengths, len(by_time))
-    resets = None if resets is None else resets.contiguous()
-    visits, (D, _, H) = Visits.of(by_time, read_sizes(batch_sizes, x, h_0), lengths, resets), h_0.shape
+    lengths = None if of.lengths is None else checked_lengths(of.lengths, x.shape[1 if of.batch_first else 0])
+    resets = None if of.resets is None else of.resets.contiguous()
+    visits = Visits.of(x, read_sizes(of.batch_sizes, x, of.h_0), lengths, resets, of.batch_first)
     backend = (
-        registry.find(name) if name else registry.fastest(x, visits.time, visits.batch, H, D, training, aten=False)[0]
+        registry.find(of.backend)
+        if of.backend
+        else registry.fastest(x, visits.time, visits.batch, H, D, of.training, aten=False)[0]
     )
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
-    call = call_of(backend, visits, x.device, x.dtype, D, H, training)
-    layer = Layer.of(backend, call, batch_first=batch_first, recompute=recompute)
-    prepare(layer, x.shape[-1], weights)
+    call = call_of(backend, visits, x.device, x.dtype, D, H, of.training)
+    layer = Layer.of(backend, call, batch_first=of.batch_first, recompute=of.recompute)
+    prepare(layer, x.shape[-1], of.weights)
     return layer
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:
-    x, h_0, weights, batch_sizes, ctx.backend, ctx.batch_first, ctx.training, _, lengths, resets = inputs
+    x, h_0, weights, batch_sizes, ctx.backend, ctx.batch_first, ctx.training, ctx.recompute, lengths, resets = inputs
     y, _, rzn, q = output
     ctx.mark_non_differentiable(rzn, q)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, h_0, y, rzn, q, batch_sizes, lengths, resets, *weights)
+    ctx.save_for_backward(y, rzn, q, x, h_0, batch_sizes, lengths, resets, *weights)
 
 
 def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tuple[Any, ...]:
     if not ctx.training:
         raise RuntimeError("training must be True where a gradient of tritongru::layer_forward is wanted, got False")
-    x, h_0, y, rzn, q, batch_sizes, lengths, resets, *weights = ctx.saved_tensors
+    y, rzn, q, x, h_0, batch_sizes, lengths, resets, *weights = ctx.saved_tensors
     want_x, want_h_0, want_weights, *_others = ctx.needs_input_grad
-    wanted = [want_x, want_h_0, *want_weights]
-    given = dy, dh_n, x, h_0, y.detach(), rzn, q, weights, batch_sizes, ctx.backend, ctx.batch_first
-    dx, dh_0, *d_weights = _each(wanted, layer_backward(*given, wanted, lengths, resets))
-    return dx, dh_0, list(d_weights), *[None] * 7  # compiled autograd of torch 2.11 has a tuple there
+    how = ctx.backend, ctx.batch_first, ctx.training, ctx.recompute
+    of = Operands(x, h_0, weights, batch_sizes, *how, lengths, resets)
+    dx, dh_0, *d_weights = _each(dy, dh_n, y, rzn, q, [want_x, want_h_0, *want_weights], of)
+    return dx, dh_0, d_weights, *[None] * 7
 
 
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
 
 
-def _each(wanted: Sequence[bool], found: list[Tensor]) -> list[Tensor | None]:
-    """Gradients of all that there are, None of those that were not wanted."""
-    gradients = iter(found)
+def _each(
+    dy: Tensor | None, dh_n: Tensor | None, y: Tensor, rzn: Tensor, q: Tensor, wanted: list[bool], of: Operands
+) -> list[Tensor | None]:
+    """Gradients of all that there are by `layer_backward`, None of those that are not wanted."""
+    # y detached: a second derivative goes by what y is made of; compiled autograd cannot add the None y would get.
+    gradients = iter(layer_backward(dy, dh_n, y.detach(), rzn, q, wanted, *of))
     return [next(gradients) if want else None for want in wanted]
 
 
@@ -362,77 +350,55 @@ def _backward_by_operator(
     visits = layer.call.visits
     batch_sizes = None if visits.batch_sizes is None else torch.tensor(visits.batch_sizes, device="cpu")
     rzn, q = gates[0] if gates else (x.new_empty(0), x.new_empty(0))
-    if layer.batch_first and gates:
-        rzn = rzn.transpose(0, 1)
-    # y detached: a second derivative goes by what y is made of; compiled autograd cannot add the None y would get.
-    given = dy, dh_n, x, h_0, y.detach(), rzn, q, list(flat), batch_sizes, layer.backend.name, layer.batch_first
-    return _each(wanted, layer_backward(*given, list(wanted), visits.lengths, visits.resets))
+    rzn = rzn.transpose(0, 1) if layer.batch_first and gates else rzn
+    how = layer.backend.name, layer.batch_first, True, layer.recompute
+    of = Operands(x, h_0, list(flat), batch_sizes, *how, visits.lengths, visits.resets)
+    return _each(dy, dh_n, y, rzn, q, list(wanted), of)
 
 
 def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    dy, dh_n, x, h_0, _, _, _, weights, batch_sizes, _, ctx.batch_first, ctx.wanted, lengths, resets = inputs
+    dy, dh_n, _, _, _, ctx.wanted, *operands = inputs
+    of = Operands(*operands)
+    ctx.batch_first = of.batch_first
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(batch_sizes, lengths, resets, dy, dh_n, x, h_0, *weights)
+    ctx.save_for_backward(of.batch_sizes, of.lengths, of.resets, dy, dh_n, of.x, of.h_0, *of.weights)
 
 
 def _second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
     batch_sizes, lengths, resets, *tensors = ctx.saved_tensors
     _, _, x, h_0, *_weights = tensors
-    x = x.transpose(0, 1) if ctx.batch_first else x
-    lengths = None if lengths is None else lengths.clamp(1, len(x))  # looked at before, and now maybe traced
-    visits = Visits.of(x, read_sizes(batch_sizes, x, h_0), lengths, resets)
-    need_dy, need_dh_n, need_x, need_h_0, _, _, _, need_weights, *_others = ctx.needs_input_grad
-    found = second_gradients(
-        tensors, visits, ctx.batch_first, ctx.wanted, cotangents,
-        [need_dy, need_dh_n, need_x, need_h_0, *need_weights],
-    )  # fmt: skip
-    return *found[:4], None, None, None, found[4:], *[None] * 6
+    if lengths is not None:
+        lengths = lengths.clamp(1, x.shape[1 if ctx.batch_first else 0])  # looked at before, and now maybe traced
+    visits = Visits.of(x, read_sizes(batch_sizes, x, h_0), lengths, resets, ctx.batch_first)
+    need_dy, need_dh_n, _, _, _, _, need_x, need_h_0, need_weights, *_others = ctx.needs_input_grad
+    needed = [need_dy, need_dh_n, need_x, need_h_0, *need_weights]
+    found = second_gradients(tensors, visits, ctx.batch_first, ctx.wanted, cotangents, needed)
+    return *found[:2], *[None] * 4, *found[2:4], found[4:], *[None] * 7
 
 
 layer_backward.register_autograd(_second_gradients, setup_context=_keep_for_double_backward)
 
 
 @layer_forward.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[Outputs, tuple[int | None, ...]]:
+def _(info: Any, in_dims: tuple[Any, ...], *operands: Any) -> tuple[Outputs, tuple[int | None, ...]]:
     """One layer for all where the weights are the same: what is mapped over joins the batch. Else a layer for each."""
-    x_dim, h_0_dim, w_dims, sizes_dim, *_, lengths_dim, resets_dim = in_dims
-    x, h_0, weights, batch_sizes, backend, batch_first, training, recompute, lengths, resets = given
-    how, each = (batch_sizes, backend, batch_first, training, recompute), info.batch_size
-    _refuse_mapped_sizes(sizes_dim is not None)
+    of, first, each = Operands(*operands), Operands(*_mapped_first(operands, in_dims)), info.batch_size
+    if of.batch_sizes is not None or any(dim is not None for dim in in_dims[2]):
+        y, h_n, rzn, q = _one_by_one(layer_forward, [each], first)
+        return (y, h_n, rzn, q), (0, 0, 0, 0)
 
-    def mapped_first(tensor: Tensor | None, dim: int | None) -> Any:
-        if tensor is None:
-            return None
-        return tensor.expand(each, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    def joined(t: Any, at: int) -> Any:
+        return None if t is None else t.expand(each, *t.shape[1:]).movedim(0, at).flatten(at, at + 1)
 
-    x, h_0 = mapped_first(x, x_dim), mapped_first(h_0, h_0_dim)
-    lengths, resets = mapped_first(lengths, lengths_dim), mapped_first(resets, resets_dim)
-    if batch_sizes is None and all(dim is None for dim in w_dims):
-        at = 0 if batch_first else 1  # of B in x
-        lengths = None if lengths is None else lengths.flatten()
-        resets = None if resets is None else resets.movedim(0, 1).flatten(1)
-        x, h_0 = x.movedim(0, at).flatten(at, at + 1), h_0.movedim(0, 1).flatten(1, 2)
-        y, h_n, rzn, q = layer_forward(x, h_0, weights, *how, lengths, resets)
-        return (y.unflatten(at, (each, -1)), h_n.unflatten(1, (each, -1)), rzn, q), (at, 1, None, None)
-    stacked = [mapped_first(w, dim) for w, dim in zip(weights, w_dims, strict=True)]
-    runs = []
-    for i in range(each):
-        padding = [None if t is None else t[i] for t in (lengths, resets)]
-        runs.append(layer_forward(x[i], h_0[i], [w[i] for w in stacked], *how, *padding))
-    y, h_n, rzn, q = (torch.stack(parts) for parts in zip(*runs, strict=True))
-    return (y, h_n, rzn, q), (0, 0, 0, 0)
+    at = 0 if of.batch_first else 1  # of B in x
+    padding = dict(lengths=joined(first.lengths, 0), resets=joined(first.resets, 1))
+    y, h_n, rzn, q = layer_forward(*of._replace(x=joined(first.x, at), h_0=joined(first.h_0, 1), **padding))
+    return (y.unflatten(at, (each, -1)), h_n.unflatten(1, (each, -1)), rzn, q), (at, 1, None, None)
 
 
 @layer_backward.register_vmap
 def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], list[int]]:
-    *dims, w_dims, sizes_dim, _, _, _, lengths_dim, resets_dim = in_dims
-    *states, weights, batch_sizes, backend, batch_first, wanted, lengths, resets = given
-    _refuse_mapped_sizes(sizes_dim is not None)
-    stacked = [
-        t if t is None else t[None] if dim is None else t.movedim(dim, 0)
-        for t, dim in zip((lengths, resets, *states, *weights), (lengths_dim, resets_dim, *dims, *w_dims), strict=True)
-    ]
-    found = _backward_of_each([info.batch_size], stacked, len(states), batch_sizes, backend, batch_first, wanted)
+    found = _one_by_one(layer_backward, [info.batch_size], _mapped_first(given, in_dims))
     return found, [0] * len(found)
 
 
@@ -443,48 +409,41 @@ def _(*given: Any) -> list[Tensor]:
     Its tensors carry a hidden dimension for each level that maps them and tell nobody for which: level by level the
     dimensions come to the front, where a tensor that is not mapped gets one of size 1.
     """
-    is_mapped = torch._C._functorch.is_legacy_batchedtensor
-    *states, weights, batch_sizes, backend, batch_first, wanted, lengths, resets = given
-    _refuse_mapped_sizes(batch_sizes is not None and is_mapped(batch_sizes))
-    stacked, levels = [lengths, resets, *states, *weights], 0
-    while any(t is not None and is_mapped(t) for t in stacked):
+    is_mapped, levels = torch._C._functorch.is_legacy_batchedtensor, 0
+
+    def first(t: Tensor) -> Tensor:
+        return torch._remove_batch_dim(t, levels, 1, 0) if is_mapped(t) else t[None]
+
+    while any(isinstance(t, Tensor) and is_mapped(t) for t in tree_leaves(given)):
         levels += 1
-        stacked = [
-            t if t is None else torch._remove_batch_dim(t, levels, 1, 0) if is_mapped(t) else t[None] for t in stacked
-        ]
-    sizes = [max(t.shape[level] for t in stacked if t is not None) for level in range(levels)]  # the innermost first
-    found = _backward_of_each(sizes, stacked, len(states), batch_sizes, backend, batch_first, wanted)
+        given = tree_map_only(Tensor, first, given)
+    tensors = [t for t in tree_leaves(given) if isinstance(t, Tensor)]
+    sizes = [max(t.shape[level] for t in tensors) for level in range(levels)]  # the innermost first
+    found = _one_by_one(layer_backward, sizes, given)
     for level, size in enumerate(reversed(sizes), 1):
         dim = levels - level
         found = [torch._add_batch_dim(t, dim, level) if size > 1 else t.select(dim, 0) for t in found]
     return found
 
 
-def _refuse_mapped_sizes(mapped: bool) -> None:
-    if mapped:
-        raise RuntimeError("batch_sizes must be the same for all that vmap maps over, got a dimension of it mapped")
+def _mapped_first(given: tuple[Any, ...], dims: tuple[Any, ...]) -> Any:
+    """`given` with the dimension that is mapped over in front, of size 1 in tensors that are not mapped."""
+
+    def first(t: Any, dim: int | None) -> Any:
+        return t if not isinstance(t, Tensor) else t[None] if dim is None else t.movedim(dim, 0)
+
+    return tree_map(first, given, dims)
 
 
-def _backward_of_each(sizes: list[int], stacked: Sequence[Tensor | None], states: int, *others: Any) -> list[Tensor]:
-    """A pass for each, for each has weight gradients of its own; what is not mapped stays in memory once.
+def _one_by_one(operator: Any, sizes: list[int], stacked: Any) -> list[Tensor]:
+    """An operator for each, as each has weight gradients of its own; what is not mapped stays in memory once.
 
-    stacked: the tensors of `layer_backward`: lengths, resets, `states` of them before the weights, and these, with as
-    many dimensions in front as `sizes` has entries: of that size, or 1 where it is not mapped over. The results have
-    them all.
+    stacked: its arguments, every tensor with as many dimensions in front as `sizes` has entries: of that size, or 1
+    where it is not mapped over. The results have them all.
     """
-    runs = []
-    for index in product(*map(range, sizes)):
-        lengths, resets, *one = [
-            None if t is None else t[tuple(map(min, index, (n - 1 for n in t.shape)))] for t in stacked
-        ]
-        runs.append(layer_backward(*one[:states], one[states:], *others, lengths, resets))
+
+    def at(index: tuple[int, ...]) -> Any:
+        return tree_map_only(Tensor, lambda t: t[tuple(map(min, index, (n - 1 for n in t.shape)))], stacked)
+
+    runs = [operator(*at(index)) for index in product(*map(range, sizes))]
     return [torch.stack(parts).view(*sizes, *parts[0].shape) for parts in zip(*runs, strict=True)]
-
-
-def _refuse_tangents() -> None:
-    """An operator of Python has no rule for forward mode: PyTorch would take its results for constants, in silence."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        raise RuntimeError(
-            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
-            "differentiation is on (PyTorch's own path is then in it), not before"
-        )
