@@ -16,6 +16,7 @@ from benchmarks import table
 from tests.kit.modules import Form, same_bits
 from tritongru import call, functional, module, registry
 from tritongru import layer as operators
+from tritongru.checks import Operands
 from tritongru.latest import Latest
 from tritongru.planning import Problem, choose, describe, measured
 from tritongru.planning.choose import fastest_backend
@@ -198,7 +199,7 @@ def as_on_an_h200(monkeypatch):
     monkeypatch.setattr(registry, "device_of", lambda device: H200)
     monkeypatch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
     for where in (functional, module):
-        monkeypatch.setattr(where, "uses_aten", lambda backend, input: False)
+        monkeypatch.setattr(where, "way", lambda backend, input: registry.asked_for(backend))
 
 
 without_cudnn, autocast = partial(torch.backends.cudnn.flags, enabled=False), partial(torch.autocast, "cpu", BF16)
@@ -247,10 +248,10 @@ def test_a_cell_by_choice_is_nn_gru_cell_and_is_known_from_then_on():
 @pytest.mark.parametrize("H", [64, 2048])
 def test_the_operator_of_a_graph_chooses_among_the_layers_backends(H):
     x, h_0 = torch.empty(4, 128, 8, device="meta"), torch.empty(1, 128, H, device="meta")
-    weights, batch = [torch.empty(3 * H, n, device="meta") for n in (8, H)], (None, None, None)
+    weights = [torch.empty(3 * H, n, device="meta") for n in (8, H)]
     assert chosen(H, 128, "fp32", True, T=4).backend == "aten"
     for training in (False, True):
-        layer = operators._of_operator("", x, h_0, weights, batch, False, training, False)
+        layer = operators._of_operator(Operands(x, h_0, weights, None, "", False, training, False, None, None))
         assert layer.backend.module is not None
 
 

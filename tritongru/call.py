@@ -79,11 +79,12 @@ def may_know(x: Any) -> bool:
     return not torch.compiler.is_compiling() and type(x) in PLAIN and x.device.type in DEVICES
 
 
-def key_of(
+def known(
     backend: str | None, x: Tensor, hx: Any, params: Sequence[Tensor], packed: bool, *flags: Any,
     state: tuple[int, int, int] | None = None,
-) -> Key | None:  # fmt: skip
-    """What tells kinds of calls apart; None: nothing is kept of such a call. Of packed rows the number is left out.
+) -> tuple[Key | None, Call | None]:  # fmt: skip
+    """What tells kinds of calls apart, None where nothing is kept of such a call; and what an earlier one of this kind
+    was resolved to. Of packed rows the number is left out.
 
     x: of which `may_know` holds. state: the shape of zeros that will be made where hx is None.
 
@@ -96,19 +97,19 @@ def key_of(
         or forward_ad._current_level >= 0
         or torch._C._get_tracing_state() is not None
     ):
-        return None
+        return None, None
     kind, asked_for = x.device.type, registry.asked_for(backend)
     tensors = (x, *params) if hx is None and state else (x, hx, *params)
     try:
         if not {type(t) for t in (*tensors, *flags)} <= TOLD:
-            return None
+            return None, None
         told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     except (AttributeError, TypeError):  # no tensors where there should be some
-        return None
+        return None, None
     if hx is None and state:
         told[1:1] = [(state, (state[1] * state[2], state[2], 1), x.dtype, x.device, False, False)]
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
-    return (
+    key = (
         asked_for,
         dtype,
         rnn_precision(nvidia=True) if (dtype or x.dtype) is torch.float32 else None,
@@ -118,11 +119,7 @@ def key_of(
         (x.shape[1:], *told[0][1:]) if packed else told[0],
         *told[1:],
     )
-
-
-def known(key: Key | None) -> Call | None:
-    """What an earlier call of this kind was resolved to."""
-    return _known.get(key) if key else None
+    return key, _known.get(key)
 
 
 def keep(key: Key | None, call: Call) -> Call:
@@ -137,83 +134,76 @@ def forget() -> None:
     _known.clear()
 
 
-def uses_aten(backend: str | None, input: Tensor) -> bool:
-    """Whether PyTorch's own path is meant, before any look at shapes: asked for, on the CPU by default, or exported.
+@dataclass(frozen=True)
+class InGraph:
+    """The operator of layer.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
+
+    name: str  # "aten": PyTorch's own path; "": the plan decides at each run
+    stands_in: bool = False  # for aten on the CPU, which autocast leaves alone
+
+
+Way = Backend | InGraph | None
+
+
+def way(backend: str | None, input: Any) -> Way:
+    """What is meant, before any look at shapes; None: the plan says. PyTorch's own path: asked for, on the CPU by
+    default, or exported.
 
     Raises:
         ValueError: unknown backend.
     """
     if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
-        return True
-    if torch.compiler.is_compiling():  # before anything that Dynamo cannot trace
-        return traced_backend(backend, input) == ATEN
-    found = registry.asked_for(backend)
-    if tracing():
-        registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
-        return True
-    if into_a_graph():
-        return traced_backend(backend, input) == ATEN
-    if found is None and not input.is_cuda:
-        registry.log_once(logging.INFO, f"{registry.ON_THE_CPU} (aten)")
-        return True
-    return found is registry.ATEN
+        return registry.ATEN
+    if not torch.compiler.is_compiling():  # Dynamo cannot trace the questions
+        found = registry.asked_for(backend)
+        if tracing():
+            registry.log_once(logging.INFO, "under export, tracing or a functional transform: aten")
+            return registry.ATEN
+        if not _into_a_graph():
+            if found is None and not input.is_cuda:
+                registry.log_once(logging.INFO, f"{registry.ON_THE_CPU} (aten)")
+                return registry.ATEN
+            return found
+    return InGraph(*_of_graph(backend, input.device, registry.computing_dtype(input)))
+
+
+def is_aten(found: Way) -> bool:
+    """Whether it is PyTorch's own path."""
+    return found is not None and found.name == ATEN
 
 
 def tracing() -> bool:
-    """Under jit tracing (ONNX's too), torch.func's derivatives or forward-mode differentiation: PyTorch's own path."""
+    """Under jit tracing (ONNX's too), forward-mode differentiation or one of torch.func's transforms but vmap."""
+    functorch = torch._C._functorch
     return (
         torch.jit.is_tracing()
-        or torch.autograd.forward_ad._current_level >= 0
-        or (torch._C._functorch.peek_interpreter_stack() is not None and not _mapping())
+        or forward_ad._current_level >= 0
+        or any(level.key() != functorch.TransformType.Vmap for level in functorch.get_interpreter_stack() or ())
     )
 
 
-def seen_by_a_mode() -> bool:
-    """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
-    write r, z, n without raising its version. To look costs a tenth of a microsecond."""
-    seen: bool = torch._C._len_torch_dispatch_stack() > 0
-    if seen:
-        flops.count()
-    return seen
-
-
-def into_a_graph() -> bool:
-    """Under torch.compile, AOTAutograd, make_fx, fake tensors or vmap: a layer is an operator, see layer.py."""
-    if torch.compiler.is_compiling():
-        return True
+def _into_a_graph() -> bool:
+    """Under vmap, AOTAutograd, make_fx or fake tensors: a layer is an operator, see layer.py."""
     if torch._C._functorch.peek_interpreter_stack() is not None:
-        return _mapping()
+        return True
     if torch._C._len_torch_dispatch_stack() == 0:  # as in every eager call: it costs a tenth of a microsecond to know
         return False
     mode = torch._C._TorchDispatchModeKey
     return any(torch._C._get_dispatch_mode(key) is not None for key in (mode.PROXY, mode.FAKE, mode.FUNCTIONAL))
 
 
-def _mapping() -> bool:
-    """Under torch.vmap, and under no other of torch.func's transforms."""
-    stack = torch._C._functorch.get_interpreter_stack()
-    return stack is not None and all(level.key() == torch._C._functorch.TransformType.Vmap for level in stack)
-
-
-def traced_backend(backend: str | None, input: Tensor) -> str:
-    return backend_of_graph(backend, input.device, registry.computing_dtype(input))
-
-
-def stands_in(backend: str | None, input: Tensor) -> bool:
-    """Whether `reference` runs in a graph in place of aten."""
-    return input.device.type == "cpu" and backend_asked_for(backend) is None
+def seen_by_a_mode() -> bool:
+    """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
+    write r, z, n without raising its version."""
+    seen: bool = torch._C._len_torch_dispatch_stack() > 0
+    if seen:
+        flops.count()
+    return seen
 
 
 @constant_in_graphs
-def backend_asked_for(backend: str | None) -> str | None:
-    """Its name, or None where nobody asks for one; read when the graph is made."""
-    found = registry.asked_for(backend)
-    return None if found is None else found.name
-
-
-@constant_in_graphs
-def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> str:
-    """What a graph that is being made calls: "aten", a backend's name, or "" where the plan decides at each run.
+def _of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
+    """What a graph that is being made calls, as `InGraph` has it: there choices of `use_backend` are read.
 
     On the CPU `reference` stands in for aten, which would be traced as T times a dozen operations.
 
@@ -222,39 +212,26 @@ def backend_of_graph(backend: str | None, device: torch.device, dtype: torch.dty
     """
     # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
     if torch.compiler.is_exporting() or tracing():
-        return ATEN
-    found = registry.asked_for(backend)
+        return ATEN, False
+    found, on_the_cpu = registry.asked_for(backend), device.type == "cpu"
     if found is None:
-        on_the_cpu = device.type == "cpu"
         stand_in = registry.IN_GRAPHS_ON_THE_CPU if on_the_cpu else registry.ANY_SIZE
-        if stand_in.why_not(device, dtype) is not None:
-            return ATEN
-        return stand_in.name if on_the_cpu else ""
+        able = stand_in.why_not(device, dtype) is None
+        return (stand_in.name if on_the_cpu else "") if able else ATEN, on_the_cpu
     if found.module is not None and (why_not := found.why_not(device, dtype)) is not None:
         raise registry.refuse(found, why_not, device, dtype)
-    return found.name
-
-
-@dataclass(frozen=True)
-class InGraph:
-    """The operator of layer.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
-
-    name: str
-    autocast: bool  # not where it stands in for aten on the CPU, which autocast leaves alone
+    return found.name, False
 
 
 def settle(
-    backend: str | None, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
+    found: Way, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
     *, recompute: bool = False, cell: bool = False, padded: bool = False,
 ) -> Backend | InGraph | str:  # fmt: skip
-    """The backend that runs a call that fits a GRU, or the reason why PyTorch's own path does."""
-    if into_a_graph():
-        name = traced_backend(backend, input)
-        on_the_cpu = stands_in(backend, input)
-        if on_the_cpu and any(t.dtype != input.dtype for t in others):
-            return "the arguments have several dtypes"
-        return InGraph(name, autocast=not on_the_cpu)
-    dtype, found, reason = registry.computing_dtype(input), registry.asked_for(backend), "asked for"
+    """What runs a call that fits a GRU, or the reason why PyTorch's own path does."""
+    if isinstance(found, InGraph):
+        several = found.stands_in and any(t.dtype != input.dtype for t in others)
+        return "the arguments have several dtypes" if several else found
+    dtype, reason = registry.computing_dtype(input), "asked for"
     if (why_not := (found or registry.ANY_SIZE).why_not(input.device, dtype)) is not None:
         return why_not
     training = torch.is_grad_enabled() and any(t.requires_grad for t in (input, *others))
@@ -265,33 +242,39 @@ def settle(
     elif (why_not := found.too_large(input, B, H, D, training)) is not None:
         return why_not
     registry.log_once(logging.INFO, f"tensors on {input.device} in {dtype} take backend {found.name!r}: {reason}")
-    return InGraph(found.name, autocast=True) if seen_by_a_mode() else found
+    return InGraph(found.name) if seen_by_a_mode() else found
+
+
+def in_graph(
+    chosen: InGraph, x: Tensor, hx: Tensor, params: Sequence[Tensor], num_layers: int, D: int, dropout: float,
+    batch_first: bool = False, recompute: bool = False, batch: Sequence[Tensor | None] = (None, None, None),
+    cell: bool = False,
+) -> Call:  # fmt: skip
+    """A call by the operator of layer.py. batch: batch_sizes, lengths, resets."""
+
+    def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
+        batch_sizes, *padding = batch
+        how = batch_sizes, chosen.name, batch_first, training, training and recompute
+        y, h_n, _, _ = layer_forward(x, h_0, list(weights), *how, *padding)
+        return y, h_n[0] if cell else h_n
+
+    return Call([operator] * num_layers, D, dropout, dtype=None if chosen.stands_in else _cast(x, hx, *params))
+
+
+def _cast(x: Tensor, *others: Tensor) -> torch.dtype | None:
+    """What autocast makes of tensors that are not of it yet."""
+    dtype = registry.computing_dtype(x)
+    return dtype if any([t.dtype != dtype for t in (x, *others)]) else None
 
 
 def resolved(
-    chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits | None, num_layers: int,
-    D: int, dropout: float, batch_first: bool = False, recompute: bool = False, cell: bool = False,
-    in_graph: Sequence[Tensor | None] = (None, None, None),
+    chosen: Backend, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits, num_layers: int, D: int,
+    dropout: float, batch_first: bool = False, recompute: bool = False, cell: bool = False,
 ) -> Call:  # fmt: skip
-    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell.
-
-    in_graph: what an operator takes in place of visits: batch_sizes, lengths, resets.
-    """
-    dtype = registry.computing_dtype(x)
-    cast = dtype if any([t.dtype != dtype for t in (x, hx, *params)]) else None
-    grad, each, layers = torch.is_grad_enabled(), len(params) // num_layers, []
-    if isinstance(chosen, InGraph):
-
-        def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
-            how = chosen.name, batch_first, training, training and recompute
-            batch_sizes, *padding = in_graph
-            y, h_n, _, _ = layer_forward(x, h_0, list(weights), batch_sizes, *how, *padding)
-            return y, h_n[0] if cell else h_n
-
-        return Call([operator] * num_layers, D, dropout, dtype=cast if chosen.autocast else None)
-    assert visits is not None
-    trains, H = x.requires_grad, hx.shape[-1]
+    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell."""
+    dtype, cast, H, layers = registry.computing_dtype(x), _cast(x, hx, *params), hx.shape[-1], []
+    grad, trains, each = torch.is_grad_enabled(), x.requires_grad, len(params) // num_layers
     for i in range(num_layers):
         weights = params[i * each : (i + 1) * each]
         trains = grad and (trains or hx.requires_grad or any([w.requires_grad for w in weights]))

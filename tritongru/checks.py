@@ -134,14 +134,6 @@ def unfit_call(
         T, B = batch_sizes.shape[0], hx.shape[1]  # len would ask for what only data tells
         if not traced and not add_up(batch_sizes, input, B) and len(batch_sizes):
             return UNFIT
-    return unfit(input, T, B, hx, params, has_biases, num_layers, D, traced)
-
-
-def unfit(
-    input: Tensor, T: int, B: int, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int, D: int,
-    traced: bool,
-) -> str | None:  # fmt: skip
-    """Why these tensors are no call of T steps and B rows; None: they are."""
     if 0 in (input.shape[-1], hx.shape[-1]) or (not traced and min(T, B) == 0):
         return EMPTY
     every = [input, hx, *params]

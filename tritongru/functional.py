@@ -13,8 +13,8 @@ from torch import Tensor
 from . import call, registry
 from .batch import Visits, checked_lengths, segments
 from .beside import eager_beside_graphs
-from .call import Call, InGraph, into_a_graph, settle, stands_in, tracing, uses_aten
-from .checks import EMPTY, UNFIT, add_up, check_padding, unfit, unfit_call
+from .call import Call, InGraph, Way, is_aten, settle, tracing, way
+from .checks import EMPTY, UNFIT, add_up, check_padding, unfit_call
 from .reference import gru_layer
 
 _DENSE = (
@@ -76,21 +76,60 @@ def gru(
         (torch.Size([5, 2, 4]), torch.Size([1, 2, 4]))
     """
     third = args[2] if len(args) > 2 else kwargs.get("hx") if "data" in kwargs or "batch_sizes" in kwargs else None
-    packed = isinstance(third, Tensor)
+    packed, padded = isinstance(third, Tensor), lengths is not None or resets is not None
     names = _PACKED if packed else _DENSE
     if len(args) + len(kwargs) != len(names) or set(names[len(args) :]) != set(kwargs):
         return torch.gru(*args, **kwargs)  # its own error for a wrong signature
-    if packed and (lengths is not None or resets is not None):
+    if packed and padded:
         name = "resets" if lengths is None else "lengths"
         raise RuntimeError(f"{name} must be None with packed input, whose batch_sizes tell its lengths, got a tensor")
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if any(isinstance(given[flag], (list, tuple, str, NoneType)) for flag in names[names.index("params") + 1 :]):
+    given = [*args, *(kwargs[name] for name in names[len(args) :])]
+    if any(isinstance(flag, (list, tuple, str, NoneType)) for flag in given[names.index("params") + 1 :]):
         return torch.gru(*args, **kwargs)  # likewise for a wrong type
-    return _gru(
-        given["data" if packed else "input"], given.get("batch_sizes"), given["hx"], given["params"],
-        given["has_biases"], given["num_layers"], given["dropout"], given["train"], given["bidirectional"],
-        given.get("batch_first", False), backend, recompute, lengths, resets,
-    )  # fmt: skip
+    input, batch_sizes, hx, params, *flags = [*given, False] if packed else [given[0], None, *given[1:]]
+    has_biases, num_layers, dropout, train, bidirectional, batch_first = flags
+    key = found = None
+    if call.may_know(input) and (not packed or (batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu")):
+        of_batch = (len(batch_sizes),) if packed else (lengths is None, resets is None)
+        key, found = call.known(backend, input, hx, params, packed, *flags, recompute, *of_batch)
+    if found is not None and (not packed or add_up(batch_sizes, input, hx.shape[1])):
+        if padded:
+            lengths, resets = _time_major(input, lengths, resets, batch_first)
+        return found(input, hx, params, _visits(input, batch_sizes, lengths, resets, batch_first))
+    meant, D = way(backend, input), 2 if bidirectional else 1
+    if is_aten(meant) and not padded:
+        return torch.gru(*args, **kwargs)
+    traced = isinstance(meant, InGraph)
+    reason = unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first, traced)
+    if padded:
+        if reason is not None:
+            result = torch.gru(*args, **kwargs)  # raises its own error where an argument is at fault
+            if hx.shape[1] == 0:
+                return result
+        lengths, resets = _time_major(input, lengths, resets, batch_first)
+    chosen: Any = reason
+    if reason is None and not is_aten(meant):
+        T, B = len(batch_sizes) if packed else input.shape[1 if batch_first else 0], hx.shape[1]
+        chosen = settle(meant, input, T, B, hx.shape[2], D, (hx, *params), recompute=recompute, padded=padded)
+    if is_aten(meant) or isinstance(chosen, str):
+        if padded:
+            by_equations = traced or tracing()
+            result = _padded_by_aten(input, lengths, resets, hx, batch_first, by_equations, params, *flags[:-1])
+        else:
+            result = torch.gru(*args, **kwargs)  # raises its own error where the input is at fault
+        return result if is_aten(meant) else _or_refuse(backend, meant, chosen, input, result)
+    if chosen is registry.ATEN:
+        if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
+            dropout, train = 0.0, True  # cuDNN has no backward of what did not train: the kernels do
+        of_aten = has_biases, num_layers, dropout, train, bidirectional
+        if not packed:
+            return call.keep(key, Call(aten=(*of_aten, batch_first)))(input, hx, params)
+        return torch.gru(input, batch_sizes, hx.contiguous(), params, *of_aten)
+    how = num_layers, D, dropout if train else 0.0, batch_first, recompute
+    if isinstance(chosen, InGraph):
+        return call.in_graph(chosen, input, hx, params, *how, (batch_sizes, lengths, resets))(input, hx, params)
+    found = call.keep(key, call.resolved(chosen, input, hx, params, Visits(T, B), *how))
+    return found(input, hx, params, _visits(input, batch_sizes, lengths, resets, batch_first))
 
 
 @eager_beside_graphs
@@ -124,104 +163,29 @@ def gru_cell(
         >>> tritongru.gru_cell(torch.randn(2, 3), torch.zeros(2, 4), w_ih, w_hh).shape
         torch.Size([2, 4])
     """
-    params = [p for p in (w_ih, w_hh, b_ih, b_hh) if p is not None]
-    key = None
+    given = input, hx, w_ih, w_hh, b_ih, b_hh
+    params, key, found = [p for p in given[2:] if p is not None], None, None
     if call.may_know(input):
-        key = call.key_of(backend, input, hx, params, False, "cell", b_ih is None, b_hh is None)
-    found = call.known(key)
+        key, found = call.known(backend, input, hx, params, False, "cell", b_ih is None, b_hh is None)
     if found is None:
-        if uses_aten(backend, input) or (into_a_graph() and stands_in(backend, input)):
-            return torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # traced as it stands
-        reason: str | None = UNFIT
+        meant = way(backend, input)
+        if is_aten(meant) or (isinstance(meant, InGraph) and meant.stands_in):
+            return torch.gru_cell(*given)  # traced as it stands
+        chosen: Any = UNFIT
         if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
-            reason = unfit(input, 1, len(input), hx[None], params, len(params) == 4, 1, 1, into_a_graph())
-        chosen = reason or settle(backend, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
+            x, h_0 = input[None], hx[None]
+            chosen = unfit_call(x, None, h_0, params, len(params) == 4, 1, 1, False, isinstance(meant, InGraph))
+            chosen = chosen or settle(meant, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
         if isinstance(chosen, str):
-            result = torch.gru_cell(input, hx, w_ih, w_hh, b_ih, b_hh)  # raises its own error if the input is at fault
-            return _or_refuse(backend, chosen, input, result)
+            return _or_refuse(backend, meant, chosen, input, torch.gru_cell(*given))  # its own error, if at fault
         if chosen is registry.ATEN:
             found = call.keep(key, Call(aten=()))
+        elif isinstance(chosen, InGraph):
+            found = call.in_graph(chosen, x, h_0, params, 1, 1, 0.0, cell=True)
         else:
-            visits = Visits(1, len(input))
-            resolved = call.resolved(chosen, input[None], hx[None], params, visits, 1, 1, 0.0, cell=True)
+            resolved = call.resolved(chosen, x, h_0, params, Visits(1, len(input)), 1, 1, 0.0, cell=True)
             found = call.keep(key, resolved)
     return found(input[None], hx[None], params)[1] if found.aten is None else torch.gru_cell(input, hx, *params)
-
-
-def _gru(
-    input: Tensor,
-    batch_sizes: Tensor | None,
-    hx: Tensor,
-    params: list[Tensor],
-    has_biases: bool,
-    num_layers: int,
-    dropout: float,
-    train: bool,
-    bidirectional: bool,
-    batch_first: bool,
-    backend: str | None,
-    recompute: bool,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    padded, D = lengths is not None or resets is not None, 2 if bidirectional else 1
-    on_the_host = batch_sizes is None or (batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu")
-    key = None
-    if on_the_host and call.may_know(input):
-        of_batch = (lengths is None, resets is None) if batch_sizes is None else (len(batch_sizes),)
-        flags = has_biases, num_layers, dropout, train, bidirectional, batch_first, recompute, *of_batch
-        key = call.key_of(backend, input, hx, params, batch_sizes is not None, *flags)
-    found = call.known(key)
-    if found is None or not (batch_sizes is None or add_up(batch_sizes, input, hx.shape[1])):
-
-        def plain() -> tuple[Tensor, Tensor]:
-            if batch_sizes is None:
-                return torch.gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
-            return torch.gru(input, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
-
-        by_aten = uses_aten(backend, input)
-        if by_aten and not padded:
-            return plain()
-        traced = into_a_graph()
-        reason = unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first, traced)
-        if padded:
-            if reason is not None:
-                result = plain()  # raises its own error where an argument is at fault
-                if hx.shape[1] == 0:
-                    return result
-            lengths, resets = _time_major(input, lengths, resets, batch_first)
-
-        def aten() -> tuple[Tensor, Tensor]:
-            if not padded:
-                return plain()
-            how = has_biases, num_layers, dropout, train, bidirectional
-            x = input.transpose(0, 1) if batch_first else input
-            y, h_n = _padded_by_aten(x, lengths, resets, hx, params, *how)
-            return y.transpose(0, 1) if batch_first else y, h_n
-
-        if by_aten:
-            return aten()
-        if reason is not None:  # aten raises its own error where the input is at fault
-            return _or_refuse(backend, reason, input, aten())
-        T, B = (input.shape[1 if batch_first else 0] if batch_sizes is None else len(batch_sizes)), hx.shape[1]
-        chosen = settle(backend, input, T, B, hx.shape[2], D, (hx, *params), recompute=recompute, padded=padded)
-        if isinstance(chosen, str):
-            return _or_refuse(backend, chosen, input, aten())
-        if chosen is registry.ATEN:
-            if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
-                dropout, train = 0.0, True  # cuDNN has no backward of what did not train: the kernels do
-            of_aten = has_biases, num_layers, dropout, train, bidirectional
-            if batch_sizes is None:
-                return call.keep(key, Call(aten=(*of_aten, batch_first)))(input, hx, params)
-            return torch.gru(input, batch_sizes, hx.contiguous(), params, *of_aten)
-        how = num_layers, D, dropout if train else 0.0, batch_first and batch_sizes is None, recompute
-        if isinstance(chosen, InGraph):
-            operands = batch_sizes, lengths, resets
-            return call.resolved(chosen, input, hx, params, None, *how, in_graph=operands)(input, hx, params)
-        found = call.keep(key, call.resolved(chosen, input, hx, params, Visits(T, B), *how))
-    elif padded:
-        lengths, resets = _time_major(input, lengths, resets, batch_first)
-    return found(input, hx, params, _visits(input, batch_sizes, lengths, resets, batch_first))
 
 
 def _visits(
@@ -232,26 +196,39 @@ def _visits(
         return Visits.of(input, batch_sizes.tolist())
     if lengths is None and resets is None:
         return None
-    x = input.transpose(0, 1) if batch_first else input
-    lengths = None if lengths is None else checked_lengths(lengths, len(x))
-    return Visits.of(x, None, lengths, None if resets is None else resets.clone(memory_format=torch.contiguous_format))
+    lengths = None if lengths is None else checked_lengths(lengths, input.shape[1 if batch_first else 0])
+    resets = None if resets is None else resets.clone(memory_format=torch.contiguous_format)
+    return Visits.of(input, None, lengths, resets, batch_first)
 
 
 def _padded_by_aten(
-    x: Tensor, lengths: Tensor | None, resets: Tensor | None, hx: Tensor, params: list[Tensor], has_biases: bool,
-    num_layers: int, dropout: float, train: bool, bidirectional: bool,
+    input: Tensor, lengths: Tensor | None, resets: Tensor | None, hx: Tensor, batch_first: bool, by_equations: bool,
+    params: list[Tensor], has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Of a time-major batch. In a graph by the equations: of what segments there are only values tell."""
-    D = 2 if bidirectional else 1
-    if torch.compiler.is_compiling() or into_a_graph() or tracing():
+    """A padded batch by torch.gru: the sequences between its resets are the rows of a packed batch. In a graph by the
+    equations: how many sequences there are only values tell."""
+    x, D = input.transpose(0, 1) if batch_first else input, 2 if bidirectional else 1
+    if by_equations:
         visits = Visits.of(x, None, None if lengths is None else lengths.clamp(1, len(x)), resets)
 
         def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
             return gru_layer(x, h_0, weights, has_biases, visits, D)[:2]
 
-        return Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
+        y, h_n = Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
+        return y.transpose(0, 1) if batch_first else y, h_n
     visits = Visits.of(x, None, None if lengths is None else checked_lengths(lengths, len(x)), resets)
-    return _by_segments(x, visits, hx, D, params, has_biases, num_layers, dropout, train, bidirectional)
+    rows, batch_sizes, first_and_last = segments(visits, x.device)
+    states = torch.arange(len(hx), device=x.device)[:, None]
+    begins, ends = (torch.stack(of[:D]).repeat(num_layers, 1) for of in (first_and_last, first_and_last[::-1]))
+    if resets is not None:
+        forward = torch.zeros_like(begins, dtype=torch.bool)
+        forward[::D] = resets[0]
+        hx = hx.masked_fill(forward[..., None], 0)
+    h_0 = hx.new_zeros(len(hx), int(batch_sizes[0]), hx.shape[-1]).index_put((states, begins), hx)
+    t, b = rows // visits.batch, rows % visits.batch
+    y, h_n = torch.gru(x[t, b], batch_sizes, h_0, params, has_biases, num_layers, dropout, train, bidirectional)
+    y = y.new_zeros(visits.time, visits.batch, y.shape[-1]).index_put((t, b), y)
+    return y.transpose(0, 1) if batch_first else y, h_n[states, ends]
 
 
 def _time_major(
@@ -271,33 +248,13 @@ def _time_major(
     return lengths, resets
 
 
-def _by_segments(
-    x: Tensor, visits: Visits, hx: Tensor, D: int, params: list[Tensor], has_biases: bool, num_layers: int, *how: Any
-) -> tuple[Tensor, Tensor]:
-    """A padded batch by torch.gru: the sequences between its resets are the rows of a packed batch."""
-    rows, batch_sizes, first_and_last = segments(visits, x.device)
-    states = torch.arange(len(hx), device=x.device)[:, None]
-    begins, ends = (torch.stack(of[:D]).repeat(num_layers, 1) for of in (first_and_last, first_and_last[::-1]))
-    if visits.resets is not None:
-        forward = torch.zeros_like(begins, dtype=torch.bool)
-        forward[::D] = visits.resets[0]
-        hx = hx.masked_fill(forward[..., None], 0)
-    h_0 = hx.new_zeros(len(hx), int(batch_sizes[0]), hx.shape[-1]).index_put((states, begins), hx)
-    t, b = rows // visits.batch, rows % visits.batch
-    y, h_n = torch.gru(x[t, b], batch_sizes, h_0, params, has_biases, num_layers, *how)
-    return y.new_zeros(visits.time, visits.batch, y.shape[-1]).index_put((t, b), y), h_n[states, ends]
-
-
-def _or_refuse(backend: str | None, reason: str, input: Tensor, result: Any) -> Any:
+def _or_refuse(backend: str | None, meant: Way, reason: str, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
-    if into_a_graph():
-        if backend is None or reason == EMPTY:
-            return result
-        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
-    found = registry.asked_for(backend)
-    if reason == EMPTY:
+    if reason == EMPTY or (isinstance(meant, InGraph) and backend is None):
         return result
-    if found is not None:
-        raise registry.refuse(found, reason, input.device, registry.computing_dtype(input))
+    if isinstance(meant, InGraph):
+        raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")
+    if meant is not None:
+        raise registry.refuse(meant, reason, input.device, registry.computing_dtype(input))
     registry.log_once(logging.WARNING, f"PyTorch's own path (aten) runs on {input.device}: {reason}")
     return result

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import call, registry
 from .beside import compile_call, eager_beside_graphs
-from .call import into_a_graph, uses_aten
+from .call import InGraph, is_aten, way
 from .functional import gru, gru_cell
 
 
@@ -88,79 +88,58 @@ class GRU(nn.GRU):
     ) -> Any:
         if defaults and any(t is not None for t in defaults):
             raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
-        plain = call.may_know(input) and lengths is None and resets is None and input.dim() == 3
+        packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
+        plain = call.may_know(input) and not padded and input.dim() == 3
         if plain and type(self).check_forward_args is CHECK and (weights := self._weights()) is not None:
             how = self.bias, self.num_layers, self.dropout, self.training
             flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
             state = self._state(input.shape[0 if self.batch_first else 1])
-            found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags, state=state))
+            _, found = call.known(self.backend, input, hx, weights, False, *flags, state=state)
             if found is not None:
                 return found(input, call.zeros_like(input, state, "h_0") if hx is None else hx, weights)
-        packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
         if packed and padded:
             name = "resets" if lengths is None else "lengths"
             raise RuntimeError(f"{name} must be None with a PackedSequence, which has lengths of its own, got a tensor")
-        if uses_aten(self.backend, input.data if packed else input) and not padded:
+        whole: tuple[Any, ...] = input if packed else (input, None, None, None)
+        x, batch_sizes, order, back = whole
+        meant = way(self.backend, x)
+        if is_aten(meant) and not padded:
             return super().forward(input, hx)
         self._update_flat_weights()
-        return self._forward_packed(input, hx) if packed else self._forward_dense(input, hx, lengths, resets)
+        batched, at = packed or x.dim() == 3, 0 if self.batch_first else 1
+        if not packed and (x.dim() not in (2, 3) or (hx is not None and hx.dim() != x.dim())):
+            return super().forward(input, hx)  # its own error
+        if not batched:
+            x, hx = x.unsqueeze(at), None if hx is None else hx.unsqueeze(1)
+            lengths = lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths
+            resets = resets.unsqueeze(at) if isinstance(resets, Tensor) else resets
+        if hx is None:
+            # The indices' length is known while a graph is made, what batch_sizes holds is not.
+            B = x.size(at) if not packed else int(batch_sizes[0]) if order is None else len(order)
+            hx = torch.zeros(self._state(B), dtype=x.dtype, device=x.device)
+        else:
+            hx = self.permute_hidden(hx, order)
+        if packed and isinstance(meant, InGraph):
+            self.check_input(x, batch_sizes)  # the operator looks at the rest
+        else:
+            self.check_forward_args(x, hx, batch_sizes)
+        given = self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional
+        ours: dict[str, Any] = dict(backend=self.backend, recompute=self.recompute)
+        if packed:
+            output, h_n = gru(x, batch_sizes, hx, *given, **ours)
+            return PackedSequence(output, batch_sizes, order, back), self.permute_hidden(h_n, back)
+        output, h_n = gru(x, hx, *given, self.batch_first, lengths=lengths, resets=resets, **ours)
+        return (output, h_n) if batched else (output.squeeze(at), h_n.squeeze(1))
 
     def _weights(self) -> Any:
         """nn.GRU's `_flat_weights`, where a look at each would find nothing new; None: it has to look."""
         own, flat = self._parameters, self._flat_weights
+        each = zip(self._flat_weights_names, flat, self._flat_weight_refs, strict=True)
         try:
-            changed = [
-                name
-                for name, weight, ref in zip(self._flat_weights_names, flat, self._flat_weight_refs, strict=True)
-                if own[name] is not weight or ref is None or ref() is not weight
-            ]
+            same = all([own[name] is weight and ref is not None and ref() is weight for name, weight, ref in each])
         except (KeyError, ValueError):  # one is made of others, by a parametrization, or somebody's own
             return None
-        return None if changed else flat
-
-    def _forward_dense(
-        self, input: Tensor, hx: Tensor | None, lengths: Tensor | None, resets: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        if input.dim() not in (2, 3):
-            raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
-        batched = input.dim() == 3
-        batch_dim = 0 if self.batch_first else 1
-        if hx is not None and hx.dim() != input.dim():
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {input.dim()}-D but got {hx.dim()}-D tensor")
-        if not batched:
-            input = input.unsqueeze(batch_dim)
-            hx = None if hx is None else hx.unsqueeze(1)
-            lengths = lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths
-            resets = resets.unsqueeze(batch_dim) if isinstance(resets, Tensor) else resets
-        if hx is None:
-            hx = torch.zeros(self._state(input.size(batch_dim)), dtype=input.dtype, device=input.device)
-        self.check_forward_args(input, hx, None)
-        output, h_n = gru(
-            input, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional,
-            self.batch_first, backend=self.backend, recompute=self.recompute, lengths=lengths, resets=resets,
-        )  # fmt: skip
-        return (output, h_n) if batched else (output.squeeze(batch_dim), h_n.squeeze(1))
-
-    def _forward_packed(self, input: PackedSequence, hx: Tensor | None) -> tuple[PackedSequence, Tensor]:
-        data, batch_sizes, sorted_indices, unsorted_indices = input
-        if hx is None:
-            # The indices' length is known while a graph is made, what batch_sizes holds is not.
-            B = int(batch_sizes[0]) if sorted_indices is None else len(sorted_indices)
-            hx = torch.zeros(self._state(B), dtype=data.dtype, device=data.device)
-        else:
-            hx = self.permute_hidden(hx, sorted_indices)
-        if into_a_graph():
-            self.check_input(data, batch_sizes)  # the operator looks at the rest
-        else:
-            self.check_forward_args(data, hx, batch_sizes)
-        output, h_n = gru(
-            data, batch_sizes, hx, self._flat_weights, self.bias, self.num_layers, self.dropout, self.training,
-            self.bidirectional, backend=self.backend, recompute=self.recompute,
-        )  # fmt: skip
-        return PackedSequence(output, batch_sizes, sorted_indices, unsorted_indices), self.permute_hidden(
-            h_n, unsorted_indices
-        )
+        return flat if same else None
 
     def _state(self, batch: int) -> tuple[int, int, int]:
         """The shape of hx."""
@@ -224,17 +203,17 @@ class GRUCell(nn.GRUCell):
         if hx is not None and call.may_know(input) and own.keys() >= CELL:  # none is made of others
             given = [own[name] for name in CELL]
             weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
-            found = call.known(call.key_of(self.backend, input, hx, weights, False, *flags))
+            _, found = call.known(self.backend, input, hx, weights, False, *flags)
             if found is not None:
                 if found.aten is not None:
                     return torch.gru_cell(input, hx, *weights)
                 return found(input[None], hx[None], weights)[1]
-        if uses_aten(self.backend, input):
-            return super().forward(input, hx)
-        if input.dim() not in (1, 2):
-            raise ValueError(f"GRUCell: Expected input to be 1D or 2D, got {input.dim()}D instead")
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"GRUCell: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if (
+            is_aten(way(self.backend, input))
+            or input.dim() not in (1, 2)
+            or (hx is not None and hx.dim() not in (1, 2))
+        ):
+            return super().forward(input, hx)  # its own error for other dimensions
         batched = input.dim() == 2
         if not batched:
             input = input.unsqueeze(0)

@@ -28,7 +28,7 @@ def asked_for() -> Any:
 
 def fall_back(reason: str, x: torch.Tensor) -> Any:
     """What a call on x that no kernel can serve, for this reason, does about it."""
-    return functional._or_refuse(None, reason, x, "result")
+    return functional._or_refuse(None, None, reason, x, "result")
 
 
 def checkpoints_remembered() -> int:
