@@ -88,8 +88,8 @@ class GRU(nn.GRU):
     ) -> Any:
         if defaults and any(t is not None for t in defaults):
             raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
-        packed, padded = isinstance(input, PackedSequence), lengths is not None or resets is not None
-        plain = call.may_know(input) and not padded and input.dim() == 3
+        padded = lengths is not None or resets is not None
+        plain = not padded and call.may_know(input) and input.dim() == 3
         if plain and type(self).check_forward_args is CHECK and (weights := self._weights()) is not None:
             how = self.bias, self.num_layers, self.dropout, self.training
             flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
@@ -97,6 +97,7 @@ class GRU(nn.GRU):
             _, found = call.known(self.backend, input, hx, weights, False, *flags, state=state)
             if found is not None:
                 return found(input, call.zeros_like(input, state, "h_0") if hx is None else hx, weights)
+        packed = isinstance(input, PackedSequence)
         if packed and padded:
             name = "resets" if lengths is None else "lengths"
             raise RuntimeError(f"{name} must be None with a PackedSequence, which has lengths of its own, got a tensor")
