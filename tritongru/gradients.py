@@ -94,66 +94,38 @@ def _h_prev(p: BackwardPass, direction: int) -> list[tuple[slice, Tensor]]:
 def in_chunks(p: BackwardPass, steps: int) -> Gradients:
     """`whole` of a dense batch whose gates are computed again, `steps` timesteps at a time, the last visited first.
 
-    From chunk to chunk dh is not rounded, and the weight gradients of the chunks are summed in float32 or wider.
+    Each chunk of a direction is a layer of its own, a reverse one forward over time turned round. From chunk to chunk
+    dh is not rounded, and the weight gradients of the chunks are summed in float32 or wider.
     """
-    wide = products.at_least_float32(p.y.dtype)
+    (T, B), H, wide = p.y.shape[:2], p.call.hidden_size, products.at_least_float32(p.y.dtype)
     dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if p.wanted.x else None
     dh_0s: list[Tensor] = []
     d_weights: list[Tensor | None] = []
     for direction, want in enumerate(p.wanted.weights):
+        half = slice(direction * H, (direction + 1) * H)
         dh: Tensor | None = p.dh_n[direction : direction + 1]
         sums: list[Tensor | None] = [None] * len(want)
-        for stop in range(p.call.visits.time, 0, -steps):
+        for stop in range(T, 0, -steps):
             start = max(stop - steps, 0)
+            time, before = (slice(T - stop, T - start), T - start) if direction else (slice(start, stop), start - 1)
+            x, y, dy = (t[time].flip(0) if direction else t[time] for t in (p.x, p.y[..., half], p.dy[..., half]))
+            h_0 = p.h_0[direction] if start == 0 else p.y[before, :, half]
+            settled = p.call.settled.setdefault(("chunk", stop - start), {})
+            call = replace(p.call, visits=Visits(stop - start, B), directions=1, settled=settled)
+            weights = p.weights.only(direction)
+            wanted = Wanted(p.wanted.x, p.wanted.h_0 if start == 0 else wide, [want])
             assert dh is not None
-            dh, of_chunk = _chunk(p, direction, start, stop, dh, p.wanted.h_0 if start == 0 else wide, dx)
-            sums = [_plus(total, part, wide) for total, part in zip(sums, of_chunk, strict=True)]
-            del of_chunk
+            of_x, dh, of_weights = whole(
+                BackwardPass(p.launcher, call, weights, x, h_0[None], y.contiguous(), [], dy, dh, wanted)
+            )
+            if dx is not None and of_x is not None:
+                dx[time].add_(of_x.flip(0)) if direction else dx[time].copy_(of_x)
+            sums = [_plus(total, part, wide) for total, part in zip(sums, of_weights, strict=True)]
+            del x, y, dy, of_x, of_weights  # before there are others
         d_weights += [None if total is None else total.to(p.y.dtype) for total in sums]
         if dh is not None:
             dh_0s.append(dh)
     return dx, torch.cat(dh_0s) if dh_0s else None, d_weights
-
-
-def _chunk(
-    p: BackwardPass,
-    direction: int,
-    start: int,
-    stop: int,
-    dh_n: Tensor,
-    dh_0_dtype: torch.dtype | None,
-    dx: Tensor | None,
-) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Visits start .. stop - 1 of one direction, as a layer of its own, the reverse one forward over time turned round.
-
-    Fills dx of the forward direction and adds that of the reverse one; returns dh before the chunk and the gradients of
-    the direction's weights.
-    """
-    T, B, H = p.call.visits.time, p.call.visits.batch, p.call.hidden_size
-    half = slice(direction * H, (direction + 1) * H)
-    tensors = p.x, p.y[..., half], p.dy[..., half]
-    if direction == 0:
-        time, before = slice(start, stop), start - 1
-        x, y, dy = (t[time] for t in tensors)
-    else:
-        time, before = slice(T - stop, T - start), T - start
-        x, y, dy = (t[time].flip(0) for t in tensors)
-    h_0 = p.h_0[direction] if start == 0 else p.y[before, :, half]
-    settled = p.call.settled.setdefault(("chunk", stop - start), {})
-    dx_chunk, dh_0, d_weights = whole(
-        BackwardPass(
-            p.launcher, replace(p.call, visits=Visits(stop - start, B), directions=1, settled=settled),
-            p.weights.only(direction),
-            x, h_0[None], y.contiguous(), [], dy, dh_n,
-            Wanted(p.wanted.x, dh_0_dtype, p.wanted.weights[direction : direction + 1]),
-        )
-    )  # fmt: skip
-    if dx is not None and dx_chunk is not None:
-        if direction == 0:
-            dx[time] = dx_chunk
-        else:
-            dx[time].add_(dx_chunk.flip(0))
-    return dh_0, d_weights
 
 
 def _plus(total: Tensor | None, part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
