@@ -1,8 +1,6 @@
 """torch.compile around layers: full graphs of one operator per layer, also where sizes are known only when they run;
 compiled autograd; and layers beside graphs, where none of our Python is compiled."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from torch import nn
@@ -112,15 +110,8 @@ def test_compiled_calls_that_are_not_training(backend, dynamo):
 def test_compiled_autocast_is_eager_autocast(backend, dynamo):
     """In bfloat16 where a backend is forced, else float32 comes out, as of nn.GRU (whose products are autocast)."""
     _, ours = kit.PLAIN.pair(backend)
-
-    def call(module):
-        def autocast(*given):
-            with torch.autocast("cpu", torch.bfloat16):
-                return module(*given)
-
-        return kit.PLAIN.results(autocast, of=ours)
-
-    expected, found = call(ours), call(compiled(ours))
+    autocast = torch.autocast("cpu", torch.bfloat16)
+    expected, found = (kit.PLAIN.results(autocast(module), of=ours) for module in (ours, compiled(ours)))
     assert expected["output"].dtype == (torch.bfloat16 if backend else torch.float32)
     for name, e in expected.items():
         assert found[name].dtype == e.dtype
@@ -135,14 +126,14 @@ def test_inductor(backend, dynamo):
     theirs, ours = kit.pair(backend, 3, 5, num_layers=2, batch_first=True)
     head, of_h_n = nn.Linear(5, 2), kit.randn(2, 2, 5, seed=6)
 
-    def model(module, x):
+    def loss(module, x):
         output, h_n = module(torch.tanh(x))
         return head(output).square().mean() + (h_n * of_h_n).sum()
 
-    for module, run in ((theirs, model), (ours, torch.compile(model, fullgraph=True))):
-        module.zero_grad()
-        run(module, kit.randn(2, 7, 3)).backward()
-    kit.assert_all_close([p.grad for p in ours.parameters()], [p.grad for p in theirs.parameters()])
+    def gradients(module, call):
+        return torch.autograd.grad(call(module, kit.randn(2, 7, 3)), list(module.parameters()))
+
+    kit.assert_all_close(gradients(ours, torch.compile(loss, fullgraph=True)), gradients(theirs, loss))
 
 
 def test_under_use_backend_and_the_environment_a_graph_is_made_for_what_is_asked(dynamo, ran, monkeypatch):
@@ -163,12 +154,10 @@ def test_under_use_backend_and_the_environment_a_graph_is_made_for_what_is_asked
         made()
 
 
-# Backward under compiled autograd, where Dynamo traces what backward does: one operator.
-
-
 @kit.ours_by_form({name: form for name, form in kit.FORMS.items() if name not in ("unbatched", "one-step")})
 @pytest.mark.filterwarnings("ignore")  # Dynamo's own, of what it does not trace
 def test_backward_under_compiled_autograd(backend, form, dynamo):
+    """Where Dynamo traces what backward does: one operator."""
     _, layer = form.pair(backend)
 
     def loss(on):
@@ -183,10 +172,6 @@ def test_backward_under_compiled_autograd(backend, form, dynamo):
         kit.assert_all_close([p.grad for p in layer.parameters()], expected)
         assert [name for graph in graphs for name in graph].count(BACKWARD) == getattr(layer, "num_layers", 1)
         assert not [name for graph in graphs for name in graph if "mm" in name or "empty" in name]
-
-
-# Sizes that only data tells (x[:, mask]): no operator may ask for them while the graph is made, and all must be right
-# for whatever comes when it runs.
 
 
 @pytest.fixture
@@ -212,8 +197,7 @@ def columns(module, x, mask):
 
 
 def cell_twice(cell, x, mask):
-    h = cell(x[mask])
-    return h, cell(x[mask], h)
+    return (h := cell(x[mask])), cell(x[mask], h)
 
 
 def packed_rows(module, data, batch_sizes, rows, steps):
@@ -240,17 +224,17 @@ BY_DATA = {  # options of the layer, its call, what is given but masks, good mas
 @kit.table("case", BY_DATA)
 @kit.ours_and_default
 def test_a_time_that_only_data_tells(backend, case, unbacked):
-    """Or a batch, of none too, or packed rows."""
+    """Or a batch, of none too, or packed rows: no operator asks for sizes while the graph is made."""
     options, call, given, masks, refused = case
     theirs, ours = kit.FORMS["cell"].pair(backend) if options is None else kit.pair(backend, 3, 4, **options)
     graph = compiled(call)
+
+    def run(call, module, mask):
+        found = call(module, *given, *mask)
+        return [*found, *torch.autograd.grad(kit.loss_of(*found), list(module.parameters()))]
+
     for mask in masks:
-
-        def run(m, mask=mask):
-            found = (graph if m is ours else call)(m, *given, *mask)
-            return [*found, *torch.autograd.grad(kit.loss_of(*found), list(m.parameters()))]
-
-        kit.both(theirs, ours, run)
+        kit.assert_all_close(run(graph, ours, mask), run(call, theirs, mask))
     for mask, words in refused:
         with pytest.raises(RuntimeError, match=words):
             graph(ours, *given, *mask)
@@ -266,9 +250,8 @@ def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
         call(some(1, 0, 1, 0), ONE)
 
 
-# Beside graphs. Where one breaks, Dynamo compiles each Python function that is called there: none of ours, so that a
-# model with many layers has the graphs that it has with torch's own layers, and meets no limit.
-
+# Where a graph breaks, Dynamo compiles each Python function that is called there, but none of ours: a model with many
+# layers has the graphs that it has with torch's own layers, and meets no limit.
 SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
 
 
