@@ -188,12 +188,8 @@ SOME, ONE, ALL, NONE = some(1, 0, 1, 1), some(0, 1, 0, 0), some(1, 1, 1, 1), som
 BY_BATCH = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 
 
-def rows(module, x, mask):
-    return module(x[mask])
-
-
-def columns(module, x, mask):
-    return module(x[:, mask])
+def of_some(module, x, in_time, mask):
+    return module(x[:, mask] if in_time == module.batch_first else x[mask])
 
 
 def cell_twice(cell, x, mask):
@@ -205,15 +201,15 @@ def packed_rows(module, data, batch_sizes, rows, steps):
     return output.data, h_n
 
 
-DATA, SIZES_OF_DATA = kit.randn(8, 3), torch.tensor([3, 2, 2, 1])
+X, DATA, SIZES_OF_DATA = kit.randn(4, 4, 3), kit.randn(8, 3), torch.tensor([3, 2, 2, 1])
 MASKS = [(some(1, 1, 1, 1, 1, 1, 0, 0), some(1, 1, 0, 1)), (some(0, 0, 0, 1, 1, 1, 1, 1), some(1, 0, 1, 0))]
 TIME, PACKED = "x must have elements, got ", r"batch_sizes must begin with h_0's batch size, 3, .*got "
 BY_DATA = {  # options of the layer, its call, what is given but masks, good masks, bad ones and what is said
-    "batch": ({}, columns, [kit.randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
-    "batch-first": (BY_BATCH, rows, [kit.randn(4, 4, 3)], [[SOME], [ONE], [ALL], [NONE]], []),
-    "cell": (None, cell_twice, [kit.randn(4, 3)], [[SOME], [ONE], [NONE]], []),
-    "time": ({}, rows, [kit.randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[0, 4, 3\]")]),
-    "time-batch-first": (BY_BATCH, columns, [kit.randn(4, 4, 3)], [[SOME], [ONE]], [([NONE], TIME + r"\[4, 0, 3\]")]),
+    "batch": ({}, of_some, [X, False], [[SOME], [ONE], [ALL], [NONE]], []),
+    "batch-first": (BY_BATCH, of_some, [X, False], [[SOME], [ONE], [ALL], [NONE]], []),
+    "cell": (None, cell_twice, [X[0]], [[SOME], [ONE], [NONE]], []),
+    "time": ({}, of_some, [X, True], [[SOME], [ONE]], [([NONE], TIME + r"\[0, 4, 3\]")]),
+    "time-batch-first": (BY_BATCH, of_some, [X, True], [[SOME], [ONE]], [([NONE], TIME + r"\[4, 0, 3\]")]),
     "packed": (
         {"bidirectional": True}, packed_rows, [DATA, SIZES_OF_DATA], MASKS,
         [((some(*[1] * 7, 0), ALL), PACKED + r"\[3, 2, 2, 1\]"), ((some(*[1] * 7, 0), NONE), PACKED + r"\[\]")],
