@@ -84,13 +84,11 @@ def test_rule_of_padded_batches(backend):
 
 
 def drawn(case, backend):
-    """Arguments of `run`, and a layer."""
     layer, given, padding = draw(case, backend, torch.float32, torch.Generator().manual_seed(7))
     return dict(zip(("x", "h_0", "dy", "dh_n"), given, strict=True)) | padding, layer
 
 
 def second(layer, x, h_0, dy, dh_n, lengths, resets):
-    """Second derivatives by x and the weights."""
     leaves = [x.clone().requires_grad_(), *layer.parameters()]
     results = layer(leaves[0], h_0, lengths=lengths, resets=resets)
     first = torch.autograd.grad(results, leaves, [dy.nan_to_num(0), dh_n], create_graph=True)

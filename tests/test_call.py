@@ -1,7 +1,5 @@
 """A call resolved once: what it costs the host, and that one known by its key is what it would be without."""
 
-from __future__ import annotations
-
 import cProfile
 import gc
 import pstats
@@ -74,7 +72,6 @@ def test_six_frames_in_five_files_lie_between_a_layer_and_its_launch(handed: obj
 
 
 def calls(function: Callable[[], Any]) -> int:
-    """As cProfile counts them, PyTorch's own and the built-in ones among them."""
     with cProfile.Profile() as profile:
         function()
     return pstats.Stats(profile).total_calls - 2  # the function and the profiler's end
@@ -110,7 +107,6 @@ def costs(of: Callable[[Callable[[], Any]], int], module: Any, x: Tensor, *h_0: 
 
 @compiled
 def test_the_host_makes_few_calls(handed: object, monkeypatch) -> None:
-    """477 and 906 before calls were kept."""
     monkeypatch.setattr(runtime.Launch, "__call__", lambda self, grid, scalars: None)
     layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
     found = costs(calls, layer, torch.randn(T, B, I, dtype=torch.bfloat16))

@@ -13,7 +13,6 @@ from tests.kit.operators import BACKWARD, FORWARD, Graphs, arguments, compiled, 
 
 
 def full_graph(call):
-    """The call compiled, and the graphs that are made of it."""
     graphs = Graphs()
     return torch.compile(call, backend=graphs, fullgraph=True), graphs
 
@@ -21,7 +20,6 @@ def full_graph(call):
 @kit.table("form", kit.some_forms("two-layers-bidirectional", "recompute-batch-first-bidirectional", "padded", "cell"))
 @kit.default_too
 def test_a_module_compiles_as_a_full_graph(backend, form, dynamo, ran):
-    """Where Dynamo may trace RNNs."""
     theirs, ours = form.pair(backend)
     call, graphs = full_graph(ours)
     kit.assert_same(form.results(call, of=ours), form.results(theirs))
@@ -33,7 +31,6 @@ def test_a_module_compiles_as_a_full_graph(backend, form, dynamo, ran):
 @pytest.mark.parametrize("compiler", ["eager", "aot_eager"])
 @kit.default_too
 def test_with_no_setting_gru_is_a_full_graph_and_a_module_breaks_it(backend, dynamo, ran, compiler):
-    """And both compute the same."""
     form = kit.FORMS["two-layers-bidirectional"]
     theirs, ours = form.pair(backend)
     call = torch.compile(kit.as_function(theirs, tritongru.gru, backend=backend), backend=compiler, fullgraph=True)
@@ -68,7 +65,6 @@ def test_a_graph_knows_neither_time_nor_batch(backend, dynamo):
 
 @kit.ours_and_default
 def test_packed_input_compiles_as_a_full_graph(backend, dynamo):
-    """Its lengths are read when the graph runs: other lengths, the same graph."""
     _, ours = kit.FORMS["two-layers-bidirectional"].pair(backend)
     for with_hx in (True, False):
         dynamo.reset()
@@ -122,7 +118,6 @@ def test_compiled_autocast_is_eager_autocast(backend, dynamo):
 @pytest.mark.long
 @kit.ours_and_default
 def test_inductor(backend, dynamo):
-    """The compiler that people use, around the operators, for a whole model with a loss."""
     theirs, ours = kit.pair(backend, 3, 5, num_layers=2, batch_first=True)
     head, of_h_n = nn.Linear(5, 2), kit.randn(2, 2, 5, seed=6)
 
@@ -345,7 +340,6 @@ def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
 
 
 def test_what_is_given_to_compile_is_still_compiled(dynamo):
-    """The functions, the modules, their methods, and a module's own `compile`."""
     layer, cell, theirs = tritongru.GRU(3, 4), tritongru.GRUCell(3, 4), nn.GRU(3, 4)
     x, h_0, weights = kit.randn(3, 2, 3), torch.zeros(1, 2, 4), list(theirs.parameters())
     for function, *given in (

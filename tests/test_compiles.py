@@ -5,8 +5,6 @@ What this cannot see: whether the machine code computes the right thing, and how
 that the lint of tests/kit/lint.py sees.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -125,7 +123,6 @@ def test_no_tile_is_smaller_than_the_threads_that_hold_it(target: str, dtype: st
 
 
 def beside(target: str, kind: str, dtype: str, B: int, H: int) -> list[str]:
-    """What the lint finds in a step beside the launch before it."""
     device = describe(target)
     problem = Problem(batch=B, time=3, input_size=48, hidden_size=H, dtype=dtype)
     asked = (("pdl", 1),) if target == "h200" else ()  # whatever has won on it

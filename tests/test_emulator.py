@@ -2,8 +2,6 @@
 parts and in every order, no access is out of bounds, whoever waits in vain is told of, and no thread stays behind. That
 it computes kernels right and finds their mistakes, test_kernels.py, test_exchange.py and test_mutants.py show."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from functools import partial
@@ -133,7 +131,6 @@ WAIT = gl.constexpr("wait // of this test")
 
 
 def wait_twin(turn, addresses, dtype):
-    """Wait until no element is the sentinel."""
     while True:
         found = turn.load(addresses.v, gl.int32)
         if not (found.v == SENTINEL).any():
@@ -169,7 +166,6 @@ def ring(x_ptr, tiles_ptr, SIZE: gl.constexpr, MISTAKEN: gl.constexpr):
 
 
 def run_ring(mistaken: bool = False, fill: int = SENTINEL) -> bool:
-    """Whether what comes is right."""
     tiles, x = torch.full((PROGRAMS, SIZE), fill, dtype=INT32), torch.arange(SIZE, dtype=INT32)
     emulate(ring, (PROGRAMS, 1, 1), {"x_ptr": x, "tiles_ptr": tiles}, {"SIZE": SIZE, "MISTAKEN": mistaken})
     return torch.equal(tiles, x + torch.arange(1, PROGRAMS + 1, dtype=INT32).cumsum(0)[:, None].int())

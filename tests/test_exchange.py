@@ -5,8 +5,6 @@ and in any number of launches; then what a buffer of sentinels could trip over: 
 infinities, rows that do not run, and waits that end without what they waited for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import logging
@@ -211,7 +209,6 @@ def _no_report_left():
 
 @contextlib.contextmanager
 def broken(mistake: str, tmp_path, monkeypatch) -> Iterator[None]:
-    """Inside: kernels with a mistake, and waits cut short."""
     with monkeypatch.context() as patch:
         patch.setenv("TRITONGRU_WAIT_SECONDS", SHORT_SECONDS)
         patch.setattr(sequence, "kernels", mutant(tmp_path, "sequence.py", mistake, module="sequence"))
@@ -259,7 +256,6 @@ def test_a_wait_in_forward_that_runs_out(mistake: str, name: str, hears: str, tm
 
 @pytest.mark.parametrize("name", ["odd-H", pytest.param("packed-both-directions", marks=LONG)])
 def test_a_wait_in_backward_that_runs_out(name: str, tmp_path, monkeypatch) -> None:
-    """`check_all` says so too, once."""
     drawn = Drawn(CALLS[name])
     with broken(NEVER_PUBLISHES["backward"], tmp_path, monkeypatch):
         found = drawn.of_ours(0, **SHORT)
@@ -287,7 +283,6 @@ def test_a_wait_ends_where_another_has_given_up(tmp_path, monkeypatch) -> None:
 
 @pytest.mark.parametrize("mode", ["default device", "inference mode"])
 def test_status_words_are_host_memory_that_can_be_reset(mode: str) -> None:
-    """Whatever the first call of a process is made under."""
     with torch.device("meta") if mode == "default device" else torch.inference_mode():
         status = status_words.Status(torch.device("cpu"))
     assert status.report.device.type == "cpu" and not status.report.is_inference()

@@ -1,7 +1,5 @@
 """The errors that kernels/gates.py states, measured in units in the last place; and the formulas against float64."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 import triton

@@ -1,7 +1,5 @@
 """The layer on a CUDA device: half precision and TF32, launches, devices, streams, graphs. `make gpu` runs them."""
 
-from __future__ import annotations
-
 import copy
 import random
 from collections import Counter
@@ -64,7 +62,6 @@ def no_wait_runs_out() -> Iterator[None]:
 
 
 def refused(B: int, H: int, D: int, dtype: torch.dtype) -> str | None:
-    """Why the chip does not hold a layer."""
     return registry.find("sequence").too_large(torch.empty(0, dtype=dtype, device=CUDA), B, H, D, True)
 
 
@@ -347,7 +344,6 @@ def captured(call: Callable[[], Tensor]) -> tuple[torch.cuda.CUDAGraph, Tensor]:
 
 
 def of_page(page: str) -> dict[str, Any]:
-    """What the first Python of a page defines."""
     names: dict[str, Any] = {}
     exec(compile((DOCS / page).read_text().split("```python\n")[1].split("```")[0], page, "exec"), names)
     return names

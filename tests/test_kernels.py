@@ -6,8 +6,6 @@ What takes long and another case shows runs in `make long`: bfloat16 of `step`, 
 all draws of `sequence`; most of backward in chunks, which is outside backends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
@@ -39,7 +37,6 @@ BACKENDS = ("reference", "step", "sequence")
 
 
 def every(*values: Iterable[Any], long: Any = lambda *of: False) -> list[Any]:
-    """Every combination; some only in `make long`."""
     return [
         pytest.param(*of, marks=LONG if long(*of) else (), id="-".join(getattr(v, "name", str(v)) for v in of))
         for of in product(*values)

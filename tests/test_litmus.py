@@ -1,8 +1,6 @@
 """A litmus test of the exchange alone: each program hands a block to every other, and counts what it received wrong. In
 the emulator here, over many rounds on a GPU."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 import triton

@@ -1,7 +1,5 @@
 """The tests can fail: kernels with one mistake each, and each is found by a comparison that the suite makes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -255,8 +253,6 @@ def short_waits(monkeypatch) -> None:
 
 @pytest.fixture
 def broken(tmp_path, monkeypatch) -> Callable[[str, str, str], None]:
-    """A function that breaks a backend's kernels."""
-
     def broken(backend: str, file: str, edit: str) -> None:
         module = "small" if backend == SMALL else backend.split(":")[0]
         monkeypatch.setattr(f"tritongru.launch.{module}.kernels", mutant(tmp_path, file, edit, module=module))

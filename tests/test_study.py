@@ -1,7 +1,5 @@
 """The kernel study: its forms are right, and what kernels/README.md says of them is what the compiler makes of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

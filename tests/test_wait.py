@@ -1,8 +1,6 @@
 """The wait of kernels/exchange.py: its PTX as a thread executes it (tests/kit/ptx.py) and its twin in Python under the
 emulator, held against the same cases; and the fragment order, against the compiler's own layout."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -101,7 +99,6 @@ class World:
         pass
 
     def seen(self) -> np.ndarray:
-        """The memory at this look."""
         found = self.memory.copy()
         found[[place for place, look in self.late.items() if look < 0 or look >= self.looks]] = ~found.dtype.type(0)
         return found
@@ -276,7 +273,6 @@ def test_a_mistake_in_the_text_is_found(edit: str) -> None:
 
 @pytest.mark.parametrize(("text", "width"), [(exchange.MULTIPLY, 64), (exchange.ROUND_TO_TF32, 32)], ids=["*", "tf32"])
 def test_twins_of_one_instruction(text: Any, width: int) -> None:
-    """Of the product of two int32, and of the rounding of a float32, NaNs and infinities among them."""
     rng = np.random.default_rng(0)
     a, b = (np.append(np.array(SPECIAL[32], np.uint32), rng.integers(0, 1 << 32, 200, np.uint32)) for _ in range(2))
     rng.shuffle(b)

@@ -1,8 +1,6 @@
 """Forms of `sequence`'s kernels, compiled by another Triton: in an environment without PyTorch, of `make long`, which
 runs this file. It is handed names and types, since kernels/ imports Triton and nothing else."""
 
-from __future__ import annotations
-
 import importlib
 import pickle
 import subprocess
@@ -10,20 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from .forms import Form
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
 
 def python_of(version: str) -> Path:
-    """The interpreter of the environment with this Triton."""
     return ROOT / f".venv-triton-{version}" / "bin" / "python"
 
 
-def examined(version: str, forms: Sequence[Form]) -> tuple[str, dict[str, list[str]]]:
+def examined(version: str, forms: Sequence[Any]) -> tuple[str, dict[str, list[str]]]:
     """The version of Triton that compiled the forms, and of those with faults what they are."""
     from tritongru.launch.sequence import specimen
 

@@ -41,6 +41,5 @@ def memory(monkeypatch) -> Iterator[Watch]:
 
 @contextmanager
 def counted(monkeypatch) -> Iterator[Counter[str]]:
-    """Counts of everything launched inside the block."""
     with memory(monkeypatch) as found:
         yield found.launches

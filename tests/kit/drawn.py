@@ -1,7 +1,5 @@
 """Calls of the layer in the emulator: what is drawn for them, and whether what comes is right."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +39,6 @@ class Drawn:
         )
 
     def results(self, module: nn.GRU, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Output, h_n and the gradients of one call of a module."""
         given = (tensor.to(dtype) for tensor in (self.x, self.h_0, self.dy, self.dh_n))
         wants = self.call.wants_dh_0
         with module.register_forward_pre_hook(lambda _, of: (of[0], of[1].requires_grad_(wants))):

@@ -1,7 +1,5 @@
 """Memory with fences: what a launcher allocates starts as NaN inside a fence of a known pattern, which must survive."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Every form of backend `sequence`'s kernels that a plan may ask for, and what is wrong with one that is compiled."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cache
 from itertools import product
@@ -74,7 +72,6 @@ def limits(report: CompileReport, device: Device, shared: int, spilled: int = 0,
 
 
 def faults(form: Form, report: CompileReport) -> list[str]:
-    """What is wrong with a compiled form; [] if nothing."""
     device, kind, t, dtype, _, resets = form
     if isinstance(t, SmallTiles):
         spilled = SMALL_SPILLS.get((kind, dtype, t.units, t.rows), 0)

@@ -1,7 +1,5 @@
 """What tests of the layer take from inside the package, which changes faster than its public names: here alone."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -66,7 +64,6 @@ def default_device_elsewhere() -> Iterator[None]:
 
 
 def nothing_kept(patch: pytest.MonkeyPatch) -> None:
-    """As before the first call of a process."""
     patch.setattr(status, "_statuses", {})
     batch.kept.clear()
 
@@ -79,7 +76,6 @@ def in_a_capture(patch: pytest.MonkeyPatch) -> None:
 
 
 def is_anything_kept() -> bool:
-    """Memory that outlives a call."""
     return bool(status._statuses or batch.kept)
 
 
@@ -94,12 +90,10 @@ def reports_to_the_host() -> list[torch.Tensor]:
 
 
 def several_launches_over_time(patch: pytest.MonkeyPatch, visits: int) -> None:
-    """Each of `sequence` takes so many time steps."""
     patch.setattr(SequenceTiles, "visits_per_launch", lambda *_: visits)
 
 
 def fewer_programs(patch: pytest.MonkeyPatch) -> None:
-    """Every launch is one program short."""
     from tritongru.launch import runtime
 
     launch = runtime.Launch.__call__

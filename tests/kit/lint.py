@@ -10,8 +10,6 @@ that is off. On sm_80 to sm_120 the source becomes:
     the product's begin after a wait   WARPSYNC               the lanes of a warp end their waits one by one
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 
@@ -36,8 +34,6 @@ def spilled_in_loop(t: SequenceTiles, kind: str) -> int:
 
 
 class Binary:
-    """The machine code of a kernel, what its time loop holds, and what is found wrong with it."""
-
     def __init__(self, report: CompileReport):
         self.opcodes, self.before, bodies = control_flow(report.sass)
         self.body, *self.inner = bodies or [set()]  # the time loop is by far the largest
@@ -168,7 +164,6 @@ GATE_MATH = 40  # multiplications and multiply-adds of one element's gates, or t
 
 
 def small_faults(b: Binary, t: SmallTiles, kind: str, dtype: str) -> list[str]:
-    """Of kernels/small.py."""
     size, threads = BYTES[dtype], 32 * t.num_warps
     own = max(1, t.rows * t.units // threads)  # elements of a thread
     forward = kind == "forward"

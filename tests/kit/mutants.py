@@ -1,7 +1,5 @@
 """Kernels broken on purpose: the same files with one piece of text replaced, as a package of its own."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import re

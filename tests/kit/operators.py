@@ -49,7 +49,6 @@ def backward_arguments(given, results):
 
 
 def calls(graph):
-    """What a graph calls, in order."""
     return [str(node.target) for node in graph.nodes if node.op == "call_function"]
 
 

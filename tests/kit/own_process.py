@@ -4,8 +4,6 @@ For those that capture CUDA graphs: a failed capture spoils its process for ever
 tests left behind makes one fail, such as a gradient's node that lives on the default stream.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -5,8 +5,6 @@ branches, the clock. Declarations and widths are ptxas's to check, which compile
 read before it was written is an error here, an output too.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache

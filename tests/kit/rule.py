@@ -10,7 +10,6 @@ CPU = torch.device("cpu")
 
 
 def assert_right(case: Case, backend: str, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> None:
-    """The rule itself, for every tensor."""
     figures = measure(case, backend, dtype, device)
     wrong = {name: f for name, f in figures.items() if not f.holds}
     assert not wrong, f"{backend} {dtype} {case.name}: {wrong}"
