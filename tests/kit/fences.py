@@ -1,4 +1,5 @@
-"""Memory with fences: what a launcher allocates starts as NaN inside a fence of a known pattern, which must survive."""
+"""Memory with fences: what a launcher allocates is NaN, inside more NaN that belongs to no tensor of a launch: nobody may
+read or write there in the emulator."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,6 @@ from torch import Tensor
 from .modules import results, tensors
 
 FENCE = 256  # elements on either side: more than a row of any tensor here, x_proj with both directions included
-PATTERN = {4: 0x7FC12345, 2: 0x7FC3}  # a NaN that no arithmetic makes (as float16 0x7FC3 is one too)
 
 
 def poisoned(tensor: Tensor) -> Tensor:
@@ -27,33 +27,20 @@ def with_gaps(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def fences(monkeypatch) -> Iterator[None]:
-    """Inside: the launchers allocate fenced memory, x_proj too, in its own strides. Leaving checks the fences."""
+    """Inside: the launchers allocate fenced memory, x_proj too, in its own strides."""
     from tritongru.launch import exchange, sequence, step
 
-    wholes: list[Tensor] = []  # every allocation with its fences, as integers
     project = step.project
 
-    def empty(*shape: int, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        size = torch.Size(shape).numel()
-        whole = torch.empty(size + 2 * FENCE, dtype=dtype, device=device)
-        wholes.append(whole.view(torch.int32 if dtype.itemsize == 4 else torch.int16).fill_(PATTERN[dtype.itemsize]))
-        return whole[FENCE : FENCE + size].fill_(float("nan")).view(shape)
-
-    def fenced_project(*args) -> Tensor:
-        x_proj = project(*args)
-        tensor = empty(x_proj.numel(), dtype=x_proj.dtype, device=x_proj.device)
-        return tensor.as_strided(x_proj.shape, x_proj.stride()).copy_(x_proj)
+    def empty(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return poisoned(torch.full(shape, float("nan"), dtype=dtype, device=device))
 
     with monkeypatch.context() as patch:
         for launcher in (step, sequence):
             patch.setattr(launcher, "empty", empty)
-            patch.setattr(launcher, "project", fenced_project)
+            patch.setattr(launcher, "project", lambda *given: poisoned(project(*given)))
         patch.setattr(exchange, "empty", empty)
         yield
-    assert wholes, "the launcher allocated nothing through `empty`"
-    for bits in wholes:
-        ends = torch.cat([bits[:FENCE], bits[-FENCE:]])
-        assert (ends == PATTERN[bits.itemsize]).all(), "memory beyond a buffer was written"
 
 
 def call_between_fences(layer, x, h_0, monkeypatch) -> list[Tensor]:
