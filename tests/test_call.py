@@ -200,10 +200,9 @@ def test_the_weights_of_a_known_call_are_those_of_now(known: dict[Any, Any]) -> 
     others = {name: torch.nn.Parameter(-p.detach()) for name, p in layer.named_parameters()}
     swapped, _ = torch.func.functional_call(layer, others, (x,))
     layer.weight_ih_l0 = others["weight_ih_l0"]
-    replaced, _ = layer(x)
-    again, _ = layer(x)
-    assert len(known) == 1 and not torch.equal(first, swapped)
-    assert torch.equal(replaced, again) and not torch.equal(replaced, first) and not torch.equal(replaced, swapped)
+    (replaced, _), (again, _) = layer(x), layer(x)
+    assert len(known) == 1 and torch.equal(replaced, again)
+    assert not any(torch.equal(a, b) for a, b in ((first, swapped), (replaced, first), (replaced, swapped)))
 
 
 def test_no_tensor_is_kept(known: dict[Any, Any]) -> None:
@@ -230,8 +229,7 @@ def test_zeros_for_a_gradient_that_is_absent_are_kept_and_stay_zero(backend: str
             layer(torch.randn(T, B, I))[y_or_h_n].sum().backward()
     assert len(zeros) == 2 and not any(t.any() for t in zeros.values())
     for sizes, kept in (([1 << 17], 2), (range(100), 64)):
-        for size in sizes:
-            assert not layers.zeros_like(torch.ones(1), (size,), "h_0").any()
+        assert not any(layers.zeros_like(torch.ones(1), (size,), "h_0").any() for size in sizes)
         assert len(zeros) == kept
 
 
@@ -247,9 +245,8 @@ def test_a_known_call_without_h_0_is_one_of_zeros(batch_first: bool, known: dict
     assert len(known) == 1 and not any(t.any() for t in zeros.values())
 
 
-LAYERS: dict[str, Callable[..., torch.nn.Module]] = {
-    "cell": tritongru.GRUCell, "one-way": tritongru.GRU, "both-ways": partial(tritongru.GRU, bidirectional=True)
-}  # fmt: skip
+BOTH_WAYS = partial(tritongru.GRU, bidirectional=True)
+LAYERS: dict[str, Any] = {"cell": tritongru.GRUCell, "one-way": tritongru.GRU, "both-ways": BOTH_WAYS}
 
 
 def passes(module: Any, T: int, dtype: torch.dtype, of_y: Callable[[Tensor], Tensor] = torch.randn_like) -> None:
@@ -257,8 +254,7 @@ def passes(module: Any, T: int, dtype: torch.dtype, of_y: Callable[[Tensor], Ten
     cell = isinstance(module, tritongru.GRUCell)
     x = torch.randn(T, B, 8, dtype=dtype)[0 if cell else ...].requires_grad_()
     h_0 = torch.randn(1 if cell or not module.bidirectional else 2, B, 16, dtype=dtype)[0 if cell else ...]
-    results = module(x, h_0)
-    results = (results,) if cell else results
+    results = kit.tensors(module(x, h_0))
     torch.autograd.grad(results, [x, *module.parameters()], [of_y(results[0]), *map(torch.randn_like, results[1:])])
     with torch.no_grad():
         module(x, h_0)
@@ -268,11 +264,9 @@ def passes(module: Any, T: int, dtype: torch.dtype, of_y: Callable[[Tensor], Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(
     ("backend", "layer", "T"),
-    [
-        *[("step", layer, T) for layer, T in (("cell", 1), ("both-ways", 1), ("both-ways", 4))],
-        *[(backend, "one-way", T) for backend in ("step", "sequence") for T in (1, 2, 4)],
-        ("sequence", "both-ways", 4),
-    ],
+    [("step", "cell", 1), ("step", "both-ways", 1)]
+    + [(backend, "one-way", T) for backend in ("step", "sequence") for T in (1, 2, 4)]
+    + [(backend, "both-ways", 4) for backend in ("step", "sequence")],
 )
 def test_a_known_pass_hands_over_what_the_long_way_does(
     backend: str, layer: str, T: int, dtype: torch.dtype, handed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
@@ -309,11 +303,10 @@ def test_a_known_pass_hands_over_what_the_long_way_does(
 @compiled
 def test_each_launch_but_the_first_begins_while_the_one_before_it_runs(handed: list[tuple[Any, ...]]) -> None:
     """By the JIT, by what it compiled, and of a call like one before."""
-    module, x = tritongru.GRU(8, 16, backend="step"), torch.randn(4, B, 8)
+    module, x = tritongru.GRU(8, 16, backend="step").requires_grad_(False), torch.randn(4, B, 8)
     for _ in range(3):
         handed.clear()
-        with torch.no_grad():
-            module(x)
+        module(x)
         beside = [bool(given[6]) for given in handed]  # of Triton's launcher: grid, stream, function, cooperative, pdl
         assert beside == [False, True, True, True]
 
@@ -338,31 +331,30 @@ def test_a_step_costs_the_host_little(layer: str, T: int, most_calls: Any, most_
 
 
 @compiled
+@torch.no_grad()
 def test_a_step_that_is_not_aligned_or_watched_is_launched_too(handed: list[tuple[Any, ...]]) -> None:
     module, hook = tritongru.GRUCell(8, 16, backend="step"), triton.knobs.runtime.launch_enter_hook
     shifted = torch.randn(B * 8 + 1)[1:].view(B, 8)
-    with torch.no_grad():
-        for x in (torch.randn(B, 8), torch.randn(B, 8), shifted):
-            module(x, torch.randn(B, 16))
-        tensors = [t for t in handed[-1] if isinstance(t, Tensor)]
-        assert shifted.data_ptr() in [t.data_ptr() for t in tensors]  # by the JIT, of another alignment
-        with launched() as names:
-            module(torch.randn(B, 8), torch.randn(B, 16))
-        hook.add(print)
-        try:
-            module(torch.randn(B, 8), torch.randn(B, 16))
-        finally:
-            hook.remove(print)
+    for x in (torch.randn(B, 8), torch.randn(B, 8), shifted):
+        module(x, torch.randn(B, 16))
+    # by the JIT, of another alignment
+    assert shifted.data_ptr() in [t.data_ptr() for t in handed[-1] if isinstance(t, Tensor)]
+    with launched() as names:
+        module(torch.randn(B, 8), torch.randn(B, 16))
+    hook.add(print)
+    try:
+        module(torch.randn(B, 8), torch.randn(B, 16))
+    finally:
+        hook.remove(print)
     assert names == ["step_forward"] and len(handed) == 5 and hook in handed[-1]
 
 
 @compiled
 def test_a_state_that_is_its_own_input_is_told_from_one_that_is_not(handed: list[tuple[Any, ...]]) -> None:
     """By one tensor in two places nobody could tell which of them a later call's is."""
-    module, same = tritongru.GRUCell(16, 16, backend="step"), torch.randn(B, 16)
-    with torch.no_grad():
-        for h_0 in (same, same, torch.randn(B, 16)):
-            module(same, h_0)
+    module, same = tritongru.GRUCell(16, 16, backend="step").requires_grad_(False), torch.randn(B, 16)
+    for h_0 in (same, same, torch.randn(B, 16)):
+        module(same, h_0)
     assert {same.data_ptr(), h_0.data_ptr()} < set(handed[-1])
 
 

@@ -7,11 +7,7 @@ from hypothesis import strategies as st
 from tritongru.tools.check import Case
 
 HALF = (torch.float16, torch.bfloat16)
-
-
 DTYPES = (torch.float32, *HALF)
-
-
 MORE_CASES = (
     Case(T=3, B=9, I=1, H=65, batch_first=True),  # B 9: fewer draws give the gradient of x its 256 elements
     Case(T=2, B=18, I=6, H=16, bias=False),
@@ -50,7 +46,6 @@ SMALL_CASES = (
     Case(I=20, H=96, bidirectional=True, lengths=(20, 1, 7) * 70),
 )
 
-
 shapes = st.builds(
     Case,
     T=st.integers(1, 5),
@@ -64,6 +59,4 @@ shapes = st.builds(
     recompute=st.booleans(),
     lengths=st.one_of(st.just(()), st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)),
 )
-
-
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)

@@ -1,5 +1,5 @@
-"""Memory with fences: what a launcher allocates is NaN, inside more NaN that belongs to no tensor of a launch: nobody may
-read or write there in the emulator."""
+"""Memory with fences: what a launcher allocates is NaN, inside more NaN that is no tensor's of a launch, where nobody
+may read or write in the emulator."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""Tests marked `own_process` run in a process of their own, with or without pytest-xdist. Hooks for a conftest.
+"""Tests marked `own_process` run in a process of their own, with or without pytest-xdist. A hook for a conftest.
 
 For those that capture CUDA graphs: a failed capture spoils its process for every later use of CUDA, and what earlier
 tests left behind makes one fail, such as a gradient's node that lives on the default stream.
@@ -11,7 +11,7 @@ import sys
 import pytest
 
 HERE = "TRITONGRU_OWN_PROCESS"  # set in that process
-SECONDS = 600.0
+COMMAND = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist"]
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -19,14 +19,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     """True: the test has run, elsewhere; None: it is to run here."""
     if pyfuncitem.get_closest_marker("own_process") is None or os.environ.get(HERE):
         return None
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-p", "no:xdist"]
-    try:
-        done = subprocess.run(
-            [*command, pyfuncitem.nodeid], cwd=pyfuncitem.config.rootpath, env={**os.environ, HERE: "1"},
-            capture_output=True, text=True, timeout=SECONDS,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as late:
-        pytest.fail(f"in a process of its own: not done after {SECONDS:g} s\n{late.stdout or ''}", pytrace=False)
+    command, where = (
+        [*COMMAND, pyfuncitem.nodeid],
+        {"cwd": pyfuncitem.config.rootpath, "env": {**os.environ, HERE: "1"}},
+    )
+    done = subprocess.run(command, **where, capture_output=True, text=True, timeout=600)
     said = done.stdout + done.stderr
     if done.returncode == 0 and "1 skipped" in said:
         pytest.skip("in a process of its own: " + next(line for line in said.splitlines() if "SKIPPED" in line))
