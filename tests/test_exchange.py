@@ -22,6 +22,7 @@ from tests.kit.cases import DTYPES
 from tests.kit.counting import launched
 from tests.kit.drawn import BF16, FP16, FP32, ONE_PROGRAM, SHORT, SHORT_SECONDS, Call, Drawn
 from tests.kit.inside import several_launches_over_time
+from tests.kit.modules import same_bits
 from tests.kit.mutants import mutant
 from tritongru import layer as layers
 from tritongru import status as status_words
@@ -83,11 +84,6 @@ CALLS = {
 }
 
 
-def assert_same(found: dict[str, Tensor], other: dict[str, Tensor], what: str) -> None:
-    wrong = [name for name in found if not torch.equal(found[name], other[name])]
-    assert not wrong, f"{what}: other bits of {wrong}"
-
-
 @pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 23), marks=LONG)], ids=["three", "twenty"])
 @pytest.mark.parametrize("name", CALLS)
 def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monkeypatch) -> None:
@@ -104,8 +100,7 @@ def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monke
             least = -(-drawn.call.case.sizes[0] // steps)
             assert min(launches.count("sequence_forward"), launches.count("sequence_backward")) >= least
     drawn.assert_right(first)
-    for i, other in enumerate(others, 1):
-        assert_same(first, other, f"{name}, call {i}")
+    assert all(same_bits(first, other) for other in others)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["dense", "packed"])
@@ -119,7 +114,7 @@ def test_launches_over_rows_or_directions_give_the_bits_of_one(fields: str, laun
     whole = drawn.of_ours(0)
     drawn.ours.backend = f"sequence:{fields}"
     with launched() as found:
-        assert_same(whole, drawn.of_ours(1), "in several launches")
+        assert same_bits(whole, drawn.of_ours(1))
     assert found.count("sequence_forward") == found.count("sequence_backward") == launches
     drawn.assert_right(whole)
 
@@ -139,13 +134,11 @@ OFTEN = (
 PLACES = ("h_0", "h_0 of the last row", "x", "dy", "dh_n")
 
 
-@pytest.mark.parametrize(
-    ("name", "place", "value"),
-    [
-        pytest.param(*given, marks=() if given in OFTEN else LONG)
-        for given in itertools.product(SPECIAL, PLACES, (None, INFINITY, -INFINITY))
-    ],
-)
+EVERYWHERE = itertools.product(SPECIAL, PLACES, (None, INFINITY, -INFINITY))
+SOMETIMES = [pytest.param(*given, marks=() if given in OFTEN else LONG) for given in EVERYWHERE]
+
+
+@pytest.mark.parametrize(("name", "place", "value"), SOMETIMES)
 def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value: float | None) -> None:
     """None: a NaN with the sentinel's bits, which hangs nothing. They are not rare: PyTorch's own conversion to
     bfloat16 makes them on the CPU."""
@@ -177,10 +170,9 @@ def publish_all(x_ptr, out_ptr, SIZE: gl.constexpr):
 def test_what_is_published_is_never_the_sentinel(dtype: torch.dtype) -> None:
     """It becomes another NaN, and all else keeps its bits, the NaNs beside it too."""
     integer = torch.int16 if dtype.itemsize == 2 else torch.int32
-    bits = torch.randn(16).to(dtype).view(integer)
-    sentinel = exchange.SENTINEL
+    bits, sentinel = torch.randn(16).to(dtype).view(integer), exchange.SENTINEL
     bits[:4] = torch.tensor([sentinel, sentinel - 1, torch.iinfo(integer).max, 0])
-    bits[4:6] = torch.tensor([float("inf"), float("-inf")]).to(dtype).view(integer)
+    bits[4:6] = torch.tensor([INFINITY, -INFINITY]).to(dtype).view(integer)
     out = torch.full_like(bits, sentinel)
     emulate(publish_all, (1, 1, 1), {"x_ptr": bits.view(dtype), "out_ptr": out}, {"SIZE": 16})
     assert out[0] != sentinel and out.view(dtype)[0].isnan()
@@ -188,7 +180,6 @@ def test_what_is_published_is_never_the_sentinel(dtype: torch.dtype) -> None:
 
 
 # Waits that end without what they waited for
-
 BUT_ROW_0 = ".to(e_ptr.dtype.element_ty, bitcast=True), mask=(gl.program_id(0) != 1) | (tile.row != 0))"
 NEVER_PUBLISHES = {  # program 1 keeps row 0 to itself
     "forward": "{publish=>gl.store}(place + group.slot + group.own, "
@@ -300,19 +291,16 @@ def test_a_capture_before_the_first_call_is_refused_in_words(monkeypatch) -> Non
     status_words.Status(torch.device("cpu"))
 
 
-@pytest.mark.parametrize("given", ["", "0", "-1", "nan", "inf", "2000", "ten"])
-def test_a_bound_that_is_none(given: str, monkeypatch) -> None:
-    monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
-    with pytest.raises(ValueError, match="TRITONGRU_WAIT_SECONDS"):
-        forward_alone(Drawn(CALLS["odd-H"]))
-
-
 def test_a_bound(monkeypatch) -> None:
     monkeypatch.delenv("TRITONGRU_WAIT_SECONDS", raising=False)
     assert status_words.wait_seconds() == status_words.WAIT_SECONDS
     for given in ("0.5", "1999"):
         monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
         assert status_words.wait_seconds() == float(given)
+    for given in ("", "0", "-1", "nan", "inf", "2000", "ten"):
+        monkeypatch.setenv("TRITONGRU_WAIT_SECONDS", given)
+        with pytest.raises(ValueError, match="TRITONGRU_WAIT_SECONDS"):
+            forward_alone(Drawn(CALLS["odd-H"]))
 
 
 def refusing(monkeypatch, message: str, which: str, number: int) -> None:
@@ -328,9 +316,7 @@ def refusing(monkeypatch, message: str, which: str, number: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("which", "number"),
-    [("sequence_", 0), ("sequence_forward", 1), ("sequence_backward", 0), ("sequence_backward", 1)],
-    ids=["at-once", "second-direction", "in-backward", "second-direction-in-backward"],
+    ("which", "number"), [("sequence_", 0), ("sequence_forward", 1), ("sequence_backward", 0), ("sequence_backward", 1)]
 )
 def test_a_refused_cooperative_launch_falls_back_to_step(which: str, number: int, monkeypatch, caplog) -> None:
     """With one warning, and right; later calls do not try again."""
