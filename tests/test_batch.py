@@ -1,5 +1,4 @@
-"""Which rows of a batch run when: what keeping it costs the host; and lengths and resets of a padded batch, against
-nn.GRU run sequence by sequence."""
+"""Which rows of a batch run when: what is kept of it, and lengths and resets against nn.GRU, sequence by sequence."""
 
 import gc
 import math
@@ -47,8 +46,6 @@ def test_tables_that_a_captured_graph_reads_stay(monkeypatch):
     assert not read.expired()
     assert batch.tables(sizes, cpu)[0].untyped_storage()._cdata == read.cdata
 
-
-# Lengths and resets.
 
 SMALL = pytest.param("sequence:exchange=0", id="small", marks=pytest.mark.interpreted)
 every_backend = pytest.mark.parametrize("backend", [*BACKENDS, SMALL])
@@ -98,9 +95,8 @@ def second(layer, x, h_0, dy, dh_n, lengths, resets):
 @every_backend
 def test_nothing_past_a_length_is_seen(backend):
     """The same bits, whatever lies there in x, dy and resets; zeros in output and the gradient of x."""
-    case = CASES[4]
-    given, layer = drawn(case, backend)
-    past = torch.arange(case.T) >= given["lengths"][:, None]
+    given, layer = drawn(CASES[4], backend)
+    past = torch.arange(CASES[4].T) >= given["lengths"][:, None]
     given["dy"][past] = 0
     found, of_second = run(layer, **given), second(layer, **given)
     given["x"][past], given["resets"][past] = math.inf, True
@@ -114,8 +110,7 @@ def test_nothing_past_a_length_is_seen(backend):
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
 def test_nothing_comes_through_a_reset(backend, value):
     """The state of another sequence, not even one that is not finite, nor its gradient."""
-    case = Case(T=4, B=2, I=3, H=9, bidirectional=True)
-    given, layer = drawn(case, backend)
+    given, layer = drawn(Case(T=4, B=2, I=3, H=9, bidirectional=True), backend)
     given["resets"] = torch.zeros(4, 2, dtype=torch.bool)
     given["resets"][2] = True
     true = run(layer, **given)
@@ -130,8 +125,7 @@ def test_nothing_comes_through_a_reset(backend, value):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_what_is_changed_after_the_call_changes_no_gradient(backend):
-    case = CASES[5]
-    given, layer = drawn(case, backend)
+    given, layer = drawn(CASES[5], backend)
     expected = run(layer, **given)
     x = given["x"].requires_grad_()
     output, h_n = layer(x, given["h_0"], lengths=given["lengths"], resets=given["resets"])
@@ -143,16 +137,15 @@ def test_what_is_changed_after_the_call_changes_no_gradient(backend):
 
 @every_backend
 def test_equal_to_packing_unbatched_and_to_lengths_of_any_integers(backend):
-    case = CASES[0]
-    given, layer = drawn(case, backend)
+    given, layer = drawn(CASES[0], backend)
     x, h_0, lengths = given["x"], given["h_0"], given["lengths"]
     output, h_n = layer(x, h_0, lengths=lengths)
     packed, h_n_of_packed = layer(pack_padded_sequence(x, lengths, enforce_sorted=False), h_0)
-    assert_close(output, pad_packed_sequence(packed, total_length=case.T)[0])
+    assert_close(output, pad_packed_sequence(packed, total_length=CASES[0].T)[0])
     assert_close(h_n, h_n_of_packed)
     for dtype in (torch.uint8, torch.int8, torch.int16, torch.int32):
         assert same_bits(layer(x, h_0, lengths=lengths.to(dtype)), (output, h_n))
-    resets = randn(case.T, 1) > 0
+    resets = randn(CASES[0].T, 1) > 0
     of_batch = layer(x[:, 2:], h_0[:, 2:], lengths=lengths[2:], resets=resets)
     alone = layer(x[:, 2], h_0[:, 2], lengths=lengths[2], resets=resets[:, 0])
     assert same_bits(alone, [t[:, 0] for t in of_batch])

@@ -1,5 +1,4 @@
-"""A litmus test of the exchange alone: each program hands a block to every other, and counts what it received wrong. In
-the emulator here, over many rounds on a GPU."""
+"""A litmus test of the exchange alone: each program hands a block to every other, and counts what it received wrong."""
 
 import pytest
 import torch
@@ -76,19 +75,14 @@ def wrong_elements(
     wait = exchange.wait_text(ROWS, K, 1, 1, warps, width, 0)
     if interpreting():
         twins.register(wait)
-    shape = Shape((1, 1, K // units, ROWS * units), programs)
-    buffer = Buffer(shape, rounds, dtype, device).filled(rounds)
+    buffer = Buffer(Shape((1, 1, K // units, ROWS * units), programs), rounds, dtype, device).filled(rounds)
     if fill != SENTINEL:
         buffer.fill_(fill)
-    wrong = torch.full((programs,), -1, dtype=torch.int32, device=device)
-    status = Status(device)
+    wrong, status = torch.full((programs,), -1, dtype=torch.int32, device=device), Status(device)
     constants = dict(UNITS=units, K=K, WARPS=warps, WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack)
-    registers = 65536 // (32 * warps) - 1
-    kernel = Kernel(all_to_all, constants, warps, cooperative=True, max_registers=registers)
-    like = torch.empty(1, dtype=dtype, device=device)
-    launch = kernel.launch(
-        dict(e_ptr=buffer, like_ptr=like, wrong_ptr=wrong, status_ptr=status.word, report_ptr=status.report)
-    )
+    kernel = Kernel(all_to_all, constants, warps, cooperative=True, max_registers=65536 // (32 * warps) - 1)
+    pointers = dict(e_ptr=buffer, wrong_ptr=wrong, status_ptr=status.word, report_ptr=status.report)
+    launch = kernel.launch(dict(like_ptr=torch.empty(1, dtype=dtype, device=device), **pointers))
     launch((programs, 1, 1), (rounds, exchange.bound_of(wait_seconds())))
     found = int(wrong.sum())  # waits for the device
     status.check()

@@ -53,10 +53,7 @@ shapes = st.builds(
     I=st.integers(1, 40),
     H=st.integers(1, 40),
     layers=st.integers(1, 3),
-    bidirectional=st.booleans(),
-    bias=st.booleans(),
-    batch_first=st.booleans(),
-    recompute=st.booleans(),
+    **dict.fromkeys(("bidirectional", "bias", "batch_first", "recompute"), st.booleans()),
     lengths=st.one_of(st.just(()), st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)),
 )
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
