@@ -52,14 +52,12 @@ def step_backward(grid, metadata, args):
     for way in ("", "_reverse")[:D]:
         src, dst = args[f"rows_src{way}"], args[f"rows_dst{way}"]
         begin, end = max(dst - src, 0), max(src - dst, 0)  # rows that begin their way back at dst, that end it at src
-        made = [src, dst] if first else [dst]  # rows of each visit whose gate gradients are made
-        # W_hh; r, z, n, q and h_prev of each visit made; dr, dz, dq and z of src
-        read = 3 * H * H + sum(made) * (4 + 1) * H + src * (3 + 1) * H * (not first)
-        moved += (read + sum(made) * 4 * H) * size
-        moved += (src * (not first) + dst) * H * args["dh_ptr"].element_size()
-        moved += (src * first + begin) * H * args["dh_n_ptr"].element_size() + end * H * args["dh_0_ptr"].element_size()
+        # W_hh; r, z, n, q and h_prev of dst; dr, dz, dq and z of src
+        read = 3 * H * H * (not first) + dst * (4 + 1) * H + src * (3 + 1) * H
+        moved += (read + dst * 4 * H) * size + (src + dst) * H * args["dh_ptr"].element_size()
+        moved += begin * H * args["dh_n_ptr"].element_size() + end * H * args["dh_0_ptr"].element_size()
         if args["stride_dy_h"]:
-            moved += sum(rows if args["stride_dy_b"] else min(rows, 1) for rows in made) * H * dy.element_size()
+            moved += (dst if args["stride_dy_b"] else min(dst, 1)) * H * dy.element_size()
         flops += 2 * src * 3 * H * H
     return _told("step_backward", "BHD", args, flops, moved)
 

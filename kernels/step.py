@@ -15,9 +15,8 @@ Backward, from the visit `src` to the one before it, `dst`:
     dh_prev = dh * z + dr W_hr + dz W_hz + dq W_hn      (dh, z, dr, dz, dq of src)
     dh of dst = dh_prev + dy;  dq, dr, dz, dn of dst
 
-The launch that makes dh_{t-1} also makes the gate gradients of t-1, so T launches are enough. The first one (FIRST)
-finds no gate gradients in memory. It knows dh of every unit, and makes those of src itself, chunk by chunk, as it
-multiplies.
+The launch that makes dh_{t-1} also makes the gate gradients of t-1, so T launches are enough, and one more if dh_0 is
+wanted. The first one (FIRST) has no src: the dh of the last visit is dy + dh_n, and it multiplies nothing.
 
 The grid is (tiles of rows, tiles of hidden units, directions). Own buffers have dense rows, row = at * stride_row + b:
 in a dense batch `at` is the timestep and stride_row = B, in a packed one `at` is the first row of the step and
@@ -261,34 +260,19 @@ def load_gradients(row_ptrs, row_mask, k, FORM: tl.constexpr):
 
 
 @triton.jit
-def make_gradients(at, k, stride_dy_h, dtype: tl.constexpr, FORM: tl.constexpr):
-    """dr, dz, dq of the last visit, computed instead of loaded; rounded to the storage dtype, as later launches load
-    them."""
-    anew = ~at.runs  # no resets: dh_prev of such rows is cleared later
-    dh, r, z, n, q, h_prev = load_own(at, anew, k, k < FORM.H, stride_dy_h, FORM.H)
-    dq, dr, dz, _ = gru_gate_gradients(dh, r, z, n, q, h_prev)
-    PRECISION: tl.constexpr = FORM.PRECISION
-    return operand(dr.to(dtype), PRECISION), operand(dz.to(dtype), PRECISION), operand(dq.to(dtype), PRECISION)
-
-
-@triton.jit
-def product_of_gradients(at, dgates_ptrs, w_ptr, ahead, offs_h, stride_dy_h, FIRST: tl.constexpr, FORM: tl.constexpr):
-    """dr W_hr + dz W_hz + dq W_hn of a visit, whose gate gradients the FIRST launch makes chunk by chunk."""
+def product_of_gradients(row_ptrs, row_mask, w_ptr, ahead, offs_h, FORM: tl.constexpr):
+    """dr W_hr + dz W_hz + dq W_hn of a visit; row_ptrs [BLOCK_B]: where each row of dgates starts."""
     AHEAD: tl.constexpr = len(ahead)
-    dtype: tl.constexpr = dgates_ptrs.dtype.element_ty
     acc = zeros(FORM)
     lefts = ()
     for c in tl.static_range(AHEAD):  # all are asked for before the first is needed
-        lefts += (load_gradients(dgates_ptrs, at.runs, c * FORM.BLOCK_K + places(FORM), FORM),)
+        lefts += (load_gradients(row_ptrs, row_mask, c * FORM.BLOCK_K + places(FORM), FORM),)
     for c in tl.static_range(AHEAD):
         for gate in tl.static_range(3):
             acc = product(acc, lefts[c][gate], ahead[c][gate], FORM)
     for k in range(AHEAD * FORM.BLOCK_K, FORM.H, FORM.BLOCK_K):
         offs_k = k + places(FORM)
-        if FIRST:
-            dr, dz, dq = make_gradients(at, offs_k, stride_dy_h, dtype, FORM)
-        else:
-            dr, dz, dq = load_gradients(dgates_ptrs, at.runs, offs_k, FORM)
+        dr, dz, dq = load_gradients(row_ptrs, row_mask, offs_k, FORM)
         w_r, w_z, w_n = load_weights(w_ptr, offs_k, offs_h, FORM.H, True, FORM)
         acc = product(acc, dr, w_r, FORM)
         acc = product(acc, dz, w_z, FORM)
@@ -500,7 +484,7 @@ def step_backward(
         rows_before = of_direction(direction, rows_before, rows_before_reverse)
         w_hh_ptr = of_direction(direction, w_hh_ptr, w_hh_reverse_ptr)
 
-    # the tile: its rows and units, which of them run at each visit, go on, and enter it anew
+    # the tile: its rows and units, which of them run at each visit, go on, and enter it anew; at no src none runs
     offs_b = tl.program_id(0) * BLOCK_B + tl.arange(0, BLOCK_B)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     h_mask = offs_h < H
@@ -515,51 +499,38 @@ def step_backward(
     offs_b = offs_b.to(tl.int64)
     row_src = src.to(tl.int64) * stride_row + offs_b
     row_dst = dst.to(tl.int64) * stride_row + offs_b
-    of_src, of_dst = (row_src * D + direction) * H, (row_dst * D + direction) * H
+    of_dst = (row_dst * D + direction) * H
     of_before = ((before.to(tl.int64) * stride_row + offs_b) * D + direction) * H
     row_state = (direction * B + offs_b) * H
     dgates_ptr += direction * size_rows * (4 * H)
     dy_ptr += direction * H * stride_dy_h
-    dy_src = dy_ptr + (src.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
     dy_dst = dy_ptr + (dst.to(tl.int64) * stride_dy_t + offs_b * stride_dy_b) * DY_UNIT
     rzn_src = rzn_ptr + ((src.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D + direction) * (3 * H)
     rzn_dst = rzn_ptr + ((dst.to(tl.int64) * stride_rzn_t + offs_b * stride_rzn_b) * D + direction) * (3 * H)
     dh_n, h_0 = dh_n_ptr + row_state, h_0_ptr + row_state
-    at_src = Visit(dy_src, dh_n, rzn_src, q_ptr + of_src, y_ptr + of_dst, h_0, in_src, goes_on, in_src)
     at_dst = Visit(dy_dst, dh_n, rzn_dst, q_ptr + of_dst, y_ptr + of_before, h_0, in_dst, dst_carries, in_dst & ~in_src)
 
-    # load: what no step makes; not so in FIRST, whose registers are full
+    # load: what no step makes; a row that ended at dst begins its way back there
     ahead = load_ahead(w_hh_ptr, offs_h, AHEAD, True, FORM)
-    if not FIRST:
-        z_src = load(at_src.rzn + H, offs_h, mask_src)
-        own = load_own(at_dst, dst_anew, offs_h, h_mask, stride_dy_h, H)
+    z_src = load(rzn_src + H, offs_h, mask_src)
+    dh, r, z, n, q, h_prev = load_own(at_dst, dst_anew, offs_h, h_mask, stride_dy_h, H)
     if PDL:
         tl.extra.cuda.gdc_launch_dependents()
 
     # wait
     if PDL:
         tl.extra.cuda.gdc_wait()
-    if not FIRST:  # this program alone reads and writes its tile of dh
-        dh_src = load(dh_ptr + row_state, offs_h, mask_src)
 
-    # product
-    dgates_src = dgates_ptr + row_src * (4 * H)
-    dh_prev = product_of_gradients(at_src, dgates_src, w_hh_ptr, ahead, offs_h, stride_dy_h, FIRST, FORM)
+    # product, + dh * z of src; a row that started at src ends its way back here
+    if not FIRST:
+        dh_src = load(dh_ptr + row_state, offs_h, mask_src)  # this program alone reads and writes its tile of dh
+        dh_prev = product_of_gradients(dgates_ptr + row_src * (4 * H), in_src, w_hh_ptr, ahead, offs_h, FORM)
+        dh_prev += dh_src * z_src.to(tl.float32)
+        dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)
+        store(dh_0_ptr + row_state, offs_h, dh_prev, mask_src & (in_src & ~goes_on)[:, None])
+        dh += tl.where(in_src[:, None], dh_prev, 0.0)
 
-    # + dh * z of src; a row that started at src ends its way back here
-    if FIRST:
-        dh_src, r, z_src, n, q, h_prev = load_own(at_src, src_anew, offs_h, h_mask, stride_dy_h, H)
-        dq, dr, dz, dn = gru_gate_gradients(dh_src, r, z_src, n, q, h_prev)
-        store_gradients(dgates_src[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_src, H)
-    dh_prev += dh_src * z_src.to(tl.float32)
-    dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)
-    store(dh_0_ptr + row_state, offs_h, dh_prev, mask_src & (in_src & ~goes_on)[:, None])
-
-    # gates of dst; a row that ended at dst begins its way back there
-    if FIRST:
-        own = load_own(at_dst, dst_anew, offs_h, h_mask, stride_dy_h, H)
-    dh, r, z, n, q, h_prev = own
-    dh += tl.where(in_src[:, None], dh_prev, 0.0)
+    # gates of dst
     dq, dr, dz, dn = gru_gate_gradients(dh, r, z, n, q, h_prev)
 
     # publish

@@ -131,7 +131,7 @@ def test_kernels_are_compared_and_judged(corpus, trained, capsys, monkeypatch):
 
     assert compare.compare_kernels(trained, corpus, TINY, CPU, "step")
     T, kernel = TINY.check_window, step.forward
-    assert f"{T} x step_forward, {T - 1} x step_backward" in capsys.readouterr().out
+    assert f"{T} x step_forward, {T} x step_backward" in capsys.readouterr().out
     for wrong in (1.001, float("nan")):
         monkeypatch.setattr(step, "forward", lambda *a, w=wrong: (lambda y, *rest: (y * w, *rest))(*kernel(*a)))
         assert not compare.compare_kernels(trained, corpus, TINY, CPU, "step")

@@ -89,12 +89,12 @@ def test_a_plan_tells_what_runs_of_programs_that_exchange(
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypatch) -> None:
-    """T forward and T backward, both directions in one, one less where nobody wants the gradient of h_0; a cell is one;
+    """T forward and T backward, both directions in one, one more where the gradient of h_0 is wanted; a cell is one;
     and batch_first launches exactly what time-major input does, without a copy."""
     layer = tritongru.GRU(5, 6, backend="step", bidirectional=bidirectional)
     for wanted in (True, False):
         forward, backward = as_planned(layer, torch.randn(T, 2, 5), monkeypatch, h_0_needs_grad=wanted)
-        assert forward["step_forward"] == T and backward["step_backward"] == (T if wanted or T == 1 else T - 1)
+        assert forward["step_forward"] == T and backward["step_backward"] == T + wanted
         assert "step_backward" not in forward and "step_forward" not in backward
         layer.zero_grad()
     cell, x, h = tritongru.GRUCell(5, 6, backend="step"), torch.randn(T, 2, 5), torch.zeros(1, 2, 6)

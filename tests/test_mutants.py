@@ -68,8 +68,9 @@ step.py, step packed: emulator
     a unit too many | h_mask = offs_h < {H=>H + 1}\n
     K too long | (k < {K=>K + 1})
 step.py, one step: wrong
-    dh * z dropped in the first launch | {    dh_prev += dh_src * z_src.to(tl.float32)\n=>}
-    dgates not stored | {store_gradients(dgates_src[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_src, H)=>pass}
+    dh * z dropped | {        dh_prev += dh_src * z_src.to(tl.float32)\n=>}
+    dgates not stored | {store_gradients(dgates_dst[:, None] + offs_h[None, :], dq, dr, dz, dn, mask_dst, H)=>pass}
+    dh_n dropped in the first launch | in_dst & {~in_src=>in_src})
     x product dropped | if {FUSE_INPUT=>H == 0}:\n        x_ptrs
     b_in dropped | a_r, a_z, {a_n=>_} = add((a_r, a_z, a_n), b_ih)
 rows.py, step packed: emulator
@@ -85,11 +86,10 @@ rows.py, step cut: wrong
     the neighbour runs always | both & here{ & (t_neighbour < length)=>}
     resets forward alone | mask = here & {(carries | (direction == 0))=>(direction == 0)}
 step.py, step cut: wrong
-    the state but not its gradient | {    dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n=>}
+    the state but not its gradient | {        dh_prev = tl.where(src_anew[:, None], 0.0, dh_prev)\n=>}
     the state but not what is multiplied | h_prev_ptrs, {enters=>runs}, 1,
     what is multiplied but not the state | mask_h = {enters=>runs}[:, None]
     h_prev of another sequence | load_own(at_dst, {dst_anew=>~in_dst},
-    h_prev of another sequence, first launch | load_own(at_src, {src_anew=>~in_src},
 small.py, fma: wrong
     products of r and z swapped | a_r = product({w_r=>w_z}, h_all,
     product of n dropped | q = {own_sums(q, FORM)=>0.0 * x_n.to(gl.float32)} +

@@ -109,16 +109,15 @@ class Visits:
         return zip(map(max, zip(*every, strict=True)), scalars, strict=False)
 
     def backward(self, D: int, want_dh_0: bool) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Per launch of a backward pass: rows, and BACKWARD_SCALARS. The last of several makes dh_0 alone."""
+        """Per launch of a backward pass: rows, and BACKWARD_SCALARS. The first has no src, the last may make dh_0."""
         columns: list[Iterable[int]] = []
         every = []
         for direction in range(D):
-            at, rows = ([*values[::-1], 0, 0] for values in self._in_order(direction))
+            at, rows = ([0, *values[::-1], 0, 0] for values in self._in_order(direction))
             columns += [islice(values, by, None) for values in (at, rows) for by in (0, 1, 2)]
             every += [rows, rows[1:]]  # of the visit and of the one before it
         scalars = zip(*columns, *[repeat(0)] * 6 * (2 - D), strict=False)
-        count = self.time if want_dh_0 or self.time == 1 else self.time - 1
-        return islice(zip(map(max, zip(*every, strict=False)), scalars, strict=False), count)
+        return islice(zip(map(max, zip(*every, strict=False)), scalars, strict=False), self.time + want_dh_0)
 
     def _in_order(self, direction: int) -> tuple[Sequence[int], Sequence[int]]:
         """Where each visit lies, the time step or in a packed batch the first row of it; and how many rows run."""

@@ -2,8 +2,8 @@
 
 forward    T x step_forward, around it: the product x_proj (unless T = 1, when the kernel takes x itself) and with
            T > 1 the copy of h_0 into `h`
-backward   T x step_backward (T - 1 where T > 1 and nobody wants the gradient of h_0); the library products over
-           all T are tritongru/products.py
+backward   T x step_backward, one more if the gradient of h_0 is wanted; the library products over all T are
+           tritongru/products.py
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..batch import Visits
 from ..kernels import step as kernels
 from ..planning.devices import Device
 from ..planning.problem import Overrides, Problem, Recurrence
-from ..planning.step import StepTiles, kinds, step_tiles
+from ..planning.step import BACKWARD, StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .runtime import Grid, Kernel, empty
@@ -88,7 +88,7 @@ def backward(
     dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
     given = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
     laid_out = [(t.stride(), t.dtype) for t in given[:6]]  # hooks on saved tensors may have changed it
-    for way in kinds(visits.time, training=True)[1 : max(visits.time + want_dh_0, 2)]:  # one launch may do for T = 2
+    for way in BACKWARD[: visits.time + want_dh_0]:
         first, kind = way == "backward_first", (way, dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out)
         if call.again(kind, given):
             continue

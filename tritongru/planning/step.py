@@ -33,14 +33,15 @@ class StepTiles:
 
     @property
     def words(self) -> str:
-        found = f"{self.block_b} rows x {self.block_h} units, K by {self.block_k}, {self.num_warps} warps"
+        found = f"{self.block_b} rows x {self.block_h} units" + f", K by {self.block_k}" * (self.block_k > 0)
+        found += f", {self.num_warps} warps"
         found += f", {self.num_stages} stages" + f", {self.split} parts of K" * (self.split > 1)
         found += f", {self.ahead} chunks of W_h first" * (self.ahead > 0)
         return found + ", beside the launch before it" * self.pdl
 
     def chunk_bytes(self, kind: str, dtype: str) -> int:
         """Of a chunk of K: the weights of three gates and the left factor."""
-        lefts = {"forward": 1, "cell": 1, "backward": 3, "backward_first": 8}[kind]
+        lefts = 3 if kind == "backward" else 1
         return self.block_k * (3 * self.block_h + lefts * self.block_b) * BYTES[dtype]
 
     def shared_bytes(self, kind: str, dtype: str) -> int:
@@ -66,11 +67,13 @@ FORMS = {
 }
 
 
+BACKWARD = "backward_first", "backward"
+_FIRST = StepTiles(block_b=8, block_h=64, block_k=0, num_warps=4, num_stages=1)  # which multiplies nothing
+
+
 def kinds(T: int, training: bool) -> tuple[str, ...]:
     """Of the launches of a call."""
-    if T == 1:
-        return ("cell", "backward_first")[: 1 + training]
-    return ("forward", "backward_first", "backward")[: 1 + 2 * training]
+    return "cell" if T == 1 else "forward", *(BACKWARD if training else ())
 
 
 def step_tiles(kind: str, of: Recurrence) -> StepTiles:
@@ -115,10 +118,12 @@ def _pdl(device: Device) -> bool:
 
 def _planned(kind: str, of: Recurrence) -> StepTiles:
     device, fp32 = of.device, of.dtype == "fp32"
+    if kind == "backward_first":
+        return _FIRST
     if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
         return StepTiles(block_b=64 if of.batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
     matrix = not fp32 or of.precision != "ieee"  # instructions, which 64 rows are for
-    pdl, steps, large = _pdl(device), kind in ("forward", "backward"), device.shared_per_program > 128 * 1024
+    pdl, steps, large = _pdl(device), kind != "cell", device.shared_per_program > 128 * 1024
     if pdl and matrix and steps:
         rows = 2 * max(of.batch, 16)  # a tile has fewer: no half of it is padding
         forms = [_overlapping(kind, form, of) for form in FORMS[kind] if form.block_b < rows and _fits(kind, form, of)]
@@ -127,16 +132,14 @@ def _planned(kind: str, of: Recurrence) -> StepTiles:
         block_k = 512 // of.size
         ahead = min(2 if large else 1, -(-of.hidden_size // block_k))  # of W_h, while x W_i^T is multiplied
         return StepTiles(16, 16, block_k, num_warps=8, num_stages=3 if large else 2, split=8, ahead=ahead)
-    wide = of.batch > 32 and kind != "backward_first" and matrix
-    # Deeper tiles of K spill somewhere (tests/test_compiles.py): in the first launch of backward, which makes gate
-    # gradients as it multiplies, on sm_80 and sm_89; in a cell of odd sizes on sm_90; in 64 rows of backward on sm_89.
-    shallow = fp32 or kind in ("backward_first", "cell") or (wide and kind == "backward")
+    wide = of.batch > 32 and matrix
+    # Deeper tiles of K spill somewhere (tests/test_compiles.py): in a cell of odd sizes on sm_90; in 64 rows of
+    # backward on sm_89.
+    shallow = fp32 or kind == "cell" or (wide and kind == "backward")
     # Few rows: several tiles of K under way at once, for a program alone on its SM waits for L2 and little else.
-    # AMD's LDS holds 64 KB and its compiler pipelines two; the first launch of backward has no registers for more.
+    # AMD's LDS holds 64 KB and its compiler pipelines two.
     if device.vendor == "amd":
         num_stages = 2
-    elif kind == "backward_first":
-        num_stages = 3 if fp32 else 2  # with 2, sm_89, 90 and 100 spill registers of tf32's or ieee's
     elif kind == "cell" and fp32 and not wide and matrix and (device.capability or 0) < 89:
         num_stages = 4  # with more, sm_80 spills a register of odd sizes'
     else:
