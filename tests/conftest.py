@@ -6,8 +6,6 @@ TRITON_INTERPRET=1 for tests marked `interpreted`, one without for those marked 
 
 import gc
 import os
-from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 
@@ -29,22 +27,22 @@ REASONS = {
 REACHED = ("reached", "a Triton kernel")
 
 
-def pytest_addoption(parser: pytest.Parser) -> None:
+def pytest_addoption(parser):
     parser.addoption("--shard", metavar="N/M", help="of the tests every M-th alone, from the N-th, counted from 0")
 
 
-def pytest_configure() -> None:
+def pytest_configure():
     if not INTERPRETING:
         from tests.kit import disassembly
 
         disassembly.keep()
 
 
-def pytest_collection_finish() -> None:
+def pytest_collection_finish():
     gc.freeze()  # modules and tests stay: no later collection looks at them
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config, items):
     if shard := config.getoption("--shard"):
         first, step = map(int, shard.split("/"))
         gpu = [item for item in items if item.get_closest_marker("gpu")]
@@ -56,13 +54,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(autouse=True)
-def _reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
+def _reached(request, monkeypatch):
     """Note on the report of a test that it launched, or compiled, a Triton kernel."""
     import triton
 
     from tritongru.launch.runtime import observe
 
-    reached: list[object] = []
+    reached = []
     compiling = triton.compile
     monkeypatch.setattr(triton, "compile", lambda *args, **how: reached.append(args) or compiling(*args, **how))
     with observe(lambda name, grid: reached.append(name)):
@@ -71,12 +69,12 @@ def _reached(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch):
         request.node.user_properties.append(REACHED)
 
 
-def _that_reached(terminalreporter) -> int:
+def _that_reached(terminalreporter):
     reports = [report for of_kind in terminalreporter.stats.values() for report in of_kind]
     return len({r.nodeid for r in reports if REACHED in getattr(r, "user_properties", ())})
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
+def pytest_sessionfinish(session):
     """A run of all tests in which none reached a kernel has shown nothing: it fails."""
     config, options = session.config, session.config.option
     reporter = config.pluginmanager.get_plugin("terminalreporter")
@@ -85,25 +83,25 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-def pytest_terminal_summary(terminalreporter) -> None:
+def pytest_terminal_summary(terminalreporter):
     kind = "emulated" if INTERPRETING else "compiled"
     terminalreporter.write_line(f"Tests that reached a Triton kernel: {_that_reached(terminalreporter)}, {kind}.")
 
 
 @pytest.fixture(params=BACKENDS)
-def backend(request: pytest.FixtureRequest) -> str:
+def backend(request):
     return request.param
 
 
 @pytest.fixture
-def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def ran(monkeypatch):
     """The names of the backends whose layers ran, in order; PyTorch's own path leaves no trace."""
-    names: list[str] = []
+    names = []
     for found in registry.BACKENDS.values():
         if found.module is not None:
             module = found.load()
 
-            def watched(*args: Any, name: str = found.name, forward: Any = module.forward, **kwargs: Any) -> Any:
+            def watched(*args, name=found.name, forward=module.forward, **kwargs):
                 names.append(name)
                 return forward(*args, **kwargs)
 
@@ -112,7 +110,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
+def one_thread():
     """As the demo itself: several threads only wait for each other on work this small."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -121,11 +119,11 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], None]]:
+def few_rows_at_once(monkeypatch):
     """A function that sets how many rows backward with recompute takes at once."""
     from tritongru.tools.counted import counted
 
-    def set_rows(rows: int) -> None:
+    def set_rows(rows):
         monkeypatch.setattr(gradients, "ROWS_AT_ONCE", rows)
         counted.cache_clear()  # what was counted before has other chunks
 
@@ -134,7 +132,7 @@ def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int]
 
 
 @pytest.fixture
-def h200_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+def h200_tiles(monkeypatch):
     """Interpreted launches take the tiles of an H200 instead of one large program."""
     from tritongru.planning import describe
 
@@ -142,7 +140,7 @@ def h200_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def dynamo() -> Iterator[Any]:
+def dynamo():
     torch._dynamo.reset()
     with torch._dynamo.config.patch(allow_rnn=True):
         yield torch._dynamo

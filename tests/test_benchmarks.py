@@ -3,6 +3,7 @@ time is asserted anywhere."""
 
 import weakref
 from contextlib import nullcontext
+from itertools import count
 from unittest.mock import Mock
 
 import pytest
@@ -29,21 +30,15 @@ class Meter(HostMeter):
     where there are any, 30; a call that `refuses` is not captured."""
 
     def __init__(self, us=lambda n: 100.0, graphs=False, refuses=None):
-        self.now, self.us, self.graphs, self.refuses = 0.0, us, graphs, refuses
+        self.us, self.graphs, self.refuses = us, graphs, refuses
         self.timed, self.replays, self.l2 = [], [], "warm" if graphs else ""
-        super().__init__(self._tick)
-
-    def _tick(self):
-        self.now += 1e-3
-        return self.now
+        super().__init__(count(0.0, 1e-3).__next__)
 
     def captured(self, call):
         if self.refuses is not None:
             raise self.refuses
-        if not self.graphs:
-            return None
-        self.replays.append(lambda: None)
-        return self.replays[-1]
+        self.replays += [lambda: None] * self.graphs
+        return self.replays[-1] if self.graphs else None
 
     def sample(self, timed):
         self.timed.append(timed)
@@ -140,10 +135,9 @@ OUTCOMES = {  # by what a provider does: exit code, status, and how the note beg
 }
 
 
-@pytest.mark.parametrize("does", OUTCOMES)
-def test_what_is_not_right_is_said_and_not_timed(measured, does):
+@pytest.mark.parametrize(("provider", "expected", "status", "note"), OUTCOMES.values(), ids=OUTCOMES)
+def test_what_is_not_right_is_said_and_not_timed(measured, provider, expected, status, note):
     """A row for every pass; the others are timed all the same, and nothing large of it is held meanwhile."""
-    provider, expected, status, note = OUTCOMES[does]
     code, rows = measured([DENSE], [provider, DEFAULT])
     theirs = [r for r in rows if r["provider"] == "theirs"]
     assert code == expected and [r["pass"] for r in theirs] == list(PASSES)
@@ -223,9 +217,8 @@ def test_what_is_not_checked_is_timed_at_once_and_what_is_only_checked_is_not_ti
     assert {r["rounds"] for r in rows} == {"2"}
     code, rows = measured([OTHER], [DEFAULT, made(wrong, ours=True)], rounds=0)
     assert code == 1 and len(rows[6:]) == 9 and all(r["error_output"] and not r["p50_us"] for r in rows[6:])
-    assert {(r["provider"], r["status"]) for r in rows[6:]} == {
-        (BASELINE, "ok"), ("default", "ok"), ("theirs", "wrong")
-    }  # fmt: skip
+    found = [(r["provider"], r["status"]) for r in rows[6:]]
+    assert set(found) == {(BASELINE, "ok"), ("default", "ok"), ("theirs", "wrong")}
 
 
 def test_a_call_that_fails_while_it_is_timed_fails_alone(measured):
@@ -237,9 +230,8 @@ def test_a_call_that_fails_while_it_is_timed_fails_alone(measured):
         return output, h_n
 
     code, rows = measured([DENSE], [made(later), DEFAULT], HostMeter(), ("forward",), rounds=10)
-    assert code == 1 and [(r["provider"], r["status"]) for r in rows] == [
-        ("theirs", "error"), (BASELINE, "ok"), ("default", "ok")
-    ]  # fmt: skip
+    found = [(r["provider"], r["status"]) for r in rows]
+    assert code == 1 and found == [("theirs", "error"), (BASELINE, "ok"), ("default", "ok")]
 
 
 def test_a_spent_budget_says_what_was_not_measured(measured, monkeypatch, capsys):
@@ -356,10 +348,9 @@ def test_layers_side_by_side_are_layers_of_their_own():
         layer.register_forward_pre_hook(lambda _, given: states.append(given[1]))
     output, h_n = module(x, h_0)
     assert len(states) == 3 and all(h.is_contiguous() for h in states)  # cuDNN takes no other
-    for block, layer in enumerate(module.blocks):
-        expected, last = layer(x[..., 5 * block : 5 * block + 5], h_0[..., 6 * block : 6 * block + 6].contiguous())
-        torch.testing.assert_close(output[..., 6 * block : 6 * block + 6], expected)
-        torch.testing.assert_close(h_n[..., 6 * block : 6 * block + 6], last)
+    parts = zip(*(t.chunk(3, -1) for t in (x, h_0, output, h_n)), strict=True)
+    for layer, (of_x, of_h_0, *found) in zip(module.blocks, parts, strict=True):
+        torch.testing.assert_close(tuple(found), layer(of_x, of_h_0.contiguous()))
 
 
 def test_lengths_of_a_padded_case_are_a_shuffle_of_the_packed_one_s_and_nothing_comes_out_past_them():

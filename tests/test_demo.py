@@ -374,8 +374,8 @@ def test_rows_are_of_the_layer_that_they_name(network):
     states, H = len(state) if isinstance(state, tuple) else 1, network.hidden
     counted = networks.cost(network.cell, 32, H)
     assert (networks.STATES[network.cell], networks.GATES[network.cell]) == (states, len(layer.weight_hh_l0) // H - 1)
-    assert counted == {"parameters": weights + biases, "flops": 2 * weights,
-                       "bytes": 4 * (weights + biases + 32 + 2 * states * H)}  # fmt: skip
+    moved = 4 * (weights + biases + 32 + 2 * states * H)
+    assert counted == {"parameters": weights + biases, "flops": 2 * weights, "bytes": moved}
     rows, words = train_and_ask(STORY, network, 0)
     lost = {"": 0, "reset": H * (32 + H + 2), "update": H * (32 + H + 1)}[network.without]
     assert {row["parameters"] for row in rows} == {sum(p.numel() for p in model.parameters()) - lost}
@@ -470,8 +470,8 @@ def test_claims_hold_by_numbers_alone_and_each_part_counts():
     with pytest.raises(ValueError, match="trigram"):
         claims.judge([row for row in rows if row["model"] != networks.TRIGRAM])
     for mine, theirs, beats in (
-        ([0.9, 0.9], [0.8, 0.8], True), ([0.9, 0.9], [0.89, 0.89], False), ([0.7, 1.0], [0.6, 0.8], False),
-        ([0.8, 1.0], [0.6, 0.8], False), ([0.9], [0.8], True), ([0.8], [0.9], False),
+        ([0.9, 0.9], [0.8, 0.8], True), ([0.9, 0.9], [0.89, 0.89], False), ([0.8, 1.0], [0.6, 0.8], False),
+        ([0.9], [0.8], True), ([0.8], [0.9], False),
     ):  # fmt: skip
         assert claims.spread(mine).beats(claims.spread(theirs)) == beats
 

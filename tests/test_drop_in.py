@@ -153,10 +153,6 @@ def test_memory_of_any_layout(backend, laid, moved):
 UNBATCHED = kit.FORMS["unbatched"], kit.FORMS["cell-unbatched-no-bias"]  # which are views
 
 
-def storage(tensor):
-    return tensor.untyped_storage().data_ptr()
-
-
 @pytest.mark.parametrize("gradients", [False, True], ids=["inference", "training"])
 @kit.table("form", {**kit.FORMS, "one-step-batch-first": kit.Form({"batch_first": True}, sizes=(1, 2))})
 def test_results_have_nn_gru_s_strides_and_are_no_views_of_anything(backend, form, gradients):
@@ -168,7 +164,7 @@ def test_results_have_nn_gru_s_strides_and_are_no_views_of_anything(backend, for
         found, again = kit.tensors(ours(x, h_0, **form.how())), kit.tensors(ours(x, h_0, **form.how()))
         expected = found if form.resets else kit.tensors(theirs(x, h_0))
     assert [r.stride() for r in found] == [r.stride() for r in expected]
-    assert len({storage(t) for t in (*kept, *found, *again)}) == 2 + 2 * len(found)
+    assert len({t.untyped_storage().data_ptr() for t in (*kept, *found, *again)}) == 2 + 2 * len(found)
     if backend != "aten" and len(form.sizes) > 1:
         assert not any(r._is_view() for r in found)
     with torch.no_grad():
@@ -241,10 +237,18 @@ status = {s.name: s.why_not for s in tritongru.backends()}
 assert status["aten"] is None and status["reference"] is None and "not installed" in status["step"], status
 """
 
+LIGHT = """
+import sys, torch, tritongru
+layer = tritongru.GRU(3, 5, backend="reference")
+# Neither Triton, which settles at its import whether kernels are interpreted, nor Dynamo, which imports it
+assert not {"triton", "torch._dynamo", "sympy", "torch.utils.flop_counter"} & set(sys.modules)
+from torch.utils.flop_counter import FlopCounterMode  # one that is imported later counts the first call
+with FlopCounterMode(display=False) as counter:
+    layer(torch.randn(4, 2, 3))
+assert counter.get_total_flops() == 2 * 8 * 15 * (3 + 5), counter.get_total_flops()
+"""
 
-def test_importing_is_light_and_without_triton_aten_and_reference_run():
-    """Light: neither Triton, which settles at its import whether kernels are interpreted, nor Dynamo, which imports
-    it."""
-    light = "import sys, torch, tritongru; assert not {'triton', 'torch._dynamo', 'sympy'} & set(sys.modules)"
-    for code in (light, WITHOUT_TRITON):
-        subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+@pytest.mark.parametrize("code", [LIGHT, WITHOUT_TRITON], ids=["light", "without-triton"])
+def test_importing_is_light_and_without_triton_aten_and_reference_run(code):
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

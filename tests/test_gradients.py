@@ -349,10 +349,7 @@ def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, prec
         assert switches.cuda.matmul.fp32_precision == general
         with surroundings(ON_CUDA, precision):
             pass
-
-
-def test_products_switch_autocast_off():
-    with torch.autocast("cpu", torch.bfloat16), surroundings(kit.randn(2, 2), "ieee"):
+    with torch.autocast("cpu", torch.bfloat16), surroundings(kit.randn(2, 2), precision):
         assert (kit.randn(2, 2) @ kit.randn(2, 2)).dtype == torch.float32
 
 

@@ -2,8 +2,6 @@
 vmap, and as all that a torch_dispatch mode or `FlopCounterMode` sees of a layer. Tolerance: tests/kit/modules.py."""
 
 import gc
-import subprocess
-import sys
 from contextlib import nullcontext
 from functools import partial
 
@@ -25,28 +23,19 @@ from tests.kit.fences import fences
 from tests.kit.inside import layer_backward, layer_forward
 from tests.kit.operators import BACKWARD, FORWARD, SHAPES, Seen, arguments, backward_arguments
 
-interpreted = pytest.mark.interpreted
-
 
 def of_shape(name, backend="reference"):
     form, how = SHAPES[name]
     return arguments(form.pair(backend)[1], form, **how)
 
 
-QUICK = {("step", "packed"), ("sequence", "batch-first-bidirectional")}
-QUICK |= {("reference", name) for name in ("packed", "padded", "batch-first-bidirectional", "recompute")}
-OPCHECKS = [
-    pytest.param(
-        backend, *shape, id=f"{name}-{backend}",
-        marks=[interpreted] * (backend != "reference") + [pytest.mark.long] * ((backend, name) not in QUICK),
-    )
-    for backend in ("reference", "step", "sequence") for name, shape in SHAPES.items()
-]  # fmt: skip
+SLOW = [pytest.param(name, marks=pytest.mark.long) for name in SHAPES if name not in ("packed", "padded")]
 
 
-@pytest.mark.parametrize(("backend", "form", "how"), OPCHECKS)
-def test_opcheck(backend, form, how):
-    given = arguments(form.pair(backend)[1], form, **how)
+@kit.ours_only
+@pytest.mark.parametrize("name", ["packed", "padded", *SLOW])
+def test_opcheck(backend, name):
+    given = of_shape(name, backend)
     opcheck(layer_forward, given)
     if given[6]:
         # The derivative of layer_backward reads batch_sizes, which it cannot while it is traced: eager mode alone.
@@ -55,7 +44,7 @@ def test_opcheck(backend, form, how):
         opcheck(layer_backward, given, test_utils=every[:3] if given[9] is not None else every)
 
 
-@interpreted
+@pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_no_result_holds_memory_that_nobody_wrote(backend, monkeypatch):
     """Rows that do not run save no gates: the operator's q is zero there."""
@@ -300,18 +289,3 @@ def test_flops_are_those_of_nn_gru(backend, form):
     for frozen in FROZEN if form in (kit.PLAIN, kit.FORMS["packed"]) else FROZEN[:1]:
         expected = operations(form, theirs, frozen)
         assert operations(form, ours, frozen) == expected and min(expected) > 0
-
-
-FIRST_OF_ALL = """
-import sys, torch, tritongru
-layer = tritongru.GRU(3, 5, backend="reference")
-assert not {"triton", "torch.utils.flop_counter"} & set(sys.modules)
-from torch.utils.flop_counter import FlopCounterMode
-with FlopCounterMode(display=False) as counter:
-    layer(torch.randn(4, 2, 3))
-assert counter.get_total_flops() == 2 * 8 * 15 * (3 + 5), counter.get_total_flops()
-"""
-
-
-def test_a_counter_that_is_imported_later_counts_the_first_call():
-    subprocess.run([sys.executable, "-c", FIRST_OF_ALL], check=True)

@@ -108,11 +108,6 @@ class Halved(nn.Module):
         return weight / 2
 
 
-def tied(module, x):
-    module.weight_hh_l1 = module.weight_hh_l0
-    module.bias_hh_l1 = module.bias_ih_l0
-
-
 def swapped(module, x):
     del module.bias_ih_l1
     module.register_parameter("bias_ih_l1", nn.Parameter(torch.ones(15)))
@@ -124,10 +119,6 @@ def parametrized_for_a_while(module, x):
     parametrize.remove_parametrizations(module, "weight_hh_l0")
 
 
-def assigned(module, x):
-    module.load_state_dict({n: p * 0.5 for n, p in module.state_dict().items()}, assign=True)
-
-
 CHANGES = {
     "to-and-back": lambda m, x: m.double().float().weight_hh_l0.data.mul_(2),
     "setattr": lambda m, x: setattr(m, "weight_hh_l0", nn.Parameter(m.weight_hh_l0.detach() * 0.5)),
@@ -135,8 +126,8 @@ CHANGES = {
     "data-mul_": lambda m, x: m.weight_hh_l0.data.mul_(0.5),
     "data-of-all-assigned": lambda m, x: [setattr(p, "data", p.data * 0.5) for p in m.parameters()],
     "data-not-contiguous": lambda m, x: setattr(m.weight_hh_l0, "data", m.weight_hh_l0.data.t().clone().t() * 0.5),
-    "load-assign": assigned,
-    "tied": tied,
+    "load-assign": lambda m, x: m.load_state_dict({n: p * 0.5 for n, p in m.state_dict().items()}, assign=True),
+    "tied": lambda m, x: [setattr(m, "weight_hh_l1", m.weight_hh_l0), setattr(m, "bias_hh_l1", m.bias_ih_l0)],
     "parametrization": lambda m, x: parametrize.register_parametrization(m, "weight_hh_l0", Halved()),
     "parametrization-removed": parametrized_for_a_while,
     "spectral_norm": lambda m, x: parametrizations.spectral_norm(m.eval(), "weight_hh_l0"),
@@ -164,11 +155,10 @@ def pickled(module):
     return pickle.loads(pickle.dumps(module))
 
 
-def from_a_file(module):
-    return through_a_file(module, type(module))
+COPIES = {"deepcopy": copy.deepcopy, "copy": copy.copy, "pickle": pickled}
 
 
-@pytest.mark.parametrize("copied", [copy.deepcopy, copy.copy, pickled, from_a_file])
+@kit.table("copied", COPIES | {"file": lambda module: through_a_file(module, type(module))})
 def test_a_copy_is_the_same_layer_with_its_own_settings_and_weights(backend, copied):
     form = kit.Form({"num_layers": 2, "bidirectional": True, "batch_first": True}, recompute=True)
     _, ours = form.pair(backend)
@@ -197,7 +187,7 @@ def of_an_older_pickle(module):
 
 
 @pytest.mark.parametrize("made", [class_set, of_an_older_pickle])
-@pytest.mark.parametrize("copied", [lambda module: module, copy.copy, copy.deepcopy, pickled], ids=lambda c: c.__name__)
+@kit.table("copied", COPIES | {"itself": lambda module: module})
 def test_a_layer_that_no_init_of_ours_made_has_the_defaults(backend, made, copied, monkeypatch):
     """Everything that asks for `backend` or `recompute`: calls, repr, plan, gates."""
     monkeypatch.setenv("TRITONGRU_BACKEND", backend)
@@ -323,16 +313,13 @@ def test_errors_of_the_function_are_torch_s(backend):
 
 
 @kit.table("form", kit.some_forms("plain", "no-bias-batch-first", "two-layers-bidirectional"))
-def test_an_empty_batch_has_nn_gru_s_gradients(backend, form):
+def test_an_empty_batch_and_a_cell_without_input_features_are_torch_s(backend, form):
     theirs, ours = kit.pair(backend, 3, 4, **form.options)
     x = z(*((0, 3, 3) if theirs.batch_first else (3, 0, 3)))
     for hx in (None, z(kit.states(theirs), 0, 4)):
         kit.assert_same(kit.results(ours, x, hx), kit.results(theirs, x, hx))
     lengths, resets = torch.ones(0, dtype=torch.int64), torch.ones(x.shape[:2], dtype=torch.bool)
     assert [t.shape for t in ours(x, lengths=lengths, resets=resets)] == [t.shape for t in theirs(x)]
-
-
-def test_a_cell_without_input_features_works(backend):
     kit.both(*kit.pair(backend, 0, 4, cell=True), lambda cell: [cell(z(2, 0), kit.randn(2, 4, seed=3))])
 
 

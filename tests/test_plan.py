@@ -72,10 +72,9 @@ def test_a_present_gpu(properties, expected, monkeypatch):
 
 def test_names_of_products():
     """A part of one (MIG), or another one, is not it."""
-    for product, key in {
-        "NVIDIA GeForce RTX 4090": "rtx4090", "NVIDIA GeForce RTX 5090": "rtx5090", "NVIDIA A100 80GB PCIe": "a100",
-        "NVIDIA L4": "l4", "Tesla T4": "t4", "NVIDIA B200": "b200", "AMD Instinct MI300X": "mi300x",
-    }.items():  # fmt: skip
+    products = dict(rtx4090="NVIDIA GeForce RTX 4090", rtx5090="NVIDIA GeForce RTX 5090", a100="NVIDIA A100 80GB PCIe")
+    products |= dict(l4="NVIDIA L4", t4="Tesla T4", b200="NVIDIA B200", mi300x="AMD Instinct MI300X")
+    for key, product in products.items():
         device = replace(describe(key), name=product)
         assert described_as(device) == key and described_as(replace(device, sms=16)) is None
         assert described_as(replace(device, name="NVIDIA L40S")) is None
@@ -103,13 +102,11 @@ def test_what_is_chosen_and_why():
     assert plan.backend == "aten" and "fp64" in plan.reason
 
 
-@pytest.mark.parametrize(
-    ("device", "dtype", "largest"),
-    [
-        ("h200", "bf16", 2048), ("h100", "fp16", 2048), ("b200", "bf16", 2048), ("h200", "fp32", 1024),
-        ("a100", "bf16", 1536), ("rtx4090", "fp16", 1536), ("l4", "bf16", 768),
-    ],
-)  # fmt: skip
+LARGEST = [(name, "bf16", H) for name, H in (("h200", 2048), ("b200", 2048), ("a100", 1536), ("l4", 768))]
+LARGEST += [("h100", "fp16", 2048), ("h200", "fp32", 1024), ("rtx4090", "fp16", 1536)]
+
+
+@pytest.mark.parametrize(("device", "dtype", "largest"), LARGEST)
 def test_the_largest_layer_kept_on_chip(device, dtype, largest):
     long = replace(PROBLEM, time=5000, batch=16, dtype=dtype)
     assert choose(replace(long, hidden_size=largest), describe(device), "sequence").backend == "sequence"
@@ -176,17 +173,12 @@ def test_what_cannot_be_is_refused_in_words(sizes, backend, said):
 
 
 @pytest.mark.parametrize("name", GPUS)
-@pytest.mark.parametrize(
-    ("sizes", "what"),
-    [
-        (dict(hidden_size=10**9), "weights and their gradients"), (dict(time=10**12), "input and output"),
-        (dict(batch=10**9), "input and output"), (dict(layers=10**9), "weights"), (dict(input_size=10**9), "weights"),
-        (dict(hidden_size=10**30, layers=10**30), "weights"),
-    ],
-)  # fmt: skip
-def test_what_no_memory_holds_is_refused(name, sizes, what):
-    with pytest.raises(ValueError, match=f"too large for {describe(name).name} with its .* GiB: .*{what}"):
-        choose(replace(PROBLEM, **sizes), describe(name))
+def test_what_no_memory_holds_is_refused(name):
+    of_weights = [{size: 10**9} for size in ("hidden_size", "layers", "input_size")] + [{"hidden_size": 10**30}]
+    for sizes in (*of_weights, dict(time=10**12), dict(batch=10**9)):
+        what = "weights and their gradients" if sizes in of_weights else "input and output"
+        with pytest.raises(ValueError, match=f"too large for {describe(name).name} with its .* GiB: .*{what}"):
+            choose(replace(PROBLEM, **sizes), describe(name))
 
 
 def test_what_the_memory_holds_is_not_refused():

@@ -91,7 +91,6 @@ def test_what_cannot_be_drawn_says_why(tmp_path, capsys):
 
 # benchmarks/compiled.py
 
-KEY = ("device", "backend", "kind", "dtype", "B", "H")
 SAMPLE = "h200-step-forward-bf16-B32-H1024 a100-sequence-backward-bf16-B32-H256 mi300x-step-backward-fp32-B32-H64"
 FORMS = list(compiled.forms(*compiled.DEVICES))
 
@@ -112,11 +111,10 @@ def test_what_the_figure_of_instructions_says_holds():
 
 def test_compiled_rows_are_those_of_the_plans():
     """Another tile, size or device: generate benchmarks/results/compiled.csv again."""
-    found = {tuple(row[name] for name in KEY): row["form"] for row in committed()}
-    assert found == {
-        (f.device, f.backend, f.kind, f.problem.dtype, str(f.problem.batch), str(f.problem.hidden_size)): f.words
-        for f in FORMS
-    }
+    columns = ("device", "backend", "kind", "dtype", "B", "H", "form")
+    found = {tuple(row[name] for name in columns) for row in committed()}
+    sizes = [(f.problem.dtype, str(f.problem.batch), str(f.problem.hidden_size), f.words) for f in FORMS]
+    assert found == {(f.device, f.backend, f.kind, *size) for f, size in zip(FORMS, sizes, strict=True)}
 
 
 IN_FULL = [pytest.param(f, marks=[pytest.mark.long] * (str(f) not in SAMPLE.split()), id=str(f)) for f in FORMS]

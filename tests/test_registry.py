@@ -26,10 +26,13 @@ def no_choice_by_environment(monkeypatch):
 # Which backend runs.
 
 
-def test_cpu_tensors_take_aten_by_default(ran):
-    theirs, ours = kit.PLAIN.pair(None)
+@pytest.mark.parametrize("backend", ["aten", None])
+def test_cpu_tensors_take_aten_by_default(backend, ran):
+    theirs, ours = kit.PLAIN.pair(backend)
     assert kit.same_bits(kit.PLAIN.results(ours), kit.PLAIN.results(theirs))
-    tritongru.GRUCell(3, 5)(kit.randn(2, 3))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert kit.same_bits(*(module(kit.randn(3, 2, 3)) for module in (ours, theirs)))
+    tritongru.GRUCell(3, 5, backend=backend)(kit.randn(2, 3))
     assert ran == []
 
 
@@ -132,12 +135,9 @@ def messages(caplog):
     inside.forget_logs()
 
 
-def by_transform(layer, x):
-    torch.func.jacrev(lambda x: layer(x)[1])(x)
-
-
 CALL = tritongru.GRU.__call__
-SAID = [(None, CALL, "aten"), ("reference", CALL, "'reference'"), ("reference", by_transform, "aten")]
+BY_TRANSFORM = "reference", lambda layer, x: torch.func.jacrev(lambda x: layer(x)[1])(x), "aten"
+SAID = [(None, CALL, "aten"), ("reference", CALL, "'reference'"), BY_TRANSFORM]
 
 
 @pytest.mark.parametrize(("backend", "call", "word"), SAID)
@@ -160,13 +160,6 @@ def test_nothing_is_printed_or_warned_by_default(backend, capfd, recwarn):
     kit.results(tritongru.GRU(3, 5, backend=backend), kit.randn(3, 2, 3))
     assert capfd.readouterr() == ("", "")
     assert not recwarn.list
-
-
-@pytest.mark.parametrize("backend", ["aten", None])
-def test_under_autocast_aten_is_nn_gru(backend):
-    with torch.autocast("cpu", torch.bfloat16):
-        expected, found = (module(kit.randn(3, 2, 3)) for module in kit.PLAIN.pair(backend))
-    assert kit.same_bits(found, expected)
 
 
 @kit.ours_by_form()

@@ -14,7 +14,6 @@ from tests.kit import modules as kit
 from tests.kit.operators import FORWARD, calls, compiled, runs
 
 pytestmark = pytest.mark.filterwarnings("ignore:There is a performance drop")
-interpreted, long = pytest.mark.interpreted, pytest.mark.long
 
 
 @pytest.mark.parametrize("tracing_mode", ["real", "fake", "symbolic"])

@@ -137,14 +137,13 @@ def by_steps(module: nn.GRU, x: Tensor, h_0: Tensor, lengths: Tensor, resets: Te
     runs = torch.arange(len(x), device="cpu")[:, None] < lengths
     resets, ys, h_ns = resets & runs, [], []
     for direction, weights in enumerate(module.all_weights):
-        h, steps = h_0[direction], list(range(len(x)))[:: 1 - 2 * direction]
+        h, outputs = h_0[direction], {}
         begins = torch.cat([resets[1:], resets[:1] & False]) if direction else resets
-        outputs = []
-        for t in steps:
+        for t in range(len(x))[:: 1 - 2 * direction]:
             h = h.masked_fill(begins[t, :, None], 0)
             h = torch.where(runs[t, :, None], torch.gru_cell(x[t], h, *weights), h)
-            outputs.append(h * runs[t, :, None])
-        ys.append(torch.stack(outputs[:: 1 - 2 * direction]))
+            outputs[t] = h * runs[t, :, None]
+        ys.append(torch.stack([outputs[t] for t in range(len(x))]))
         h_ns.append(h)
     y = torch.cat(ys, -1)
     return y.transpose(0, 1) if module.batch_first else y, torch.stack(h_ns)

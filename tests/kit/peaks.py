@@ -25,7 +25,6 @@ from .counting import looked_into
 
 FOLDER = RESULTS / "nvidia-h200"
 DOCUMENT, MARK = FOLDER / "README.md", ("tests.kit.peaks", "python -m")
-MIB = 2**20
 
 
 @contextmanager
@@ -46,7 +45,7 @@ def peak(case: Case, backend: str) -> float:
     with _launching_nothing(), Watch() as found:
         results = inputs.through(module)
         torch.autograd.grad(results, [inputs.x, *module.parameters()], inputs.cotangents)
-        return found.peak() / MIB
+        return found.peak() / 2**20
 
 
 def text() -> str:
