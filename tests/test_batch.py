@@ -9,9 +9,9 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from tests.kit.cases import assert_not_wrong, assert_right
 from tests.kit.inside import in_a_capture
 from tests.kit.modules import BACKENDS, assert_close, randn, same_bits
-from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru import batch
 from tritongru.tools.check import Case, draw, run
 

@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import tritongru
-from tests.kit.cases import DTYPES, EXCHANGING_CASES, HALF, LARGE_CASES, MORE_CASES, SMALL_CASES
+from tests.kit.cases import DTYPES, EXCHANGING_CASES, HALF, LARGE_CASES, MORE_CASES, SMALL_CASES, assert_right
 from tests.kit.counting import launched
 from tests.kit.inside import fewer_programs, launches_without_pdl
 from tests.kit.modules import randn, results, same_bits
-from tests.kit.rule import assert_right
 from tritongru import registry
 from tritongru.batch import kept
 from tritongru.tools.check import CASES, Case, measure

@@ -18,12 +18,11 @@ from hypothesis import strategies as st
 from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 
 import tritongru
-from tests.kit.cases import DTYPES, HALF, MORE_CASES, quiet, shapes
+from tests.kit.cases import DTYPES, HALF, MORE_CASES, assert_not_wrong, assert_right, quiet, shapes
 from tests.kit.counting import launched
 from tests.kit.drawn import BF16, FP16, FP32, SMALL
 from tests.kit.fences import call_between_fences, poisoned, with_gaps
 from tests.kit.modules import randn, results, same_bits, states
-from tests.kit.rule import assert_not_wrong, assert_right
 from tritongru import layer as layers
 from tritongru import products
 from tritongru.launch import runtime

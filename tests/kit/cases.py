@@ -1,13 +1,16 @@
-"""Shapes and dtypes that every backend is tested on, besides those of `check`."""
+"""Shapes and dtypes that every backend is tested on, besides those of `check`, and its rule as assertions."""
+
+import zlib
 
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
-from tritongru.tools.check import Case
+from tritongru.tools.check import Case, measure
 
 HALF = (torch.float16, torch.bfloat16)
 DTYPES = (torch.float32, *HALF)
+CPU = torch.device("cpu")
 MORE_CASES = (
     Case(T=3, B=9, I=1, H=65, batch_first=True),  # B 9: fewer draws give the gradient of x its 256 elements
     Case(T=2, B=18, I=6, H=16, bias=False),
@@ -57,3 +60,19 @@ shapes = st.builds(
     lengths=st.one_of(st.just(()), st.lists(st.integers(1, 5), min_size=1, max_size=6).map(tuple)),
 )
 quiet = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+
+
+def assert_right(case: Case, backend: str, dtype: torch.dtype = torch.float32, device: torch.device = CPU) -> None:
+    figures = measure(case, backend, dtype, device)
+    wrong = {name: f for name, f in figures.items() if not f.holds}
+    assert not wrong, f"{backend} {dtype} {case.name}: {wrong}"
+
+
+def assert_not_wrong(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> None:
+    """One draw, or as many as give every tensor 8 elements, by the rule or by eight times the floor: for many shapes
+    quickly. A wrong mask or term gives errors of order 1, while a single draw's error of a tensor with much
+    cancellation scatters above its RMS figure, nn.GRU's as much as ours."""
+    draws, seed = max(1, case.draws // 32), zlib.crc32(repr(case).encode())
+    figures = measure(case, backend, dtype, CPU, draws, seed)
+    wrong = {name: f for name, f in figures.items() if not (f.holds or f.error <= 8 * f.floor)}
+    assert not wrong, f"{backend} {dtype} {case.name}: {wrong}"

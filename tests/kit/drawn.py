@@ -33,10 +33,8 @@ class Drawn:
 
     def __init__(self, call: Call):
         self.call = call
-        generator = torch.Generator().manual_seed(7)
-        self.ours, (self.x, self.h_0, self.dy, self.dh_n), self.padding = draw(
-            call.case, call.backend, call.dtype, generator
-        )
+        drawn = draw(call.case, call.backend, call.dtype, torch.Generator().manual_seed(7))
+        self.ours, (self.x, self.h_0, self.dy, self.dh_n), self.padding = drawn
 
     def results(self, module: nn.GRU, dtype: torch.dtype) -> dict[str, Tensor]:
         given = (tensor.to(dtype) for tensor in (self.x, self.h_0, self.dy, self.dh_n))
@@ -55,7 +53,7 @@ class Drawn:
         return self.results(module, dtype)
 
     def assert_right(self, found: dict[str, Tensor]) -> None:
-        """One draw against eight times the floor, as tests/kit/rule.py's `assert_not_wrong`; no NaN is right."""
+        """One draw against eight times the floor, as kit/cases.py's `assert_not_wrong`; no NaN is right."""
         truth = self.of_nn_gru(torch.float64)
         assert found.keys() == truth.keys()
         for name, true in truth.items():

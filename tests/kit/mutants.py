@@ -15,9 +15,9 @@ from tritongru import status as status_words
 from tritongru.tools.check import Case
 from tritongru.tools.emulator import EmulatorError, emulating
 
+from .cases import assert_not_wrong
 from .drawn import FP16, SHORT, SMALL, Call
 from .fences import fences
-from .rule import assert_not_wrong
 
 CUT = Case(T=5, I=5, H=18, bidirectional=True, lengths=(2, 4, 3, 5), padded=True, resets=0.5)
 PACKED = Case(I=5, H=18, bidirectional=True, lengths=(4, 1, 2))
