@@ -190,14 +190,6 @@ NEVER_PUBLISHES = {  # program 1 keeps row 0 to itself
 NEVER_RUNS = "for visit in range(first_visit, {stop=>gl.where(gl.program_id(0) == 1, first_visit, stop)}):"
 
 
-@pytest.fixture(autouse=True)
-def _no_report_left():
-    """A time-out of a test that failed is no other test's error."""
-    yield
-    with contextlib.suppress(RuntimeError):
-        status_words.check_all()
-
-
 @contextlib.contextmanager
 def broken(mistake: str, tmp_path, monkeypatch) -> Iterator[None]:
     with monkeypatch.context() as patch:

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pack_sequence
 
 import tritongru
 from benchmarks import hostcost
-from tests.kit.counting import counted, memory
+from tests.kit.counting import memory
 from tests.kit.drawn import SMALL
 from tests.kit.modules import states, table, tensors
 from tritongru import products
@@ -18,7 +18,7 @@ from tritongru.kernels import step as kernels
 from tritongru.latest import Latest
 from tritongru.launch import runtime
 from tritongru.planning import Problem, describe, sequence
-from tritongru.tools.counted import counted as counts_of_plan
+from tritongru.tools.counted import counted
 
 interpreted, LONG = pytest.mark.interpreted, pytest.mark.long
 backends = pytest.mark.parametrize("backend", ["step", "sequence", SMALL])
@@ -76,12 +76,12 @@ def test_a_plan_tells_what_runs_of_programs_that_exchange(
     """An exchange buffer, with a fill before each launch, and another where K is wider than H."""
     if exchange_bytes is not None:
         monkeypatch.setattr(sequence, "EXCHANGE_BYTES", exchange_bytes)
-    counts_of_plan.cache_clear()  # what was counted before has other launches
+    counted.cache_clear()  # what was counted before has other launches
     layer = tritongru.GRU(5, hidden, backend="sequence", **options)
     x = torch.randn(3, 2, 5)
     assert isinstance(dict(tritongru.plan(layer, x).tiles)["forward"], sequence.SequenceTiles)
     forward, _ = as_planned(layer, x, monkeypatch)
-    counts_of_plan.cache_clear()
+    counted.cache_clear()
     assert (forward["sequence_forward"] > 1) == (exchange_bytes == 0)
 
 
@@ -101,9 +101,9 @@ def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypa
     time_major, first = (tritongru.GRU(5, 6, backend="step", batch_first=first) for first in (False, True))
     found = []
     for call, *given in ((cell, x[0], h[0]), (time_major, x, h), (first, x.transpose(0, 1).contiguous(), h)):
-        with counted(monkeypatch) as launches, torch.no_grad():
+        with memory(monkeypatch) as watch, torch.no_grad():
             call(*given)
-        found.append(launches)
+        found.append(watch.launches)
     assert dict(found[0]) == {"step_forward": 1} and found[1] == found[2] and found[2]["step_forward"] == T
 
 
@@ -148,13 +148,13 @@ def test_chunks_bound_the_peak_of_a_long_sequence(few_rows_at_once) -> None:
     """With one layer it does not grow with T."""
     few_rows_at_once(1 << 14)
     problems = [Problem(32, T, 512, 512, dtype="bf16", recompute=True) for T in (2048, 1 << 13)]
-    short, long = (counts_of_plan(problem, describe("h200"), "step")[1] for problem in problems)
+    short, long = (counted(problem, describe("h200"), "step")[1] for problem in problems)
     assert short.peak_backward_bytes == long.peak_backward_bytes
 
 
 @pytest.mark.compiled
 def test_a_plan_of_a_streaming_step_asks_no_driver() -> None:
-    launches, _ = counts_of_plan(Problem(3, 1, 8, 16, training=False), describe("h200"), "step")
+    launches, _ = counted(Problem(3, 1, 8, 16, training=False), describe("h200"), "step")
     assert launches.forward == (("step_forward", 1),)
 
 

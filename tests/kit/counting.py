@@ -1,7 +1,6 @@
 """What a call launches, Triton kernels by name and PyTorch's own launches by kind as tools/counted.py names them; and
 how much memory it has at once, counted in what PyTorch is asked for: on the CPU, kernels emulated."""
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -31,15 +30,5 @@ def launched() -> Iterator[list[str]]:
 def memory(monkeypatch) -> Iterator[Watch]:
     """Everything launched and allocated inside the block; a packed batch's index (int64 [N]) is not counted."""
     found = Watch()
-
-    def note(name: str, grid: tuple[int, int, int]) -> None:
-        found.launches[name] += 1
-
-    with looked_into(monkeypatch), runtime.observe(note), found:
+    with looked_into(monkeypatch), runtime.observe(lambda name, grid: found.launches.update([name])), found:
         yield found
-
-
-@contextmanager
-def counted(monkeypatch) -> Iterator[Counter[str]]:
-    with memory(monkeypatch) as found:
-        yield found.launches
