@@ -44,12 +44,8 @@ class SavedGates(NamedTuple):
 
     def laid_out(self) -> SavedGates:
         """As said above, by a copy where a hook on saved tensors handed back other strides."""
-        *strides, stride_d, stride_gates = self.rzn.stride()
-        D, size = self.rzn.shape[-2:]
-        row = D * size
-        dense = stride_gates == 1 and stride_d == size and not any([stride % row for stride in strides])
-        if dense and self.q.is_contiguous():
-            return self
+        (*strides, stride_d, stride_gates), (*_, D, size) = self.rzn.stride(), self.rzn.shape
+        dense = stride_gates == 1 and stride_d == size and not any([stride % (D * size) for stride in strides])
         return SavedGates(self.rzn if dense else self.rzn.contiguous(), self.q.contiguous())
 
 
@@ -97,8 +93,7 @@ class Launcher(Protocol):
         """One layer forward: y [T, B, D * H] or [N, D * H], h_n [D, B, H], and the gates if call.save_gates.
 
         Args:
-            x: input, time-major [T, B, I] or packed [N, I]; any strides.
-            h_0: [D, B, H], any strides.
+            x, h_0: time-major [T, B, I] or packed [N, I], and [D, B, H]; any strides.
             weights: of each direction, contiguous.
             h_n: contiguous [D, B, H], where h_n is to be put; None: in fresh memory.
         """
@@ -111,8 +106,7 @@ class Launcher(Protocol):
         dn) and, if wanted, dh_0 [D, B, H].
 
         Args:
-            dy: gradient of y, time-major, any strides.
-            dh_n: gradient of h_n, [D, B, H], in y's dtype or float32.
+            dy, dh_n: gradients of y, time-major, any strides, and of h_n, in y's dtype or float32.
             y, h_0, gates: what forward took and made.
             dh_0_dtype: y's dtype, or float32, in which dh_0 is not rounded; None: dh_0 is not wanted.
         """

@@ -92,9 +92,8 @@ class Launch:
     """A kernel with its arguments bound, to be launched once per step with new scalars.
 
     What the JIT compiled for one launch serves all others of the process whose arguments are alike. These go straight
-    to the compiled kernel, with addresses in place of tensors, about each of which Triton would ask the driver, and no
-    hooks where none is set. With `pdl` each launch but the first may begin while the one before it runs, see
-    kernels/step.py.
+    to the compiled kernel, with addresses in place of tensors, about each of which Triton would ask the driver. With
+    `pdl` each launch but the first may begin while the one before it runs, see kernels/step.py.
     """
 
     def __init__(self, kernel: Kernel, rest: tuple[Any, ...], pdl: bool = False):
@@ -117,12 +116,8 @@ class Launch:
             self._launch(grid, scalars)
 
     def each(self, steps: Steps, same: Hashable) -> None:
-        """Launch once per step.
-
-        What was handed to the driver is kept: a call with the same arguments and steps hands it over again.
-
-        same: tells these steps from others of the same kernel; None: there is one, and nothing is kept.
-        """
+        """Launch once per step. What was handed to the driver is kept: a call of the same arguments and steps hands it
+        over again. same: tells these steps from others of the kernel; None: there is one, and nothing is kept."""
         compiled = None if same is None else self._ready()
         if compiled is None:
             for grid, scalars in steps():
@@ -198,10 +193,8 @@ class Launch:
         self, given: Sequence[Tensor], steps: Steps, same: Hashable
     ) -> Callable[[Sequence[Tensor]], bool] | None:
         """`each` once more, as a function of tensors in place of those `given`, which holds none of them. It gives
-        False, and launches nothing, where one of them is not aligned to 16 bytes, or somebody is told of launches.
-
-        None where the launch is not compiled yet, or its tensors are not those given, each another and aligned.
-        """
+        False, and launches nothing, where one of them is not aligned to 16 bytes, or somebody is told of launches. None
+        where the launch is not compiled yet, or its tensors are not those given, each another and aligned."""
         places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
         order, others, pdl = [places.get(tensor.data_ptr(), -1) for tensor in self.tensors], self.others, self.pdl
         if -1 in order or len(places) < len(given) or any([address & 15 for address in places]):
@@ -255,9 +248,8 @@ _kept: Latest[Hashable, Any] = Latest(1 << 14, lambda key, handed: len(handed[1]
 
 def forget() -> None:
     """Bind anew whatever is launched next: of tests and benchmarks that put something else in the place of a kernel."""
-    _compiled.clear()
-    _kept.clear()
-    _dependent.cache_clear()
+    for kept in (_compiled.clear, _kept.clear, _dependent.cache_clear):
+        kept()
 
 
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []

@@ -115,9 +115,8 @@ def with_overrides(backend: str) -> tuple[str, Overrides]:
 def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True, cell: bool = False) -> Choice:
     """What runs the recurrence of a layer that the kernels serve, and why: by measured rows where there are any.
 
-    aten: whether PyTorch's own path is a candidate (not where only the output is to be kept, nor in a compiled graph).
-    cell: whether the call is a GRUCell's.
-    """
+    aten: whether PyTorch's own path is a candidate (not where only the output is to be kept, nor in a compiled graph);
+    cell: whether the call is a GRUCell's."""
     off = off_chip(of, training) if time > 1 else None
     one_launch = time > 1 and off is None
     by_cudnn = aten and of.dtype == "fp32" and of.device.vendor == "nvidia"
@@ -131,8 +130,7 @@ def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True
         return Choice("aten", exact, found.candidates if found else ())
     if found is not None:
         return replace(found, reason=f"{found.reason}; sequence cannot run: {off}") if off else found
-    # Of what was not measured: one launch rather than many.
-    if one_launch:
+    if one_launch:  # rather than many
         return Choice("sequence", "one launch per sequence, W_h kept on chip, not measured", ())
     if time == 1:
         return Choice("step", "one step is one launch, the input product in it, not measured", ())
@@ -162,9 +160,8 @@ def unserved_by(backend: str, problem: Problem, device: Device) -> str | None:
 
 
 def choose(problem: Problem, device: Device, backend: str | None = None, aten: bool = True) -> Plan:
-    """What would run for `problem` on `device`; `backend` forces one, as the layer's argument does.
-
-    aten: whether PyTorch's own path may be chosen where kernels serve; not with recompute, which it does not know.
+    """What would run for `problem` on `device`; `backend` forces one, as the layer's argument does. aten: whether
+    PyTorch's own path may be chosen where kernels serve; not with recompute, which it does not know.
 
     Raises:
         ValueError: a forced backend is unknown, or cannot serve the problem; or the device's memory cannot hold it.

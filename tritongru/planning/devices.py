@@ -1,5 +1,5 @@
-"""Devices, as far as the choice of a kernel depends on them: described here, so that a plan can be made and tested for
-a GPU that is not present, or read from the GPU in the machine by `of_cuda`. Imports neither torch nor Triton.
+"""Devices, as far as the choice of a kernel depends on them: described here, so that a plan can be made for a GPU that
+is not present, or read from the GPU in the machine by `of_cuda`. Imports neither torch nor Triton.
 
 Sources: [guide] the CUDA C++ Programming Guide's "Technical Specifications per Compute Capability" and NVIDIA's tuning
 guides; [paper] the vendor's white paper or product page; [driver] torch.cuda.get_device_properties on that product;
@@ -12,19 +12,14 @@ import functools
 import re
 from dataclasses import dataclass
 
-KIB = 1024
-MIB = 1024 * KIB
-GIB = 1024 * MIB
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
 
 
 @dataclass(frozen=True)
 class Device:
-    """One GPU (or the emulator of kernels): the limits that a plan has to respect.
-
-    A "program" is one instance of a Triton kernel: a thread block on NVIDIA, a workgroup on AMD. An "SM" is a streaming
-    multiprocessor on NVIDIA, a compute unit on AMD.
-    """
+    """One GPU (or the emulator of kernels): the limits that a plan has to respect. A "program" is a thread block on
+    NVIDIA, a workgroup on AMD; an "SM" is a streaming multiprocessor on NVIDIA, a compute unit on AMD."""
 
     name: str
     vendor: str  # "nvidia", "amd" or "interpreter"

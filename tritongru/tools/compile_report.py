@@ -1,11 +1,8 @@
 """What the compiler makes of a kernel, for a GPU that need not be present.
 
-`compile_report` compiles a launch ahead of time (no GPU, no driver) and reads the machine code: registers, spills,
-shared memory, instructions by class, in total and per loop. Everything is read from the binary that would be launched,
-never from a second run of the assembler, whose options Triton changes between versions.
-
-    for loop in compile_report(specimen, describe("h100")).loops:
-        print(loop.instructions, loop.counts)
+`compile_report` compiles a launch ahead of time and reads the machine code: registers, spills, shared memory,
+instructions by class, in total and per loop. Everything is read from the binary that would be launched, never from a
+second run of the assembler, whose options Triton changes between versions.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..planning.devices import Device
@@ -76,15 +72,8 @@ class CompileReport:
 
 
 def compile_report(specimen: Kernel, device: Device) -> CompileReport:
-    """Compile a launch for `device` and read the result; a compiler's error is passed on as it is.
-
-    Args:
-        specimen: the launch: kernel, types of its arguments, constants, num_warps, num_stages.
-        device: a described or a present GPU; only its target matters here.
-
-    Raises:
-        RuntimeError: where kernels are interpreted (TRITON_INTERPRET=1), or a disassembler is missing.
-    """
+    """Compile a launch for `device`, of which only the target matters, and read the result. RuntimeError where kernels
+    are interpreted (TRITON_INTERPRET=1), or a disassembler is missing; a compiler's error is passed on as it is."""
     compiled = _compile(specimen, device)
     if device.vendor == "nvidia":
         cubin, classes = compiled.asm["cubin"], SASS_CLASSES
@@ -97,19 +86,10 @@ def compile_report(specimen: Kernel, device: Device) -> CompileReport:
         registers = _number(r"\.vgpr_count:\s+(\d+)", text)
         opcodes = re.findall(r"^\t([a-z]\w*)", text, flags=re.MULTILINE)  # directives begin with a dot
         spilled = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
-    return CompileReport(
-        kernel=specimen.kernel.fn.__name__,
-        target=device.arch,
-        num_warps=compiled.metadata.num_warps,
-        num_stages=compiled.metadata.num_stages,
-        registers=registers,
-        spill_bytes=spilled,
-        shared_bytes=compiled.metadata.shared,
-        instructions=len(opcodes),
-        counts=count(opcodes, classes),
-        loops=tuple(Loop(len(body), count((opcodes[i] for i in body), classes)) for body in bodies),
-        sass=text,
-    )
+    loops = tuple(Loop(len(body), count((opcodes[i] for i in body), classes)) for body in bodies)
+    name, of = specimen.kernel.fn.__name__, compiled.metadata
+    numbers = of.num_warps, of.num_stages, registers, spilled, of.shared, len(opcodes)
+    return CompileReport(name, device.arch, *numbers, count(opcodes, classes), loops, text)
 
 
 def bytes_moved(opcode: str) -> int:
@@ -164,10 +144,10 @@ def _run_tool(name: str, *options: str, binary: bytes) -> str:
     """What one of the CUDA binary tools that Triton's wheels ship (TRITON_<NAME>_PATH overrides) says of a binary."""
     from triton import knobs
 
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(binary)
-        command = [getattr(knobs.nvidia, name).path, *options, str(file)]
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary)
+        file.flush()
+        command = [getattr(knobs.nvidia, name).path, *options, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
@@ -177,7 +157,7 @@ _SASS_LABEL = re.compile(r"(\.L_\w+):")
 
 def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]:
     """Of a disassembly: each instruction's whole opcode, the instructions that it may follow, and the loops as sets of
-    instructions, largest first; by control flow and not by address.
+    instructions, largest first.
 
     The assembler moves rare paths behind the end of the kernel; they jump back into the middle of it, and the text
     between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
@@ -233,8 +213,7 @@ def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None
     from .table import show  # imports rich, which environments that only compile do not have
 
     numbers = ("num_warps", "num_stages", "registers", "spill_bytes", "shared_bytes", "instructions")
-    lines = [(name.replace("_", " "), *(getattr(r, name) for r in reports)) for name in numbers]
-    lines.append(("matrix instructions", *(r.matrix_instructions for r in reports)))
+    lines = [(n.replace("_", " "), *(getattr(r, n) for r in reports)) for n in (*numbers, "matrix_instructions")]
     lines.append(("largest loop", *(r.loops[0].instructions if r.loops else "unrolled" for r in reports)))
     names = dict.fromkeys(name for r in reports for name in r.counts)
     lines += [(f"  {name}", *(r.counts.get(name, 0) for r in reports)) for name in names]

@@ -1,6 +1,6 @@
 """What a call launches and how much memory it takes at once, counted while its own launchers run on meta tensors, which
-have sizes and no memory, and launches are recorded, not made. Nothing here is a time; what libraries allocate inside an
-operator, and how an allocator rounds, is not in it. tests/test_launch.py holds the counts against calls that compute.
+have sizes and no memory, and launches are recorded, not made. What libraries allocate inside an operator, and how an
+allocator rounds, is not in it. tests/test_launch.py holds the counts against calls that compute.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -41,9 +41,7 @@ NOTHING = ("empty", "new_empty", "empty_like", "_unsafe_view", "_local_scalar_de
 
 def with_counts(plan: Plan, device: Device, backend: str | None = None) -> Plan:
     """A plan of `choose` with its launches and bytes; as it is where there are no kernels, or no Triton to ask.
-
-    backend: what was forced, with its fields; None: the plan's own.
-    """
+    backend: what was forced, with its fields; None: the plan's own."""
     if plan.backend not in TRITON_BACKENDS or not has_triton():
         return plan
     launches, memory = counted(plan.problem, device, backend or plan.backend)
@@ -106,19 +104,16 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
     visits, found = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None), find(backend)
     call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training, found.overrides)
     layer = Layer.of(found, call, recompute=p.recompute)
-    dtype = next(kind for kind, name in DTYPES.items() if name == p.dtype)
-
-    def empty(*shape: int) -> Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
+    empty = partial(torch.empty, dtype=next(kind for kind in DTYPES if DTYPES[kind] == p.dtype), device="meta")
     weights = [
-        tuple(empty(*s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[: 4 if p.bias else 2] * D)
+        tuple(empty(s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[: 4 if p.bias else 2] * D)
         for I in (p.input_size, *[D * H] * (p.layers - 1))
     ]
-    x = empty(*((p.time * p.batch,) if p.packed else (p.time, p.batch)), p.input_size)
-    states = empty(p.layers * D, p.batch, H).split(D)
+    x = empty((*((p.time * p.batch,) if p.packed else (p.time, p.batch)), p.input_size))
+    all_states = p.layers * D, p.batch, H
+    states = empty(all_states).split(D)
     with recording() as kernels, Watch() as watch:
-        together = empty(p.layers * D, p.batch, H) if p.layers > 1 and not p.training else None  # as `Call` has it
+        together = empty(all_states) if p.layers > 1 and not p.training else None  # as `Call` has it
         own = [None] * p.layers if together is None else together.split(D)
         saved: list[tuple[Layer, Tensor, Tensor, Tensor, list[SavedGates], tuple[Tensor, ...]]] = []
         h_ns: list[Tensor] = []
@@ -135,8 +130,8 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
         peak_forward, saved_bytes = watch.peak(results), watch.now(results)
         if not p.training:
             return Launches(_sorted(forward), ()), Cost(0, peak_forward, 0)
-        dy: Tensor | None = empty(*results[0].shape)
-        dh_ns = empty(*results[1].shape).split(D)
+        dy: Tensor | None = empty(results[0].shape)
+        dh_ns = empty(all_states).split(D)
         gradients = [dy, *dh_ns]
         while saved:
             given = *saved.pop(), dy, dh_ns[len(saved)]

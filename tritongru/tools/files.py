@@ -11,10 +11,8 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path in the same folder; its file takes the place of `path` at the end, or vanishes on an error.
-
-    A link stays, and what it points to is replaced. Raises: OSError where the folder takes no files.
-    """
+    """A path in the same folder; its file takes the place of `path` at the end, or vanishes on an error. A link stays,
+    and what it points to is replaced. Raises: OSError where the folder takes no files."""
     path = Path(os.path.realpath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")

@@ -40,11 +40,10 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         'sequence'
     """
     module = module_or_problem
+    if isinstance(module, Problem) and device is None:
+        raise TypeError("plan of a Problem needs a device, got None")
     if isinstance(module, Problem):
-        if device is None:
-            raise TypeError("plan of a Problem needs a device, got None")
-        where = _described(device)
-        return with_counts(choose(module, where), where)
+        return with_counts(choose(module, where := _described(device)), where)
     if not isinstance(module, torch.nn.GRU):
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
     if input is None:
@@ -82,7 +81,6 @@ def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
 
 
 def _described(device: Any) -> Device:
-    if isinstance(device, Device):
-        return device
-    known = isinstance(device, str) and not device.startswith(("cuda", "cpu"))
-    return describe(device) if known else device_of(torch.device(device))
+    if isinstance(device, str) and not device.startswith(("cuda", "cpu")):
+        return describe(device)
+    return device if isinstance(device, Device) else device_of(torch.device(device))

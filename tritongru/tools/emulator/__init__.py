@@ -7,8 +7,7 @@ sometimes moved in two random halves, as hardware does not move it at once eithe
 
 Inline PTX has a twin in Python, registered by its text in TWINS: `twin(turn, *arguments, dtype)`, arguments and results
 Tensors, a tuple of results for a tuple of dtypes. By `turn` (Launch) it looks at memory, reads the clock, and waits: a
-kernel waits nowhere else, for a loop of plain loads may be one load to a compiler. The clock is virtual, and jumps
-ahead where all programs wait, so that a kernel's own time-outs happen.
+kernel waits nowhere else. The clock is virtual, and jumps ahead where all programs wait, so that time-outs happen.
 
 Found are deadlocks, accesses outside every tensor passed, and other errors of a program. What a mask left out of a
 load, and fresh shared memory, is poison: NaN or a large number. Unseen stay layouts and PTX, a missing cache modifier,
@@ -41,29 +40,26 @@ _launching = RLock()
 
 def _argument(name: str, value: Any) -> Any:
     """An argument of a launch as the kernel gets it."""
-    if isinstance(value, torch.Tensor):
-        if value.device.type != "cpu" or value.dtype not in POINTERS:
-            raise EmulatorError(f"the emulator takes no {value.dtype} on {value.device}, as {name} is")
-        return Tensor(np.int64(value.data_ptr()), POINTERS[value.dtype])
-    return None if value is None else tensor(value)
+    if not isinstance(value, torch.Tensor):
+        return None if value is None else tensor(value)
+    if value.device.type != "cpu" or value.dtype not in POINTERS:
+        raise EmulatorError(f"the emulator takes no {value.dtype} on {value.device}, as {name} is")
+    return Tensor(np.int64(value.data_ptr()), POINTERS[value.dtype])
 
 
 def emulate(
     kernel: Any, grid: Sequence[int], arguments: Mapping[str, Any], constants: Mapping[str, Any], together: bool = True
 ) -> None:
-    """Run one launch of a function under gluon.jit or triton.jit.
-
-    Outside `emulating` a program runs until it waits for another; one thread launches at a time.
+    """Run one launch of a function under gluon.jit or triton.jit, one thread at a time. Outside `emulating` a program
+    runs until it waits for another.
 
     Args:
         grid: three sizes.
-        arguments: tensors on the CPU, numbers and None, by name.
-        constants: what is known at compile time, by name.
+        arguments: tensors on the CPU, numbers and None, by name; constants: what is known at compile time.
         together: programs wait for each other; else they run one after the other.
 
     Raises:
-        Deadlock, OutOfBounds, KernelError: of its programs.
-        EmulatorError: while another launch runs; for other arguments.
+        Deadlock, OutOfBounds, KernelError: of its programs. EmulatorError: while another launch runs.
     """
     with _launching:
         if language.machine is not None:

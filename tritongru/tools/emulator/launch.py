@@ -241,8 +241,7 @@ class Launch:
         return half, ~half
 
     def load(self, addresses: Any, dtype: tl.dtype, waits: bool = True) -> Tensor:
-        """Elements as they are now, at a point or two: others may see them change. addresses: int64, any shape. waits:
-        whether the program may wait for what it looks at."""
+        """Elements as they are now, at a point or two. waits: whether the program may wait for what it looks at."""
         kind = RAW[dtype]
         begin, last = self.memory.checked("loads", addresses, kind.itemsize)
         values = np.zeros(addresses.shape, kind)
