@@ -8,17 +8,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
 from ..batch import Visits
-from ..launch.protocol import LayerCall, SavedGates
+from ..call import Call
+from ..launch.protocol import LayerCall
 from ..layer import Layer, backward_pass, forward_pass
 from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan
 from ..planning.devices import Device
@@ -104,40 +105,32 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
     visits, found = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None), find(backend)
     call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training, found.overrides)
     layer = Layer.of(found, call, recompute=p.recompute)
-    empty = partial(torch.empty, dtype=next(kind for kind in DTYPES if DTYPES[kind] == p.dtype), device="meta")
-    weights = [
-        tuple(empty(s) for s in ((3 * H, I), (3 * H, H), (3 * H,), (3 * H,))[: 4 if p.bias else 2] * D)
-        for I in (p.input_size, *[D * H] * (p.layers - 1))
-    ]
-    x = empty((*((p.time * p.batch,) if p.packed else (p.time, p.batch)), p.input_size))
-    all_states = p.layers * D, p.batch, H
-    states = empty(all_states).split(D)
+    where: dict[str, Any] = dict(dtype=next(kind for kind in DTYPES if DTYPES[kind] == p.dtype), device="meta")
+    weights = list(nn.GRU(p.input_size, H, p.layers, p.bias, bidirectional=D == 2, **where).parameters())
+    x = torch.empty((*((p.time * p.batch,) if p.packed else (p.time, p.batch)), p.input_size), **where)
+    hx, saved = torch.empty((p.layers * D, p.batch, H), **where), list[tuple[Any, ...]]()
+
+    def kept(x: Tensor, h_0: Tensor, flat: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """As `GRULayer` keeps it."""
+        y, h_n, gates = forward_pass(layer, x, h_0, tuple(flat))
+        saved.append((x, h_0, y, [gates] if gates else [], tuple(flat)))
+        return y, h_n
+
+    run = Call([kept if p.training else layer] * p.layers, D, together=p.layers > 1 and not p.training)
     with recording() as kernels, Watch() as watch:
-        together = empty(all_states) if p.layers > 1 and not p.training else None  # as `Call` has it
-        own = [None] * p.layers if together is None else together.split(D)
-        saved: list[tuple[Layer, Tensor, Tensor, Tensor, list[SavedGates], tuple[Tensor, ...]]] = []
-        h_ns: list[Tensor] = []
-        for h_0, flat, place in zip(states, weights, own, strict=True):
-            y, h_n, gates = forward_pass(layer, x, h_0, flat, place)
-            h_ns.append(h_n)
-            if p.training:
-                saved.append((layer, x, h_0, y, [gates] if gates else [], flat))
-            x = y
-            del y, gates
-        results = [x, h_ns[0] if p.layers == 1 else torch.cat(h_ns) if together is None else together]
-        del x, h_ns, h_n
+        results = run(x, hx, weights)
         forward = kernels + watch.launches
         peak_forward, saved_bytes = watch.peak(results), watch.now(results)
         if not p.training:
             return Launches(_sorted(forward), ()), Cost(0, peak_forward, 0)
-        dy: Tensor | None = empty(results[0].shape)
-        dh_ns = empty(all_states).split(D)
-        gradients = [dy, *dh_ns]
+        dy: Tensor | None
+        dy, dh_n = map(torch.empty_like, results)
+        gradients: list[Tensor | None] = [dy, dh_n]
         while saved:
-            given = *saved.pop(), dy, dh_ns[len(saved)]
-            dy, _, *of_weights = backward_pass(*given, wanted=(bool(saved), False, *[True] * len(weights[0])))
+            x, h_0, y, gates, flat = saved.pop()
+            wanted = bool(saved), False, *[True] * len(flat)
+            dy, _, *of_weights = backward_pass(layer, x, h_0, y, gates, flat, dy, dh_n.split(D)[len(saved)], wanted)
             gradients += of_weights
-            del given
         backward = kernels + watch.launches - forward
         peak_backward = watch.peak([*results, *gradients])
     return Launches(_sorted(forward), _sorted(backward)), Cost(saved_bytes, peak_forward, peak_backward)
