@@ -36,17 +36,15 @@ def prepare(
 
     copied: whether aligned copies of the weights are launched.
     """
-    visits, training = call.visits, call.save_gates
-    sizes = visits.time == 1, input_size, training, len(weights), recompute
-    key = (launcher.__name__, call.recurrence, weights[0].device, *sizes)
+    problem = Problem(
+        batch=call.visits.batch, time=min(call.visits.time, 2), input_size=input_size, hidden_size=call.hidden_size,
+        directions=call.directions, dtype=call.dtype, training=call.save_gates,
+        bias=len(weights) > 2 * call.directions, recompute=recompute, precision=call.precision,
+    )  # fmt: skip
+    key = launcher.__name__, problem, call.device, call.overrides, weights[0].device
     if key in _seen:
         return
     _seen.keep(key, None)
-    problem = Problem(
-        batch=visits.batch, time=visits.time, input_size=input_size, hidden_size=call.hidden_size,
-        directions=call.directions, dtype=call.dtype, training=training, packed=visits.batch_sizes is not None,
-        bias=len(weights) > 2 * call.directions, recompute=recompute, precision=call.precision,
-    )  # fmt: skip
     aligned = copied or all(w.data_ptr() % 16 == 0 for w in weights)
     with suppress(ValueError):  # not to be had: the launch says why
         compile_side_by_side(launcher.specimens(problem, call.device, aligned=aligned, overrides=call.overrides))

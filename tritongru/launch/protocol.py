@@ -117,8 +117,3 @@ class Launcher(Protocol):
     def specimens(self, problem: Any, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Any]:
         """What a call launches, a `runtime.Kernel` each, for compiling without a GPU. `aligned=False` takes the
         caller's tensors at their elements' own alignment. Only a Triton backend has it."""
-
-
-def product_precision(call: LayerCall, backward: bool = True) -> str | None:
-    """As of a launcher that has no rule of its own."""
-    return call.precision

@@ -8,7 +8,6 @@ from torch import Tensor
 from ..products import project
 from ..reference import Step, direction_backward, direction_forward
 from .protocol import LayerCall, LayerWeights, SavedGates
-from .protocol import product_precision as product_precision
 
 
 def forward(
@@ -28,6 +27,11 @@ def forward(
         q.append(join([s.q for s in in_time]))
     gates = SavedGates(torch.stack(rzn, -2), torch.stack(q, -2)) if call.save_gates else None
     return torch.cat(ys, -1), torch.stack(h_ns, out=h_n), gates
+
+
+def product_precision(call: LayerCall, backward: bool = True) -> str | None:
+    """As protocol.py's Launcher has it."""
+    return call.precision
 
 
 def backward(

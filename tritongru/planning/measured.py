@@ -127,11 +127,7 @@ def nearest(
 
 def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
     """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
-    key, kind, at = (
-        nearest_device(of.device),
-        "training" if training else "inference",
-        CELL if cell else "1" * (time == 1),
-    )
+    key, kind, at = nearest_device(of.device), ("inference", "training")[training], CELL if cell else "1" * (time == 1)
     if key is None or (found := nearest(table(key), kind, of, at, able)) is None:
         return None
     nearest_cell, timed = found

@@ -1,6 +1,4 @@
-"""Tiles of the kernels in which one program holds all of W_h (kernels/small.py): data, as in planning/sequence.py. None
-was timed yet: `python -m benchmarks day` sweeps them. Every program runs by itself.
-"""
+"""Tiles of the kernels in which one program holds all of W_h (kernels/small.py): data, as in planning/sequence.py."""
 
 from __future__ import annotations
 

@@ -209,8 +209,8 @@ def main() -> int:
         if why_not := backend.why_not(device, dtype):
             print(f"{backend.name} does not run in {dtype_name}: {why_not}")
             continue
-        forms = {f"{backend.name}, {what}": f"{backend.name}:{fields}" for fields, what in backend.forms}
-        todo += [(name, form, dtype, dtype_name) for name, form in (forms or {backend.name: backend.name}).items()]
+        forms = [(f"{backend.name}, {what}", f"{backend.name}:{fields}") for fields, what in backend.forms]
+        todo += [(*form, dtype, dtype_name) for form in forms or [(backend.name, backend.name)]]
     launches: list[str] = []
     lines, broken = [], []
     with ExitStack() as stack:

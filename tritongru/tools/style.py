@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,14 @@ _SETTINGS = {
     "ytick.labelsize": 9.5, "hatch.linewidth": 0.7, "axes.spines.top": False, "axes.spines.right": False,
     "axes.titlelocation": "left", "legend.frameon": False,
 }  # fmt: skip
+settings = partial(rc_context, _SETTINGS)  # the context in which a figure is drawn and saved
 
 
 def figure(
     message: str, conditions: Iterable[str], size: tuple[float, float], rows: int = 1, columns: int = 1, **grid: Any
 ) -> tuple[Figure, Any]:
-    """A figure with its header, and its axes [rows, columns] (grid: as `Figure.subplots` takes it).
-
-    Args:
-        message: what is to be seen, in bold.
-        conditions: lines below it: units, sizes, hardware, versions, and what kind of fact this is.
-        size: width and height in inches, the header included.
-    """
+    """A figure of this width and height in inches, and its axes [rows, columns] (grid: as `Figure.subplots` takes it).
+    Its header: the message, what is to be seen, in bold; below it conditions: units, sizes, hardware, versions."""
     width, height = size
     top = textwrap.wrap(message, int(9.3 * width))
     below = [line for text in conditions for line in textwrap.wrap(text, int(13.4 * width))]
@@ -52,11 +49,6 @@ def figure(
     y -= (0.04 + 0.24 * len(top)) / height
     found.text(x, y, "\n".join(below), fontsize=10, color="#404040", linespacing=1.25, **look)
     return found, found.subplots(rows, columns, squeeze=False, **grid)
-
-
-def settings() -> Any:
-    """The context in which a figure is drawn and saved."""
-    return rc_context(_SETTINGS)
 
 
 def save(found: Figure, folder: Path, name: str) -> Path:
