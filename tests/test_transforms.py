@@ -132,9 +132,8 @@ def test_every_derivative_inside_a_compiled_function_and_without(derivative, for
     theirs, ours, x, v = functions("reference", form)
     expected = derivative(theirs, x, v)
     with dynamo.config.patch(allow_rnn=False):
-        kit.assert_all_close(
-            [compiled(lambda x, v: derivative(ours, x, v))(x, v), derivative(ours, x, v)], [expected] * 2
-        )
+        found = [compiled(lambda x, v: derivative(ours, x, v))(x, v), derivative(ours, x, v)]
+    kit.assert_all_close(found, [expected] * 2)
     assert ran == []
 
 
@@ -149,10 +148,8 @@ def test_derivatives_of_a_module(backend, form, ran):
         return some_of_each(lambda t: call(t, h_0)[0], x, kit.randn(*x.shape, seed=8))
 
     def by_weights(module):
-        def loss(weights):
-            return kit.loss_of(*torch.func.functional_call(module, weights, (x, h_0)))
-
-        return list(torch.func.grad(loss)(dict(module.named_parameters())).values())
+        of = torch.func.grad(lambda weights: kit.loss_of(*torch.func.functional_call(module, weights, (x, h_0))))
+        return list(of(dict(module.named_parameters())).values())
 
     kit.assert_all_close(found(ours), found(theirs))
     if form.resets:
