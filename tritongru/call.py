@@ -1,7 +1,7 @@
 """A call of a GRU, every question about it answered once: which backend runs, told what.
 
-What `settle` and `resolved` find out is kept by all that decides it (`key_of`: sizes, strides, dtypes and devices of
-the tensors, flags, autocast, what asks for a backend), so that the next call like it goes straight to its layers.
+What `settle` and `resolved` find out is kept by all that decides it, so that the next call like it goes straight to its
+layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn import Parameter
 from . import flops, registry
 from .batch import Visits
 from .latest import Latest
-from .layer import GRULayer, Layer, call_of, forward_pass, layer_forward, prepare
+from .layer import GRULayer, Layer, forward_pass, layer_forward, layer_of
 from .layer import zeros_like as zeros_like
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
@@ -245,42 +245,36 @@ def settle(
     return InGraph(found.name) if seen_by_a_mode() else found
 
 
-def in_graph(
-    chosen: InGraph, x: Tensor, hx: Tensor, params: Sequence[Tensor], num_layers: int, D: int, dropout: float,
-    batch_first: bool = False, recompute: bool = False, batch: Sequence[Tensor | None] = (None, None, None),
-    cell: bool = False,
-) -> Call:  # fmt: skip
-    """A call by the operator of layer.py. batch: batch_sizes, lengths, resets."""
-
-    def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
-        batch_sizes, *padding = batch
-        how = batch_sizes, chosen.name, batch_first, training, training and recompute
-        y, h_n, _, _ = layer_forward(x, h_0, list(weights), *how, *padding)
-        return y, h_n[0] if cell else h_n
-
-    return Call([operator] * num_layers, D, dropout, dtype=None if chosen.stands_in else _cast(x, hx, *params))
-
-
-def _cast(x: Tensor, *others: Tensor) -> torch.dtype | None:
-    """What autocast makes of tensors that are not of it yet."""
-    dtype = registry.computing_dtype(x)
-    return dtype if any([t.dtype != dtype for t in (x, *others)]) else None
-
-
 def resolved(
-    chosen: Backend, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits, num_layers: int, D: int,
+    chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits, num_layers: int, D: int,
     dropout: float, batch_first: bool = False, recompute: bool = False, cell: bool = False,
+    in_graph: Sequence[Tensor | None] = (None, None, None),
 ) -> Call:  # fmt: skip
-    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell."""
-    dtype, cast, H, layers = registry.computing_dtype(x), _cast(x, hx, *params), hx.shape[-1], []
-    grad, trains, each = torch.is_grad_enabled(), x.requires_grad, len(params) // num_layers
+    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell.
+
+    in_graph: what an operator takes in place of visits: batch_sizes, lengths, resets.
+    """
+    dtype = registry.computing_dtype(x)
+    cast = dtype if any([t.dtype != dtype for t in (x, hx, *params)]) else None
+    if isinstance(chosen, InGraph):
+
+        def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
+            batch_sizes, *padding = in_graph
+            how = batch_sizes, chosen.name, batch_first, training, training and recompute
+            y, h_n, _, _ = layer_forward(x, h_0, list(weights), *how, *padding)
+            return y, h_n[0] if cell else h_n
+
+        return Call([operator] * num_layers, D, dropout, dtype=None if chosen.stands_in else cast)
+    grad, trains, each, layers = torch.is_grad_enabled(), x.requires_grad, len(params) // num_layers, []
+    H, input_size = hx.shape[-1], x.shape[-1]
     for i in range(num_layers):
         weights = params[i * each : (i + 1) * each]
         trains = grad and (trains or hx.requires_grad or any([w.requires_grad for w in weights]))
-        call = call_of(chosen, visits, x.device, dtype, D, H, trains)
-        as_they_lie = all([w.is_contiguous() and not w.is_neg() for w in weights])
-        flags = dict(batch_first=batch_first, recompute=recompute, cell=cell, weights_as_they_lie=as_they_lie)
-        layers.append(Layer.of(chosen, call, **flags))
-        prepare(layers[-1], x.shape[-1] if i == 0 else D * H, weights, copied=cast is not None)
+        layer = layer_of(
+            chosen, visits, x.device, dtype, D, H, trains, D * H if i else input_size, weights,
+            copied=cast is not None, batch_first=batch_first, recompute=recompute, cell=cell,
+            weights_as_they_lie=all([w.is_contiguous() and not w.is_neg() for w in weights]),
+        )  # fmt: skip
+        layers.append(layer)
     return Call(layers, D, dropout, num_layers > 1 and not trains, cast)

@@ -17,12 +17,8 @@ from .call import Call, InGraph, Way, is_aten, settle, tracing, way
 from .checks import EMPTY, UNFIT, add_up, check_padding, unfit_call
 from .reference import gru_layer
 
-_DENSE = (
-    "input", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional", "batch_first",
-)  # fmt: skip
-_PACKED = (
-    "data", "batch_sizes", "hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional",
-)  # fmt: skip
+_BOTH = ("hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
+_DENSE, _PACKED = ("input", *_BOTH, "batch_first"), ("data", "batch_sizes", *_BOTH)
 
 
 @eager_beside_graphs
@@ -125,11 +121,10 @@ def gru(
         if not packed:
             return call.keep(key, Call(aten=(*of_aten, batch_first)))(input, hx, params)
         return torch.gru(input, batch_sizes, hx.contiguous(), params, *of_aten)
-    how = num_layers, D, dropout if train else 0.0, batch_first, recompute
-    if isinstance(chosen, InGraph):
-        return call.in_graph(chosen, input, hx, params, *how, (batch_sizes, lengths, resets))(input, hx, params)
+    how = num_layers, D, dropout if train else 0.0, batch_first, recompute, False, (batch_sizes, lengths, resets)
     found = call.keep(key, call.resolved(chosen, input, hx, params, Visits(T, B), *how))
-    return found(input, hx, params, _visits(input, batch_sizes, lengths, resets, batch_first))
+    visits = None if isinstance(chosen, InGraph) else _visits(input, batch_sizes, lengths, resets, batch_first)
+    return found(input, hx, params, visits)
 
 
 @eager_beside_graphs
@@ -178,13 +173,10 @@ def gru_cell(
             chosen = chosen or settle(meant, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
         if isinstance(chosen, str):
             return _or_refuse(backend, meant, chosen, input, torch.gru_cell(*given))  # its own error, if at fault
-        if chosen is registry.ATEN:
-            found = call.keep(key, Call(aten=()))
-        elif isinstance(chosen, InGraph):
-            found = call.in_graph(chosen, x, h_0, params, 1, 1, 0.0, cell=True)
-        else:
+        resolved = Call(aten=())
+        if chosen is not registry.ATEN:
             resolved = call.resolved(chosen, x, h_0, params, Visits(1, len(input)), 1, 1, 0.0, cell=True)
-            found = call.keep(key, resolved)
+        found = call.keep(key, resolved)
     return found(input[None], hx[None], params)[1] if found.aten is None else torch.gru_cell(input, hx, *params)
 
 

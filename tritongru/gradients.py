@@ -120,19 +120,15 @@ def in_chunks(p: BackwardPass, steps: int) -> Gradients:
             )
             if dx is not None and of_x is not None:
                 dx[time].add_(of_x.flip(0)) if direction else dx[time].copy_(of_x)
-            sums = [_plus(total, part, wide) for total, part in zip(sums, of_weights, strict=True)]
+            sums = [
+                of if of is None else of.to(wide) if total is None else total.add_(of)
+                for total, of in zip(sums, of_weights, strict=True)
+            ]
             del x, y, dy, of_x, of_weights  # before there are others
         d_weights += [None if total is None else total.to(p.y.dtype) for total in sums]
         if dh is not None:
             dh_0s.append(dh)
     return dx, torch.cat(dh_0s) if dh_0s else None, d_weights
-
-
-def _plus(total: Tensor | None, part: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """total + part, in place; the first part in `dtype`."""
-    if total is None or part is None:
-        return None if part is None else part.to(dtype)
-    return total.add_(part)
 
 
 @part("recompute")
@@ -142,19 +138,14 @@ def recompute_gates(p: BackwardPass) -> SavedGates:
     x_proj = products.project(p.x.reshape(N, -1), p.weights.w_ih, p.weights.b_ih).view(N, D, 3 * H)
     q = p.x.new_empty(N, D, H)
     for direction in range(D):
-        _into_gates(p, direction, x_proj[:, direction], q[:, direction])
+        w_hh, b_hh = p.weights.w_hh[direction], p.weights.b_hh[direction] if p.weights.b_hh else None
+        for rows, h in _h_prev(p, direction):
+            few = (t.split(ROWS_AT_ONCE) for t in (h, x_proj[rows, direction], q[rows, direction]))
+            for h_part, out, out_q in zip(*few, strict=True):
+                a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)
+                r_z, n = out.tensor_split([2 * H], -1)
+                r_z.add_(a_h[:, : 2 * H]).sigmoid_()
+                out_q.copy_(a_h[:, 2 * H :])
+                n.addcmul_(r_z[:, :H], out_q).tanh_()
+                del a_h  # before there is another
     return SavedGates(x_proj.view(*shape, D, 3 * H), q.view(*shape, D, H))
-
-
-def _into_gates(p: BackwardPass, direction: int, x_proj: Tensor, q: Tensor) -> None:
-    """x_proj [N, 3H] of a direction into its r, z, n; fills q [N, H]."""
-    H, at_once = p.call.hidden_size, ROWS_AT_ONCE
-    w_hh, b_hh = p.weights.w_hh[direction], p.weights.b_hh[direction] if p.weights.b_hh else None
-    for rows, h in _h_prev(p, direction):
-        for h_part, out, out_q in zip(*(t.split(at_once) for t in (h, x_proj[rows], q[rows])), strict=True):
-            a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)
-            r_z, n = out.tensor_split([2 * H], -1)
-            r_z.add_(a_h[:, : 2 * H]).sigmoid_()
-            out_q.copy_(a_h[:, 2 * H :])
-            n.addcmul_(r_z[:, :H], out_q).tanh_()
-            del a_h  # before there is another

@@ -57,22 +57,22 @@ class Layer:
         return replace(self, call=replace(self.call, visits=visits))
 
 
-def call_of(
-    backend: Backend, visits: Visits, where: torch.device, dtype: torch.dtype, D: int, H: int, training: bool
-) -> LayerCall:
-    """Of a layer of D directions and hidden size H."""
+def layer_of(
+    backend: Backend, visits: Visits, where: torch.device, dtype: torch.dtype, D: int, H: int, training: bool,
+    input_size: int, weights: Sequence[Tensor], copied: bool = False, **flags: bool,
+) -> Layer:  # fmt: skip
+    """A layer, of D directions and hidden size H, as a call needs it; what it will launch on a GPU is compiled side by
+    side. copied: whether copies of the weights go there."""
     device = registry.device_of(where)
     precision = products.rnn_precision(device.vendor == "nvidia")
-    return LayerCall(visits, D, H, DTYPES[dtype], precision, device, training, backend.overrides)
-
-
-def prepare(layer: Layer, input_size: int, weights: Sequence[Tensor], copied: bool = False) -> None:
-    """Have what a layer will launch on a GPU compiled side by side. copied: whether copies of the weights go there."""
-    if layer.backend.triton and weights[0].is_cuda:
+    call = LayerCall(visits, D, H, DTYPES[dtype], precision, device, training, backend.overrides)
+    layer = Layer.of(backend, call, **flags)
+    if backend.triton and where.type == "cuda":
         from .launch import first_call  # imports Triton
 
-        with torch.cuda.device(weights[0].device):
-            first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute, copied)
+        with torch.cuda.device(where):
+            first_call.prepare(layer.launcher, call, input_size, weights, layer.recompute, copied)
+    return layer
 
 
 class GRULayer(torch.autograd.Function):
@@ -305,10 +305,8 @@ def _of_operator(of: Operands) -> Layer:
     )
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
-    call = call_of(backend, visits, x.device, x.dtype, D, H, of.training)
-    layer = Layer.of(backend, call, batch_first=of.batch_first, recompute=of.recompute)
-    prepare(layer, x.shape[-1], of.weights)
-    return layer
+    given = backend, visits, x.device, x.dtype, D, H, of.training, x.shape[-1], of.weights
+    return layer_of(*given, batch_first=of.batch_first, recompute=of.recompute)
 
 
 def _keep_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Outputs) -> None:

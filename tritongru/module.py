@@ -18,7 +18,22 @@ from .call import InGraph, is_aten, way
 from .functional import gru, gru_cell
 
 
-class GRU(nn.GRU):
+class _WithBackend(nn.Module):
+    """What both have besides torch's own."""
+
+    # On the class for an object that no __init__ of ours made: its class was set, or an older pickle had its state.
+    backend: str | None = None
+    recompute: bool = False
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        compile_call(self, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        backend = f", backend={self.backend!r}" if self.backend else ""
+        return super().extra_repr() + backend + (", recompute=True" if self.recompute else "")
+
+
+class GRU(_WithBackend, nn.GRU):
     """torch.nn.GRU whose recurrent step is one fused Triton kernel on the GPU: a drop-in.
 
     Args:
@@ -47,10 +62,6 @@ class GRU(nn.GRU):
         >>> output.shape, h_n.shape
         (torch.Size([4, 10, 16]), torch.Size([1, 4, 16]))
     """
-
-    # On the class for an object that no __init__ of ours made: its class was set, or an older pickle had its state.
-    backend: str | None = None
-    recompute: bool = False
 
     def __init__(
         self,
@@ -106,10 +117,10 @@ class GRU(nn.GRU):
         meant = way(self.backend, x)
         if is_aten(meant) and not padded:
             return super().forward(input, hx)
-        self._update_flat_weights()
-        batched, at = packed or x.dim() == 3, 0 if self.batch_first else 1
         if not packed and (x.dim() not in (2, 3) or (hx is not None and hx.dim() != x.dim())):
             return super().forward(input, hx)  # its own error
+        self._update_flat_weights()
+        batched, at = packed or x.dim() == 3, 0 if self.batch_first else 1
         if not batched:
             x, hx = x.unsqueeze(at), None if hx is None else hx.unsqueeze(1)
             lengths = lengths.unsqueeze(0) if isinstance(lengths, Tensor) else lengths
@@ -146,18 +157,12 @@ class GRU(nn.GRU):
         """The shape of hx."""
         return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
 
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        compile_call(self, *args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + _ours(self.backend, self.recompute)
-
 
 CHECK = nn.GRU.check_forward_args
 CELL = dict.fromkeys(("weight_ih", "weight_hh", "bias_ih", "bias_hh")).keys()  # in the order of torch.gru_cell
 
 
-class GRUCell(nn.GRUCell):
+class GRUCell(_WithBackend, nn.GRUCell):
     """torch.nn.GRUCell; on a Triton backend the whole cell is one launch, input product included.
 
     Args:
@@ -181,8 +186,6 @@ class GRUCell(nn.GRUCell):
         torch.Size([4, 16])
     """
 
-    backend: str | None = None  # as in GRU
-
     def __init__(
         self,
         input_size: int,
@@ -205,16 +208,13 @@ class GRUCell(nn.GRUCell):
             given = [own[name] for name in CELL]
             weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
             _, found = call.known(self.backend, input, hx, weights, False, *flags)
+            if found is not None and found.aten is not None:
+                return torch.gru_cell(input, hx, *weights)
             if found is not None:
-                if found.aten is not None:
-                    return torch.gru_cell(input, hx, *weights)
                 return found(input[None], hx[None], weights)[1]
-        if (
-            is_aten(way(self.backend, input))
-            or input.dim() not in (1, 2)
-            or (hx is not None and hx.dim() not in (1, 2))
-        ):
-            return super().forward(input, hx)  # its own error for other dimensions
+        tensors = [input] if hx is None else [input, hx]
+        if is_aten(way(self.backend, input)) or any(t.dim() not in (1, 2) for t in tensors):
+            return super().forward(input, hx)  # with its own error for other dimensions
         batched = input.dim() == 2
         if not batched:
             input = input.unsqueeze(0)
@@ -224,14 +224,3 @@ class GRUCell(nn.GRUCell):
             hx = hx.unsqueeze(0)
         h = gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, backend=self.backend)
         return h if batched else h.squeeze(0)
-
-    def compile(self, *args: Any, **kwargs: Any) -> None:
-        compile_call(self, *args, **kwargs)
-
-    def extra_repr(self) -> str:
-        return super().extra_repr() + _ours(self.backend, False)
-
-
-def _ours(backend: str | None, recompute: bool) -> str:
-    """The arguments that torch's modules do not have, where they are set."""
-    return (f", backend={backend!r}" if backend else "") + (", recompute=True" if recompute else "")

@@ -101,22 +101,20 @@ def project(x: Tensor, w_ih: Sequence[Tensor], b_ih: Sequence[Tensor]) -> Tensor
 
 def input_gradient(dgates: Sequence[Tensor], w_ih: Sequence[Tensor]) -> Tensor:
     """dx [N, I] from dgates [N, 4H] of each direction: the sum over the directions of [dr dz dn] W_i."""
-    dx: Tensor | None = None
-    for dgate, weight in zip(dgates, w_ih, strict=True):
-        d_x_proj = dgate[:, dgate.shape[1] // 4 :]
-        dx = d_x_proj.mm(weight) if dx is None else dx.addmm_(d_x_proj, weight)
-    assert dx is not None
+    first, *others = [dgate[:, dgate.shape[1] // 4 :] for dgate in dgates]
+    dx = first.mm(w_ih[0])
+    for d_x_proj, weight in zip(others, w_ih[1:], strict=True):
+        dx.addmm_(d_x_proj, weight)
     return dx
 
 
 def hidden_weight_gradient(by_gate: Tensor, h_prev: Sequence[tuple[slice, Tensor]]) -> Tensor:
     """dW_h [3H, H] from dgates [4H, N] and h_prev of one direction, as `Visits.h_prev` gives it."""
     H = by_gate.shape[0] // 4
-    d_hidden, dw = by_gate[: 3 * H], None  # dq dr dz
-    for rows, h in h_prev:
-        part = d_hidden[:, rows] if len(h_prev) > 1 else d_hidden
-        dw = part.mm(h) if dw is None else dw.addmm_(part, h)
-    assert dw is not None
+    d_hidden, ((rows, h), *others) = by_gate[: 3 * H], h_prev  # dq dr dz
+    dw = (d_hidden[:, rows] if others else d_hidden).mm(h)
+    for rows, h in others:
+        dw.addmm_(d_hidden[:, rows], h)
     return dw.roll(-H, 0)
 
 

@@ -209,17 +209,17 @@ def find(name: str) -> Backend:
     "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set, as planning/sequence.py names them;
     those of `step` are named in planning/step.py.
     """
-    if not isinstance(name, str):
+    found = _find(name) if isinstance(name, str) else None
+    if found is None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    return _find(name)
+    return found
 
 
 @lru_cache(maxsize=256)
-def _find(name: str) -> Backend:
+def _find(name: str) -> Backend | None:
     base, overrides = with_overrides(name)
-    if base not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    return replace(BACKENDS[base], name=name, overrides=overrides) if overrides else BACKENDS[base]
+    found = BACKENDS.get(base)
+    return replace(found, name=name, overrides=overrides) if found and overrides else found
 
 
 def asked_for(argument: str | None) -> Backend | None:

@@ -6,8 +6,7 @@ from __future__ import annotations
 import os
 import threading
 from contextlib import suppress
-from ctypes import c_bool, c_int32
-from functools import partial
+from ctypes import c_int32
 
 import torch
 from torch import Tensor
@@ -20,51 +19,43 @@ WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WA
 
 class Status:
     """Of a device: a word there, set where a wait ran out, which waiting programs look at, and one that the host reads.
-    Two words likewise of `lengths` that were out of bounds."""
+    Another two of `lengths` that were out of bounds."""
 
     def __init__(self, device: torch.device):
-        host = partial(torch.zeros, device="cpu", pin_memory=device.type == "cuda")
-        self.word, self.report, self.wrong_lengths, self.lengths_report = lasting(
-            lambda: (
-                torch.zeros(1, dtype=torch.int32, device=device),
-                host(1, dtype=torch.int32),
-                torch.zeros((), dtype=torch.bool, device=device),
-                host((), dtype=torch.bool),
-            ),
-            device,
-        )
-        # Read without an operator of PyTorch's, at every call.
-        self._ran_out = c_int32.from_address(self.report.data_ptr())
-        self._outside = c_bool.from_address(self.lengths_report.data_ptr())
+        def made() -> tuple[Tensor, ...]:
+            words = torch.zeros(2, dtype=torch.int32, device=device)
+            reports = torch.zeros(2, dtype=torch.int32, device="cpu", pin_memory=device.type == "cuda")
+            return words, reports, words[:1], reports[:1]
+
+        self.words, self.reports, self.word, self.report = lasting(made, device)
+        self._read = (c_int32 * 2).from_address(self.reports.data_ptr())  # at every call, by no operator of PyTorch's
         self.seconds = WAIT_SECONDS  # the bound of the last launch
 
     def check(self) -> None:
         """Raise if a wait ran out since the last look. Reads host memory: no wait for the device, but for the error."""
-        if self._ran_out.value:
-            self._reset(self.report, self.word)
+        ran_out, outside = self._read
+        if not (ran_out or outside):
+            return
+        if self.word.is_cuda:
+            torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
+        for told in (self.reports, self.words):
+            told[0 if ran_out else 1] = 0
+        if ran_out:
             raise RuntimeError(
                 f"a wait between the programs of a tritongru sequence kernel ran out on {self.word.device} after "
                 f"{self.seconds:g} s: results since then are NaN. The device was shared, stopped or far slower than "
                 "expected (a debugger, a sanitizer): set TRITONGRU_WAIT_SECONDS higher, or use backend='step'"
             )
-        if self._outside.value:
-            self._reset(self.lengths_report, self.wrong_lengths)
-            raise RuntimeError(
-                f"{LENGTHS_OUTSIDE}: got one that is, in this call or an earlier one on {self.word.device}, which took "
-                "the nearest that is allowed"
-            )
-
-    def _reset(self, *words: Tensor) -> None:
-        if self.word.is_cuda:
-            torch.cuda.synchronize(self.word.device)  # kernels that are still running would report once more
-        for word in words:
-            word.zero_()
+        raise RuntimeError(
+            f"{LENGTHS_OUTSIDE}: got one that is, in this call or an earlier one on {self.word.device}, which took "
+            "the nearest that is allowed"
+        )
 
     def note_lengths(self, wrong: Tensor) -> None:
         """Keep in mind whether lengths are `wrong`, a bool on the device; raise if earlier ones were."""
         self.check()
-        self.wrong_lengths.logical_or_(wrong)
-        self.lengths_report.copy_(self.wrong_lengths, non_blocking=True)
+        self.words[1].logical_or_(wrong)
+        self.reports[1:].copy_(self.words[1:], non_blocking=True)
 
 
 _creating = threading.Lock()

@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 from .. import registry
 from ..batch import Visits
-from ..layer import call_of
+from ..launch.protocol import LayerCall
 from ..module import GRU
 from ..products import rnn_precision
 from .table import show
@@ -155,10 +155,12 @@ def measure(
 
 def _precision(case: Case, backend: str, device: torch.device) -> str | None:
     """Of float32 products: one program that holds a small layer computes them by FMA, as cuDNN does there."""
-    found, (T, B, D) = registry.find(backend), case.sizes
+    found, (T, B, D), described = registry.find(backend), case.sizes, registry.device_of(device)
+    precision = rnn_precision(described.vendor == "nvidia")
     if found.module is None:
-        return rnn_precision(registry.device_of(device).vendor == "nvidia")
-    return found.load().product_precision(call_of(found, Visits(T, B), device, torch.float32, D, case.H, True))
+        return precision
+    call = LayerCall(Visits(T, B), D, case.H, "fp32", precision, described, True, found.overrides)
+    return found.load().product_precision(call)
 
 
 def _relative(error: float, truth: float) -> float:
