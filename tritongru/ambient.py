@@ -3,8 +3,7 @@
 torch.utils.checkpoint restores autocast, random numbers and the default device for a recompute, and nothing else: by
 then the block of `use_backend` may be over, or of another thread. So the choice in force where a region begins is kept
 with the object that PyTorch keeps of the region from forward to backward, found among the local variables of its
-functions on the call stack. Nobody walks the stack but a call inside of `use_backend` and of what looks like a
-checkpoint.
+functions on the call stack, which only a call inside of `use_backend` and of what looks like a checkpoint walks.
 """
 
 from __future__ import annotations

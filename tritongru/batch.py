@@ -1,8 +1,8 @@
-"""Which rows of a batch run when, and where a row begins anew: dense, packed, or padded with lengths and resets.
+"""Which rows of a batch run when, and where a row begins anew: kernels/rows.py on the host.
 
-kernels/rows.py on the host. A direction visits its time steps in an order of its own; a row that does not run keeps its
-state. Where a row's step t begins a new sequence, the state that enters it is 0: the forward direction comes to t from
-t - 1, the reverse one crosses the same boundary on its way to t - 1.
+A direction visits its time steps in an order of its own; a row that does not run keeps its state. Where a row's step t
+begins a new sequence, the state that enters it is 0: the forward direction comes to t from t - 1, the reverse one
+crosses the same boundary on its way to t - 1.
 """
 
 from __future__ import annotations
@@ -128,11 +128,13 @@ class Visits:
         return (at, rows) if direction == 0 else (at[::-1], rows[::-1])
 
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
-        """h_{t-1} of every row of one direction, from its y [N, H] and h_0 [B, H]: (rows, h_prev of these rows).
-
-        Views of y and h_0 where each row comes from the one before it; else one copy.
-        """
-        N, B = self.size_rows, self.batch
+        """h_{t-1} of every row of one direction, from y [..., D * H] and h_0 [D, B, H]: (rows, h_prev of these rows).
+        Views of both where each row comes from the one before it; else one copy."""
+        (D, B, H), N, h_0 = h_0.shape, self.size_rows, h_0[direction]
+        if self.plain and self.time == 1:
+            return [(slice(None), h_0)]
+        y = y.reshape(-1, D * H)
+        y = y if D == 1 else y[:, direction * H : (direction + 1) * H]
         if self.batch_sizes is None and self.resets is None and (self.lengths is None or direction == 0):
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
@@ -172,14 +174,9 @@ def checked_lengths(lengths: Tensor, T: int) -> Tensor:
 
 
 def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-    """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first.
-
-    Waits for the device: how many there are follows from values.
-
-    Returns:
-        Where each packed row lies in time-major rows, t * B + b [N]; batch sizes, on the CPU; and which is a row's
-        first sequence, and which its last, [B] each.
-    """
+    """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first. Where each
+    packed row lies in time-major rows, t * B + b [N]; batch sizes, on the CPU; and which is a row's first sequence, and
+    which its last, [B] each. Waits for the device: how many there are follows from values."""
     T, B = visits.time, visits.batch
     runs, resets = (
         (torch.full((T, B), fill, device=device) if given is None else given).T.flatten()  # in the order of rows

@@ -1,8 +1,5 @@
-"""What is called where a graph broke: Dynamo compiles each Python function there by itself.
-
-nn.GRU's recurrence is C++, which Dynamo leaves alone. Ours is Python, one function for all layers of a model: it would
-be compiled anew for every size and flag of them, until Dynamo's limit of graphs for one function.
-"""
+"""What is called where a graph broke: Dynamo would compile each Python function there by itself, ours anew for every
+size and flag of a model's layers, until its limit of graphs for one function. nn.GRU's C++ it leaves alone."""
 
 from __future__ import annotations
 

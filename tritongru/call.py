@@ -20,7 +20,6 @@ from . import flops, registry
 from .batch import Visits
 from .latest import Latest
 from .layer import GRULayer, Layer, forward_pass, layer_forward, layer_of
-from .layer import zeros_like as zeros_like
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
 
@@ -84,12 +83,10 @@ def known(
     state: tuple[int, int, int] | None = None,
 ) -> tuple[Key | None, Call | None]:  # fmt: skip
     """What tells kinds of calls apart, None where nothing is kept of such a call; and what an earlier one of this kind
-    was resolved to. Of packed rows the number is left out.
+    was resolved to. Raises ValueError for an unknown backend.
 
-    x: of which `may_know` holds. state: the shape of zeros that will be made where hx is None.
-
-    Raises:
-        ValueError: unknown backend.
+    x: of which `may_know` holds; of packed rows the number is left out. state: the shape of zeros that will be made
+    where hx is None.
     """
     if (
         torch._C._len_torch_dispatch_stack() > 0
@@ -146,12 +143,7 @@ Way = Backend | InGraph | None
 
 
 def way(backend: str | None, input: Any) -> Way:
-    """What is meant, before any look at shapes; None: the plan says. PyTorch's own path: asked for, on the CPU by
-    default, or exported.
-
-    Raises:
-        ValueError: unknown backend.
-    """
+    """What is meant, before any look at shapes; None: the plan says. Raises ValueError for an unknown backend."""
     if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
         return registry.ATEN
     if not torch.compiler.is_compiling():  # Dynamo cannot trace the questions
@@ -203,9 +195,8 @@ def seen_by_a_mode() -> bool:
 
 @constant_in_graphs
 def _of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
-    """What a graph that is being made calls, as `InGraph` has it: there choices of `use_backend` are read.
-
-    On the CPU `reference` stands in for aten, which would be traced as T times a dozen operations.
+    """What a graph that is being made calls, as `InGraph` has it; choices of `use_backend` are read here. On the CPU
+    `reference` stands in for aten, which would be traced as T times a dozen operations.
 
     Raises:
         ValueError: unknown backend. RuntimeError: a backend that cannot run.

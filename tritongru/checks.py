@@ -121,9 +121,8 @@ def unfit_call(
     traced: in a graph, whose sizes may be what only data tells: the operator looks when it runs.
     """
     tensors = [input, hx, *params] if batch_sizes is None else [input, hx, batch_sizes, *params]
-    if not all(isinstance(t, Tensor) for t in tensors):
-        return "an argument is not a tensor"
-    if hx.dim() != 3 or input.dim() != (3 if batch_sizes is None else 2):
+    rank = 3 if batch_sizes is None else 2
+    if not all(isinstance(t, Tensor) for t in tensors) or hx.dim() != 3 or input.dim() != rank:
         return UNFIT
     if batch_sizes is None:
         T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
@@ -145,14 +144,14 @@ def unfit_call(
     autocast = registry.autocasting(input.device)
     if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
         return "the arguments have several dtypes"
-    H, each = hx.shape[-1], 4 if has_biases else 2
-    shapes: list[tuple[int, ...]] = []
-    for inner in [input.shape[-1]] + [D * H] * (num_layers - 1):
-        shapes += [(3 * H, inner), (3 * H, H), (3 * H,), (3 * H,)][:each] * D
-    if input.layout != torch.strided or len(params) != len(shapes):
+    H, expected = hx.shape[-1], [("h_0", (num_layers * D, B, hx.shape[-1]))]
+    for i in range(num_layers * D):
+        shapes: list[Any] = [(3 * H, input.shape[-1] if i < D else D * H), (3 * H, H), (3 * H,), (3 * H,)]
+        named = zip(("w_ih", "w_hh", "b_ih", "b_hh")[: 4 if has_biases else 2], shapes, strict=False)
+        expected += [(f"{name} number {i}", shape) for name, shape in named]
+    if input.layout != torch.strided or 1 + len(params) != len(expected):
         return UNFIT
-    names = [f"{name} number {i}" for i in range(num_layers * D) for name in ("w_ih", "w_hh", "b_ih", "b_hh")[:each]]
-    for name, tensor, shape in zip(("h_0", *names), (hx, *params), ((num_layers * D, B, H), *shapes), strict=True):
+    for (name, shape), tensor in zip(expected, (hx, *params), strict=True):
         if not same(tensor.shape, shape):
             return f"{name} must be {list(shape)}, got {list(tensor.shape)}"
     return None

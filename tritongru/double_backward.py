@@ -1,4 +1,8 @@
-"""Double backward: the derivative of a layer's gradients, by autograd through the reference equations."""
+"""Double backward: the derivative of a layer's gradients, by autograd through the reference equations.
+
+They are computed again, in float32 at least, for y and the gates are functions of x, h_0 and the weights. Under
+create_graph the result is differentiable in turn, to any order.
+"""
 
 from __future__ import annotations
 
@@ -10,42 +14,46 @@ from torch import Tensor
 
 from . import products
 from .batch import Visits
+from .checks import Operands, read_sizes
 from .reference import gru_layer
 
 
-def second_gradients(
-    tensors: Sequence[Any], visits: Visits, batch_first: bool, wanted: Sequence[bool],
-    cotangents: Sequence[Tensor | None], needed: Sequence[bool],
-) -> list[Tensor | None]:  # fmt: skip
-    """The derivative of a layer's gradients.
+def keep_for_second(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    """Of `tritongru::layer_backward`."""
+    dy, dh_n, _, _, _, ctx.wanted, *operands = inputs
+    of = Operands(*operands)
+    ctx.batch_first = of.batch_first
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(of.batch_sizes, of.lengths, of.resets, dy, dh_n, of.x, of.h_0, *of.weights)
 
-    The equations are computed again, in float32 at least, for y and the gates are functions of x, h_0 and the weights
-    and so have no gradient of their own. Under create_graph the result is differentiable in turn, to any order.
 
-    Args:
-        tensors: dy, dh_n (None: zero), x, h_0 and the weights, as the layer got them.
-        wanted: which of the gradients of x, h_0 and the weights the first backward gave.
-        cotangents: of each of those that it gave; None: zero.
-        needed: of which of `tensors` a gradient is wanted now; the others come as None.
-    """
-    further = torch.is_grad_enabled()
+def second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
+    """Gradients of the arguments of `tritongru::layer_backward`, from those of its results; None: zero."""
+    batch_sizes, lengths, resets, *tensors = ctx.saved_tensors
+    _, _, x, h_0, *_weights = tensors
+    if lengths is not None:
+        lengths = lengths.clamp(1, x.shape[1 if ctx.batch_first else 0])  # looked at before, and now maybe traced
+    visits = Visits.of(x, read_sizes(batch_sizes, x, h_0), lengths, resets, ctx.batch_first)
+    need_dy, need_dh_n, _, _, _, _, need_x, need_h_0, need_weights, *_others = ctx.needs_input_grad
+    needed, further = [need_dy, need_dh_n, need_x, need_h_0, *need_weights], torch.is_grad_enabled()
     # Inputs of a graph of this call's own. For a further derivative it hangs on the tensors given.
     own: list[Any] = [
         None if t is None else t.view_as(t) if further and t.requires_grad else t.detach().requires_grad_()
         for t in tensors
     ]
-    with torch.enable_grad(), products.surroundings(tensors[2], "ieee"):
+    with torch.enable_grad(), products.surroundings(x, "ieee"):
         wide: list[Any] = [None if t is None else t.to(products.at_least_float32(t.dtype)) for t in own]
         dy, dh_n, x, h_0, *weights = wide
         D = len(h_0)
-        x = x.transpose(0, 1) if batch_first else x
+        x = x.transpose(0, 1) if ctx.batch_first else x
         y, h_n, _ = gru_layer(x, h_0, weights, len(weights) == 4 * D, visits, D)
-        results = y.transpose(0, 1) if batch_first else y, h_n
-        of = [t for t, want in zip(own[2:], wanted, strict=True) if want]
+        results = y.transpose(0, 1) if ctx.batch_first else y, h_n
+        of = [t for t, want in zip(own[2:], ctx.wanted, strict=True) if want]
         first = _pulled_back(results, (dy, dh_n), of, create_graph=True)
         asked = [t for t, need in zip(own, needed, strict=True) if need and t is not None]
         second = iter(_pulled_back(first, cotangents, asked, create_graph=further))
-    return [next(second) if need and t is not None else None for t, need in zip(own, needed, strict=True)]
+    found = [next(second) if need and t is not None else None for t, need in zip(own, needed, strict=True)]
+    return *found[:2], *[None] * 4, *found[2:4], found[4:], *[None] * 7
 
 
 def _pulled_back(

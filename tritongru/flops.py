@@ -1,7 +1,5 @@
-"""What `torch.utils.flop_counter` counts for the operators of ops.py: what it counts for torch.nn.GRU on the CPU.
-
-That is two operations for each multiply-add of a matrix product; gates and biases count nothing.
-"""
+"""What `torch.utils.flop_counter` counts for a layer's operators, as for torch.nn.GRU on the CPU: two operations for
+each multiply-add of a matrix product; gates and biases count nothing."""
 
 from __future__ import annotations
 
@@ -43,10 +41,8 @@ def backward_flops(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequenc
 
 
 def count() -> None:
-    """Have `torch.utils.flop_counter` count both operators; a counter that is on already learns of them too.
-
-    Not by a mere import of tritongru: it imports Triton, which settles there and then how its kernels run.
-    """
+    """Have `torch.utils.flop_counter` count both operators; a counter that is on already learns of them too. Not at
+    import: it imports Triton, which settles there and then how its kernels run."""
     if "torch.utils.flop_counter" not in sys.modules and "triton" not in sys.modules and has_triton():
         return
     import torch.utils.flop_counter as counter

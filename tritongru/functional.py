@@ -78,7 +78,7 @@ def gru(
         return torch.gru(*args, **kwargs)  # its own error for a wrong signature
     if packed and padded:
         name = "resets" if lengths is None else "lengths"
-        raise RuntimeError(f"{name} must be None with packed input, whose batch_sizes tell its lengths, got a tensor")
+        raise RuntimeError(f"{name} must be None with packed input, which has lengths of its own, got a tensor")
     given = [*args, *(kwargs[name] for name in names[len(args) :])]
     if any(isinstance(flag, (list, tuple, str, NoneType)) for flag in given[names.index("params") + 1 :]):
         return torch.gru(*args, **kwargs)  # likewise for a wrong type

@@ -1,8 +1,5 @@
-"""The gradients of one layer: gates again where they were not kept, a backend's backward, the library products.
-
-`whole` takes all T at once. With recompute and many rows `in_chunks` takes one chunk of time after the other, so that
-gates and gate gradients are there for a chunk alone, however long the sequence.
-"""
+"""The gradients of one layer: gates again where they were not kept, a backend's backward, the library products; all T
+at once, or with recompute and many rows one chunk of time after the other, with gates for a chunk alone."""
 
 from __future__ import annotations
 
@@ -72,22 +69,13 @@ def whole(p: BackwardPass) -> Gradients:
             # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
             x = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1])
         d_w_ih = by_gate[H:].mm(x) if want[0] and x is not None else None  # dr dz dn
-        d_w_hh = products.hidden_weight_gradient(by_gate, _h_prev(p, direction)) if want[1] else None
+        h_prev = p.call.visits.h_prev(p.y, p.h_0, direction) if want[1] else []
+        d_w_hh = products.hidden_weight_gradient(by_gate, h_prev) if want[1] else None
         d_weights += [d_w_ih, d_w_hh]
         if len(want) == 4:
             db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
             d_weights += [db_ih if want[2] else None, db_hh if want[3] else None]
     return dx, dh_0, d_weights
-
-
-def _h_prev(p: BackwardPass, direction: int) -> list[tuple[slice, Tensor]]:
-    """h_{t-1} of every row of a direction, as `Visits.h_prev` gives it."""
-    visits, D, H = p.call.visits, p.call.directions, p.call.hidden_size
-    h_0 = p.h_0[direction]
-    if visits.plain and visits.time == 1:
-        return [(slice(None), h_0)]
-    y = p.y.reshape(-1, D * H)
-    return visits.h_prev(y if D == 1 else y[:, direction * H : (direction + 1) * H], h_0, direction)
 
 
 @part("gradient products")
@@ -139,7 +127,7 @@ def recompute_gates(p: BackwardPass) -> SavedGates:
     q = p.x.new_empty(N, D, H)
     for direction in range(D):
         w_hh, b_hh = p.weights.w_hh[direction], p.weights.b_hh[direction] if p.weights.b_hh else None
-        for rows, h in _h_prev(p, direction):
+        for rows, h in p.call.visits.h_prev(p.y, p.h_0, direction):
             few = (t.split(ROWS_AT_ONCE) for t in (h, x_proj[rows, direction], q[rows, direction]))
             for h_part, out, out_q in zip(*few, strict=True):
                 a_h = torch.nn.functional.linear(h_part, w_hh, b_hh)

@@ -44,9 +44,8 @@ def capturing(device: torch.device) -> bool:
 def lasting(make: Callable[[], V], device: torch.device) -> V:
     """What `make` puts on a device to be kept, there for every stream.
 
-    A memory pool that is in use (of a CUDA graph; of the calls that torch.compile warms one up with) overwrites or
-    misses what a call keeps of it. It takes the allocations of one thread: so another one makes this, under none of the
-    modes of the caller's.
+    A memory pool of a CUDA graph, or of torch.compile's calls before one, would overwrite or miss it. It takes the
+    allocations of one thread: so another one makes this, under none of the modes of the caller's.
 
     Raises:
         RuntimeError: a CUDA graph is being captured.

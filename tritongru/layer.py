@@ -24,7 +24,7 @@ from . import flops, products, registry
 from .batch import Visits, checked_lengths
 from .beside import eager_beside_graphs
 from .checks import Operands, check_gradients, check_operands, read_sizes
-from .double_backward import second_gradients
+from .double_backward import keep_for_second, second_gradients
 from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
 from .latest import capturing, lasting
 from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
@@ -122,10 +122,8 @@ def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
 def forward_pass(
     layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], h_n: Tensor | None = None
 ) -> tuple[Tensor, Tensor, SavedGates | None]:
-    """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute.
-
-    h_n: where it is to be put.
-    """
+    """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute. h_n: where
+    it is to be put."""
     call = replace(layer.call, save_gates=False) if layer.recompute else layer.call
     run = layer.launcher.forward
     if profiler._is_profiler_enabled:  # else a frame less
@@ -191,11 +189,9 @@ _operator = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.fl
 
 @_operator("tritongru::layer_forward", schema=f"({_OPERANDS}) -> (Tensor, Tensor, Tensor, Tensor)")
 def layer_forward(*operands: Any) -> Outputs:
-    """One layer forward, of `Operands`.
-
-    Returns:
-        y, x's shape with D * H features; h_n [D, B, H]; and of a training layer without recompute rzn [..., D, 3H] in
-        x's order of dimensions and q [..., D, H] in time-major order, else two tensors without elements.
+    """One layer forward, of `Operands`: y, x's shape with D * H features; h_n [D, B, H]; and of a training layer
+    without recompute rzn [..., D, 3H] in x's order of dimensions and q [..., D, H] in time-major order, else two empty
+    tensors.
 
     Raises:
         RuntimeError: an argument of a wrong shape, dtype or device, a backend that cannot run, or forward-mode
@@ -248,17 +244,8 @@ def _outputs(of: Operands) -> Outputs:
 def layer_backward(
     dy: Tensor | None, dh_n: Tensor | None, y: Tensor, rzn: Tensor, q: Tensor, wanted: Sequence[bool], *operands: Any
 ) -> list[Tensor]:
-    """The gradients of `layer_forward` that are wanted, of x, h_0 and each of the weights, in this order.
-
-    Args:
-        dy, dh_n: gradients of y and h_n; None: zero.
-        y, rzn, q: what layer_forward returned; with recompute the gates are computed again.
-        wanted: 2 + len(weights) of them.
-        operands: of layer_forward.
-
-    Raises:
-        As layer_forward.
-    """
+    """The gradients that are `wanted` of x, h_0 and each of the weights, in this order, from those of y and h_n (None:
+    zero). y, rzn, q, operands: of layer_forward, whose errors it raises; with recompute gates are computed again."""
     of = check_operands(Operands(*operands))
     check_gradients(of, dy, dh_n, y, wanted)
     if not of.h_0.shape[1]:
@@ -325,7 +312,7 @@ def _gradients(ctx: Any, dy: Tensor | None, dh_n: Tensor | None, *_: None) -> tu
     how = ctx.backend, ctx.batch_first, ctx.training, ctx.recompute
     of = Operands(x, h_0, weights, batch_sizes, *how, lengths, resets)
     dx, dh_0, *d_weights = _each(dy, dh_n, y, rzn, q, [want_x, want_h_0, *want_weights], of)
-    return dx, dh_0, d_weights, *[None] * 7
+    return dx, dh_0, list(d_weights), *[None] * 7  # compiled autograd of torch 2.11 has a tuple there
 
 
 layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
@@ -354,27 +341,7 @@ def _backward_by_operator(
     return _each(dy, dh_n, y, rzn, q, list(wanted), of)
 
 
-def _keep_for_double_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    dy, dh_n, _, _, _, ctx.wanted, *operands = inputs
-    of = Operands(*operands)
-    ctx.batch_first = of.batch_first
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(of.batch_sizes, of.lengths, of.resets, dy, dh_n, of.x, of.h_0, *of.weights)
-
-
-def _second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any, ...]:
-    batch_sizes, lengths, resets, *tensors = ctx.saved_tensors
-    _, _, x, h_0, *_weights = tensors
-    if lengths is not None:
-        lengths = lengths.clamp(1, x.shape[1 if ctx.batch_first else 0])  # looked at before, and now maybe traced
-    visits = Visits.of(x, read_sizes(batch_sizes, x, h_0), lengths, resets, ctx.batch_first)
-    need_dy, need_dh_n, _, _, _, _, need_x, need_h_0, need_weights, *_others = ctx.needs_input_grad
-    needed = [need_dy, need_dh_n, need_x, need_h_0, *need_weights]
-    found = second_gradients(tensors, visits, ctx.batch_first, ctx.wanted, cotangents, needed)
-    return *found[:2], *[None] * 4, *found[2:4], found[4:], *[None] * 7
-
-
-layer_backward.register_autograd(_second_gradients, setup_context=_keep_for_double_backward)
+layer_backward.register_autograd(second_gradients, setup_context=keep_for_second)
 
 
 @layer_forward.register_vmap
@@ -436,8 +403,8 @@ def _mapped_first(given: tuple[Any, ...], dims: tuple[Any, ...]) -> Any:
 def _one_by_one(operator: Any, sizes: list[int], stacked: Any) -> list[Tensor]:
     """An operator for each, as each has weight gradients of its own; what is not mapped stays in memory once.
 
-    stacked: its arguments, every tensor with as many dimensions in front as `sizes` has entries: of that size, or 1
-    where it is not mapped over. The results have them all.
+    stacked: its arguments, a dimension for each of `sizes` in front of every tensor, of size 1 where it is not mapped
+    over. The results have them all.
     """
 
     def at(index: tuple[int, ...]) -> Any:

@@ -1,8 +1,5 @@
-"""`GRU` and `GRUCell`: torch's own modules with another recurrence.
-
-Construction, parameters, state_dict, errors and every path that the kernels do not serve are PyTorch's. What differs is
-`forward` where a backend other than PyTorch's own runs, and the two keyword-only arguments.
-"""
+"""`GRU` and `GRUCell`: torch's own modules, but for `forward` where another backend than PyTorch's own runs, and for
+keyword-only arguments."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ from . import call, registry
 from .beside import compile_call, eager_beside_graphs
 from .call import InGraph, is_aten, way
 from .functional import gru, gru_cell
+from .layer import zeros_like
 
 
 class _WithBackend(nn.Module):
@@ -107,11 +105,8 @@ class GRU(_WithBackend, nn.GRU):
             state = self._state(input.shape[0 if self.batch_first else 1])
             _, found = call.known(self.backend, input, hx, weights, False, *flags, state=state)
             if found is not None:
-                return found(input, call.zeros_like(input, state, "h_0") if hx is None else hx, weights)
+                return found(input, zeros_like(input, state, "h_0") if hx is None else hx, weights)
         packed = isinstance(input, PackedSequence)
-        if packed and padded:
-            name = "resets" if lengths is None else "lengths"
-            raise RuntimeError(f"{name} must be None with a PackedSequence, which has lengths of its own, got a tensor")
         whole: tuple[Any, ...] = input if packed else (input, None, None, None)
         x, batch_sizes, order, back = whole
         meant = way(self.backend, x)
@@ -136,11 +131,11 @@ class GRU(_WithBackend, nn.GRU):
         else:
             self.check_forward_args(x, hx, batch_sizes)
         given = self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional
-        ours: dict[str, Any] = dict(backend=self.backend, recompute=self.recompute)
+        ours: dict[str, Any] = dict(backend=self.backend, recompute=self.recompute, lengths=lengths, resets=resets)
         if packed:
             output, h_n = gru(x, batch_sizes, hx, *given, **ours)
             return PackedSequence(output, batch_sizes, order, back), self.permute_hidden(h_n, back)
-        output, h_n = gru(x, hx, *given, self.batch_first, lengths=lengths, resets=resets, **ours)
+        output, h_n = gru(x, hx, *given, self.batch_first, **ours)
         return (output, h_n) if batched else (output.squeeze(at), h_n.squeeze(1))
 
     def _weights(self) -> Any:
@@ -170,9 +165,7 @@ class GRUCell(_WithBackend, nn.GRUCell):
         backend: as in `GRU`.
 
     Shapes:
-        forward(input [B, I] or [I], hx=None) -> h [B, H] or [H].
-
-    Dtypes: as `GRU`.
+        forward(input [B, I] or [I], hx=None) -> h [B, H] or [H]. Dtypes as `GRU`.
 
     Raises:
         What torch.nn.GRUCell raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot

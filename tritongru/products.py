@@ -27,10 +27,7 @@ _matmul: Any = torch.backends.cuda.matmul
 
 
 def rnn_precision(nvidia: bool) -> str:
-    """How float32 products run: "tf32" or "ieee", by the switch of PyTorch's RNNs (not matmul's), as in nn.GRU.
-
-    `torch.backends.cudnn.rnn.fp32_precision`, which `torch.backends.cudnn.allow_tf32` sets too. TF32 is NVIDIA's alone.
-    """
+    """How float32 products run: "tf32" (NVIDIA's alone) or "ieee", by the switch of PyTorch's RNNs, as in nn.GRU."""
     return "tf32" if nvidia and _rnn.fp32_precision == "tf32" else "ieee"
 
 
@@ -38,11 +35,8 @@ AS_IT_IS: AbstractContextManager[None] = nullcontext()
 
 
 def surroundings(x: Tensor, precision: str | None) -> AbstractContextManager[None]:
-    """What kernels and library products need. Inside: x's device is the current one, autocast is off, and products in
-    float32 run by `precision`; None: there are none.
-
-    The switch of matmul is the process's own: a product of another thread may meet it while it is turned.
-    """
+    """Inside: x's device is the current one, autocast is off, and products in float32 run by `precision`; None: there
+    are none. Matmul's switch is the process's own: a product of another thread may meet it while it is turned."""
     (kind, index), turned = (x.device.type, x.device.index), AS_IT_IS
     if kind == "cuda" and precision and x.dtype == torch.float32:
         turned = _MatmulPrecision(precision)
@@ -131,8 +125,7 @@ def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The sum of rows [N, C] in float32 or wider, then rounded to `dtype`, [C]: of few rows at a time, then of these
-    sums, until few are left.
+    """The sum of rows [N, C] in float32 or wider, then rounded to `dtype`, [C]: few rows at a time.
 
     PyTorch's CUDA kernel gives a sum of 256 rows or more a buffer of 128 float32 per column and block that shares the
     column: 132 MiB for [16384, 2048] on an H200, where every tensor of the call together has 160. Fewer rows have none.

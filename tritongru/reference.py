@@ -6,8 +6,7 @@
     n_t = tanh(x_t W_in^T + b_in + r_t * q_t)                   candidate
     h_t = (1 - z_t) * n_t + z_t * h_{t-1}
 
-This is the form of cuDNN and PyTorch, with the reset after the product (Chung et al. 2014 as cuDNN evaluates it); Cho
-et al. 2014 put it before: n = tanh(x W + (r * h) U).
+The reset comes after the product, as in cuDNN and PyTorch; Cho et al. 2014 put it before: n = tanh(x W + (r * h) U).
 """
 
 from __future__ import annotations
@@ -43,12 +42,7 @@ def gru_step(x_proj: Tensor, h_prev: Tensor, w_hh: Tensor, b_hh: Tensor | None) 
 
 
 def gru_step_backward(dh: Tensor, step: Step, h_prev: Tensor, w_hh: Tensor) -> tuple[Tensor, Tensor]:
-    """Backward of `gru_step`: dh, the gradient arriving at h_t, to dgates (dq, dr, dz, dn) [B, 4H] and dh_{t-1} [B, H].
-
-    dn = dh * (1 - z) * (1 - n^2)       dz = dh * (h_{t-1} - n) * z * (1 - z)
-    dq = dn * r                         dr = dn * q * r * (1 - r)
-    dh_{t-1} = dh * z + dr W_hr + dz W_hz + dq W_hn
-    """
+    """Backward of `gru_step`: dh, the gradient arriving at h_t, to dgates (dq, dr, dz, dn) [B, 4H] and dh_{t-1}."""
     _, r, z, n, q = step
     dn = dh * (1 - z) * (1 - n * n)
     dz = dh * (h_prev - n) * z * (1 - z)
@@ -67,10 +61,7 @@ def _masks(visits: Visits, direction: int) -> list[Sequence[Tensor] | None]:
 def direction_forward(
     x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor | None, visits: Visits, direction: int
 ) -> tuple[Tensor, Tensor, list[Step]]:
-    """One direction over a sequence: x_proj [T, B, 3H] or packed, h_0 [B, H]; returns y in x's rows, h_n, the steps.
-
-    Differentiable by autograd as it stands.
-    """
+    """One direction over a sequence: x_proj [T, B, 3H] or packed, h_0 [B, H]; returns y in x's rows, h_n, the steps."""
     h = h_0  # rows that have not started keep h_0, rows that have ended keep h_n
     runs, cleared = _masks(visits, direction)
     steps = []

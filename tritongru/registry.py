@@ -6,16 +6,17 @@ import importlib
 import importlib.util
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
-from typing import Any, NamedTuple, TypeVar, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from . import ambient, status
+from .beside import F
 from .launch.protocol import Launcher
 from .planning import Device, Problem, describe
 from .planning.choose import fastest_backend, off_chip, unserved, with_overrides
@@ -111,9 +112,6 @@ def device_of(device: torch.device) -> Device:
     if device.type == "cuda":
         return of_cuda(torch.cuda.current_device() if device.index is None else device.index)
     return describe("interpreter")
-
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 
 def constant_in_graphs(function: F) -> F:
