@@ -6,8 +6,6 @@ with the object that PyTorch keeps of the region from forward to backward, found
 functions on the call stack, which only a call inside of `use_backend` and of what looks like a checkpoint walks.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

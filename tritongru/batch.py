@@ -5,8 +5,6 @@ begins a new sequence, the state that enters it is 0: the forward direction come
 crosses the same boundary on its way to t - 1.
 """
 
-from __future__ import annotations
-
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +32,7 @@ class Visits:
     def of(
         cls, x: Tensor, batch_sizes: Sequence[int] | None, lengths: Tensor | None = None, resets: Tensor | None = None,
         batch_first: bool = False,
-    ) -> Visits:  # fmt: skip
+    ) -> "Visits":  # fmt: skip
         """From x [T, B, I], [B, T, I] with batch_first, or packed [N, I] with its batch sizes."""
         if batch_sizes is not None:
             return cls(len(batch_sizes), batch_sizes[0], tuple(batch_sizes))
@@ -130,10 +128,10 @@ class Visits:
     def h_prev(self, y: Tensor, h_0: Tensor, direction: int) -> list[tuple[slice, Tensor]]:
         """h_{t-1} of every row of one direction, from y [..., D * H] and h_0 [D, B, H]: (rows, h_prev of these rows).
         Views of both where each row comes from the one before it; else one copy."""
-        (D, B, H), N, h_0 = h_0.shape, self.size_rows, h_0[direction]
+        (D, B, H), h_0 = h_0.shape, h_0[direction]
         if self.plain and self.time == 1:
             return [(slice(None), h_0)]
-        y = y.reshape(-1, D * H)
+        N, y = self.size_rows, y.reshape(-1, D * H)
         y = y if D == 1 else y[:, direction * H : (direction + 1) * H]
         if self.batch_sizes is None and self.resets is None and (self.lengths is None or direction == 0):
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]

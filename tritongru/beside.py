@@ -1,8 +1,6 @@
 """What is called where a graph broke: Dynamo would compile each Python function there by itself, ours anew for every
 size and flag of a model's layers, until its limit of graphs for one function. nn.GRU's C++ it leaves alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeVar, cast

@@ -4,11 +4,9 @@ What `settle` and `resolved` find out is kept by all that decides it, so that th
 layers.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,13 +52,15 @@ class Call:
         for i, layer in enumerate(self.layers):
             h_0 = hx if count == 1 else hx[i * D : (i + 1) * D]
             weights = params[i * each : (i + 1) * each]
+            if visits is not None and isinstance(layer, Layer):
+                layer = replace(layer, call=replace(layer.call, visits=visits))
             if not isinstance(layer, Layer):
                 x, h_n = layer(x, h_0, weights)
             elif layer.call.save_gates:
-                x, h_n = GRULayer.apply(layer if visits is None else layer.over(visits), x, h_0, *weights)
+                x, h_n = GRULayer.apply(layer, x, h_0, *weights)
             else:
                 h_n = None if h_n_of_all is None else h_n_of_all[i * D : (i + 1) * D]
-                x, h_n, _ = forward_pass(layer if visits is None else layer.over(visits), x, h_0, tuple(weights), h_n)
+                x, h_n, _ = forward_pass(layer, x, h_0, tuple(weights), h_n)
             if count == 1:
                 return x, h_n
             h_ns.append(h_n)

@@ -4,8 +4,6 @@ Shapes, dtypes and devices alone are read, so that fake tensors fail as real one
 tells, which are looked at when the graph runs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """`python -m tritongru demo | check | plan | profile`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import os

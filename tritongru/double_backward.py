@@ -4,8 +4,6 @@ They are computed again, in float32 at least, for y and the gates are functions 
 create_graph the result is differentiable in turn, to any order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,7 +40,7 @@ def second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any
         for t in tensors
     ]
     with torch.enable_grad(), products.surroundings(x, "ieee"):
-        wide: list[Any] = [None if t is None else t.to(products.at_least_float32(t.dtype)) for t in own]
+        wide: list[Any] = [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in own]
         dy, dh_n, x, h_0, *weights = wide
         D = len(h_0)
         x = x.transpose(0, 1) if ctx.batch_first else x

@@ -1,8 +1,6 @@
 """What `torch.utils.flop_counter` counts for a layer's operators, as for torch.nn.GRU on the CPU: two operations for
 each multiply-add of a matrix product; gates and biases count nothing."""
 
-from __future__ import annotations
-
 import math
 import sys
 from collections.abc import Sequence

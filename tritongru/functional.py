@@ -1,7 +1,5 @@
 """`gru` and `gru_cell`: torch.gru and torch.gru_cell with a choice of backend."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from types import NoneType

@@ -1,8 +1,6 @@
 """The gradients of one layer: gates again where they were not kept, a backend's backward, the library products; all T
 at once, or with recompute and many rows one chunk of time after the other, with gates for a chunk alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -27,14 +25,6 @@ def steps_at_once(T: int, B: int) -> int:
 Gradients = tuple[Tensor | None, Tensor | None, list[Tensor | None]]  # of x, of h_0, of the weights in PyTorch's order
 
 
-class Wanted(NamedTuple):
-    """Which gradients a pass has to give."""
-
-    x: bool
-    h_0: torch.dtype | None  # in which dtype
-    weights: Sequence[Sequence[bool]]  # (w_ih, w_hh[, b_ih, b_hh]) of each direction
-
-
 class BackwardPass(NamedTuple):
     """What a layer's backward starts from; x, y, dy are time-major or packed."""
 
@@ -47,7 +37,9 @@ class BackwardPass(NamedTuple):
     gates: list[SavedGates]  # taken out by who reads them, to be gone thereafter; none: to be computed again
     dy: Tensor  # as y
     dh_n: Tensor  # [D, B, H]
-    wanted: Wanted
+    want_x: bool
+    dh_0_dtype: torch.dtype | None  # None: dh_0 is not wanted
+    wanted: Sequence[Sequence[bool]]  # gradients of (w_ih, w_hh[, b_ih, b_hh]) of each direction
 
 
 @part("gradient products")
@@ -57,13 +49,13 @@ def whole(p: BackwardPass) -> Gradients:
     run = p.launcher.backward
     if profiler._is_profiler_enabled:  # else a frame less
         run = part("recurrence")(run)
-    dgates, dh_0 = run(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.wanted.h_0)
+    dgates, dh_0 = run(p.call, p.dy, p.dh_n, p.y, p.h_0, gates, p.weights, p.dh_0_dtype)
     del gates  # unless the graph is retained they are gone before anything else comes
     H, of_directions = p.call.hidden_size, dgates.unbind(0)
-    dx = products.input_gradient(of_directions, p.weights.w_ih).view(p.x.shape) if p.wanted.x else None
+    dx = products.input_gradient(of_directions, p.weights.w_ih).view(p.x.shape) if p.want_x else None
     x: Tensor | None = None
     d_weights: list[Tensor | None] = []
-    for direction, (dgate, want) in enumerate(zip(of_directions, p.wanted.weights, strict=True)):
+    for direction, (dgate, want) in enumerate(zip(of_directions, p.wanted, strict=True)):
         by_gate = dgate.t()
         if want[0] and x is None:
             # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
@@ -85,11 +77,11 @@ def in_chunks(p: BackwardPass, steps: int) -> Gradients:
     Each chunk of a direction is a layer of its own, a reverse one forward over time turned round. From chunk to chunk
     dh is not rounded, and the weight gradients of the chunks are summed in float32 or wider.
     """
-    (T, B), H, wide = p.y.shape[:2], p.call.hidden_size, products.at_least_float32(p.y.dtype)
-    dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if p.wanted.x else None
+    (T, B), H, wide = p.y.shape[:2], p.call.hidden_size, torch.promote_types(p.y.dtype, torch.float32)
+    dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if p.want_x else None
     dh_0s: list[Tensor] = []
     d_weights: list[Tensor | None] = []
-    for direction, want in enumerate(p.wanted.weights):
+    for direction, want in enumerate(p.wanted):
         half = slice(direction * H, (direction + 1) * H)
         dh: Tensor | None = p.dh_n[direction : direction + 1]
         sums: list[Tensor | None] = [None] * len(want)
@@ -101,10 +93,10 @@ def in_chunks(p: BackwardPass, steps: int) -> Gradients:
             settled = p.call.settled.setdefault(("chunk", stop - start), {})
             call = replace(p.call, visits=Visits(stop - start, B), directions=1, settled=settled)
             weights = p.weights.only(direction)
-            wanted = Wanted(p.wanted.x, p.wanted.h_0 if start == 0 else wide, [want])
+            wanted = p.want_x, p.dh_0_dtype if start == 0 else wide, [want]
             assert dh is not None
             of_x, dh, of_weights = whole(
-                BackwardPass(p.launcher, call, weights, x, h_0[None], y.contiguous(), [], dy, dh, wanted)
+                BackwardPass(p.launcher, call, weights, x, h_0[None], y.contiguous(), [], dy, dh, *wanted)
             )
             if dx is not None and of_x is not None:
                 dx[time].add_(of_x.flip(0)) if direction else dx[time].copy_(of_x)

@@ -1,7 +1,5 @@
 """What may be asked for again: kept, but never more than so much of it; and memory that outlives a call."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor

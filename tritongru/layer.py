@@ -6,8 +6,6 @@ tells shapes, so that neither T nor B is compiled in; what vmap maps over; all t
 and, as layer_backward has a derivative of its own, backward with create_graph=True.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +23,7 @@ from .batch import Visits, checked_lengths
 from .beside import eager_beside_graphs
 from .checks import Operands, check_gradients, check_operands, read_sizes
 from .double_backward import keep_for_second, second_gradients
-from .gradients import BackwardPass, Wanted, in_chunks, steps_at_once, whole
+from .gradients import BackwardPass, in_chunks, steps_at_once, whole
 from .latest import capturing, lasting
 from .launch.protocol import Launcher, LayerCall, LayerWeights, SavedGates
 from .parts import part
@@ -47,14 +45,10 @@ class Layer:
     weights_as_they_lie: bool = False  # a kernel can read them: contiguous, and not lazily negated
 
     @classmethod
-    def of(cls, backend: Backend, call: LayerCall, **flags: bool) -> Layer:
+    def of(cls, backend: Backend, call: LayerCall, **flags: bool) -> "Layer":
         launcher = backend.load()
         backward, forward = (launcher.product_precision(call, backward=way) for way in (True, False))
         return cls(backend, launcher, call, backward, forward, **flags)
-
-    def over(self, visits: Visits) -> Layer:
-        """The same with another batch of the same sizes."""
-        return replace(self, call=replace(self.call, visits=visits))
 
 
 def layer_of(
@@ -154,8 +148,8 @@ def backward_pass(
     want_x, want_h_0, *want = wanted
     each, weights = len(flat) // call.directions, LayerWeights.of(flat, call.directions)
     given = BackwardPass(
-        layer.launcher, call, weights, x, h_0, y, gates, dy, dh_n,
-        Wanted(want_x, h_0.dtype if want_h_0 else None, [want[at : at + each] for at in range(0, len(flat), each)]),
+        layer.launcher, call, weights, x, h_0, y, gates, dy, dh_n, want_x, h_0.dtype if want_h_0 else None,
+        [want[at : at + each] for at in range(0, len(flat), each)],
     )  # fmt: skip
     steps = steps_at_once(call.visits.time, call.visits.batch) if layer.recompute and call.visits.plain else 0
     with products.surroundings(x, layer.products):

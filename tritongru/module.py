@@ -1,8 +1,6 @@
 """`GRU` and `GRUCell`: torch's own modules, but for `forward` where another backend than PyTorch's own runs, and for
 keyword-only arguments."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The parts of a call, for profilers: projection, weights, fill, recurrence, recompute, gradient products."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar

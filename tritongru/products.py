@@ -8,8 +8,6 @@ dgates holds dq, dr, dz, dn side by side: [dr dz dn] is a view in PyTorch's orde
 what is made of it, dW_h and db_h, is put into that order at the end.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -112,11 +110,6 @@ def hidden_weight_gradient(by_gate: Tensor, h_prev: Sequence[tuple[slice, Tensor
     return dw.roll(-H, 0)
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """What sums over many rows are kept in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
     """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider; db_i is a view."""
     sums = column_sums(dgate, dgate.dtype)
@@ -130,7 +123,7 @@ def column_sums(rows: Tensor, dtype: torch.dtype) -> Tensor:
     PyTorch's CUDA kernel gives a sum of 256 rows or more a buffer of 128 float32 per column and block that shares the
     column: 132 MiB for [16384, 2048] on an H200, where every tensor of the call together has 160. Fewer rows have none.
     """
-    wide, few = at_least_float32(rows.dtype), ROWS_OF_A_SUM
+    wide, few = torch.float64 if rows.dtype == torch.float64 else torch.float32, ROWS_OF_A_SUM
     while rows.shape[0] > few:
         sums = -(-rows.shape[0] // few)
         partial = rows.new_empty(sums, rows.shape[1], dtype=wide)

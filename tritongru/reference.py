@@ -9,8 +9,6 @@
 The reset comes after the product, as in cuDNN and PyTorch; Cho et al. 2014 put it before: n = tanh(x W + (r * h) U).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The backends: what exists, what can run here, which one is meant. A new one is a file in launch/ and a line below."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging

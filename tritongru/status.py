@@ -1,8 +1,6 @@
 """What a device tells the host without being waited for: that a wait inside a kernel ran out (kernels/exchange.py), and
 that `lengths` were out of bounds."""
 
-from __future__ import annotations
-
 import os
 import threading
 from contextlib import suppress
