@@ -74,7 +74,7 @@ class LayerCall:
 
     def again(self, kind: Hashable, given: Sequence[Tensor]) -> bool:
         """Whether a pass like one before was launched by this: its `kind` tells how what it is `given` lies in memory,
-        and `Launch.with_others` has made what is settled of it."""
+        and `runtime.once_more` has made what is settled of it."""
         once_more = self.settled.get(("again", kind))
         return once_more is not None and once_more(given)
 

@@ -21,6 +21,7 @@ from ..latest import Latest
 
 Grid = tuple[int, int, int]
 Steps = Callable[[], Iterable[tuple[Grid, Sequence[int]]]]  # grids and scalars, made where they are asked for
+Again = Callable[[Sequence[int]], None]
 INT32 = (1 << 31) - 1
 
 empty = torch.empty  # of all memory that launchers ask for, so that tests can fill and fence it
@@ -189,12 +190,9 @@ class Launch:
         run = getattr(found, "run", None)
         return found if hasattr(run, "launch") and not any([getattr(run, name, 0) for name in own]) else None
 
-    def with_others(
-        self, given: Sequence[Tensor], steps: Steps, same: Hashable
-    ) -> Callable[[Sequence[Tensor]], bool] | None:
-        """`each` once more, as a function of tensors in place of those `given`, which holds none of them. It gives
-        False, and launches nothing, where one of them is not aligned to 16 bytes, or somebody is told of launches. None
-        where the launch is not compiled yet, or its tensors are not those given, each another and aligned."""
+    def with_others(self, given: Sequence[Tensor], steps: Steps, same: Hashable) -> Again | None:
+        """`each` once more, as a function of addresses in place of those of the tensors `given`, which it does
+        not hold. None where the launch is not compiled yet, or its tensors are not those given, each another and aligned."""
         places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
         order, others, pdl = [places.get(tensor.data_ptr(), -1) for tensor in self.tensors], self.others, self.pdl
         if -1 in order or len(places) < len(given) or any([address & 15 for address in places]):
@@ -204,15 +202,27 @@ class Launch:
         device, _ = _here()
         steps = steps if same is not None else partial(list, list(steps()))
 
-        def again(given: Sequence[Tensor]) -> bool:
-            addresses = [tensor.data_ptr() for tensor in given]
-            if _told() or any([address & 15 for address in addresses]):
-                return False
+        def again(addresses: Sequence[int]) -> None:
             stream = triton.runtime.driver.active.get_current_stream(device)
             _hand_over(compiled, stream, (*[addresses[i] for i in order], *others), steps, same, pdl)
-            return True
 
         return again
+
+
+def once_more(launches: Sequence[Again | None]) -> Callable[[Sequence[Tensor]], bool] | None:
+    """A pass of such launches as a function of its tensors. It gives False, and launches nothing, where one of them is
+    not aligned to 16 bytes, or somebody is told of launches. None where a launch is not to be had."""
+
+    def again(given: Sequence[Tensor]) -> bool:
+        addresses = [tensor.data_ptr() for tensor in given]
+        if _told() or [address for address in addresses if address & 15]:
+            return False
+        for launch in found:
+            launch(addresses)
+        return True
+
+    found = [launch for launch in launches if launch is not None]
+    return again if len(found) == len(launches) else None
 
 
 def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: Steps, same: Hashable, pdl: bool) -> None:

@@ -30,7 +30,7 @@ from ..status import Status, status, wait_seconds
 from . import small, step
 from .exchange import Buffer, Shape
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Grid, Kernel, Launch, empty, interpreting
+from .runtime import Grid, Kernel, Launch, empty, interpreting, once_more
 
 logger = logging.getLogger("tritongru")
 
@@ -68,7 +68,8 @@ def forward(
         _note_refusal(refusal, call, once)
         return forward(call, x, h_0, weights, h_n)
     if once.buffer is None and visits.plain:
-        call.settled["again", "small forward"] = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
+        again = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
+        call.settled["again", "small forward"] = once_more([again])
     return y, h_n, gates
 
 
@@ -109,7 +110,8 @@ def backward(
         _note_refusal(refusal, call, once)
         return backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     if once.buffer is None and visits.plain:  # a launch with nothing around it: the next one hands over addresses
-        call.settled["again", kind] = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
+        again = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
+        call.settled["again", kind] = once_more([again])
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 

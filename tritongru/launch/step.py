@@ -23,7 +23,7 @@ from ..planning.problem import Overrides, Problem, Recurrence
 from ..planning.step import BACKWARD, StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Grid, Kernel, empty
+from .runtime import Again, Grid, Kernel, empty, once_more
 
 Visited = Callable[[], Iterable[tuple[int, tuple[int, ...]]]]  # rows to reach and scalars of each launch
 
@@ -50,7 +50,7 @@ def forward(
         h.copy_(h_0)
     state = empty(D, B, H, dtype=torch.float32, device=x.device) if x.dtype != torch.float32 and not fused else None
     gates = None if rzn is None or q is None else SavedGates(rzn, q)
-    kind = ("cell" if fused else "forward",)
+    kind = "cell" if fused else "forward"
     given = [t for t in (x if fused else None, h, state, y, h_n, rzn, q, *chain(*weights)) if t is not None]
     if call.again(kind, given):
         return y, h_n, gates
@@ -73,7 +73,9 @@ def forward(
         w_hh_reverse_ptr=w_hh[-1], b_ih_reverse_ptr=b_ih[-1], b_hh_reverse_ptr=b_hh[-1],
         stride_x_b=stride_x_b, stride_x_i=stride_x_i, **rzn_strides(rzn),
     )  # fmt: skip
-    _launch(call, kind, given, constants, arguments, h, partial(visits.forward, D))
+    again = _launch(call, kind, given, constants, arguments, h, partial(visits.forward, D))
+    if visits.plain:
+        call.settled["again", kind] = once_more([again])
     return y, h_n, gates
 
 
@@ -88,20 +90,24 @@ def backward(
     dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
     given = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
     laid_out = [(t.stride(), t.dtype) for t in given[:6]]  # hooks on saved tensors may have changed it
-    for way in BACKWARD[: visits.time + want_dh_0]:
-        first, kind = way == "backward_first", (way, dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out)
-        if call.again(kind, given):
-            continue
-        dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
-        y, (rzn, q) = y.contiguous(), gates.laid_out()
-        unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
-        arguments = dict(
-            dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0,
-            y_ptr=y, rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, size_rows=N,
-            stride_dy_t=stride_dy_t, stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1), **rzn_strides(rzn),
-        )  # fmt: skip
-        visited = partial(_part, visits, D, want_dh_0, first)
-        _launch(call, kind, given, dict(DY_UNIT=unit, FIRST=first), arguments, h_0, visited, want_dh_0)
+    pass_ = "backward", dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out
+    if call.again(pass_, given):
+        return dgates, dh_0 if want_dh_0 else None
+    dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
+    y, (rzn, q) = y.contiguous(), gates.laid_out()
+    unit, stride_dy_t, stride_dy_b = _in_units((dy.stride(0), dy.stride(-2)), D * H)
+    arguments = dict(
+        dy_ptr=dy, dh_n_ptr=dh_n, w_hh_ptr=weights.w_hh[0], w_hh_reverse_ptr=weights.w_hh[-1], h_0_ptr=h_0, y_ptr=y,
+        rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, size_rows=N, stride_dy_t=stride_dy_t,
+        stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1), **rzn_strides(rzn),
+    )  # fmt: skip
+    again = []
+    for kind in BACKWARD[: visits.time + want_dh_0]:
+        first = kind == "backward_first"
+        visited, constants = partial(_part, visits, D, want_dh_0, first), dict(DY_UNIT=unit, FIRST=first)
+        again.append(_launch(call, kind, given, constants, arguments, h_0, visited, want_dh_0))
+    if visits.plain:
+        call.settled["again", pass_] = once_more(again)
     return dgates, dh_0 if want_dh_0 else None
 
 
@@ -116,17 +122,17 @@ def product_precision(call: LayerCall, backward: bool = True) -> str | None:
 
 
 def _launch(
-    call: LayerCall, kind: tuple[Any, ...], given: Sequence[Tensor], constants: dict[str, Any],
-    arguments: dict[str, Any], unread: Tensor, visited: Visited, want_dh_0: bool = False,
-) -> None:  # fmt: skip
-    """Launch; the next such pass over a batch without padding hands over addresses, see `LayerCall.again`.
+    call: LayerCall, kind: str, given: Sequence[Tensor], constants: dict[str, Any], arguments: dict[str, Any],
+    unread: Tensor, visited: Visited, want_dh_0: bool = False,
+) -> Again | None:  # fmt: skip
+    """Launch; of a batch without padding, how to do so once more, see `LayerCall.again`.
 
     unread: stands for the lengths and resets that a batch does not have.
     """
-    v, key = call.visits, (kind[0], *constants.values())
+    v, key = call.visits, (kind, *constants.values())
     if key not in call.settled:
         padding = dict(PADDED=v.lengths is not None, RESETS=v.resets is not None)
-        call.settled[key] = _kernel(kind[0], call.recurrence, constants | padding)
+        call.settled[key] = _kernel(kind, call.recurrence, constants | padding)
     kernel, tiles = call.settled[key]
     arguments |= dict(
         B=v.batch, stride_row=v.stride_row, lengths_ptr=unread if v.lengths is None else v.lengths,
@@ -139,8 +145,7 @@ def _launch(
         return (((-(-rows // tiles.block_b), columns, call.directions), scalars) for rows, scalars in visited())
 
     launch.each(steps, same)
-    if v.plain:
-        call.settled["again", kind] = launch.with_others(given, steps, same)
+    return launch.with_others(given, steps, same) if v.plain else None
 
 
 def _kernel(kind: str, of: Recurrence, constants: dict[str, Any]) -> tuple[Kernel, StepTiles]:
