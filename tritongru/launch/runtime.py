@@ -191,8 +191,8 @@ class Launch:
         return found if hasattr(run, "launch") and not any([getattr(run, name, 0) for name in own]) else None
 
     def with_others(self, given: Sequence[Tensor], steps: Steps, same: Hashable) -> Again | None:
-        """`each` once more, as a function of addresses in place of those of the tensors `given`, which it does
-        not hold. None where the launch is not compiled yet, or its tensors are not those given, each another and aligned."""
+        """`each` once more, as a function of addresses in place of those of the tensors `given`, which are not kept.
+        None where the launch is not compiled yet, or its tensors are not those given, each another and aligned."""
         places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
         order, others, pdl = [places.get(tensor.data_ptr(), -1) for tensor in self.tensors], self.others, self.pdl
         if -1 in order or len(places) < len(given) or any([address & 15 for address in places]):
