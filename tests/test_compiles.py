@@ -1,16 +1,13 @@
 """Every kernel that a plan may ask for compiles within its device's limits, without spills, with the instructions that
-its tiles promise, and an exchange as strong as its source. `sequence` also under the other Tritons. No GPU is needed.
-
-What this cannot see: whether the machine code computes the right thing, and how fast. Kernels broken on purpose show
-that the lint of tests/kit/lint.py sees.
-"""
+its tiles promise, and an exchange as strong as its source. Kernels broken on purpose show that the lint of
+tests/kit/lint.py sees. Whether the machine code computes the right thing, and how fast, is not seen here."""
 
 import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import triton
@@ -43,21 +40,14 @@ SPILL_A_WORD = {("step_backward", "a100"), ("step_backward", "l4")}
 SPILLED_WHERE_PADDED = 24
 
 
-class Choice(NamedTuple):
-    """Sizes that lead `step_tiles` to one of its choices."""
-
-    target: str
-    dtype: str
-    batch: int
-    hidden: int
-    time: int = 3
-    directions: int = 1
-    precision: str = "tf32"
-    kind: str = ""  # the one that is meant
-    how: str = ""  # "padded", or "unaligned": cuDNN's flattened weights may be aligned to their element only
-
-    def __str__(self) -> str:
-        return "-".join(str(field) for field in self if field)
+def choice(
+    target: str, dtype: str, B: int, H: int, T: int = 3, D: int = 1, precision: str = "tf32", meant: str = "",
+    how: str = "", marks: Any = (),
+) -> Any:  # fmt: skip
+    """Sizes that lead `step_tiles` to one of its choices, and the kernel that is meant, or all. how: "padded", or
+    "unaligned", as cuDNN's flattened weights may be aligned to their element only."""
+    given = target, dtype, B, H, T, D, precision, meant, how
+    return pytest.param(*given, marks=marks, id="-".join(str(field) for field in given if field))
 
 
 FEW, MANY, CELL, CELL_OF_MANY = (8, 512), (64, 512), (8, 512, 1), (64, 512, 1)
@@ -68,32 +58,32 @@ def native(target: str) -> str:
     return "ieee" if target == "mi300x" else "tf32"
 
 
-def every(target: str, dtype: str, precision: str) -> dict[tuple[str, StepTiles], Choice]:
+def every(target: str, dtype: str, precision: str) -> dict[tuple[str, StepTiles], Any]:
     """The tiles that `step_tiles` returns for these, each with sizes that lead there."""
-    found: dict[tuple[str, StepTiles], Choice] = {}
+    found: dict[tuple[str, StepTiles], Any] = {}
     for kind, H, B in product(("forward", "cell", "backward", "backward_first"), HIDDEN, BATCHES):
-        tiles = step_tiles(kind, Recurrence(B, H, 1, dtype, precision, describe(target)))
-        found.setdefault((kind, tiles), Choice(target, dtype, B, H, 1 if kind == "cell" else 3, 1, precision, kind))
+        tiles, T = step_tiles(kind, Recurrence(B, H, 1, dtype, precision, describe(target))), 1 if kind == "cell" else 3
+        found.setdefault((kind, tiles), choice(target, dtype, B, H, T, 1, precision, kind, marks=LONG))
     return found
 
 
 def choices() -> Iterable[Any]:
     for target in TARGETS:
-        yield from (Choice(target, "bf16", *sizes) for sizes in (FEW, MANY, CELL, CELL_OF_MANY))
-        yield Choice(target, "bf16", *FEW, how="padded")
-    yield from (Choice(t, "fp32", *sizes) for t in ("h100", "a100", "mi300x") for sizes in (MANY, ODD_CELL))
-    for target in TARGETS:
-        rest = [Choice(target, dtype, *ODD, how="padded") for dtype in DTYPES]
+        yield from (choice(target, "bf16", *sizes) for sizes in (FEW, MANY, CELL, CELL_OF_MANY))
+        yield choice(target, "bf16", *FEW, how="padded")
+        yield from (choice(target, dtype, *ODD, how="padded", marks=LONG) for dtype in DTYPES)
         for sizes in (FEW, MANY, CELL, CELL_OF_MANY, ODD, ODD_CELL):
-            rest += [Choice(target, "fp16", *sizes), Choice(target, "bf16", *sizes, how="unaligned")]
+            yield choice(target, "fp16", *sizes, marks=LONG)
+            yield choice(target, "bf16", *sizes, how="unaligned", marks=LONG)
         for dtype, precision in {("fp32", native(target)): 0, ("bf16", native(target)): 0, ("fp32", "ieee"): 0}:
-            rest += every(target, dtype, precision).values()
-        yield from (pytest.param(choice, marks=LONG) for choice in rest)
+            yield from every(target, dtype, precision).values()
+    yield from (choice(t, "fp32", *sizes) for t in ("h100", "a100", "mi300x") for sizes in (MANY, ODD_CELL))
 
 
-@pytest.mark.parametrize("choice", [*choices()], ids=str)
-def test_a_choice_of_step_compiles(choice: Choice) -> None:
-    target, dtype, B, H, T, D, precision, meant, how = choice
+@pytest.mark.parametrize("target, dtype, B, H, T, D, precision, meant, how", [*choices()])
+def test_a_choice_of_step_compiles(
+    target: str, dtype: str, B: int, H: int, T: int, D: int, precision: str, meant: str, how: str
+) -> None:
     device, precision = describe(target), "ieee" if "ieee" in (precision, native(target)) else "tf32"
     problem = Problem(B, T, 48, H, 1, D, dtype, precision=precision)
     found = specimens(problem, device, aligned=how != "unaligned", padded=how == "padded")

@@ -1,9 +1,6 @@
 """Programs that hand tiles to each other (kernels/exchange.py), all alive in the emulator under a seeded scheduler.
-
-Few programs and small tiles: right against float64 by the floor of `check`'s rule, and the same bits under every seed
-and in any number of launches; then what a buffer of sentinels could trip over: NaNs with the sentinel's bits,
-infinities, rows that do not run, and waits that end without what they waited for.
-"""
+They are right, with the same bits under every seed and in any number of launches. Then what a buffer of sentinels could
+trip over: NaNs with its bits, infinities, rows that do not run, waits that end without what they waited for."""
 
 import contextlib
 import itertools

@@ -1,10 +1,6 @@
-"""The kernels against float64 and nn.GRU by the rule of tritongru/tools/check.py: output, h_n and every gradient. Then
-what they read and write, and how often they are launched.
-
-They run in the emulator, `sequence` in both of its forms. What goes wrong between programs is tests/test_exchange.py's.
-What takes long and another case shows runs in `make long`: bfloat16 of `step`, where float16 rounds in the same places;
-all draws of `sequence`; most of backward in chunks, which is outside backends.
-"""
+"""The kernels, emulated, against float64 and nn.GRU by the rule of tritongru/tools/check.py: output, h_n and every
+gradient. What takes long and another case shows runs in `make long`: bfloat16 of `step`, where float16 rounds in the
+same places; all draws of `sequence`; most of backward in chunks, which is outside backends."""
 
 from collections.abc import Iterable
 from dataclasses import replace

@@ -1,9 +1,6 @@
 """Inline PTX as one thread executes it: to hold the texts of kernels/exchange.py against their twins in Python.
-
-A text becomes a function of Python's. Known is what those texts need: loads and stores, integer arithmetic, predicates,
-branches, the clock. Declarations and widths are ptxas's to check, which compiles the same texts; a register that is
-read before it was written is an error here, an output too.
-"""
+Declarations and widths are ptxas's to check, which compiles the same texts; a register that is read before it was
+written is an error here, an output too."""
 
 import re
 from collections.abc import Callable, Sequence
