@@ -27,22 +27,19 @@ def test_the_gates_shown_are_those_that_a_backend_saves(backend, form) -> None:
         return pad_packed_sequence(x._replace(data=rows), padding_value=math.nan)[0] if form.lengths else rows
 
     dims = 3 if form.lengths else 4
-    rzn, q = ([in_time(t) for t in saved if t.shape[-2:] == (D, n * H) and t.dim() == dims] for n in (3, 1))
+    rzn, q = (
+        torch.stack([in_time(t) for t in saved if t.shape[-2:] == (D, n * H) and t.dim() == dims]).movedim(-2, 1)
+        for n in (3, 1)
+    )
     assert len(rzn) == len(q) == ours.num_layers
-    h = output.data if form.lengths else output.transpose(0, 1) if ours.batch_first else output
+    h = in_time(output.data if form.lengths else output.transpose(0, 1) if ours.batch_first else output).detach()
     for module in (theirs, ours):
         with default_device_elsewhere():
             found = tritongru.gates(module, x, hx)
-        for layer in range(ours.num_layers):
-            for direction in range(D):
-                kept = [*rzn[layer][:, :, direction].chunk(3, -1), q[layer][:, :, direction]]
-                for name, actual in zip("rznq", kept, strict=True):
-                    shown = getattr(found, name)[layer, direction]
-                    torch.testing.assert_close(shown.isnan(), actual.isnan())
-                    assert_close(actual.nan_to_num(), shown.nan_to_num(), what=f"{name} of layer {layer}")
-        last = torch.cat(list(found.h[-1]), -1)
-        assert torch.equal(last.isnan(), in_time(h.detach()).isnan())
-        assert_close(in_time(h.detach()).nan_to_num(), last.nan_to_num(), what="h")
+        shown = found.r, found.z, found.n, found.q, torch.cat(list(found.h[-1]), -1)
+        for actual, expected in zip((*rzn.chunk(3, -1), q, h), shown, strict=True):
+            assert torch.equal(actual.isnan(), expected.isnan())
+            assert_close(actual.nan_to_num(), expected.nan_to_num())
 
 
 def test_gates_of_unbatched_input_without_h_0() -> None:

@@ -135,20 +135,17 @@ class Fragment:
 
     def run_text(self, world: World, lane: int) -> tuple[np.ndarray, int]:
         """The elements that a lane ends with, and the nanoseconds that it slept."""
-        pack, words = self.wait.pack, world.seen().view(np.uint32)
+        pack = self.wait.pack
         first = BASE + int(self.places[lane, 0]) * self.size
 
         def load(access: Access) -> list[int]:
-            nonlocal words
             assert access.modifiers[:2] == ("relaxed", "gpu")
             if access.address == STATUS:
                 return [world.given_up]
             assert access.count == 4
-            if access.address == first + self.wait.displacements[0]:
-                world.looks += 1
-                words = world.seen().view(np.uint32)
+            world.looks += access.address == first + self.wait.displacements[0]
             at = (access.address - BASE) // 4
-            return words[at : at + 4].tolist()
+            return world.seen().view(np.uint32)[at : at + 4].tolist()
 
         def store(access: Access, values: list[int]) -> None:
             assert access.modifiers[:2] == ("relaxed", "gpu" if access.address == STATUS else "sys")
@@ -223,9 +220,8 @@ def test_when_a_wait_ends(f: Fragment, end: str) -> None:
 def test_one_sentinel_alone_holds_a_wait_until_it_runs_out(f: Fragment) -> None:
     """In any half, and in any vector; the wait goes on with what it has."""
     places, in_vector = f.places[13], 128 // f.width
-    chosen = [i * in_vector + i % in_vector for i in range(places.size // in_vector)]
-    chosen += range(in_vector) if f.tensors == 1 else []
-    for register in chosen:
+    in_each = [i * in_vector + i % in_vector for i in range(places.size // in_vector)]
+    for register in {*in_each, *range(in_vector if f.tensors == 1 else 0)}:
         world = World(f.memory, {int(places[register]): -1})
         found, _ = f.run_text(world, 13)
         assert world.looks == (1 + BOUND) * LOOKS

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -36,11 +37,7 @@ def checkpoints_remembered() -> int:
 
 def without_walking_the_stack(patch: pytest.MonkeyPatch) -> None:
     """A call that looks for a checkpoint around it fails."""
-
-    class System:
-        _getframe = staticmethod(lambda *_: pytest.fail("the stack was walked"))
-
-    patch.setattr(ambient, "sys", System)
+    patch.setattr(ambient, "sys", SimpleNamespace(_getframe=lambda *_: pytest.fail("the stack was walked")))
 
 
 def without(patch: pytest.MonkeyPatch, *, triton: bool = False, interpreter: bool = False) -> None:
