@@ -15,7 +15,8 @@ from triton.runtime._async_compile import active_mode
 import tritongru
 from benchmarks import hostcost
 from tests.kit.modules import tensors
-from tritongru import call, registry
+from tritongru import layer as layers
+from tritongru import registry
 from tritongru.latest import Latest
 from tritongru.launch import first_call
 from tritongru.launch.runtime import Kernel
@@ -41,7 +42,7 @@ def test_what_is_compiled_is_what_is_launched(backend: str, T: int, H: int, dtyp
             asked.clear()
 
     monkeypatch.setattr(hostcost._Always, "get", lambda self, key, _=None: asked.append(key) or self.kernel)
-    monkeypatch.setattr(call, "prepare", prepare)
+    monkeypatch.setattr(layers, "prepare", prepare)
     monkeypatch.setattr(first_call, "_seen", Latest(10))
     layer, h_0 = tritongru.GRU(8, H, dtype=dtype, backend=backend), torch.randn(1, 3, H, dtype=dtype).requires_grad_()
     sequences = [torch.randn(max(1, T - packed * row), 8, dtype=dtype) for row in range(3)]

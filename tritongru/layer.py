@@ -55,18 +55,22 @@ def layer_of(
     backend: Backend, visits: Visits, where: torch.device, dtype: torch.dtype, D: int, H: int, training: bool,
     input_size: int, weights: Sequence[Tensor], copied: bool = False, **flags: bool,
 ) -> Layer:  # fmt: skip
-    """A layer, of D directions and hidden size H, as a call needs it; what it will launch on a GPU is compiled side by
-    side. copied: whether copies of the weights go there."""
+    """A layer, of D directions and hidden size H, as a call needs it."""
     device = registry.device_of(where)
     precision = products.rnn_precision(device.vendor == "nvidia")
     call = LayerCall(visits, D, H, DTYPES[dtype], precision, device, training, backend.overrides)
     layer = Layer.of(backend, call, **flags)
-    if backend.triton and where.type == "cuda":
+    prepare(layer, input_size, weights, copied)
+    return layer
+
+
+def prepare(layer: Layer, input_size: int, weights: Sequence[Tensor], copied: bool) -> None:
+    """Have what a layer will launch on a GPU compiled side by side. copied: whether copies of the weights go there."""
+    if layer.backend.triton and weights[0].is_cuda:
         from .launch import first_call  # imports Triton
 
-        with torch.cuda.device(where):
-            first_call.prepare(layer.launcher, call, input_size, weights, layer.recompute, copied)
-    return layer
+        with torch.cuda.device(weights[0].device):
+            first_call.prepare(layer.launcher, layer.call, input_size, weights, layer.recompute, copied)
 
 
 class GRULayer(torch.autograd.Function):
