@@ -267,9 +267,6 @@ def test_another_schema_is_refused_and_left_alone(tmp_path, change, capsys):
     assert path.read_text() == before
 
 
-# how samples are taken
-
-
 def test_every_round_samples_every_call_in_changing_order():
     order, meter = [], HostMeter()
     meter.sample = lambda timed: order.append(timed.calls) or Sample(100.0, 50.0)
@@ -406,9 +403,6 @@ def test_workloads_say_how_many_units_a_call_computes():
         assert workload.count == (sum(workload.case.lengths) or workload.case.T * workload.case.B)
     by_name = {workload.name: workload for workload in WORKLOADS}
     assert by_name["RNNoise"].rate(384_000) == "1,000,000 frames of speech (10 ms) a second"
-
-
-# commands
 
 
 @pytest.mark.parametrize("command", [["--suite", "grid"], ["run", "--suite", "workloads"], ["day"]], ids=" ".join)

@@ -83,7 +83,6 @@ def test_loops_follow_the_control_flow():
 
 
 def test_opcodes_are_told_apart_by_their_whole_name():
-    """LDGDEPBAR is no load, LDGSTS and LDSM have classes of their own."""
     opcodes = ["LDGDEPBAR", "LDG.E", "LDGSTS.E.128", "LDSM.16.M88.4", "LDS.128", "HGMMA.64x16x16.F32", "REDUX.MAX.S32"]
     counts = module.count(opcodes, module.SASS_CLASSES)
     assert counts == {"HGMMA": 1, "LDG": 1, "LDGSTS": 1, "LDS": 1, "LDSM": 1}

@@ -63,7 +63,6 @@ def test_every_part_of_the_day_runs_and_is_accounted_for(part, tmp_path, capsys)
 
 
 def test_a_part_that_hangs_is_stopped_and_what_it_left_is_the_later_ones(part, tmp_path):
-    """By when it should have ended, with all that it has started, deaf ones too."""
     hanging = "import signal, subprocess, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     hanging += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
     parts = [part("slow", hanging, hanging, minutes=1.0), part("after", "print('ran')", minutes=9.0)]
@@ -116,8 +115,6 @@ def test_kernels_are_compiled_beforehand_for_the_suites(capsys):
     assert warm.main(dry=True) == 0 and "compile the forms of tune" in capsys.readouterr().out
 
 
-# tiles and times as data
-
 TUNED = Case(TUNE_T, 64, 512, 512, "bf16")
 PLANNED = ((100, 101, 102), (300, 302, 304))  # p20, p50, p80 of each pass; backward 201, from 198 to 204
 
@@ -153,7 +150,6 @@ def test_tiles_win_by_more_than_the_calls_vary(tmp_path):
 
 @pytest.fixture
 def planned(monkeypatch, tmp_path):
-    """A function that plans without what was planned or read before."""
     monkeypatch.setattr(tuned, "FOLDER", tmp_path / "tiles")
     tuned.forget()
 

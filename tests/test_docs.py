@@ -101,8 +101,6 @@ def test_no_test_file_imports_another():
         assert not re.findall(rf"^\s*(?:from|import) tests\.test_(?!{path.stem[5:]}\b).*", path.read_text(), re.M)
 
 
-# The package's rooms.
-
 PACKAGE = ROOT / "tritongru"
 ROOMS = (  # each may import those before it, and itself
     "kernels < _version ambient beside latest parts < status < planning batch < products reference < launch < registry"

@@ -110,9 +110,6 @@ def test_packed_results_have_the_input_s_indices_and_batch_first_is_ignored(back
     assert torch.equal(ours(input=x, hx=hx)[0].data, output.data)
 
 
-# Memory: what comes in, and what comes out.
-
-
 def gapped(tensor):
     wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), math.nan)
     wide[..., 1:-2] = tensor.detach()
@@ -172,8 +169,6 @@ def test_results_have_nn_gru_s_strides_and_are_no_views_of_anything(backend, for
         h_n.zero_()
     assert kit.same_bits(kept, before) and torch.equal(found[0], again[0]) == (not form.cell)
 
-
-# NaN, infinity, and gates at their ends.
 
 PLACES = {"input": (-1, 0, 1), "h_0": (1, 0, 1), "weight_ih_l0": (4, 1), "weight_hh_l0": (11, 1)}
 PLACES |= {"bias_ih_l0": (0,), "bias_hh_l0_reverse": (6,)}

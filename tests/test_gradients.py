@@ -61,7 +61,6 @@ def test_frozen_leaves_get_no_gradient_and_the_one_that_trains_the_right_one(bac
 
 
 def test_backward_twice_and_of_calls_that_interleave(backend):
-    """Through a retained graph, and PyTorch's error where it was not; two graphs of one layer alive at once."""
     theirs, ours = kit.pair(backend, 3, 5, num_layers=2)
 
     def call(module):
@@ -126,9 +125,6 @@ def test_in_place_operations_on_the_results_that_autograd_follows(backend, chang
     copies = [r.clone() for r in theirs(kit.randn(3, 2, 3))]
     expected = torch.autograd.grad(kit.loss_of(*change(*copies)), list(theirs.parameters()))
     right_or_refused(lambda: kit.loss_of(*change(*ours(kit.randn(3, 2, 3)))), ours, expected)
-
-
-# Second derivatives.
 
 
 def leaves_of(form, module):
@@ -243,7 +239,6 @@ def test_is_grads_batched(backend, form):
 @kit.ours_only
 @pytest.mark.parametrize("sizes", [(2, 3), (1, 2), (2, 1)], ids=str)
 def test_several_levels_of_vmap(backend, sizes):
-    """torch.vmap of torch.vmap, of the older vmap, and the older one of itself; and of some cotangents alone."""
     outputs, leaves = leaves_of(kit.PLAIN, kit.PLAIN.pair(backend)[1])
     batched = cotangents_of(outputs, *sizes)
     expected = one_by_one(outputs, leaves, [c.flatten(0, 1) for c in batched])
@@ -273,9 +268,6 @@ def test_batched_derivatives_of_derivatives(backend):
         return [hessian(lambda x: layer(x)[0].square().sum(), kit.randn(2, 3, 3), vectorize=True), *of_first]
 
     kit.both(*kit.PLAIN.pair(backend), derivatives)
-
-
-# Library products.
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 127, 128, 129, 255, 256, 1000, 4097, 16384, 16385, 40000])

@@ -61,16 +61,14 @@ def test_operators_are_the_layer(backend, form, how):
     _, layer = form.pair(backend)
     given = arguments(layer, form, **how)
     x, h_0, weights, batch_sizes, *_ = given
-    expected = layer(x if batch_sizes is None else PackedSequence(x, batch_sizes), h_0, **form.how())
-    expected = kit.tensors(expected)
-    found = layer_forward(*given)
+    of = x if batch_sizes is None else PackedSequence(x, batch_sizes)
+    expected, found = kit.tensors(layer(of, h_0, **form.how())), layer_forward(*given)
     assert kit.same_bits(found[:2], expected)
     if given[6]:
         backward = backward_arguments(given, found)
         leaves, cotangents = [x, h_0, *weights], backward[:2]
         gradients = torch.autograd.grad(expected, leaves, cotangents)
-        of_operator = layer_backward(*backward)
-        assert kit.same_bits(of_operator, gradients)
+        assert kit.same_bits(layer_backward(*backward), gradients)
         assert kit.same_bits(torch.autograd.grad(found[:2], leaves, cotangents), gradients)
         wanted = [index % 2 == 1 for index in range(len(leaves))]
         some = layer_backward(*backward[:5], wanted, *given)
@@ -234,9 +232,6 @@ def test_vmap_over_batch_sizes():
 
         found = vmap(call)(torch.stack([given[at]] * 2))
         assert kit.same_bits(found, [torch.stack([t, t]) for t in call(given[at])])
-
-
-# What a torch_dispatch mode sees: one operator each way.
 
 
 @kit.ours_by_form()

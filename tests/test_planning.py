@@ -34,8 +34,6 @@ from tritongru.tools.counted import with_counts
 H200, L4 = describe("h200"), describe("l4")
 PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
 
-# ---- devices
-
 
 def test_described_devices():
     interpreter = describe("interpreter")
@@ -96,9 +94,6 @@ def test_planning_imports_neither_torch_nor_triton_nor_what_does():
         assert not re.search(r"^(import|from) (torch|triton|\.\.)", path.read_text(), re.M), path
 
 
-# ---- a plan of a problem
-
-
 def planned(problem, backend):
     return with_counts(choose(problem, H200, backend), H200)
 
@@ -127,7 +122,6 @@ def test_the_largest_layer_kept_on_chip(device, dtype, largest):
 
 
 def test_host_and_kernel_know_the_same_blocks():
-    """Of the exchange buffer: a block belongs to whole programs."""
     from tritongru.kernels.exchange import units_of_block
     from tritongru.planning import sequence
 
@@ -236,9 +230,6 @@ def test_launches_and_saved_bytes_are_printed():
     assert "saved" not in printed and "peak      9.5 MiB at once beyond" in printed
 
 
-# ---- `tritongru.plan` of a module, and the command
-
-
 def test_plan_of_a_module():
     layer = tritongru.GRU(20, 64, num_layers=2, bidirectional=True, batch_first=True)
     x = torch.randn(8, 50, 20)
@@ -316,12 +307,10 @@ def test_command_compiles(capsys):
     ],
 )
 def test_command_refuses_in_one_line(arguments, said, capsys):
-    try:
-        code = cli.main(["plan", *arguments])
-    except SystemExit as exit:
-        code = exit.code
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["plan", *arguments])
     printed = capsys.readouterr()
-    assert code == 2 and said in printed.err and printed.out == "" and printed.err.count("\n") == 1
+    assert stopped.value.code == 2 and said in printed.err and printed.out == "" and printed.err.count("\n") == 1
     assert "choose from 'interpreter'" not in printed.err
 
 

@@ -19,8 +19,6 @@ from tritongru.cli import main
 from tritongru.tools import profile
 from tritongru.tools.profile import ATEN, ELSEWHERE
 
-# ---- what a launch tells
-
 
 @contextmanager
 def watched(monkeypatch):
@@ -126,9 +124,6 @@ def test_a_part_is_a_range_where_a_profiler_is_on(monkeypatch):
     assert marked(-1) == 1 and len(ranges) == 1
 
 
-# ---- a trace
-
-
 def event(cat, name, ts, dur, tid=1, **args):
     return {"ph": "X", "cat": cat, "name": name, "pid": 7, "tid": tid, "ts": ts, "dur": dur, "args": args}
 
@@ -190,16 +185,9 @@ def test_launches_that_were_all_counted_have_rates():
     assert rows["step_backward"] == ["1", "17.0"] and rows["gemm"] == ["3", "72.0"]
 
 
-# ---- the command
-
-
-SHAPE = ("--batch", "2", "--hidden", "6", "--time", "3")
-
-
 @pytest.fixture
 def told(tmp_path, monkeypatch, capsys):
-    found = []
-    measure = profile.profile
+    found, measure = [], profile.profile
     monkeypatch.setattr(profile, "profile", lambda *of: found.append(measure(*of)) or found[-1])
 
     def run(*arguments):
@@ -220,7 +208,7 @@ def told(tmp_path, monkeypatch, capsys):
 @pytest.mark.interpreted
 @pytest.mark.parametrize("backend", ["step", "sequence"])
 def test_interpreted_launches_are_listed_without_times(backend, told):
-    found = told(*SHAPE, "--backend", backend)
+    found = told(*["--batch", "2", "--hidden", "6", "--time", "3", "--backend"], backend)
     assert found.kind == "emulator" and set(found.counted) == {f"{backend}_forward", f"{backend}_backward"}
     forward = found.counted[f"{backend}_forward"]
     assert forward["count"] == (3 if backend == "step" else 1)
@@ -239,20 +227,15 @@ def test_kernels_of_a_gpu_are_those_that_were_counted(tmp_path):
 MODEL = """
 import torch, tritongru
 from torch import nn
-
 class Model(nn.Module):
     def __init__(self):
         super().__init__()
-        self.embedding = nn.Embedding(10, 4)
+        self.embedding, self.head, self.cell = nn.Embedding(10, 4), nn.Linear(5, 10), tritongru.GRUCell(5, 5)
         self.ours = tritongru.GRU(4, 6, batch_first=True, backend="reference", recompute=True)
         self.theirs = nn.GRU(6, 5, batch_first=True)
-        self.cell = tritongru.GRUCell(5, 5)
-        self.head = nn.Linear(5, 10)
-
     def forward(self, ids, scale=1.0):
         h = self.theirs(self.ours(self.embedding(ids))[0])[0]
         return {"logits": self.head(self.cell(h[:, -1])) * scale, "ids": ids}
-
 gru, x = tritongru.GRU(3, 4), torch.randn(2, 1, 3)
 model = lambda: (Model(), (torch.randint(0, 10, (2, 4)), 2.0))
 compiled = lambda: (torch.compile(nn.Sequential(gru), backend="eager"), x)

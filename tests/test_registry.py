@@ -23,9 +23,6 @@ def no_choice_by_environment(monkeypatch):
     monkeypatch.delenv("TRITONGRU_BACKEND", raising=False)
 
 
-# Which backend runs.
-
-
 @pytest.mark.parametrize("backend", ["aten", None])
 def test_cpu_tensors_take_aten_by_default(backend, ran):
     theirs, ours = kit.PLAIN.pair(backend)
@@ -191,9 +188,6 @@ def test_autocast_of_mixed_dtypes_to_another_dtype_and_switched_off(backend):
             assert ours(kit.randn(3, 2, 3))[0].dtype == torch.float32
     with torch.autocast("cpu", torch.float16):
         assert ours(kit.randn(3, 2, 3))[0].dtype == torch.float16
-
-
-# Threads, and what the host must not wait for.
 
 
 @kit.ours_only

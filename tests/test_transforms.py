@@ -140,7 +140,6 @@ def test_every_derivative_inside_a_compiled_function_and_without(derivative, for
 @kit.ours_only
 @kit.table("form", kit.some_forms("plain", "padded"))
 def test_derivatives_of_a_module(backend, form, ran):
-    """By input, by weights, and mapped over lengths, in eager; what ran in a level of forward mode is left with it."""
     (x, h_0), (theirs, ours) = form.given(), form.pair(backend)
 
     def found(module):

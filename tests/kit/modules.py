@@ -59,7 +59,6 @@ def states(module: nn.GRU) -> int:
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """The tensors of what a layer or a cell returned."""
     if isinstance(result, Tensor):
         return [result]
     return [t.data if isinstance(t, PackedSequence) else t for t in result]
@@ -178,7 +177,6 @@ class Form:
         return x, randn(layers, *of_batch, 5, seed=seed + 1) if self.h_0 else None
 
     def how(self) -> dict[str, Tensor]:
-        """Further arguments of our layer."""
         if not self.resets:
             return {}
         T, B = self.sizes
@@ -193,7 +191,6 @@ class Form:
         return self.prepared(call, of)()
 
     def prepared(self, call: Any, of: Any = None) -> Callable[[], dict[str, Tensor]]:
-        """The call, of arguments that are there."""
         call, of, given = self.of(call), call if of is None else of, self.given()
         return lambda: results(call, *given, of=of)
 
