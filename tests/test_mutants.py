@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 LONG = pytest.mark.long
-# By file, setting and how they are found: a name, and what of the file's text becomes what.
+# By file, setting and how they are found, if their names do not say so: what of the file's text becomes what.
 MUTANTS = r"""
 gates.py, step: wrong
     gates swapped | r = sigmoid({a_r=>a_z})\n    z = sigmoid({a_z=>a_r})
@@ -73,9 +73,8 @@ step.py, one step: wrong
     dh_n dropped in the first launch | in_dst & {~in_src=>in_src})
     x product dropped | if {FUSE_INPUT=>H == 0}:\n        x_ptrs
     b_in dropped | a_r, a_z, {a_n=>_} = add((a_r, a_z, a_n), b_ih)
-rows.py, step packed: emulator
-    a row too many | here = offs_b {<=><=} rows
 rows.py, step packed: wrong
+    emulator: a row too many | here = offs_b {<=><=} rows
     every row carries | here{ & (offs_b < rows_neighbour)=>}
     no row carries | here & (offs_b < {rows_neighbour=>0})
     a row too few | here = offs_b < {rows=>rows - 1}
@@ -118,12 +117,12 @@ small.py, fma: wrong
     dh_0 not made | & (want_dh {!= 0=>== 0}))
     the larger half kept | parts = gl.{sum=>max}(gl.convert_layout(parts,
     the largest part for the sum | gl.{sum=>max}(parts, 2)
-small.py, fma: emulator
-    dgates a visit off | timestep(dgates, at[{0=>1}], VECTOR)
+    emulator: dgates a visit off | timestep(dgates, at[{0=>1}], VECTOR)
 small.py, fma both: wrong
     other direction's weights | {gl.where(direction == 0, w_ptr, w_reverse_ptr)=>w_ptr}
     other direction's biases | b_ptr = {gl.where(direction == 0, b_ptr, b_reverse_ptr)=>b_ptr + 0}
     dgates of the other direction | times({direction=>0} * size_rows,
+    emulator: h_prev of a row that has not begun | (t_before < tile.length{=> + 1})
 small.py, no bias: wrong
     a bias where there is none | is_unit{ & (has_bias != 0)=>}
 small.py, matrix: wrong
@@ -134,42 +133,26 @@ small.py, matrix packed: wrong
     a row that starts early | h = gl.where({runs=>is_unit}, h_new, h)
     a row that does not run goes through its gate | dh = {gl.where(runs, dh * z, dh)=>dh * z}
     h_0 at the first timestep alone | (t + step_t >= {tile.length=>T})
-small.py, matrix packed: emulator
-    reverse begins at the last timestep of all | direction == 0, 0, {longest - 1=>T - 2})
-    lengths of the row before | lengths_of({row, row >= 0=>row - 1, row >= 1},
+    emulator: reverse begins at the last timestep of all | direction == 0, 0, {longest - 1=>T - 2})
+    emulator: lengths of the row before | lengths_of({row, row >= 0=>row - 1, row >= 1},
 small.py, matrix cut: wrong
     a reset one step late | clear = cleared(t{ + step_t=>}, tile,
     the state not cleared | {        h = gl.where(clear & is_unit, 0.0, h)\n=>}
     dh not cleared | dh = {gl.where(clear, 0.0, dh + own_sums(parts, FORM))=>dh + own_sums(parts, FORM)}
     h_prev of another sequence | {gl.where(clear, 0.0, =>(}gl.where(begins,
     h_0 of a row that begins anew | { & ~anew=>}, other
-small.py, fma both: emulator
-    h_prev of a row that has not begun | (t_before < tile.length{=> + 1})
-sequence.py, three programs: time-out
-    a slot too far | publish(place + {=>2 * }group.slot + group.own,
-    h is never published | {publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))=>pass}
-    dz published over dr | publish(own{ + GATE=>}, as_factor(
-    a wait on the wrong slot | place = here{=> + group.slot} + i * SIZE\n
-    units past H are not published | publish(place + {group.slot=>gl.where(unit < H, group.slot, 0)} + group.own,
-    a wait on the wrong slot in backward | publish(own{=> + group.slot}, as_factor(gl.where(runs & ~clear, dr
-    h_0 unpublished | {publish(here + i * SIZE + group.own, as_factor(h[i].to(dtype), PRECISION))=>pass}
-    backward begins without zeros | {publish(here + (3 * i + gate) * GATE + group.own, nothing)=>pass}
-sequence.py, two tiles: wrong
-    a stale row tile | received({place=>here}.to(gl.int64)
-    a stale row tile in backward | # wait, product\n            product = product_of_gradients({place=>here}, group
-    resets of tile 0 | clear = cleared(t_next, {tile=>Tile(*tiles[0])},
-visits.py, eight rows: time-out
-    rows of programs past H | gl.max(gl.max({given=>gl.where(is_unit, given, 0)}, 0), 0)
-sequence.py, packed both: wrong
-    a row too early | h_new = gl.where({runs=>(t >= 0) & (T > 0)}, h_new, h[i])
-    the carry of a row that does not run dropped | gl.where(runs, dh * z, {dh=>0.0})
-    a row that does not run goes through its gate | {gl.where(runs, dh * z, dh)=>dh * z}
-    reverse begins at the last timestep of all | {longest - 1=>T} - first_visit
-sequence.py, packed both: time-out
-    a row that does not run publishes nothing | publish(place + {group.slot=>gl.where(runs, group.slot, 0)} + group.own,
-sequence.py, three programs: emulator
-    h_0 of rows past the batch | mask={begin.inside & (first_visit == 0)=>(begin.row >= 0)} & ~anew
 sequence.py, three programs: wrong
+    time-out: a slot too far | publish(place + {=>2 * }group.slot + group.own,
+    time-out: h is never published | \
+        {publish(place + group.slot + group.own, as_factor(h_next[i].to(dtype), PRECISION))=>pass}
+    time-out: dz published over dr | publish(own{ + GATE=>}, as_factor(
+    time-out: a wait on the wrong slot | place = here{=> + group.slot} + i * SIZE\n
+    time-out: units past H are not published | \
+        publish(place + {group.slot=>gl.where(unit < H, group.slot, 0)} + group.own,
+    time-out: a wait on the wrong slot in backward | publish(own{=> + group.slot}, as_factor(gl.where(runs & ~clear, dr
+    time-out: h_0 unpublished | {publish(here + i * SIZE + group.own, as_factor(h[i].to(dtype), PRECISION))=>pass}
+    time-out: backward begins without zeros | {publish(here + (3 * i + gate) * GATE + group.own, nothing)=>pass}
+    emulator: h_0 of rows past the batch | mask={begin.inside & (first_visit == 0)=>(begin.row >= 0)} & ~anew
     the slot before | (at_last,), {here + group.slot=>here}
     a sum not written | {sums[0].store(add_product(zeros, h, weights, 0, 0, FORM))=>pass}
     a gate dropped | sums[1].store({add_product(zeros, h, weights, 1, 0, FORM)=>zeros})
@@ -182,6 +165,19 @@ sequence.py, three programs: wrong
     a part of the sum dropped | gl.{sum=>max}(buffer.load(summed(
     the first warp's K for all | {warp * K_OF_WARP + k=>k}
     b_hn dropped | {            q += b_hn\n=>}
+sequence.py, two tiles: wrong
+    a stale row tile | received({place=>here}.to(gl.int64)
+    a stale row tile in backward | # wait, product\n            product = product_of_gradients({place=>here}, group
+    resets of tile 0 | clear = cleared(t_next, {tile=>Tile(*tiles[0])},
+visits.py, eight rows: time-out
+    rows of programs past H | gl.max(gl.max({given=>gl.where(is_unit, given, 0)}, 0), 0)
+sequence.py, packed both: wrong
+    a row too early | h_new = gl.where({runs=>(t >= 0) & (T > 0)}, h_new, h[i])
+    the carry of a row that does not run dropped | gl.where(runs, dh * z, {dh=>0.0})
+    a row that does not run goes through its gate | {gl.where(runs, dh * z, dh)=>dh * z}
+    reverse begins at the last timestep of all | {longest - 1=>T} - first_visit
+    time-out: a row that does not run publishes nothing | \
+        publish(place + {group.slot=>gl.where(runs, group.slot, 0)} + group.own,
 sequence.py, two groups: wrong
     the first group's rows for all | first_row{ + gl.program_id(1) * (FORM.TILES * FORM.ROWS)=>}
 sequence.py, two directions: wrong
@@ -193,8 +189,10 @@ sequence.py, sequence cut: wrong
     y after a reset | save(memory, at[0], tile, {h_new=>h_next[i]},
     not what is carried back | {gl.where(clear, 0.0, gl.where(runs, dh * z, dh))=>gl.where(runs, dh * z, dh)}
     another's h_prev | h_prev = {gl.where(clear, 0.0, h_prev.to(gl.float32))=>h_prev.to(gl.float32)}
-visits.py, sequence cut: emulator
-    a reset past a row's length | (boundary < {tile.length=>tile.length + 1})
+visits.py, sequence cut: wrong
+    emulator: a reset past a row's length | (boundary < {tile.length=>tile.length + 1})
+    a reset one step late | boundary = t + direction{=> + 1}
+    resets in the forward direction alone | mask=(t >= 0) &{=> (direction == 0) &}
 sequence.py, three waits: wrong
     dq W_hn dropped | {acc = add_product(acc, dq, weights, 2, 0, FORM)=>pass}
     another gate's gradients | address + {2 * =>}BYTES
@@ -207,13 +205,11 @@ gates.py, fma: wrong
     dr stored as dz | tl.store(ptrs + H, {dr=>dz}.to(dtype)
 gates.py, three programs: wrong
     dr stored as dz | tl.store(ptrs + H, {dr=>dz}.to(dtype)
-gates.py, three programs: emulator
-    the next row's gates | tl.store(ptrs + {3=>4} * H, dn
+    emulator: the next row's gates | tl.store(ptrs + {3=>4} * H, dn
 visits.py, fma: wrong
     gates not saved | saves = runs & (save_gates {!= 0=>== 0})
     z saved as r | tile.of_x, {r=>z}, z, n, saves
-visits.py, fma: emulator
-    gates a visit too late | store_rzn(timestep(memory.rzn, {at=>at + 1},
+    emulator: gates a visit too late | store_rzn(timestep(memory.rzn, {at=>at + 1},
 visits.py, fma both: wrong
     x_proj of the other direction | stride_rzn_b * D{ + direction=>}) * (3 * H)
     y of the other direction | of_y = (b * D{ + direction=>}) * H
@@ -221,29 +217,25 @@ visits.py, fma both: wrong
     state of the other direction | of_state = {(direction * batch.B + b)=>b}
 visits.py, three programs: wrong
     gates not saved | saves = runs & (save_gates {!= 0=>== 0})
-visits.py, three programs: emulator
-    y of rows past the batch | h.to(dtype), mask={runs=>tile.row < 16})
-visits.py, sequence cut: wrong
-    a reset one step late | boundary = t + direction{=> + 1}
-    resets in the forward direction alone | mask=(t >= 0) &{=> (direction == 0) &}
+    emulator: y of rows past the batch | h.to(dtype), mask={runs=>tile.row < 16})
 exchange.py, three programs: wrong
     a wrong place | unit // (128 // WIDTH) {* 2 + row // 8=>+ row // 8 * 2}
     a wrong first vector | part * ({HEIGHT=>8} * K_OF_WARP
+    time-out: half of it published | , {cache_modifier=".cg"=>mask=ptrs.to(gl.int64) % 8 == 0}
+    time-out: a wrong block | (unit // UNITS) * ({HEIGHT=>8} * UNITS)
 exchange.py, half: time-out
     a wrong lane | + unit % {(128 // WIDTH) // (32 // WIDTH)=>(32 // WIDTH)}
 exchange.py, eight rows: wrong
     a wrong place of 8 rows | register = unit // (128 // WIDTH) {=>^ 1 }if
-exchange.py, three programs: time-out
-    half of it published | , {cache_modifier=".cg"=>mask=ptrs.to(gl.int64) % 8 == 0}
-    a wrong block | (unit // UNITS) * ({HEIGHT=>8} * UNITS)
 """
 
 
 def mutants() -> Iterator[Any]:
     """Of MUTANTS; of those that are emulated a quarter by default."""
-    for i, ((file, setting, how), (name, edit)) in enumerate(table(MUTANTS, 2)):
+    for i, ((file, setting, most), (name, edit)) in enumerate(table(MUTANTS, 2)):
+        *told, name = name.split(": ")
         slow = LONG if i % 4 and "step" not in setting else ()
-        yield pytest.param(file, setting, how, edit, id=f"{file}: {name}", marks=slow)
+        yield pytest.param(file, setting, (told or [most])[0], edit, id=f"{file}: {name}", marks=slow)
 
 
 @pytest.fixture(autouse=True)
