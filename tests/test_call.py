@@ -268,9 +268,7 @@ def passes(module: Any, T: int, dtype: torch.dtype, of_y: Callable[[Tensor], Ten
     + [(backend, "one-way", T) for backend in ("step", "sequence") for T in (1, 2, 4)]
     + [(backend, "both-ways", 4) for backend in ("step", "sequence")],
 )
-def test_a_known_pass_hands_over_what_the_long_way_does(
-    backend: str, layer: str, T: int, dtype: torch.dtype, handed: list[tuple[Any, ...]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_known_pass_hands_over_what_the_long_way_does(backend, layer, T, dtype, handed, monkeypatch) -> None:
     """Both are gone: in training and inference, with biases and without, of a transposed and an expanded dy too."""
     short: list[Any] = []
     same: list[bool] = []

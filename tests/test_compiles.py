@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -40,10 +39,7 @@ SPILL_A_WORD = {("step_backward", "a100"), ("step_backward", "l4")}
 SPILLED_WHERE_PADDED = 24
 
 
-def choice(
-    target: str, dtype: str, B: int, H: int, T: int = 3, D: int = 1, precision: str = "tf32", meant: str = "",
-    how: str = "", marks: Any = (),
-) -> Any:  # fmt: skip
+def choice(target, dtype, B, H, T=3, D=1, precision="tf32", meant="", how="", marks=()) -> Any:
     """Sizes that lead `step_tiles` to one of its choices, and the kernel that is meant, or all. how: "padded", or
     "unaligned", as cuDNN's flattened weights may be aligned to their element only."""
     given = target, dtype, B, H, T, D, precision, meant, how
@@ -81,9 +77,7 @@ def choices() -> Iterable[Any]:
 
 
 @pytest.mark.parametrize("target, dtype, B, H, T, D, precision, meant, how", [*choices()])
-def test_a_choice_of_step_compiles(
-    target: str, dtype: str, B: int, H: int, T: int, D: int, precision: str, meant: str, how: str
-) -> None:
+def test_a_choice_of_step_compiles(target, dtype, B, H, T, D, precision, meant, how) -> None:
     device, precision = describe(target), "ieee" if "ieee" in (precision, native(target)) else "tf32"
     problem = Problem(B, T, 48, H, 1, D, dtype, precision=precision)
     found = specimens(problem, device, aligned=how != "unaligned", padded=how == "padded")
@@ -104,9 +98,8 @@ def test_a_choice_of_step_compiles(
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_no_tile_is_smaller_than_the_threads_that_hold_it(target: str, dtype: str) -> None:
-    """`state` and `dh` are read and written in place: a tile with fewer elements than threads would have one element
-    read by several threads, with nothing that orders another's store after the last of the reads. Older cards and
-    others have the same kernels without a wait for the launch before."""
+    """`state` and `dh` are read and written in place: nothing would order a store after another thread's read of
+    the same element. Older cards and others have the same kernels without a wait for the launch before."""
     device = describe(target)
     for _, tiles in every(target, dtype, native(target)):
         assert tiles.block_b * tiles.block_h >= tiles.num_warps * device.target[2]
@@ -201,11 +194,8 @@ def test_under_another_triton(version: str, arch: str) -> None:
     assert (compiled_by, wrong) == (version, {})
 
 
-def lint(
-    kind: str, H: int = 256, dtype: str = "bf16", change: Any = replace, binary: Any = str, **tiles: int
-) -> list[str]:
-    """The faults of a kernel after a change of its launch or of its binary, or with other tiles than those that the
-    lint is told."""
+def lint(kind: str, H=256, dtype="bf16", change: Any = replace, binary: Any = str, **tiles: int) -> list[str]:
+    """The faults after a change of launch or binary, or with other tiles than the lint is told."""
     meant = form_of("h200", kind, dtype, H, 16).tiles
     report = compile_report(change(specimen(kind, replace(meant, **tiles), dtype, "tf32")), describe("h200"))
     return faults_of(replace(report, sass=binary(report.sass)), meant, kind, dtype)
@@ -283,9 +273,7 @@ ALL = [
 
 
 @pytest.mark.parametrize(("module", "file", "on", "fault", "edits"), ALL)
-def test_lint_finds_a_mistake(
-    module: str, file: str, on: str, fault: str, edits: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lint_finds_a_mistake(module, file, on, fault, edits, tmp_path, monkeypatch) -> None:
     def wait(found: Kernel) -> Kernel:
         return with_constants(found, WAIT=edited(found.constants["WAIT"], *edits))
 

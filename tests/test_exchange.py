@@ -84,8 +84,7 @@ CALLS = {
 @pytest.mark.parametrize("seeds", [range(3), pytest.param(range(3, 23), marks=LONG)], ids=["three", "twenty"])
 @pytest.mark.parametrize("name", CALLS)
 def test_right_and_the_same_bits_under_every_seed(name: str, seeds: range, monkeypatch) -> None:
-    """And in launches over time: the state goes from one to the next in float32, that of rows that do not run too; with
-    recompute dh goes so between two steps at a time."""
+    """And in launches over time: the state goes on in float32, with recompute dh between two steps at a time."""
     monkeypatch.setattr(layers, "steps_at_once", lambda T, B: 2)
     drawn = Drawn(CALLS[name])
     with launched() as launches:
@@ -137,8 +136,7 @@ SOMETIMES = [pytest.param(*given, marks=() if given in OFTEN else LONG) for give
 
 @pytest.mark.parametrize(("name", "place", "value"), SOMETIMES)
 def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value: float | None) -> None:
-    """None: a NaN with the sentinel's bits, which hangs nothing. They are not rare: PyTorch's own conversion to
-    bfloat16 makes them on the CPU."""
+    """None: a NaN with the sentinel's bits, as PyTorch's own conversion to bfloat16 makes them on the CPU."""
     drawn = Drawn(SPECIAL[name])
     drawn.put(place, value)
     drawn.assert_not_finite_as_nn_gru(drawn.of_ours(0))
@@ -146,8 +144,7 @@ def test_what_is_not_finite_is_where_nn_gru_has_it(name: str, place: str, value:
 
 @pytest.mark.parametrize("name", ["dense", "packed-two-tiles"])
 def test_an_infinite_unit_leaves_the_others_finite(name: str) -> None:
-    """Where every weight on an infinite unit is positive, r = z = n = 1: it stays infinite and the others keep theirs.
-    Zeros of padded weights times infinity must not reach them."""
+    """Its weights are positive, so r = z = n = 1 and it stays so. Zeros of padded weights times it reach no other."""
     drawn = Drawn(SPECIAL[name])
     drawn.put("h_0", INFINITY)
     with torch.no_grad():
@@ -209,8 +206,7 @@ def forward_alone(drawn: Drawn) -> Tensor:
     ],
 )
 def test_a_wait_in_forward_that_runs_out(mistake: str, name: str, hears: str, tmp_path, monkeypatch) -> None:
-    """The launch ends; rows that were waited for are NaN from there on, others right. The user hears of it once: from
-    `synchronize`, or from whichever kernel is launched next."""
+    """The launch ends; rows that were waited for are NaN from there on, others right. The user hears of it once."""
     drawn, word = Drawn(CALLS[name]), status_words.status(torch.device("cpu")).word
     there = torch.arange(drawn.call.case.H) < 16  # the units of program 0
     x = drawn.x.clone().requires_grad_()

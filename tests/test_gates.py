@@ -14,8 +14,7 @@ from tests.kit.modules import assert_close, ours_only, same_bits, some_forms, st
 @ours_only
 @table("form", some_forms("plain", "no-bias-batch-first", "two-layers-bidirectional", "packed"))
 def test_the_gates_shown_are_those_that_a_backend_saves(backend, form) -> None:
-    """`tritongru.gates` has its own equations: r, z, n, q of every layer, direction and step, and h in the output;
-    wherever tensors go by default."""
+    """r, z, n, q of every layer, direction and step, and h, by equations of its own, wherever tensors go by default."""
     theirs, ours = form.pair(backend)
     (x, hx), D, H = form.given(), states(ours) // ours.num_layers, ours.hidden_size
     saved = []

@@ -215,8 +215,7 @@ def shifted(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def test_tensors_that_are_laid_out_in_any_way() -> None:
-    """The gradient of the output, and what a hook makes of saved tensors: in half precision units are read in pairs,
-    where they lie so."""
+    """dy, and what a hook makes of saved tensors: in half precision units are read in pairs where they lie so."""
     layer = tritongru.GRU(5, 12, backend=SMALL, dtype=FP16)
     x, dense = randn(3, 4, 5).half(), randn(3, 4, 12).half()
     expanded = dense[:1, :1, :1].expand(3, 4, 12)

@@ -1,5 +1,4 @@
-"""What a call launches and allocates: a recurrent launch per timestep each way, no launch and no byte that `plan` does
-not list."""
+"""What a call launches and allocates: no launch and no byte that `plan` does not list."""
 
 from collections import defaultdict
 from typing import Any
@@ -56,9 +55,7 @@ def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
 @backends
 @table("options", VARIANTS | RECOMPUTED)
 @pytest.mark.parametrize(("T", "packed"), [(4, False), (4, True), (1, False), pytest.param(1, True, marks=LONG)])
-def test_a_plan_tells_what_runs(
-    backend: str, options: dict, T: int, packed: bool, few_rows_at_once, monkeypatch
-) -> None:
+def test_a_plan_tells_what_runs(backend, options, T: int, packed: bool, few_rows_at_once, monkeypatch) -> None:
     few_rows_at_once(4)  # recompute in chunks of time
     layer = tritongru.GRU(5, 6, backend=backend, **options)
     x = torch.randn(T, 2, 5, dtype=layer.weight_hh_l0.dtype)
@@ -70,9 +67,7 @@ def test_a_plan_tells_what_runs(
 @pytest.mark.parametrize("hidden", [32, 21])
 @pytest.mark.parametrize("exchange_bytes", [None, 0], ids=["one-launch", "several"])
 @table("options", {"plain": {}, "recompute": {"recompute": True}})
-def test_a_plan_tells_what_runs_of_programs_that_exchange(
-    options: dict, exchange_bytes: int | None, hidden: int, monkeypatch
-) -> None:
+def test_a_plan_tells_what_runs_of_programs_that_exchange(options, exchange_bytes, hidden: int, monkeypatch) -> None:
     """An exchange buffer, with a fill before each launch, and another where K is wider than H."""
     if exchange_bytes is not None:
         monkeypatch.setattr(sequence, "EXCHANGE_BYTES", exchange_bytes)
@@ -89,8 +84,7 @@ def test_a_plan_tells_what_runs_of_programs_that_exchange(
 @pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("T", [1, 2, 5])
 def test_one_recurrent_launch_per_timestep(T: int, bidirectional: bool, monkeypatch) -> None:
-    """T forward and T backward, both directions in one, one more where the gradient of h_0 is wanted; a cell is one;
-    and batch_first launches exactly what time-major input does, without a copy."""
+    """T each way, one more for the gradient of h_0; a cell is one; batch_first launches what time-major input does."""
     layer = tritongru.GRU(5, 6, backend="step", bidirectional=bidirectional)
     for wanted in (True, False):
         forward, backward = as_planned(layer, torch.randn(T, 2, 5), monkeypatch, h_0_needs_grad=wanted)

@@ -65,9 +65,7 @@ def all_to_all(
     gl.store(wrong_ptr + gl.program_id(0), gl.sum(gl.sum(gl.sum(wrong, 2), 1), 0))
 
 
-def wrong_elements(
-    programs: int, rounds: int, dtype: torch.dtype, device: torch.device, fill: int = SENTINEL, warps: int = 8
-) -> int:
+def wrong_elements(programs: int, rounds: int, dtype, device, fill: int = SENTINEL, warps: int = 8) -> int:
     """Elements received wrong by all programs over all rounds; RuntimeError where a wait ran out."""
     width = 8 * dtype.itemsize
     units = exchange.units_of_block(width, ROWS)

@@ -44,16 +44,14 @@ def test_every_element_is_owned_and_by_the_lanes_of_one_warp(t: SmallTiles) -> N
 
 
 def banks(addresses: np.ndarray, width: int) -> int:
-    """The most turns that a shared memory of 32 banks of 4 bytes takes for the accesses of some lanes at once, of which
-    those of one address are one."""
+    """The most turns of a shared memory of 32 banks of 4 bytes for accesses at once; those of one address are one."""
     words = {int(at) // 4 + i for at in addresses for i in range(width // 4)}
     return max(sum(word % 32 == bank for word in words) for bank in range(32))
 
 
 @on_every
 def test_no_bank_conflicts(t: SmallTiles) -> None:
-    """A load of 16 bytes a lane takes one turn for each 8 lanes, as the tensor core's loads of 8 rows of 16 bytes; a
-    store of 4 bytes a lane one, in float32 one for each row."""
+    """A load of 16 bytes a lane takes a turn for each 8 lanes; a store of 4 bytes one, in float32 one for each row."""
     shared = kernels.shared_layout(form(t))
     assert list(shared.order) == [1, 0]
 

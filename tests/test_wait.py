@@ -82,8 +82,7 @@ SPECIAL = {
 
 @dataclass
 class World:
-    """A tile of one warp, elements by their places, of which some arrive only before a certain look; and a clock. It is
-    a twin's turn, too."""
+    """A tile of one warp, of which some elements arrive before a certain look; a clock. To a twin it is the turn."""
 
     memory: np.ndarray  # as they are in the end
     late: dict[int, int] = field(default_factory=dict)  # by place: the look before which it arrives; -1: never

@@ -64,8 +64,7 @@ class Binary:
         return self.bytes("LDS") + self.bytes("LDSM")
 
     def reached(self, start: Iterable[int], ways: list[list[int]], *stops: str) -> set[int]:
-        """The instructions that control may reach from some by `after`, or came from by `before`, those included, and
-        not through one that is a stop."""
+        """What control may reach from `start` by `after`, or came from by `before`, and not through a stop."""
         seen, pending = set(start), list(start)
         while pending:
             i = pending.pop()
@@ -81,9 +80,8 @@ class Binary:
 
 
 def faults_of(report: CompileReport, t: SequenceTiles | SmallTiles, kind: str, dtype: str, resets=False) -> list[str]:
-    """What is wrong with the machine code of a kernel of backend `sequence` with tiles t, for an NVIDIA device; [] if
-    nothing. What a visit of all row tiles of a program takes is known by its source; bytes are those of one thread.
-    kind: "forward" or "backward"."""
+    """Of a kernel of backend `sequence` with tiles t, for an NVIDIA device; [] if nothing is wrong. What a visit takes
+    is known by its source; bytes are those of one thread. kind: "forward" or "backward"."""
     if isinstance(t, SmallTiles):
         return small_faults(Binary(report), t, kind, dtype)
     b, size, threads = Binary(report), BYTES[dtype], 32 * t.num_warps

@@ -104,12 +104,9 @@ def function_of(text: str, constraints: str) -> tuple[Callable[..., Any], int]:
     return scope["run"], len(names)
 
 
-def execute(
-    text: str, constraints: str, inputs: Sequence[int], load: Any = None, store: Any = None, clock: Any = None
-) -> tuple[list[int], int]:
-    """Run a text, given the bits of its inputs: those of its outputs, and the nanoseconds that it slept. `load(access)`
-    and `store(access, values)` are called at each access, so that a test can let values arrive in parts; `clock()` for
-    %globaltimer. PtxError also where so many branches are taken that it has no end."""
+def execute(text: str, constraints: str, inputs: Sequence[int], load=None, store=None, clock=None) -> Any:
+    """The bits of the outputs and the nanoseconds slept, given the bits of its inputs. `load(access)` and
+    `store(access, values)` are called at each access, `clock()` for %globaltimer. PtxError also where it does not end."""
     run, count = function_of(text, constraints)
     if len(inputs) != count:
         raise PtxError(f"{len(inputs)} values for {count} operands")
