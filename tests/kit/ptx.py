@@ -105,8 +105,8 @@ def function_of(text: str, constraints: str) -> tuple[Callable[..., Any], int]:
 
 
 def execute(text: str, constraints: str, inputs: Sequence[int], load=None, store=None, clock=None) -> Any:
-    """The bits of the outputs and the nanoseconds slept, given the bits of its inputs. `load(access)` and
-    `store(access, values)` are called at each access, `clock()` for %globaltimer. PtxError also where it does not end."""
+    """The bits of the outputs and the nanoseconds slept, given the bits of the inputs. `load(access)` and
+    `store(access, values)` are called at each access, `clock()` for %globaltimer. PtxError also of an endless loop."""
     run, count = function_of(text, constraints)
     if len(inputs) != count:
         raise PtxError(f"{len(inputs)} values for {count} operands")
