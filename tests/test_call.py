@@ -133,11 +133,6 @@ def test_a_known_call_is_the_call_it_would_be(backend: str, form: kit.Form, know
     assert kit.same_bits(found, results(9))
 
 
-def changed(module: Any, **attributes: Any) -> Any:
-    vars(module).update(attributes)
-    return module
-
-
 @kit.table(
     "change",
     {
@@ -149,8 +144,8 @@ def changed(module: Any, **attributes: Any) -> Any:
         "a negated view": lambda layer, x: layer(torch._neg_view(x)),
         "dtype": lambda layer, x: layer.double()(x.double()),
         "eval": lambda layer, x: layer.eval()(x),
-        "recompute": lambda layer, x: changed(layer, recompute=True)(x),
-        "batch_first": lambda layer, x: changed(layer, batch_first=True)(x),
+        "recompute": lambda layer, x: setattr(layer, "recompute", True) or layer(x),
+        "batch_first": lambda layer, x: setattr(layer, "batch_first", True) or layer(x),
         "frozen": lambda layer, x: layer.weight_hh_l0.requires_grad_(False) is None or layer(x),
         "bias": lambda layer, x: tritongru.GRU(I, H, bias=False, backend="reference")(x),
         "directions": lambda layer, x: tritongru.GRU(I, H, bidirectional=True, backend="reference")(x),

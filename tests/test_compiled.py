@@ -241,8 +241,7 @@ def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
         call(some(1, 0, 1, 0), ONE)
 
 
-# Where a graph breaks, Dynamo compiles each Python function that is called there, but none of ours: a model with many
-# layers has the graphs that it has with torch's own layers, and meets no limit.
+# Where a graph breaks, Dynamo compiles each Python function that is called there, up to a limit; but none of ours.
 SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
 
 
