@@ -298,6 +298,7 @@ def refusing(monkeypatch, message: str, which: str, number: int) -> None:
         launch(self, grid, scalars)
 
     monkeypatch.setattr(runtime.Launch, "__call__", fail)
+    monkeypatch.setattr(sequence, "_refused", set())
 
 
 @pytest.mark.parametrize(
@@ -305,7 +306,6 @@ def refusing(monkeypatch, message: str, which: str, number: int) -> None:
 )
 def test_a_refused_cooperative_launch_falls_back_to_step(which: str, number: int, monkeypatch, caplog) -> None:
     """With one warning, and right; later calls do not try again."""
-    monkeypatch.setattr(sequence, "_refused", set())
     drawn = Drawn(CALLS["a-launch-per-direction"])
     refusing(monkeypatch, "Triton Error [CUDA]: too many blocks in cooperative launch", which, number)
     with caplog.at_level(logging.WARNING, "tritongru"):
@@ -318,7 +318,6 @@ def test_a_refused_cooperative_launch_falls_back_to_step(which: str, number: int
 
 
 def test_any_other_error_of_a_launch_is_raised(monkeypatch) -> None:
-    monkeypatch.setattr(sequence, "_refused", set())
     refusing(monkeypatch, "Triton Error [CUDA]: out of memory", "sequence_", 0)
     with pytest.raises(RuntimeError, match="out of memory"):
         forward_alone(Drawn(CALLS["odd-H"]))
