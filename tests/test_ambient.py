@@ -99,16 +99,14 @@ def block(name):
     return nullcontext() if name == "no block" else tritongru.use_backend(name)
 
 
-LONG_WAY = pytest.param("reference", "step", marks=pytest.mark.long)
+BLOCKS = [("reference", "no block"), ("reference", None), ("no block", "reference"), ("step", "reference")]
+BLOCKS.append(pytest.param("reference", "step", marks=pytest.mark.long))
 
 
 @pytest.mark.interpreted
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")  # of a reentrant checkpoint in another one
 @pytest.mark.parametrize("where", ["after the block", "another thread"])
-@pytest.mark.parametrize(
-    ("outside", "at_backward"),
-    [("reference", "no block"), ("reference", None), ("no block", "reference"), ("step", "reference"), LONG_WAY],
-)
+@pytest.mark.parametrize(("outside", "at_backward"), BLOCKS)
 @pytest.mark.parametrize("use_reentrant", [False, True], ids=["", "reentrant"])
 @kit.table("region", REGIONS)
 def test_a_recompute_runs_the_backend_of_its_forward(region, use_reentrant, outside, at_backward, where, ran):

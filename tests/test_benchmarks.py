@@ -104,10 +104,8 @@ CASES = [
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_right_provider_gets_a_row_for_every_pass(measured, case):
     code, rows = measured([case], [DEFAULT, PROVIDERS["reference"]])
-    assert code == 0
-    assert [(r["provider"], r["pass"], r["status"]) for r in rows] == [
-        (name, pass_, "ok") for pass_ in PASSES for name in (BASELINE, "default", "reference")
-    ]
+    expected = [(name, pass_, "ok") for pass_ in PASSES for name in (BASELINE, "default", "reference")]
+    assert code == 0 and [(r["provider"], r["pass"], r["status"]) for r in rows] == expected
     for row in rows:
         assert float(row["p50_us"]) == 100 and float(row["host_us"]) == 50 and float(row["ratio"]) == 1
         assert float(row["us_per_step"]) == pytest.approx(100 / (case.T * case.layers), rel=1e-5)
@@ -171,12 +169,10 @@ def test_the_device_s_own_time_is_a_replay(measured, capsys):
 
 
 def test_a_call_that_waits_for_the_device_is_timed_in_no_graph(measured):
-    meter = Meter(graphs=True, refuses=WaitsError("in no CUDA graph: called a synchronizing CUDA operation"))
+    meter = Meter(graphs=True, refuses=WaitsError("in no CUDA graph"))
     code, rows = measured([DENSE, OTHER], [DEFAULT], meter, PASSES[1:])
-    assert code == 0 and len(rows) == 8
-    assert {(r["status"], r["p50_us"], r["device_us"], r["note"]) for r in rows} == {
-        ("ok", "100", "", f"{THREADS}; in no CUDA graph: called a synchronizing CUDA operation")
-    }
+    found = {(r["status"], r["p50_us"], r["device_us"], r["note"]) for r in rows}
+    assert code == 0 and len(rows) == 8 and found == {("ok", "100", "", f"{THREADS}; in no CUDA graph")}
     code, rows = measured([DENSE], [DEFAULT], meter, PASSES[:1], replayed=True)
     assert code == 1 and {(r["status"], r["p50_us"]) for r in rows[8:]} == {("error", "")}
 
@@ -309,9 +305,7 @@ def test_a_graph_is_captured_warm_and_holds_nothing_that_was_made(captured):
     assert len(made) == 4  # the graph's launches, not the call again
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("called a synchronizing CUDA operation"), torch.AcceleratorError("ECC")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("called a synchronizing CUDA operation"), torch.AcceleratorError("")])
 def test_what_waits_for_the_device_is_found_before_a_capture_could_fail(captured, error):
     capture, graphs, waiting_is_an_error = captured
 

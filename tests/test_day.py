@@ -266,9 +266,8 @@ def test_the_latest_row_of_a_measurement_counts(tmp_path):
         written(tmp_path / date, rows, dataclasses.replace(HERE, date=date))
     rows = read_rows(tmp_path)
     assert len({tuple(row[name] for name in KEY) for row in rows}) == len(rows) == 3
-    assert {(row["pass"], row["l2"]): row["p50_us"] for row in rows} == {
-        ("forward", ""): "2", ("inference", "warm"): "2", ("inference", "cold"): "3"
-    }  # fmt: skip
+    found = {(row["pass"], row["l2"]): row["p50_us"] for row in rows}
+    assert found == {("forward", ""): "2", ("inference", "warm"): "2", ("inference", "cold"): "3"}
 
 
 # what documents say

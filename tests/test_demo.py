@@ -29,9 +29,7 @@ from tritongru.demo.story import CUISINE, Recipe, generate
 from tritongru.tools.files import write_rows
 
 CPU = torch.device("cpu")
-TINY = training.Sizes(
-    vocabulary=60, embedding=16, hidden=24, batch=4, window=8, steps=12, check_batch=2, check_window=3
-)
+TINY = training.Sizes(60, embedding=16, hidden=24, batch=4, window=8, steps=12, check_batch=2, check_window=3)
 STORY = Sizes(texts=64, held_out=10, batch=4, steps=8, rates=(0.01,), gaps=(7, 30, 40), switches=(0, 1), asked=4)
 pytestmark = pytest.mark.usefixtures("one_thread")
 

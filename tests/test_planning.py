@@ -340,11 +340,13 @@ def test_in_every_cell_what_takes_the_least(training, T):
             cells.setdefault((row["dtype"], int(row["H"]), int(row["B"])), []).append(row)
     assert len(cells) > (1 if T == 1 else 20)
     for (dtype, H, B), rows in cells.items():
-        us = {row["backend"]: T * float(row["us_per_step"]) + float(row["us_per_call"]) for row in rows}
-        alone = {
-            row["backend"]: T * float(row["device_us_per_step"] or "nan") + float(row["device_us_per_call"] or "nan")
-            for row in rows
-        }
+        us, alone = (
+            {
+                r["backend"]: T * float(r[f"{on}us_per_step"] or "nan") + float(r[f"{on}us_per_call"] or "nan")
+                for r in rows
+            }
+            for on in ("", "device_")
+        )
         most = alone.get("aten", float("inf")) * (1.1 if T == 1 else 1)
         able = [backend for backend in us if not alone[backend] > most]
         if dtype != "fp32" or H > 128:  # there exactness decides
