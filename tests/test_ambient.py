@@ -170,12 +170,10 @@ def test_a_call_in_no_checkpoint_looks_for_none(monkeypatch):
             layer(kit.randn(3, 2, 3))
 
 
-# torch.set_default_device says where the user's tensors go, never where ours do: those follow the input. Of calls
-# and of gates: test_drop_in.py, test_gates.py.
-
-
 @pytest.mark.parametrize("case", [check.Case(), check.Case(lengths=(2, 3))], ids=["dense", "packed"])
 def test_check_and_plan_with_a_default_device_elsewhere(case):
+    """It says where the user's tensors go, never where ours do. Of calls and gates: test_drop_in.py, test_gates.py."""
+
     def found():
         figures = check.measure(case, "reference", torch.float32, torch.device("cpu"), draws=1)
         return figures, tritongru.plan(layer, x, "h200")

@@ -270,9 +270,6 @@ def test_the_latest_row_of_a_measurement_counts(tmp_path):
     assert found == {("forward", ""): "2", ("inference", "warm"): "2", ("inference", "cold"): "3"}
 
 
-# what documents say
-
-
 @pytest.mark.parametrize(("document", "text"), speed.GENERATED, ids=lambda given: getattr(given, "name", ""))
 def test_a_document_says_what_the_rows_make(document, text):
     """`python -m benchmarks speed` writes it again."""

@@ -312,12 +312,8 @@ def test_tf32_follows_the_rnn_switch_and_not_matmul_s(switches):
         assert rnn_precision(True) == general
 
 
-def on(device, dtype):
-    """Stands for a tensor, of which `surroundings` reads device and dtype."""
-    return SimpleNamespace(device=torch.device(device), dtype=dtype)
-
-
-ON_CUDA = on("cuda", torch.float32)
+# Stands for a tensor, of which `surroundings` reads device and dtype
+ON_CUDA = SimpleNamespace(device=torch.device("cuda"), dtype=torch.float32)
 
 
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
@@ -332,7 +328,7 @@ def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, prec
     with pytest.raises(ZeroDivisionError), surroundings(ON_CUDA, precision):
         raise ZeroDivisionError
     assert switches.cuda.matmul.fp32_precision == matmul
-    for tensor in (on("cuda", torch.bfloat16), on("cpu", torch.float32)):
+    for tensor in (SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16), kit.randn(2)):
         with surroundings(tensor, precision):
             assert switches.cuda.matmul.fp32_precision == matmul
     switches.cuda.matmul.fp32_precision = "none"
@@ -348,15 +344,11 @@ def test_products_run_in_the_given_precision_and_restore_matmul_s(switches, prec
 @pytest.mark.filterwarnings("ignore:User provided device_type of 'cuda'")
 def test_matmuls_switch_survives_two_threads(monkeypatch):
     """The first call inside turns it, the last one turns it back, whichever order they leave in."""
-
-    class Matmul:
-        fp32_precision = "none"
-
-    monkeypatch.setattr(products, "_matmul", Matmul)
-    first, second = ExitStack(), ExitStack()
+    matmul, first, second = SimpleNamespace(fp32_precision="none"), ExitStack(), ExitStack()
+    monkeypatch.setattr(products, "_matmul", matmul)
     for thread in (first, second):
         thread.enter_context(surroundings(ON_CUDA, "tf32"))
     first.close()
-    assert Matmul.fp32_precision == "tf32"
+    assert matmul.fp32_precision == "tf32"
     second.close()
-    assert Matmul.fp32_precision == "none"
+    assert matmul.fp32_precision == "none"

@@ -314,9 +314,6 @@ def test_command_refuses_in_one_line(arguments, said, capsys):
     assert "choose from 'interpreter'" not in printed.err
 
 
-# ---- the choice
-
-
 def chosen(H, B, dtype, training, T=512, device=H200, precision="tf32", aten=True, cell=False):
     return fastest_backend(Recurrence(B, H, 1, dtype, precision, device), T, training, aten, cell)
 

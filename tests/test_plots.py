@@ -90,8 +90,6 @@ def test_what_cannot_be_drawn_says_why(tmp_path, capsys):
     assert command.main(["--out", str(tmp_path), "--only", "study"]) == 0 and (tmp_path / "study.png").exists()
 
 
-# benchmarks/compiled.py
-
 SAMPLE = "h200-step-forward-bf16-B32-H1024 a100-sequence-backward-bf16-B32-H256 mi300x-step-backward-fp32-B32-H64"
 FORMS = list(compiled.forms(*compiled.DEVICES))
 

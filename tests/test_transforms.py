@@ -48,10 +48,7 @@ def test_exporters_and_jit_trace_hold_aten_gru(backend, ran, form):
         model = onnx.load_from_string(file.getvalue())
         onnx.checker.check_model(model)
         graphs.append(model.graph)
-    graph, expected = graphs
-    nodes, of_torch = ([(node.op_type, [str(a) for a in node.attribute]) for node in g.node] for g in graphs)
-    assert nodes == of_torch and [name for name, _ in nodes].count("GRU") == ours.num_layers
-    assert [(i.dims, i.raw_data) for i in graph.initializer] == [(i.dims, i.raw_data) for i in expected.initializer]
+    assert graphs[0] == graphs[1] and [node.op_type for node in graphs[0].node].count("GRU") == ours.num_layers
     assert ran == []
     traced, x = torch.jit.trace(ours, given[:1]), form.given(seed=9)[0]
     assert kit.same_bits(traced(x), theirs(x)) and "aten::gru" in str(traced.inlined_graph)
