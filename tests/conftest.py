@@ -109,6 +109,15 @@ def ran(monkeypatch):
     return names
 
 
+@pytest.fixture
+def messages(caplog):
+    """caplog in a process in which nothing has been logged yet."""
+    registry.log_once.cache_clear()
+    caplog.set_level("INFO", logger="tritongru")
+    yield caplog
+    registry.log_once.cache_clear()
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """As the demo itself: several threads only wait for each other on work this small."""

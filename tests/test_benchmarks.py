@@ -44,9 +44,6 @@ class Meter(HostMeter):
         self.timed.append(timed)
         return Sample(30.0, 5.0) if timed.call in self.replays else Sample(self.us(len(self.timed)), 50.0)
 
-    def release(self):
-        pass
-
 
 class Changed(torch.nn.GRU):
     """nn.GRU but for what `change` makes of its results."""

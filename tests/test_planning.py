@@ -537,9 +537,7 @@ def test_the_operator_of_a_graph_chooses_among_the_layers_backends(H):
 @pytest.mark.usefixtures("as_on_an_h200")
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_pytorch_s_path_by_choice_is_nn_gru_and_no_fallback(packed, batch_first, caplog):
-    registry.log_once.cache_clear()
-    caplog.set_level(logging.INFO, logger="tritongru")
+def test_pytorch_s_path_by_choice_is_nn_gru_and_no_fallback(packed, batch_first, messages):
     options = {"num_layers": 2, "bidirectional": True, "batch_first": batch_first, "dropout": 0.5}
     form, results = Form(options, lengths=(5, 3, 2) if packed else ()), []
     for layer in form.pair(None):
@@ -547,9 +545,8 @@ def test_pytorch_s_path_by_choice_is_nn_gru_and_no_fallback(packed, batch_first,
             torch.manual_seed(0)
             results.append(form.results(layer))
     assert all(same_bits(each, results[0]) for each in results)
-    (record,) = caplog.records
+    (record,) = messages.records
     assert record.levelno == logging.INFO and "take backend 'aten': fastest by what was" in record.getMessage()
-    registry.log_once.cache_clear()
 
 
 @pytest.mark.usefixtures("as_on_an_h200")

@@ -124,14 +124,6 @@ def test_a_forced_backend_that_cannot_run_is_refused_in_words(backend, monkeypat
         refused("Triton is not installed")
 
 
-@pytest.fixture
-def messages(caplog):
-    inside.forget_logs()
-    caplog.set_level(logging.INFO, logger="tritongru")
-    yield caplog
-    inside.forget_logs()
-
-
 CALL = tritongru.GRU.__call__
 BY_TRANSFORM = "reference", lambda layer, x: torch.func.jacrev(lambda x: layer(x)[1])(x), "aten"
 SAID = [(None, CALL, "aten"), ("reference", CALL, "'reference'"), BY_TRANSFORM]

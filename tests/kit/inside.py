@@ -15,10 +15,6 @@ from tritongru.planning.sequence import SequenceTiles
 layer_forward, layer_backward = layer.layer_forward, layer.layer_backward  # torch.ops.tritongru's, with their schemas
 
 
-def forget_logs() -> None:
-    registry.log_once.cache_clear()
-
-
 def asked_for() -> Any:
     """The name of the backend that `use_backend` or the environment ask for here."""
     found = registry.asked_for(None)
