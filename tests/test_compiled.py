@@ -169,10 +169,7 @@ def test_backward_under_compiled_autograd(backend, form, dynamo):
         assert not [name for graph in graphs for name in graph if "mm" in name or "empty" in name]
 
 
-@pytest.fixture
-def unbacked(dynamo):
-    with dynamo.config.patch(capture_dynamic_output_shape_ops=True):
-        yield dynamo
+by_data = torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True)
 
 
 def some(*chosen):
@@ -214,7 +211,8 @@ BY_DATA = {  # options of the layer, its call, what is given but masks, good mas
 
 @kit.table("case", BY_DATA)
 @kit.ours_and_default
-def test_a_time_that_only_data_tells(backend, case, unbacked):
+@by_data
+def test_a_time_that_only_data_tells(backend, case, dynamo):
     """Or a batch, of none too, or packed rows: no operator asks for sizes while the graph is made."""
     options, call, given, masks, refused = case
     theirs, ours = kit.FORMS["cell"].pair(backend) if options is None else kit.pair(backend, 3, 4, **options)
@@ -231,7 +229,8 @@ def test_a_time_that_only_data_tells(backend, case, unbacked):
             graph(ours, *given, *mask)
 
 
-def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
+@by_data
+def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(dynamo):
     """Of the operator alone: those of x and h_0 here come from two masks."""
     form = kit.Form(sizes=(3, 4))
     x, h_0, weights, *others = arguments(form.pair("reference")[1], form, training=False)
@@ -242,13 +241,8 @@ def test_sizes_that_differ_when_the_graph_runs_are_refused_in_words(unbacked):
 
 
 # Where a graph breaks, Dynamo compiles each Python function that is called there, up to a limit; but none of ours.
+plain = torch._dynamo.config.patch(allow_rnn=False, fail_on_recompile_limit_hit=True)
 SIZES = range(3, 23)  # of the layers: more than Dynamo's limit of graphs for one function, whatever it counts
-
-
-@pytest.fixture
-def plain(dynamo):
-    with dynamo.config.patch(allow_rnn=False, fail_on_recompile_limit_hit=True):
-        yield dynamo
 
 
 class Loop(nn.Module):
@@ -303,12 +297,13 @@ KINDS = {
 
 @kit.table("kind", KINDS)
 @kit.backends(None, "reference")
-def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(kind, backend, plain):
+@plain
+def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(kind, backend, dynamo):
     make, theirs, ours, rows = kind
     expected = make([theirs(size, size + 1) for size in SIZES])
     found = make([ours(size, size + 1, backend=backend) for size in SIZES])
     found.load_state_dict(expected.state_dict())
-    (their_graphs, their_results), (our_graphs, our_results) = (graphs_of(plain, m, rows) for m in (expected, found))
+    (their_graphs, their_results), (our_graphs, our_results) = (graphs_of(dynamo, m, rows) for m in (expected, found))
     assert our_graphs == their_graphs
     for f, e in zip(our_results, their_results, strict=True):
         kit.assert_close(f, e, terms=16 * len(SIZES))
@@ -316,7 +311,8 @@ def test_a_model_of_many_sizes_has_the_graphs_that_it_has_with_torch_s_layers(ki
 
 @kit.ours_and_default
 @pytest.mark.parametrize("cell", [False, True], ids=["gru", "gru_cell"])
-def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, plain):
+@plain
+def test_the_functions_beside_a_graph_are_not_compiled(backend, cell, dynamo):
     """Nor their backward, which a compiled step of training calls."""
     layers = [(nn.GRUCell if cell else nn.GRU)(size, size + 1) for size in (3, 4, 5)]
     graphs = Graphs()

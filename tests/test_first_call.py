@@ -62,13 +62,11 @@ def specimen(together: int = 1, seconds: float = 0.0, error: Exception | None = 
         return Mock()
 
     def warmup(*arguments: Any, **options: Any) -> None:
-        if error:
-            raise error
         then = [lambda *of: None] * (2 if triton.__version__ >= "3.9" else 1)
         active_mode.get().submit(object(), compile_kernel, *then)
 
-    kernel = Mock(arg_names=("x_ptr", "n", "BLOCK"), barrier=barrier, **{"is_gluon.return_value": False})
-    kernel.warmup.side_effect = warmup
+    told = {"is_gluon.return_value": False, "warmup.side_effect": error or warmup}
+    kernel = Mock(arg_names=("x_ptr", "n", "BLOCK"), barrier=barrier, **told)
     return Kernel(kernel, {"BLOCK": 64}, 4, arguments={"x_ptr": "*bf16:2", "n": "i32:16"})
 
 
