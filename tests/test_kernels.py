@@ -17,8 +17,8 @@ import tritongru
 from tests.kit.cases import DTYPES, HALF, MORE_CASES, assert_not_wrong, assert_right, quiet, shapes
 from tests.kit.counting import launched
 from tests.kit.drawn import BF16, FP16, FP32, SMALL
-from tests.kit.fences import call_between_fences, poisoned, with_gaps
-from tests.kit.modules import randn, results, same_bits, states
+from tests.kit.fences import fences, poisoned, with_gaps
+from tests.kit.modules import randn, results, same_bits, states, tensors
 from tritongru import layer as layers
 from tritongru import products
 from tritongru.launch import runtime
@@ -195,18 +195,27 @@ def test_nothing_beyond_a_tensor(backend: str, T: int, H: int, dtype, how: str, 
     layer = tritongru.GRU(7, H, bidirectional=True, backend=backend, dtype=dtype, recompute="recompute" in how)
     for p in layer.parameters():
         p.data = poisoned(p.data)
+
+    def call(*given: Any) -> list[torch.Tensor]:
+        found = tensors(layer(*given))
+        for t in found:
+            t.register_hook(poisoned)
+        return found
+
     B = 18 if how else 9
     x, h_0 = torch.randn(T, B, 7, dtype=dtype), torch.randn(2, B, H, dtype=dtype)
     given = poisoned(x)
     if "packed" in how:
         given = pack_padded_sequence(x, [5] + [1, 2, 3] * 5 + [4, 4], enforce_sorted=False)
         given = given._replace(data=poisoned(given.data))
-    found = call_between_fences(layer, given, poisoned(h_0), monkeypatch)
-    assert all(t.isfinite().all() for t in found)
+    with fences(monkeypatch):
+        found = results(call, given, poisoned(h_0), of=layer)
+    assert all(t.isfinite().all() for t in found.values())
     if "packed" not in how:
-        gaps = call_between_fences(layer, with_gaps(x), with_gaps(h_0), monkeypatch)
+        with fences(monkeypatch):
+            gaps = results(call, with_gaps(x), with_gaps(h_0), of=layer)
         # only the library products may sum in another order: a few roundings to storage
-        assert all((a - b).norm() <= 4 * torch.finfo(dtype).eps * b.norm() for a, b in zip(found, gaps, strict=True))
+        assert all((t - gaps[name]).norm() <= 4 * torch.finfo(dtype).eps * t.norm() for name, t in found.items())
 
 
 def shifted(tensor: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from .modules import results, tensors
-
 FENCE = 256  # elements on either side: more than a row of any tensor here, x_proj with both directions included
 
 
@@ -41,16 +39,3 @@ def fences(monkeypatch) -> Iterator[None]:
             patch.setattr(launcher, "project", lambda *given: poisoned(project(*given)))
         patch.setattr(exchange, "empty", empty)
         yield
-
-
-def call_between_fences(layer, x, h_0, monkeypatch) -> list[Tensor]:
-    """Forward and backward between fences, with poison beyond the cotangents too; all results."""
-
-    def call(x, h_0):
-        found = tensors(layer(x, h_0))
-        for t in found:
-            t.register_hook(poisoned)
-        return found
-
-    with fences(monkeypatch):
-        return list(results(call, x, h_0, of=layer).values())
