@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::RuntimeWarning"),  # of NaNs, and of addresses
 ]
 
-LONG = pytest.mark.long
 # By file, setting and how they are found, if their names do not say so: what of the file's text becomes what.
 MUTANTS = r"""
 gates.py, step: wrong
@@ -231,11 +230,9 @@ exchange.py, eight rows: wrong
 
 
 def mutants() -> Iterator[Any]:
-    """Of MUTANTS; of those that are emulated a quarter by default."""
-    for i, ((file, setting, most), (name, edit)) in enumerate(table(MUTANTS, 2)):
+    for (file, setting, most), (name, edit) in table(MUTANTS, 2):
         *told, name = name.split(": ")
-        slow = LONG if i % 4 and "step" not in setting else ()
-        yield pytest.param(file, setting, (told or [most])[0], edit, id=f"{file}: {name}", marks=slow)
+        yield pytest.param(file, setting, (told or [most])[0], edit, id=f"{file}: {name}")
 
 
 @pytest.fixture(autouse=True)

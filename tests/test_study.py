@@ -15,8 +15,7 @@ from tests.kit.modules import table
 from tests.kit.mutants import mutant
 from tritongru.launch import runtime
 
-interpreted, compiled, long = pytest.mark.interpreted, pytest.mark.compiled, pytest.mark.long
-
+interpreted, compiled = pytest.mark.interpreted, pytest.mark.compiled
 # Several programs in two groups and a last row tile that is not full; a single row, a single step
 CASES = (Case(3, 18, 5, 40, "fp32"), Case(3, 3, 4, 24, "bf16"), Case(1, 1, 3, 16, "fp16"))
 
@@ -55,12 +54,11 @@ def test_a_mistake_in_the_unfused_form_is_found(edit: str, tmp_path: Path, monke
     assert status("unfused", CASES[0]) == "wrong"
 
 
-OFTEN = ("unfused", "sequence")
 LOST = ("sequence-barrier", "sequence-in-triton")  # whose kernels are gone: their rows stay as they were
 
 
 @compiled
-@pytest.mark.parametrize("name", [n if n in OFTEN else pytest.param(n, marks=long) for n in study.FORMS])
+@pytest.mark.parametrize("name", study.FORMS)
 def test_committed_rows_are_what_this_version_compiles(name: str) -> None:
     """A form or the compiler's work has changed: `make study`."""
     committed = next(row for row in study.committed() if row["form"] == name)
