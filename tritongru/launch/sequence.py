@@ -1,10 +1,6 @@
-"""Launcher of kernels/sequence.py: one launch per sequence, each way, and more of them where the exchange buffer would
-grow too large (over time), the programs do not all fit (over rows), or both directions do not fit at once. Layers whose
-W_h one program holds are launched by small.py.
-
-forward    sequence_forward; around it the product x_proj, a padded copy of W_hh, the fill of the exchange buffer
-backward   sequence_backward; around it a padded copy of W_hh^T, the fill; the library products over all T are
-           tritongru/products.py
+"""Launcher of kernels/sequence.py and small.py: one launch per sequence, each way. Where programs exchange, several if
+the buffer would grow too large (over time), the programs do not all fit (over rows), or both directions do not; around
+them a padded copy of W_hh (backward: W_hh^T) and the fill of the buffer. Library products are tritongru/products.py.
 """
 
 from __future__ import annotations

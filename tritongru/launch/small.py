@@ -1,5 +1,4 @@
-"""Launcher of kernels/small.py: what launch/sequence.py launches for layers whose W_h one program holds, once each way
-and with nothing around it but the library products."""
+"""Of kernels/small.py, what launch/sequence.py launches for layers whose W_h one program holds: once each way."""
 
 from __future__ import annotations
 

@@ -1,9 +1,6 @@
-"""Launcher of kernels/step.py: one launch per timestep, each way.
-
-forward    T x step_forward, around it: the product x_proj (unless T = 1, when the kernel takes x itself) and with
-           T > 1 the copy of h_0 into `h`
-backward   T x step_backward, one more if the gradient of h_0 is wanted; the library products over all T are
-           tritongru/products.py
+"""Launcher of kernels/step.py: one launch per timestep, each way. Before those of forward, with T > 1, the product
+x_proj and the copy of h_0 into `h`; of backward one more if the gradient of h_0 is wanted. The library products over
+all T are tritongru/products.py.
 """
 
 from __future__ import annotations

@@ -80,23 +80,21 @@ def small_tiles(kind: str, of: Recurrence, given: Mapping[str, int]) -> SmallTil
     units = given.get("units", next(units for of_size, units in ROWS if of_size == size and units >= H))
     num_warps = given.get("num_warps", max(1, units // 16))
     tight = (kind, size, units) == TIGHT and capability not in (80, 90)
-    if size == 2:
-        odd = H % 2 > 0
-        lanes, vector = 0, 1 if odd else 2
-        choices = (ODD,) if odd else ROWS.get((size, units), (ODD,))
-    else:
-        lanes, vector = 4 if tight and capability // 10 == 10 else LANES[kind], 1
-        choices = (1,) if tight else ROWS.get((size, units), (1,))
+    half, pairs = size == 2, size == 2 and H % 2 == 0
+    lanes = 0 if half else 4 if tight and capability // 10 == 10 else LANES[kind]
+    choices = ROWS.get((size, units), (ODD if half else 1,))
+    if tight or half != pairs:
+        choices = (1,) if tight else (ODD,)
     alone = (rows for rows in choices if -(-of.batch // rows) * of.directions * num_warps <= WARPS * of.device.sms)
     rows = given.get("rows", next(alone, choices[-1]))
-    ahead = 1 if rows == 16 else 2
-    fields = {**dict(rows=rows, units=units, num_warps=num_warps, lanes=lanes, vector=vector, ahead=ahead), **given}
-    warps = (n for n in (1, 2, 4, 8) if 32 * n <= units * max(fields["lanes"], 1))
+    planned = dict(rows=rows, units=units, num_warps=num_warps, lanes=lanes, ahead=1 if rows == 16 else 2)
+    fields = {**planned, "vector": 1 + pairs, **given}
+    warps = [n for n in (1, 2, 4, 8) if 32 * n <= units * max(fields["lanes"], 1)]
     possible = {
         "units": [n for n in (16, 32, 64, 128) if n >= H],
-        "rows": (4, 8, 16) if size == 2 else (1, 2),
-        "lanes": (0,) if size == 2 else [n for n in (2, 4, 8) if 4 * n <= units],
-        "num_warps": (units // 16,) if size == 2 else tuple(warps),
+        "rows": (4, 8, 16) if half else (1, 2),
+        "lanes": (0,) if half else [n for n in (2, 4, 8) if 4 * n <= units],
+        "num_warps": (units // 16,) if half else warps,
         "ahead": (1, 2),
     }
     check("sequence", fields, possible)

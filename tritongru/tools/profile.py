@@ -73,11 +73,8 @@ def _part(name: str, around: str) -> str:
 
 
 def read(events: Iterable[Mapping[str, Any]], calls: int, on_gpu: bool) -> Split:
-    """The split of a Chrome trace's events, of `calls` calls.
-
-    on_gpu: times are those of kernels, each in the part that launched it; otherwise of ranges and ops, each without
-    what it encloses.
-    """
+    """The split of a Chrome trace's events, of `calls` calls. on_gpu: times are those of kernels, each in the part that
+    launched it; otherwise of ranges and ops, each without what it encloses."""
     timed = [e for e in events if e.get("cat") in (*HOST, *DEVICE) and "dur" in e]
     timed.sort(key=lambda e: (e["ts"], -e["dur"]))  # what encloses another begins no later
     found: list[list[Any]] = []  # of what has a time: when the host came to it, part, name, us

@@ -204,7 +204,7 @@ class Launch:
         lazy, choice = self.scheduler.lazy, self.scheduler.random
         if self._error is not None:
             return me or self._live[0]
-        if lazy and me is not None and not me.waits:
+        if me is not None and not me.waits and (lazy or choice.random() >= self.scheduler.switch):
             return me
         ready = [program for program in self._live if not program.waits]
         if not ready:  # nothing can happen but that a wait runs out
@@ -214,11 +214,8 @@ class Launch:
             self._skipped += self._stride
             self._stride = min(2 * self._stride, 10**11)
             return choice.choice(self._live)
-        if lazy:  # who waits the longest: what it waits for is there if anything is
-            return min(ready, key=lambda program: program.since)
-        if me is not None and not me.waits and choice.random() >= self.scheduler.switch:
-            return me
-        return choice.choice(ready)
+        # lazy: who waits the longest, for what it waits for is there if anything is
+        return min(ready, key=lambda program: program.since) if lazy else choice.choice(ready)
 
     def wait(self) -> None:
         """The running program goes on only when another stores into what it looked at, or when nobody else can run."""
