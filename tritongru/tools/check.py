@@ -33,7 +33,7 @@ from ..batch import Visits
 from ..launch.protocol import LayerCall
 from ..module import GRU
 from ..products import rnn_precision
-from .table import show
+from .files import show
 
 
 @dataclass(frozen=True)

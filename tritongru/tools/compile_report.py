@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..planning.devices import Device
+from .files import show
 
 if TYPE_CHECKING:
     from ..launch.runtime import Kernel
@@ -210,8 +211,6 @@ def count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:
 
 def show_reports(reports: Sequence[CompileReport], forms: Sequence[str]) -> None:
     """Print the reports, a column each, headed by the kernel and which form of it this is."""
-    from .table import show  # imports rich, which environments that only compile do not have
-
     numbers = ("num_warps", "num_stages", "registers", "spill_bytes", "shared_bytes", "instructions")
     lines = [(n.replace("_", " "), *(getattr(r, n) for r in reports)) for n in (*numbers, "matrix_instructions")]
     lines.append(("largest loop", *(r.loops[0].instructions if r.loops else "unrolled" for r in reports)))

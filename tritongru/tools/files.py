@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""What a command leaves: files that appear whole or not at all, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -27,3 +27,16 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Sequence[object
     """A CSV file; floats keep every digit that tells them apart."""
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([header, *rows])
+
+
+def show(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], names: int = 1) -> None:
+    """Print a table, a row a line in a pipe too. names: the columns at the left that hold words, not figures."""
+    from rich.console import Console  # which environments that only compile do not have
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left")
+    for i, column in enumerate(header):
+        table.add_column(column, justify="left" if i < names else "right", overflow="ellipsis", no_wrap=i < names)
+    for row in rows:
+        table.add_row(*map(str, row))
+    Console(width=120).print(table)

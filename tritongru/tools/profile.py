@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .. import registry
 from ..module import GRU
 from ..parts import PREFIX
-from .table import show
+from .files import show
 
 WARM_UP, CALLS = 3, 5
 ROWS = 40  # of ops that are printed
