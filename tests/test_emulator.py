@@ -150,8 +150,7 @@ def received(pointers):
 
 @gluon.jit
 def ring(x_ptr, tiles_ptr, SIZE: gl.constexpr, MISTAKEN: gl.constexpr):
-    """x [SIZE], tiles [PROGRAMS, SIZE] of sentinels: each program adds its number + 1 to its predecessor's tile.
-    MISTAKEN: where its first element is there, the tile is thought to be."""
+    """Each adds its number + 1 to the tile before. MISTAKEN: it takes the tile to be there by its first element."""
     i = gl.arange(0, SIZE, layout=LAYOUT)
     me = gl.program_id(0)
     before = tiles_ptr + (me - 1) * SIZE

@@ -29,7 +29,7 @@ VARIANTS = {
     "no-bias": {"bias": False, "bidirectional": True},
     "bf16": {"dtype": torch.bfloat16, "num_layers": 2},
 }
-RECOMPUTED = {f"{name}-recompute": {**options, "recompute": True} for name, options in VARIANTS.items()}
+VARIANTS |= {f"{name}-recompute": {**options, "recompute": True} for name, options in VARIANTS.items()}
 
 
 def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
@@ -53,7 +53,7 @@ def as_planned(layer, x, monkeypatch, h_0_needs_grad: bool = False):
 
 @interpreted
 @backends
-@table("options", VARIANTS | RECOMPUTED)
+@table("options", VARIANTS)
 @pytest.mark.parametrize(("T", "packed"), [(4, False), (4, True), (1, False), pytest.param(1, True, marks=LONG)])
 def test_a_plan_tells_what_runs(backend, options, T: int, packed: bool, few_rows_at_once, monkeypatch) -> None:
     few_rows_at_once(4)  # recompute in chunks of time

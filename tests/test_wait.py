@@ -23,8 +23,7 @@ KINDS, UNSIGNED = {16: tl.int16, 32: tl.int32}, {16: np.uint16, 32: np.uint32}
 
 
 def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
-    """By the compiler's layout of the left factor [warps, rows, k], of 8 rows the right one [warps, k, rows]: (warp,
-    row, k) of each register of each lane, as [warps, 32, registers, 3]."""
+    """(warp, row, k) of each register of each lane, by the compiler's layout of a factor: [warps, 32, registers, 3]."""
     mma = gl.NVMMADistributedLayout(version=[2, 0], warps_per_cta=[warps, 1, 1], instr_shape=[1, 16, 8])
     side, shape = (1, [warps, k, rows]) if rows == 8 else (0, [warps, rows, k])
     found = places(gl.DotOperandLayout(side, mma, 32 // width), shape)

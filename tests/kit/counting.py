@@ -1,5 +1,4 @@
-"""What a call launches, Triton kernels by name and PyTorch's own launches by kind as tools/counted.py names them; and
-how much memory it has at once, counted in what PyTorch is asked for: on the CPU, kernels emulated."""
+"""What a call launches, by name or by kind (tools/counted.py), and how much memory it asks PyTorch for at once."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

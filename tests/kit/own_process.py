@@ -1,6 +1,6 @@
-"""Tests marked `own_process` run in a process of their own, with or without pytest-xdist. A hook for a conftest.
-For those that capture CUDA graphs: a failed capture spoils its process for every later use of CUDA, and what earlier
-tests left behind makes one fail, such as a gradient's node that lives on the default stream."""
+"""Tests marked `own_process` run in a process of their own: those that capture CUDA graphs. A failed capture spoils
+its process for every later use of CUDA, and what earlier tests left behind makes one fail, such as a gradient's node
+that lives on the default stream."""
 
 import os
 import subprocess
