@@ -70,7 +70,7 @@ def assert_right(case: Case, backend: str, dtype: torch.dtype = torch.float32, d
 
 def assert_not_wrong(case: Case, backend: str, dtype: torch.dtype = torch.float32) -> None:
     """One draw, or as many as give every tensor 8 elements, by the rule or by eight times the floor: a wrong mask or
-    term gives errors of order 1, while a single draw's error of a tensor with much cancellation scatters above its RMS."""
+    term gives errors of order 1, while a single draw's error of a tensor with much cancellation scatters widely."""
     draws, seed = max(1, case.draws // 32), zlib.crc32(repr(case).encode())
     figures = measure(case, backend, dtype, CPU, draws, seed)
     wrong = {name: f for name, f in figures.items() if not (f.holds or f.error <= 8 * f.floor)}
