@@ -32,11 +32,8 @@ H200 = describe("h200")
 @pytest.fixture
 def part(monkeypatch):
     """A function that makes a part of commands that run Python code; none: their tool is missing."""
-
-    def words(code, run):
-        return (sys.executable, "-c", code.format(out=run.out)) if code else ()
-
-    monkeypatch.setattr(day, "words", words)
+    command = (sys.executable, "-c")
+    monkeypatch.setattr(day, "words", lambda code, run: (*command, code.format(out=run.out)) if code else ())
     return lambda name, *codes, minutes=1.0, **options: day.Part(name, minutes, codes, **options)
 
 

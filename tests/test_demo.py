@@ -415,12 +415,10 @@ def test_words_show_what_the_layer_computes():
 
 def made_up(right):
     """Rows of every model with these shares by seed, everywhere; what is not given is 0.5 in every seed."""
-    rows = []
-    seeds = len(next(iter(right.values())))
+    rows, places = [], [("gap", 7), ("gap", 30), ("gap", 200), ("switches", 0), ("switches", 3)]
     for model in networks.MODELS:
-        for seed, share in enumerate(right.get(model, [0.5] * seeds)):
+        for seed, share in enumerate(right.get(model, [0.5] * 3)):
             about = {"seed": seed, "model": model, "input": 32, "hidden": 32, "parameters": 9 if "GRU" in model else 10}
-            places = [("gap", 7), ("gap", 30), ("gap", 200), ("switches", 0), ("switches", 3)]
             rows += [about | {"measure": m, "at": at, "right": round(1000 * share), "asked": 1000} for m, at in places]
             rows += [about | {"measure": "story", "at": at, "right": 1, "asked": 1} for at in (1, 2)]
             rows.append(about | {"measure": "time", "at": "", "value": 10.0})

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -110,19 +111,9 @@ def test_packed_results_have_the_input_s_indices_and_batch_first_is_ignored(back
     assert torch.equal(ours(input=x, hx=hx)[0].data, output.data)
 
 
-def gapped(tensor):
-    wide = torch.full((*tensor.shape[:-1], tensor.shape[-1] + 3), math.nan)
-    wide[..., 1:-2] = tensor.detach()
-    return wide[..., 1:-2]
-
-
-def shifted(tensor):
-    return torch.cat([torch.full((1,), math.nan), tensor.detach().flatten()])[1:].view(tensor.shape)
-
-
 LAID = {
-    "unaligned": shifted,
-    "rows-with-gaps": gapped,
+    "unaligned": lambda t: torch.cat([torch.full((1,), math.nan), t.detach().flatten()])[1:].view(t.shape),
+    "rows-with-gaps": lambda t: F.pad(t.detach(), (1, 2), value=math.nan)[..., 1:-2],
     "gaps-everywhere": with_gaps,
     "transposed": lambda t: t.permute(*range(t.dim())[::-1]).contiguous().permute(*range(t.dim())[::-1]),
     "flipped": lambda t: t.flip(0).contiguous().flip(0),
@@ -130,7 +121,7 @@ LAID = {
     "expanded-everywhere": lambda t: t.flatten()[0].expand_as(t),
     "negated-lazily": lambda t: torch.complex(t, -t).conj().imag,  # memory holds the other sign
 }
-OF_WEIGHTS = (shifted, gapped, with_gaps)
+OF_WEIGHTS = [LAID[name] for name in ("unaligned", "rows-with-gaps", "gaps-everywhere")]
 
 
 @pytest.mark.parametrize("moved", ["input", "h_0", "everything"])

@@ -4,9 +4,6 @@ Counted, not measured: on meta tensors, which have sizes and no memory, with an 
 in it is what libraries allocate on their own inside an operator, nor the allocator's rounding.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 
@@ -27,25 +24,18 @@ FOLDER = RESULTS / "nvidia-h200"
 DOCUMENT, MARK = FOLDER / "README.md", ("tests.kit.peaks", "python -m")
 
 
-@contextmanager
-def _launching_nothing() -> Iterator[None]:
-    """Meta tensors take the plans of an H200."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "device_of", lambda device: describe("h200"))
-        patch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
-        with looked_into(patch), runtime.recording():
-            yield
-
-
 def peak(case: Case, backend: str) -> float:
     """MiB beyond input, weights and cotangents, as benchmarks/run.py measures it: x and the weights want gradients."""
     meta = torch.device("meta")
     module = find(backend).make(case, device=meta, dtype=work.TORCH_DTYPES[case.dtype])
     inputs = work.Inputs.draw(case, meta)
-    with _launching_nothing(), Watch() as found:
-        results = inputs.through(module)
-        torch.autograd.grad(results, [inputs.x, *module.parameters()], inputs.cotangents)
-        return found.peak() / 2**20
+    with pytest.MonkeyPatch.context() as patch:  # meta tensors take the plans of an H200
+        patch.setattr(registry, "device_of", lambda device: describe("h200"))
+        patch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
+        with looked_into(patch), runtime.recording(), Watch() as found:
+            results = inputs.through(module)
+            torch.autograd.grad(results, [inputs.x, *module.parameters()], inputs.cotangents)
+            return found.peak() / 2**20
 
 
 def text() -> str:
