@@ -147,6 +147,14 @@ def test_chunks_bound_the_peak_of_a_long_sequence(few_rows_at_once) -> None:
 
 
 @pytest.mark.compiled
+def test_a_plan_is_the_same_in_inference_mode() -> None:
+    asked = Problem(4, 5, 6, 7, layers=2, training=False), describe("h200"), "step"
+    found = counted.__wrapped__(*asked)
+    with torch.inference_mode():
+        assert counted.__wrapped__(*asked) == found
+
+
+@pytest.mark.compiled
 def test_a_plan_of_a_streaming_step_asks_no_driver() -> None:
     launches, _ = counted(Problem(3, 1, 8, 16, training=False), describe("h200"), "step")
     assert launches.forward == (("step_forward", 1),)

@@ -95,6 +95,7 @@ def _bytes(living: dict[int, int], without: Sequence[Tensor | None]) -> int:
 
 
 @lru_cache(maxsize=1024)
+@torch.inference_mode(False)
 @torch.no_grad()
 @_disable_current_modes()  # whatever is on where a plan is asked for
 def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, Cost]:
