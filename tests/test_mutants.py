@@ -1,7 +1,6 @@
 """The tests can fail: kernels with one mistake each, and each is found by a comparison that the suite makes."""
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -295,8 +294,7 @@ def test_a_state_that_is_rounded_is_killed(backend: str, edit: str, broken, monk
 
 def looks_once(patch: pytest.MonkeyPatch) -> None:
     def once(wait: Wait) -> None:
-        look = partial(twins.look, wait)
-        patch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: look(turn, address, dtype))
+        patch.setitem(TWINS, wait.text, lambda turn, address, *_, dtype: twins.look(wait, turn, address, dtype))
 
     patch.setattr(twins, "register", once)
 

@@ -19,8 +19,6 @@ from tritongru.tools.emulator import TWINS, Tensor
 from tritongru.tools.emulator.language import bound
 from tritongru.tools.emulator.twins import twin
 
-KINDS, UNSIGNED = {16: tl.int16, 32: tl.int32}, {16: np.uint16, 32: np.uint32}
-
 
 def elements_of(rows: int, k: int, warps: int, width: int) -> np.ndarray:
     """(warp, row, k) of each register of each lane, by the compiler's layout of a factor: [warps, 32, registers, 3]."""
@@ -129,7 +127,7 @@ class Fragment:
         rng, n = np.random.default_rng(self.places.size), self.tensors * rows * self.K
         found = rng.integers(0, (1 << width) - 1, n, np.uint64)
         found = np.where(rng.random(n) < 0.5, rng.choice(np.array(SPECIAL[width], np.uint64), n), found)
-        self.memory = found.astype(UNSIGNED[width])
+        self.memory = found.astype(f"u{self.size}")
 
     def run_text(self, world: World, lane: int) -> tuple[np.ndarray, int]:
         """The elements that a lane ends with, and the nanoseconds that it slept."""
@@ -151,7 +149,7 @@ class Fragment:
 
         inputs = [first] * pack + [STATUS] * pack + [REPORT] * pack + [BOUND] * pack
         found, slept = execute(self.wait.text, self.wait.constraints, inputs, load, store, world.clock)
-        return np.array(found, np.uint32).view(UNSIGNED[self.width]), slept
+        return np.array(found, np.uint32).view(f"u{self.size}"), slept
 
     def run_twin(self, world: World) -> np.ndarray:
         """The elements [tensors, rows, k] that the warp ends with."""
@@ -159,10 +157,10 @@ class Fragment:
         first = in_kernel(exchange.first_vector, np.zeros_like(row), row, k, self.K, self.rows, self.width)
         first = np.broadcast_to(first, (self.rows, self.K)).astype(np.int64)
         address = Tensor(BASE + (first.T if self.rows == 8 else first)[None], tl.int64)
-        kinds = (KINDS[self.width],) * self.tensors
+        kinds = (getattr(tl, f"int{self.width}"),) * self.tensors
         words = [Tensor(np.int64(x), tl.int64) for x in (STATUS, REPORT, BOUND)]
         found = twin(self.wait, world, address, *words, dtype=kinds)
-        elements = np.stack([part.v[0] for part in found]).view(UNSIGNED[self.width])
+        elements = np.stack([part.v[0] for part in found]).view(f"u{self.size}")
         return elements.swapaxes(1, 2) if self.rows == 8 else elements
 
     def both(self, lanes: tuple[int, ...] = (0, 13, 31), **options: Any) -> World:
