@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
@@ -15,7 +16,7 @@ from statistics import median
 from tritongru.planning.measured import CELL, COLUMNS, TABLES, Cell
 
 from .cases import BASELINE
-from .results import RESULTS, ROWS, read_rows
+from .results import RESULTS, ROWS, read
 from .suites import GRID_T, SHORT_T
 from .tune import write as write_tiles
 from .workloads import BY_CASE
@@ -35,7 +36,7 @@ def table(folder: Path) -> str:
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(of_grid(read_rows(folder)))
+    writer.writerows(of_grid(read(folder / ROWS)))
     return out.getvalue()
 
 
@@ -49,8 +50,10 @@ def _row(backend: str, step: float, once: float, alone: tuple[float, float] | No
 
 
 def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
-    """Of rows of suite `grid`. A step as it is called is never less than one on the device alone."""
-    us: dict[tuple[str, str, int, int, str, str], tuple[float, float | None]] = {}
+    """Of rows of suite `grid`, of a measurement repeated the last. A step as it is called is never less than one on the
+    device alone."""
+    us: dict[tuple[str, str, int, int, str, str], tuple[float, float | None, str]] = {}
+    short: dict[tuple[str, str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         kind, backend = PASSES.get(row["pass"]), BACKENDS.get(row["provider"])
         time = CELL if row["cell"] == "yes" else row["T"]
@@ -58,36 +61,40 @@ def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
         timed = row["status"] == "ok" and row["p50_us"] and time in ("1", CELL, SHORT, GRID)
         if kind and backend and plain and timed:
             key = (kind, row["dtype"], int(row["H"]), int(row["B"]), time, backend)
-            us[key] = float(row["p50_us"]), float(row["device_us"]) if row["device_us"] else None
+            called, on_device = float(row["p50_us"]), float(row["device_us"]) if row["device_us"] else None
+            us[key] = called, on_device, row["commit"]
+            if time == SHORT:
+                short[kind, row["dtype"], backend][row["commit"]].append(called)
 
-    def any_call(kind: str, dtype: str, backend: str) -> float:
-        """What a call takes however short it is."""
-        short = [t[0] for key, t in us.items() if (*key[:2], *key[4:]) == (kind, dtype, SHORT, backend)]
-        return median(short) if short else 0.0
+    def any_call(kind: str, dtype: str, backend: str, commit: str) -> float:
+        """What a call takes however short it is, in rows of that commit, when the host was as fast; or the least."""
+        found = {of: median(calls) for of, calls in short[kind, dtype, backend].items()}
+        return found.get(commit, min(found.values(), default=0.0))
 
     def once_alone(kind: str, dtype: str, H: int, B: int, backend: str) -> float:
         """On the device, beyond its steps, of the nearest call of few: the first launches of a pass do more."""
         found = {
-            Cell(kind, dtype, h, b, ""): short - SHORT_T * long / GRID_T
-            for (*of, h, b, time, name), (_, short) in us.items()
-            if (*of, time, name) == (kind, dtype, SHORT, backend) and short
-            if (long := us.get((kind, dtype, h, b, GRID, backend), (0.0, None))[1])
+            Cell(kind, dtype, h, b, ""): few - SHORT_T * long / GRID_T
+            for (*of, h, b, time, name), (_, few, _) in us.items()
+            if (*of, time, name) == (kind, dtype, SHORT, backend) and few
+            if (long := us.get((kind, dtype, h, b, GRID, backend), (0.0, None, ""))[1])
         }
         nearest = min(found, key=lambda cell: cell.distance(H, B), default=None)
         return max(found[nearest], 0.0) if nearest else 0.0
 
-    for (kind, dtype, H, B, time, backend), (called, on_device) in sorted(us.items()):
+    for (kind, dtype, H, B, time, backend), (called, on_device, commit) in sorted(us.items()):
         at = {"pass": kind, "H": H, "B": B}
         if time in ("1", CELL):
             alone = None if on_device is None else (0.0, on_device)
             yield {**at, "dtype": dtype, "T": time, **_row(backend, 0, called, alone, ROWS)}
         elif time == GRID:
             alone = None if on_device is None else (on_device / GRID_T, once_alone(kind, dtype, H, B, backend))
-            step = max((called - any_call(kind, dtype, backend)) / GRID_T, alone[0] if alone else 0)
-            yield {**at, "dtype": dtype, **_row(backend, step, any_call(kind, dtype, backend), alone, ROWS)}
+            once = any_call(kind, dtype, backend, commit)
+            step = max((called - once) / GRID_T, alone[0] if alone else 0)
+            yield {**at, "dtype": dtype, **_row(backend, step, once, alone, ROWS)}
             measured = any(key[:5] == (kind, "fp16", H, B, time) for key in us)
             if dtype == "bf16" and H >= LIKE and not measured:
-                once = any_call(kind, "fp16", backend)
+                once = any_call(kind, "fp16", backend, commit)
                 yield {**at, "dtype": "fp16", **_row(backend, step, once, alone, f"{ROWS}, in bf16")}
 
 

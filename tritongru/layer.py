@@ -276,9 +276,7 @@ def _of_operator(of: Operands) -> Layer:
     if of.batch_sizes is not None and capturing(x.device):
         raise RuntimeError(
             "a packed batch in a compiled graph cannot be part of a CUDA graph, which would run these batch_sizes for "
-            "ever: compile without CUDA graphs (mode 'default' or 'max-autotune-no-cudagraphs'), or with the layers "
-            "beside them: torch._inductor.config.custom_should_partition_ops = ['tritongru::layer_forward', "
-            "'tritongru::layer_backward']"
+            "ever: compile without CUDA graphs (mode 'default' or 'max-autotune-no-cudagraphs')"
         )
     lengths = None if of.lengths is None else checked_lengths(of.lengths, x.shape[1 if of.batch_first else 0])
     resets = None if of.resets is None else of.resets.contiguous()
