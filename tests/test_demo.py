@@ -20,7 +20,7 @@ from torch import nn
 import tritongru
 from benchmarks import results as results_files
 from benchmarks import story as command
-from tritongru.cli import main
+from tritongru.__main__ import main
 from tritongru.demo import autocomplete, claims, compare, data, networks, run, story, training
 from tritongru.demo.autocomplete import Autocomplete
 from tritongru.demo.data import END, NUMBER, SPECIAL, DemoError, tokenise

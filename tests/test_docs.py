@@ -103,7 +103,7 @@ def test_no_test_file_imports_another():
 PACKAGE = ROOT / "tritongru"
 ROOMS = (  # each may import those before it, and itself
     "kernels < _version ambient beside latest parts < status < planning batch < products reference < launch < registry"
-    " < checks < double_backward flops gradients < layer < call < functional < module < tools < __init__ < demo < cli"
+    " < checks < double_backward flops gradients < layer < call < functional < module < tools < __init__ < demo"
     " < __main__"
 )
 RANK = {name: rank for rank, names in enumerate(ROOMS.split(" < ")) for name in names.split()}

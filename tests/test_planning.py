@@ -19,7 +19,8 @@ import tritongru
 from benchmarks import table
 from benchmarks.traffic import step_traffic
 from tests.kit.modules import Form, outcome, same_bits
-from tritongru import call, cli, functional, module, planning, registry
+from tritongru import __main__ as cli
+from tritongru import call, functional, module, planning, registry
 from tritongru import layer as operators
 from tritongru.checks import Operands
 from tritongru.latest import Latest

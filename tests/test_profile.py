@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_sequence
 import tritongru
 from tests.kit.modules import tensors
 from tritongru import parts
-from tritongru.cli import main
+from tritongru.__main__ import main
 from tritongru.tools import profile
 from tritongru.tools.profile import ATEN, ELSEWHERE
 

@@ -93,10 +93,7 @@ class Visits:
 
     def forward(self, D: int) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Per launch of a forward pass: the rows it has to reach, and kernels/step.py's FORWARD_SCALARS, 0 for a
-        direction that is not there.
-
-        Made as they are asked for, and by no Python of ours: kept, they would take 600 bytes a time step.
-        """
+        direction that is not there. Made as they are asked for: kept, they would take 600 bytes a time step."""
         columns: list[Iterable[int]] = [cycle((0, 1))]
         every = []
         for direction in range(D):
@@ -146,18 +143,16 @@ class Visits:
     def _rows_before(self, direction: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """For every row, the row of y that holds its h_{t-1}, or any where it begins from h_0; and which rows do, in
         the order of the batch. Made on the device: the host goes on."""
-        N, B = self.size_rows, self.batch
-        at = torch.arange(N, device=device)
+        T, B, at = self.time, self.batch, torch.arange(self.size_rows, device=device)
         if self.batch_sizes is None:
-            last = (self.time if self.lengths is None else self.lengths.long()) - 1
-            return ((at - B).clamp(0), at[:B]) if direction == 0 else ((at + B).clamp(max=N - 1), last * B + at[:B])
-        sizes, starts, lengths = tables(self.batch_sizes, device)
-        sizes = sizes.long()
-        t = torch.repeat_interleave(sizes, output_size=N)
-        if direction == 0:  # no step has more rows than the one before it
-            return (at - sizes[t - 1]).clamp(0), at[:B]
-        after = torch.nn.functional.pad(sizes[1:], (0, 1))
-        return torch.where(at - starts[t] < after[t], at + sizes[t], at), starts[lengths.long() - 1] + at[:B]
+            starts, t, lengths = at[::B], at // B, self.lengths
+        else:
+            sizes, starts, lengths = tables(self.batch_sizes, device)
+            t = torch.repeat_interleave(sizes.long(), output_size=len(at))
+        step = 1 if direction else -1
+        before = (starts[(t + step).clamp(0, T - 1)] + at - starts[t]).clamp(max=len(at) - 1)
+        last = T - 1 if lengths is None else lengths.long() - 1
+        return before, at[:B] if direction == 0 else starts[last] + at[:B]
 
 
 def checked_lengths(lengths: Tensor, T: int) -> Tensor:
@@ -192,8 +187,7 @@ def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, tupl
     return rows, position[runs].bincount().cpu(), (of_row[:, 0], of_row[:, -1])
 
 
-# Of packed batches: copying one to a device stalls the host, and may not be captured in a CUDA graph. 4 MiB of tables
-# and keys, with a kilobyte for the objects of each.
+# To copy one to a device stalls the host, and may not be captured. 4 MiB in all, with a kilobyte for the objects of each.
 kept: Latest[tuple[bytes, torch.device], Tensor] = Latest(4 << 20, lambda key, table: len(key[0]) + table.nbytes + 1024)
 in_graphs: dict[tuple[bytes, torch.device], Tensor] = {}  # which captured graphs read, whatever else is kept
 

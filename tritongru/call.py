@@ -1,8 +1,5 @@
-"""A call of a GRU, every question about it answered once: which backend runs, told what.
-
-What `settle` and `resolved` find out is kept by all that decides it, so that the next call like it goes straight to its
-layers.
-"""
+"""A call of a GRU, every question about it answered once: which backend runs, told what. The answers are kept by all
+that decides them, so that the next call like it goes straight to its layers."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -83,11 +80,8 @@ def known(
     state: tuple[int, int, int] | None = None,
 ) -> tuple[Key | None, Call | None]:  # fmt: skip
     """What tells kinds of calls apart, None where nothing is kept of such a call; and what an earlier one of this kind
-    was resolved to. Raises ValueError for an unknown backend.
-
-    x: of which `may_know` holds; of packed rows the number is left out. state: the shape of zeros that will be made
-    where hx is None.
-    """
+    was resolved to. Raises ValueError for an unknown backend. x: of which `may_know` holds; of packed rows the number
+    is left out. state: the shape of zeros that will be made where hx is None."""
     if (
         torch._C._len_torch_dispatch_stack() > 0
         or torch._C._functorch.peek_interpreter_stack() is not None
@@ -196,11 +190,8 @@ def seen_by_a_mode() -> bool:
 @constant_in_graphs
 def _of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
     """What a graph that is being made calls, as `InGraph` has it; choices of `use_backend` are read here. On the CPU
-    `reference` stands in for aten, which would be traced as T times a dozen operations.
-
-    Raises:
-        ValueError: unknown backend. RuntimeError: a backend that cannot run.
-    """
+    `reference` stands in for aten, which would be traced as T times a dozen operations. RuntimeError: one that cannot
+    run."""
     # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
     if torch.compiler.is_exporting() or tracing():
         return ATEN, False
@@ -241,10 +232,8 @@ def resolved(
     dropout: float, batch_first: bool = False, recompute: bool = False, cell: bool = False,
     in_graph: Sequence[Tensor | None] = (None, None, None),
 ) -> Call:  # fmt: skip
-    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell.
-
-    in_graph: what an operator takes in place of visits: batch_sizes, lengths, resets.
-    """
+    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell; in_graph:
+    what an operator takes in their place: batch_sizes, lengths, resets."""
     dtype = registry.computing_dtype(x)
     cast = dtype if any([t.dtype != dtype for t in (x, hx, *params)]) else None
     if isinstance(chosen, InGraph):

@@ -1,8 +1,5 @@
-"""What fits a GRU: the arguments of an operator, of a call, lengths and resets, batch sizes.
-
-Shapes, dtypes and devices alone are read, so that fake tensors fail as real ones do, but for sizes that only data
-tells, which are looked at when the graph runs.
-"""
+"""What fits a GRU. Shapes, dtypes and devices alone are read, so that fake tensors fail as real ones do, but for sizes
+that only data tells, which are looked at when the graph runs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -68,13 +65,18 @@ def check_padding(lengths: Any, resets: Any, sizes: Sequence[int], batch_first: 
             raise RuntimeError(f"{expected}, got {list(given.shape)} of {given.dtype} on {given.device}")
 
 
-def check_gradients(of: Operands, dy: Tensor | None, dh_n: Tensor | None, y: Tensor, wanted: Sequence[bool]) -> None:
+def check_gradients(
+    dy: Tensor | None, dh_n: Tensor | None, y: Tensor, wanted: Sequence[bool], of: Operands
+) -> Operands:
+    """Raise for what does not fit `tritongru::layer_backward`."""
+    check_operands(of)
     rows = (*of.x.shape[:-1], of.h_0.shape[0] * of.h_0.shape[2])
     for name, tensor, shape in (("y", y, rows), ("dy", dy, rows), ("dh_n", dh_n, of.h_0.shape)):
         if tensor is not None and not same(tensor.shape, shape):
             raise RuntimeError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
     if len(wanted) != 2 + len(of.weights):
         raise RuntimeError(f"wanted must have {2 + len(of.weights)} entries, got {len(wanted)}")
+    return of
 
 
 def same(shape: Sequence[int], expected: Sequence[int]) -> bool:
@@ -114,10 +116,8 @@ def unfit_call(
     input: Tensor, batch_sizes: Tensor | None, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int,
     D: int, batch_first: bool, traced: bool,
 ) -> str | None:  # fmt: skip
-    """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words.
-
-    traced: in a graph, whose sizes may be what only data tells: the operator looks when it runs.
-    """
+    """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words. traced:
+    in a graph, whose sizes may be what only data tells: the operator looks when it runs."""
     tensors = [input, hx, *params] if batch_sizes is None else [input, hx, batch_sizes, *params]
     rank = 3 if batch_sizes is None else 2
     if not all(isinstance(t, Tensor) for t in tensors) or hx.dim() != 3 or input.dim() != rank:

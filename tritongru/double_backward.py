@@ -1,8 +1,5 @@
-"""Double backward: the derivative of a layer's gradients, by autograd through the reference equations.
-
-They are computed again, in float32 at least, for y and the gates are functions of x, h_0 and the weights. Under
-create_graph the result is differentiable in turn, to any order.
-"""
+"""Double backward: the derivative of a layer's gradients, by autograd through the reference equations, in float32 at
+least, for y and the gates are functions of x, h_0 and the weights. Under create_graph it is differentiable in turn."""
 
 from collections.abc import Sequence
 from typing import Any

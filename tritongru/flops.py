@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from .checks import Operands
 from .registry import has_triton
@@ -48,8 +49,7 @@ def count() -> None:
     operators = torch.ops.tritongru
     formulas = {operators.layer_forward: forward_flops, operators.layer_backward: backward_flops}
     counter.flop_registry.update(formulas)
-    for at in range(torch._C._len_torch_dispatch_stack()):
-        mode = torch._C._get_dispatch_stack_at(at)
+    for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, counter._FlopCounterMode):
             for operator, formula in formulas.items():
                 mode.counter.flop_registry.setdefault(operator, formula)

@@ -224,11 +224,7 @@ def _padded_by_aten(
 def _time_major(
     input: Tensor, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Both on input's device, resets as [T, B].
-
-    Raises:
-        TypeError, RuntimeError: what does not fit input; values are not looked at.
-    """
+    """Both on input's device, resets as [T, B]; TypeError or RuntimeError for what does not fit input."""
     if not torch.compiler.is_compiling():  # there the operator looks
         check_padding(lengths, resets, input.shape[:2], batch_first, input.device)
     if resets is not None and batch_first:

@@ -72,11 +72,9 @@ def whole(p: BackwardPass) -> Gradients:
 
 @part("gradient products")
 def in_chunks(p: BackwardPass, steps: int) -> Gradients:
-    """`whole` of a dense batch whose gates are computed again, `steps` timesteps at a time, the last visited first.
-
-    Each chunk of a direction is a layer of its own, a reverse one forward over time turned round. From chunk to chunk
-    dh is not rounded, and the weight gradients of the chunks are summed in float32 or wider.
-    """
+    """`whole` of a dense batch whose gates are computed again, `steps` timesteps at a time, the last visited first,
+    each a layer of its own: of a reverse direction over time turned round. From chunk to chunk dh is not rounded;
+    gradients of the weights are summed in float32 or wider."""
     (T, B), H, wide = p.y.shape[:2], p.call.hidden_size, torch.promote_types(p.y.dtype, torch.float32)
     dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if p.want_x else None
     dh_0s: list[Tensor] = []

@@ -43,10 +43,8 @@ def lasting(make: Callable[[], V], device: torch.device) -> V:
     """What `make` puts on a device to be kept, there for every stream.
 
     A memory pool of a CUDA graph, or of torch.compile's calls before one, would overwrite or miss it. It takes the
-    allocations of one thread: so another one makes this, under none of the modes of the caller's.
-
-    Raises:
-        RuntimeError: a CUDA graph is being captured.
+    allocations of one thread: so another one makes this, under none of the modes of the caller's. RuntimeError where a
+    CUDA graph is being captured.
     """
     if capturing(device):
         raise RuntimeError(

@@ -169,8 +169,7 @@ def zeros_like(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
     for launches tell by its address which argument a tensor is."""
     device, dtype = tensor.device, tensor.dtype
     key = name, device, dtype, shape
-    found = _zeros.get(key)
-    if found is not None:
+    if (found := _zeros.get(key)) is not None:
         return found
     if capturing(device) or math.prod(shape) > 1 << 16 or len(_zeros) == 64:
         return torch.zeros(shape, dtype=dtype, device=device)
@@ -189,12 +188,8 @@ _operator = partial(torch.library.custom_op, mutates_args=(), tags=(torch.Tag.fl
 def layer_forward(*operands: Any) -> Outputs:
     """One layer forward, of `Operands`: y, x's shape with D * H features; h_n [D, B, H]; and of a training layer
     without recompute rzn [..., D, 3H] in x's order of dimensions and q [..., D, H] in time-major order, else two empty
-    tensors.
-
-    Raises:
-        RuntimeError: an argument of a wrong shape, dtype or device, a backend that cannot run, or forward-mode
-        differentiation. ValueError: an unknown backend.
-    """
+    tensors. Raises ValueError for an unknown backend; RuntimeError for an argument of a wrong shape, dtype or device, a
+    backend that cannot run, and forward-mode differentiation."""
     of = _checked(operands)
     if not of.h_0.shape[1]:
         return _outputs(of)
@@ -244,8 +239,7 @@ def layer_backward(
 ) -> list[Tensor]:
     """The gradients that are `wanted` of x, h_0 and each of the weights, in this order, from those of y and h_n (None:
     zero). y, rzn, q, operands: of layer_forward, whose errors it raises; with recompute gates are computed again."""
-    of = check_operands(Operands(*operands))
-    check_gradients(of, dy, dh_n, y, wanted)
+    of = check_gradients(dy, dh_n, y, wanted, Operands(*operands))
     if not of.h_0.shape[1]:
         return _zero_gradients(of, wanted)
     gates = [] if of.recompute else [SavedGates(rzn.transpose(0, 1) if of.batch_first else rzn, q)]
@@ -257,8 +251,7 @@ def layer_backward(
 
 @layer_backward.register_fake
 def _(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
-    of = check_operands(Operands(*operands))
-    check_gradients(of, dy, dh_n, y, wanted)
+    of = check_gradients(dy, dh_n, y, wanted, Operands(*operands))
     return _zero_gradients(of, wanted)
 
 
@@ -365,11 +358,9 @@ def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], l
 
 @torch.library.impl("tritongru::layer_backward", "Batched")
 def _(*given: Any) -> list[Tensor]:
-    """Under the older vmap, that of torch.autograd.grad(is_grads_batched=True) and so of jacobian(vectorize=True).
-
-    Its tensors carry a hidden dimension for each level that maps them and tell nobody for which: level by level the
-    dimensions come to the front, where a tensor that is not mapped gets one of size 1.
-    """
+    """Under the older vmap, of torch.autograd.grad(is_grads_batched=True). Its tensors carry a hidden dimension for
+    each level that maps them and tell nobody for which: level by level the dimensions come to the front, where a tensor
+    that is not mapped gets one of size 1."""
     is_mapped, levels = torch._C._functorch.is_legacy_batchedtensor, 0
 
     def first(t: Tensor) -> Tensor:
@@ -397,11 +388,9 @@ def _mapped_first(given: tuple[Any, ...], dims: tuple[Any, ...]) -> Any:
 
 
 def _one_by_one(operator: Any, sizes: list[int], stacked: Any) -> list[Tensor]:
-    """An operator for each, as each has weight gradients of its own; what is not mapped stays in memory once.
-
-    stacked: its arguments, a dimension for each of `sizes` in front of every tensor, of size 1 where it is not mapped
-    over. The results have them all.
-    """
+    """An operator for each, as each has weight gradients of its own; what is not mapped stays in memory once. stacked:
+    its arguments, a dimension for each of `sizes` in front of every tensor, of size 1 where it is not mapped over; the
+    results have them all."""
 
     def at(index: tuple[int, ...]) -> Any:
         return tree_map_only(Tensor, lambda t: t[tuple(map(min, index, (n - 1 for n in t.shape)))], stacked)

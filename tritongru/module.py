@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from . import call, registry
-from .beside import compile_call, eager_beside_graphs
+from .beside import eager_beside_graphs
 from .call import InGraph, is_aten, way
 from .functional import gru, gru_cell
 from .layer import zeros_like
@@ -22,7 +22,10 @@ class _WithBackend(nn.Module):
     recompute: bool = False
 
     def compile(self, *args: Any, **kwargs: Any) -> None:
-        compile_call(self, *args, **kwargs)
+        """nn.Module's begins a call in a frame of torch's own, which Dynamo of torch 2.11 and 2.13 leaves alone, with
+        what it calls beside any graph; this in one of ours."""
+        call = self._call_impl
+        self._compiled_call_impl = torch.compile(lambda *given, **named: call(*given, **named), *args, **kwargs)
 
     def extra_repr(self) -> str:
         backend = f", backend={self.backend!r}" if self.backend else ""

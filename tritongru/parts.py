@@ -13,10 +13,8 @@ R = TypeVar("R")
 
 
 def part(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Mark a function as a part of a call: a range of PyTorch's profiler where one is on, else the mark costs a test.
-
-    Parts may contain each other; what runs belongs to the innermost.
-    """
+    """Mark a function as a part of a call: a range of PyTorch's profiler where one is on. Parts may contain each other;
+    what runs belongs to the innermost."""
 
     def marked(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)

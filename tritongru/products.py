@@ -1,4 +1,4 @@
-"""The library products around the recurrence, over all T at once: every backend of the layer shares them.
+"""The library products around the recurrence, over all T at once, which every backend shares.
 
     x_proj = x W_i^T + b_i
     dW_i = [dr dz dn]^T x        dx = [dr dz dn] W_i
@@ -35,9 +35,8 @@ AS_IT_IS: AbstractContextManager[None] = nullcontext()
 def surroundings(x: Tensor, precision: str | None) -> AbstractContextManager[None]:
     """Inside: x's device is the current one, autocast is off, and products in float32 run by `precision`; None: there
     are none. Matmul's switch is the process's own: a product of another thread may meet it while it is turned."""
-    (kind, index), turned = (x.device.type, x.device.index), AS_IT_IS
-    if kind == "cuda" and precision and x.dtype == torch.float32:
-        turned = _MatmulPrecision(precision)
+    kind, index = x.device.type, x.device.index
+    turned = _MatmulPrecision(precision) if kind == "cuda" and precision and x.dtype == torch.float32 else AS_IT_IS
     cast = (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)
     elsewhere = kind == "cuda" and index is not None and index != torch.cuda.current_device()
     return _changed(x.device, cast, elsewhere, turned) if cast or elsewhere else turned

@@ -107,11 +107,8 @@ def direction_backward(
 def gru_layer(
     x: Tensor, h_0: Tensor, params: Sequence[Tensor], bias: bool, visits: Visits, directions: int
 ) -> tuple[Tensor, Tensor, list[list[Step]]]:
-    """One layer by the equations alone, differentiable by autograd to any order.
-
-    x time-major [T, B, I] or packed [N, I]; h_0 [D, B, H]; params (w_ih, w_hh[, b_ih, b_hh]) per direction.
-    Returns y [..., D * H], h_n [D, B, H], and each direction's steps as it visits them.
-    """
+    """One layer by the equations alone, differentiable to any order: y [..., D * H], h_n [D, B, H], and each
+    direction's steps as it visits them. x time-major or packed; params (w_ih, w_hh[, b_ih, b_hh]) per direction."""
     each = 4 if bias else 2
     x = visits.only_running(x)  # of a NaN where no row runs the derivative too has to be 0
     ys, h_ns, every = [], [], []

@@ -30,8 +30,7 @@ DTYPES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", 
 
 @dataclass(frozen=True, eq=False)
 class Backend:
-    """One way to run a GRU. `module`, a `launch.protocol.Launcher`, runs a layer; None is PyTorch's own whole-call
-    path."""
+    """One way to run a GRU. `module`, a `launch.protocol.Launcher`, runs a layer; None: PyTorch's own path."""
 
     name: str
     about: str
@@ -142,7 +141,6 @@ def aten_as_measured(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _recurrence(x: Tensor, B: int, H: int, D: int, overrides: Overrides = ()) -> Recurrence:
-    """Of a layer on x."""
     device = device_of(x.device)
     precision = rnn_precision(device.vendor == "nvidia")
     return Recurrence(B, H, D, DTYPES[computing_dtype(x)], precision, device, overrides)
@@ -157,10 +155,8 @@ def fastest(
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """Every backend, and whether it can run float32 here, or why not: on CUDA where there is one, else on the CPU.
-
-    Returns:
-        A `BackendStatus` for each backend: name, about, device, and why_not, which is None where it can run.
+    """A `BackendStatus` for every backend: name, about, device (CUDA where there is one), and why_not: why it cannot
+    run float32 there, None where it can.
 
     Example:
         >>> import tritongru
@@ -200,11 +196,8 @@ def use_backend(name: str | None) -> Iterator[None]:
 
 
 def find(name: str) -> Backend:
-    """The backend of that name; ValueError lists the valid ones.
-
-    "sequence:block_h=8,num_warps=4" is `sequence` with fields of its tiles set, as planning/sequence.py names them;
-    those of `step` are named in planning/step.py.
-    """
+    """The backend of that name; ValueError lists the valid ones. "sequence:block_h=8,num_warps=4" is `sequence` with
+    fields of its tiles set, as planning/sequence.py names them (of `step`: planning/step.py)."""
     found = _find(name) if isinstance(name, str) else None
     if found is None:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
@@ -239,8 +232,7 @@ def log_once(level: int, message: str) -> None:
 def synchronize(device: Any = None) -> None:
     """torch.cuda.synchronize, which also raises if a wait inside a kernel of `sequence` ran out.
 
-    Without it the error comes with the next call of a layer. See kernels/exchange.py; TRITONGRU_WAIT_SECONDS is the
-    bound (10 by default).
+    Without it the error comes with the next call of a layer. TRITONGRU_WAIT_SECONDS is the bound (10 by default).
 
     Args:
         device: as torch.cuda.synchronize takes it; None: the current one. Without CUDA there is nothing to wait for.

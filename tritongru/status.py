@@ -1,5 +1,4 @@
-"""What a device tells the host without being waited for: that a wait inside a kernel ran out (kernels/exchange.py), and
-that `lengths` were out of bounds."""
+"""What a device tells the host without being waited for: a wait ran out (kernels/exchange.py); `lengths` were wrong."""
 
 import os
 import threading
@@ -77,9 +76,7 @@ def check_all() -> None:
 
 def wait_seconds() -> float:
     """The bound of a wait. Raises ValueError for a TRITONGRU_WAIT_SECONDS that is no positive number below 2000."""
-    given = os.environ.get("TRITONGRU_WAIT_SECONDS")
-    if given is None:
-        return WAIT_SECONDS
+    given = os.environ.get("TRITONGRU_WAIT_SECONDS", WAIT_SECONDS)
     with suppress(ValueError):
         if 0 < float(given) < 2000:
             return float(given)
