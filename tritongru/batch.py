@@ -187,7 +187,7 @@ def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, tupl
     return rows, position[runs].bincount().cpu(), (of_row[:, 0], of_row[:, -1])
 
 
-# To copy one to a device stalls the host, and may not be captured. 4 MiB in all, with a kilobyte for the objects of each.
+# To copy one to a device stalls the host, and may not be captured. 4 MiB in all, a kilobyte for the objects of each.
 kept: Latest[tuple[bytes, torch.device], Tensor] = Latest(4 << 20, lambda key, table: len(key[0]) + table.nbytes + 1024)
 in_graphs: dict[tuple[bytes, torch.device], Tensor] = {}  # which captured graphs read, whatever else is kept
 

@@ -195,8 +195,8 @@ def _padded_by_aten(
     input: Tensor, lengths: Tensor | None, resets: Tensor | None, hx: Tensor, batch_first: bool, by_equations: bool,
     params: list[Tensor], has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A padded batch by torch.gru: the sequences between its resets are the rows of a packed batch. In a graph by the
-    equations: how many sequences there are only values tell."""
+    """A padded batch by torch.gru: sequences between its resets are the rows of a packed batch, of how many only values
+    tell; so in a graph by the equations."""
     x, D = input.transpose(0, 1) if batch_first else input, 2 if bidirectional else 1
     if by_equations:
         visits = Visits.of(x, None, None if lengths is None else lengths.clamp(1, len(x)), resets)

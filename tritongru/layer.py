@@ -1,9 +1,8 @@
-"""One layer of a GRU: its two passes, as a `torch.autograd.Function` and as operators of PyTorch.
+"""One layer of a GRU: its two passes, as a `torch.autograd.Function`, for eager calls, and as operators of PyTorch.
 
-Eager calls run `GRULayer`. The operators `tritongru::layer_forward` and `tritongru::layer_backward` are what
-torch.compile, AOTAutograd and make_fx put into their graphs in place of T unrolled steps: opaque, with a fake that
-tells shapes, so that neither T nor B is compiled in; what vmap maps over; all that a dispatch mode sees of a layer;
-and, as layer_backward has a derivative of its own, backward with create_graph=True.
+`tritongru::layer_forward` and `layer_backward` are what torch.compile, AOTAutograd and make_fx put into their graphs in
+place of T unrolled steps, opaque, with a fake that tells shapes, so that neither T nor B is compiled in; what vmap maps
+over; all that a dispatch mode sees of a layer; and, with a derivative of its own, backward with create_graph=True.
 """
 
 import math
@@ -210,8 +209,7 @@ def _(*operands: Any) -> Outputs:
 
 
 def _checked(operands: tuple[Any, ...]) -> Operands:
-    """Of `layer_forward`. An operator of Python has no rule for forward mode: PyTorch would take its results for
-    constants, in silence."""
+    """Of `layer_forward`. It has no rule for forward mode: PyTorch would take its results for constants, silently."""
     if torch.autograd.forward_ad._current_level >= 0:
         raise RuntimeError(
             "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "

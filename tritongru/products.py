@@ -111,8 +111,7 @@ def hidden_weight_gradient(by_gate: Tensor, h_prev: Sequence[tuple[slice, Tensor
 
 def bias_gradients(dgate: Tensor) -> tuple[Tensor, Tensor]:
     """db_i, db_h [3H] from dgate [N, 4H] of one direction, summed in float32 or wider; db_i is a view."""
-    sums = column_sums(dgate, dgate.dtype)
-    H = sums.shape[0] // 4
+    sums, H = column_sums(dgate, dgate.dtype), dgate.shape[1] // 4
     return sums[H:], sums[: 3 * H].roll(-H, 0)
 
 

@@ -76,7 +76,9 @@ def check_all() -> None:
 
 def wait_seconds() -> float:
     """The bound of a wait. Raises ValueError for a TRITONGRU_WAIT_SECONDS that is no positive number below 2000."""
-    given = os.environ.get("TRITONGRU_WAIT_SECONDS", WAIT_SECONDS)
+    given = os.environ.get("TRITONGRU_WAIT_SECONDS")
+    if given is None:
+        return WAIT_SECONDS
     with suppress(ValueError):
         if 0 < float(given) < 2000:
             return float(given)
