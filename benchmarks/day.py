@@ -103,12 +103,12 @@ PARTS = (
     Part("compile", 1.5, ("warm", "suite first"), {"TRITONGRU_WAIT_SECONDS": "10"}),  # processes share the GPU
     Part("right", 0.4, ("suite right",)),
     Part("tune", 1.3, ("suite tune",)),
-    Part("grid", 2.1, ("suite grid",)),
+    Part("grid", 1.9, ("suite grid",)),
     Part("long", 0.4, ("suite long",)),
     Part("workloads", 0.7, ("suite workloads",)),
     Part("study", 0.3, ("suite study",)),
     Part("tests", 1.7, tuple(f"tests {shard}" for shard in range(PROCESSES))),
-    Part("memcheck", 0.5, ("checked memcheck",), CHECKED),
+    Part("memcheck", 0.7, ("checked memcheck",), CHECKED),
     Part("summary", 0.1, ("summary", "table")),
 )
 
