@@ -101,7 +101,7 @@ def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
     reports = [compile_report(each, device) for each in specimens]
     if arguments.json:
         compiled = [{name: value for name, value in asdict(report).items() if name != "sass"} for report in reports]
-        print(json.dumps({**asdict(plan), "compiled": compiled}, indent=2))
+        print(json.dumps({**plan.as_dict(), "compiled": compiled}, indent=2))
         return 0
     print(plan)
     if reports:

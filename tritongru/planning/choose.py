@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -51,6 +51,10 @@ class Plan:
     candidates: tuple[Timed, ...]  # what each took in the nearest measured cell, the fastest first; none: no row says
     launches: Launches = Launches()
     cost: Cost = Cost()
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain values, for JSON."""
+        return asdict(self)
 
     def __str__(self) -> str:
         p, mib = self.problem, [f"{count / 2**20:.1f} MiB" for count in vars(self.cost).values()]
