@@ -1,7 +1,5 @@
 """`python -m benchmarks [COMMAND]`: what there is says `--help`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

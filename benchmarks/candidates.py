@@ -3,8 +3,6 @@
 A candidate is the text that a backend's name takes behind a colon ("sequence:block_h=8"). A new one is a line below.
 """
 
-from __future__ import annotations
-
 from contextlib import suppress
 from itertools import product
 from typing import Any

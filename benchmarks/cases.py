@@ -1,7 +1,5 @@
 """A shape of a GRU's call, and what is measured of it. Which there are: suites.py and workloads.py."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import cached_property

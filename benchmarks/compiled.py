@@ -15,8 +15,6 @@ commit: rows depend on code and compiler alone.
     HGMMA ...          instructions by class (`SASS_CLASSES`, `AMDGCN_CLASSES`); empty: a class of the other vendor
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator
@@ -90,7 +88,7 @@ def _plans(*devices: str) -> Iterator[Form]:
 
 
 @cache
-def _specimens(device: str, backend: str, problem: Problem) -> dict[str, Kernel]:
+def _specimens(device: str, backend: str, problem: Problem) -> "dict[str, Kernel]":
     """The launches of a plan by kind; a launcher gives them in the order of the plan's tiles."""
     kinds = [kind for kind, _ in choose(problem, describe(device), backend).tiles]
     return dict(zip(kinds, find(backend).specimens(problem, describe(device)), strict=True))

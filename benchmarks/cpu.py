@@ -7,8 +7,6 @@
 2. What a call of the kernels costs a GPU's host: hostcost.py says what is in it.
 """
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

@@ -18,8 +18,6 @@ rows that are there; --only tune,grid takes these parts alone. --dry-run goes th
 the kernels emulated.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal

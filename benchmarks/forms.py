@@ -3,8 +3,6 @@
 Inference of one dense layer of one direction. What a form does not serve is refused as a backend would refuse it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -70,14 +68,14 @@ def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     return y
 
 
-def _unfused_kernel(H: int) -> Kernel:
+def _unfused_kernel(H: int) -> "Kernel":
     from tritongru.kernels.study import unfused as kernels
     from tritongru.launch.runtime import Kernel
 
     return Kernel(kernels.unfused_forward, {"H": H, "BLOCK": BLOCK}, num_warps=4)
 
 
-def unfused_specimen(H: int, dtype: str) -> Kernel:
+def unfused_specimen(H: int, dtype: str) -> "Kernel":
     """The pointwise launch by its types, for compiling."""
     return _unfused_kernel(H).of_types({"state_ptr": "*fp32"}, f"*{dtype}")
 

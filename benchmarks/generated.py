@@ -1,7 +1,5 @@
 """Parts of documents that a command writes: between two marks, which name it. A test holds each against its rows."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

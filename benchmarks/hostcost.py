@@ -7,8 +7,6 @@ are mostly of addresses not seen before, unlike a training loop's on a GPU. Not 
 C, which reads the arguments, and CUDA.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager

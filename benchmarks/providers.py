@@ -1,7 +1,5 @@
 """What is measured against what; a new provider is a line of PROVIDERS. All take nn.GRU's parameters, by name."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """Result files: CSV, a row per measurement, appended as it comes; every row says where it was taken."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import os
@@ -47,7 +45,7 @@ class Environment:
     dirty: str  # yes: tracked or new files outside the results differ from the commit
 
     @classmethod
-    def here(cls, device: Device) -> Environment:
+    def here(cls, device: Device) -> "Environment":
         cuda = device.type == "cuda"
         commit, dirty = _commit()
         return cls(

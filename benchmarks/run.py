@@ -14,8 +14,6 @@ tensors are used over and over: what fits in L2 is found there. `note` names the
 use.
 """
 
-from __future__ import annotations
-
 import gc
 import math
 import os

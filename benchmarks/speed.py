@@ -4,8 +4,6 @@ Times are of suite `grid`, memory of suite `long`, tiles of suite `tune`. A spee
 launched one by one, nn.GRU waits for its host, in a CUDA graph it does not.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ answers.csv has a row per network, seed and question (columns: tritongru/demo/ne
 the story. Rows are appended as trainings end.
 """
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 

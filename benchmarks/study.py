@@ -12,8 +12,6 @@ kernels/README.md of the rows; a time is there once a GPU has measured it (resul
     shared_bytes ...   as in compiled.csv (compiled.py)
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,7 +57,7 @@ MIX = {
 class Made:
     """One form as it is compiled: its launch, launches of a call, and what a step of all programs reads."""
 
-    specimen: Kernel
+    specimen: "Kernel"
     launches: str
     read_bytes: int
     flops: int = 2 * B * 3 * H * H

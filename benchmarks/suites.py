@@ -2,8 +2,6 @@
 or in workloads.py. T tells the rows of suites apart: each has a T of its own.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import product

@@ -6,8 +6,6 @@ CUDA graphs. Neither ratio is given without the other: a "-" says that there was
 called by more than the calls themselves vary (its p20 over nn.GRU's p80 is above 1), or slower in a graph.
 """
 
-from __future__ import annotations
-
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence

@@ -4,8 +4,6 @@ Writes tritongru/planning/tables/h200.csv, which tritongru/planning/measured.py 
 (tune.py): whole calls of one layer, one direction, dense, from suite `grid`.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections import defaultdict

@@ -4,8 +4,6 @@
 a busy host, would count as a difference between them.
 """
 
-from __future__ import annotations
-
 import gc
 import os
 import random

@@ -1,7 +1,5 @@
 """What a timestep reads and multiplies, counted from sizes and tiles."""
 
-from __future__ import annotations
-
 from tritongru.planning import Plan
 from tritongru.planning.problem import BYTES
 from tritongru.planning.sequence import SequenceTiles

@@ -7,8 +7,6 @@ planned tiles, of the difference with both ends at their worst, and its median i
 kernel to compile; of several the one with the least median.
 """
 
-from __future__ import annotations
-
 import csv
 from collections import defaultdict
 from collections.abc import Iterable, Iterator

@@ -4,8 +4,6 @@ Each form is compiled as a call compiles it: by a call of two timesteps on the G
 cores less two. Of calls that would compile the same kernels one is made. TRITON_CACHE_DIR says where they are kept.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import sys

@@ -1,7 +1,5 @@
 """One case made concrete: weights, inputs and cotangents, the passes over them, and how wrong a module is."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +31,7 @@ class Inputs:
     cotangents: tuple[Tensor, ...]  # of output and h_n, or of a cell's h
 
     @classmethod
-    def draw(cls, case: Case, device: torch.device) -> Inputs:
+    def draw(cls, case: Case, device: torch.device) -> "Inputs":
         """Normal values in the case's dtype."""
         where = torch.device("cpu") if device.type == "meta" else device
         generator = torch.Generator(where).manual_seed(0)
@@ -53,7 +51,7 @@ class Inputs:
         states = (case.layers * D, B, H)
         return cls(input, x, normal(*states), (normal(*leading, D * H), normal(*states)))
 
-    def double(self) -> Inputs:
+    def double(self) -> "Inputs":
         """The same values in float64."""
         x = self.x.detach().double().requires_grad_()
         input = self.input._replace(data=x) if isinstance(self.input, PackedSequence) else x

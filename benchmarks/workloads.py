@@ -4,8 +4,6 @@ Each is run the nearest way that nn.GRU's users have today, and its row says whe
 is what a stranger understands of it: so many of `unit` a second, `count` of them in a call.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from .cases import Case, Entry

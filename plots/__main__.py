@@ -1,7 +1,5 @@
 """`python -m plots`: draw every figure whose data is there."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections import defaultdict
@@ -51,7 +49,7 @@ class Facts:
     gpus: dict[str, Gpu]
 
     @classmethod
-    def read(cls, folder: Path) -> Facts:
+    def read(cls, folder: Path) -> "Facts":
         """Of the committed results the GPUs that have a table; those that confirm one of these have no figures.
 
         Raises:

@@ -1,7 +1,5 @@
 """Logarithmic axes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes

@@ -1,7 +1,5 @@
 """Figures of what the compiler made of the kernels: benchmarks/results/compiled.csv. No GPU, no clock."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np

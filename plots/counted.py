@@ -1,7 +1,5 @@
 """Figures of what is counted from sizes: no GPU, no compiler, no clock."""
 
-from __future__ import annotations
-
 from collections import Counter
 from itertools import groupby
 

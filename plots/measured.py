@@ -1,7 +1,5 @@
 """Figures of measured rows, each of those of one GPU."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence

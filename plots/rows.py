@@ -1,7 +1,5 @@
 """Measured rows (benchmarks/results/<gpu>/gru.csv): which a figure takes, what it says of them, how they look."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any

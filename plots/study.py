@@ -1,7 +1,5 @@
 """Figures of the kernel study: who holds what and waits for whom, and what each form's instructions are."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from matplotlib.axes import Axes

@@ -3,8 +3,6 @@
 Imports nothing heavy: the command line asks for the options of this command before it knows which one will run.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import sys

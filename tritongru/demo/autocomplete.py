@@ -1,7 +1,5 @@
 """The demo's word autocomplete: what it suggests, word by word, and the file in which a trained one is kept."""
 
-from __future__ import annotations
-
 import io
 import warnings
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the story says of these networks, held against the rows of trained ones. The rule stands before the result."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +26,7 @@ class Spread:
     def __str__(self) -> str:
         return f"{100 * self.mean:.0f}{f' ± {100 * self.deviation:.0f}' if self.seeds > 1 else ''} %"
 
-    def beats(self, other: Spread, least: float = 0.02) -> bool:
+    def beats(self, other: "Spread", least: float = 0.02) -> bool:
         """By the rule; less than `least` nobody would care about."""
         return self.mean - other.mean > max(self.deviation + other.deviation, least)
 

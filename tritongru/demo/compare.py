@@ -1,7 +1,5 @@
 """`tritongru.GRU` beside `torch.nn.GRU`: the same training on both, and a batch through the Triton kernels."""
 
-from __future__ import annotations
-
 import math
 from collections import Counter
 from typing import NamedTuple

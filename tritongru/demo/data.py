@@ -1,7 +1,5 @@
 """Text for the word model: real English that every Python installation carries, its words, and batches of them."""
 
-from __future__ import annotations
-
 import ast
 import re
 import sysconfig
@@ -82,7 +80,7 @@ class Vocabulary:
         self.index = {word: number for number, word in enumerate(self.words)}
 
     @classmethod
-    def of(cls, tokens: Iterable[str], size: int) -> Vocabulary:
+    def of(cls, tokens: Iterable[str], size: int) -> "Vocabulary":
         """The most frequent, ties in order of spelling, so that the same text always gives the same numbers."""
         counts = Counter(token for token in tokens if token not in SPECIAL)
         ranked = sorted(counts, key=lambda word: (-counts[word], word))

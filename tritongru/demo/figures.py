@@ -1,7 +1,5 @@
 """The demo's figures, drawn from its rows alone. matplotlib is optional: this module is imported where it is there."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from statistics import fmean

@@ -4,8 +4,6 @@ Each is a language model of every next word: its answers are the likeliest of AL
 All take as many steps, and of some learning rates the one with the least loss on held-out texts.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import multiprocessing
 import random

@@ -1,7 +1,5 @@
 """The demo from beginning to end: what is shown, in which order, and what makes it fail."""
 
-from __future__ import annotations
-
 import argparse
 import importlib.util
 import os

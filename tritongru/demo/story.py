@@ -4,8 +4,6 @@ One has to keep "samosa" over a long gap, drop it when "pasta" comes, and keep "
 nothing. The story's two sentences are never generated, nor what pairs Dhaval with samosa or pasta with cheese.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The word model and its training: the same code for `tritongru.GRU` and `torch.nn.GRU`, which is the point."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """Host side of kernels/exchange.py: the buffer of an exchange."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

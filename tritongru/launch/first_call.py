@@ -5,8 +5,6 @@ are compiled before the first of them is launched, by as many threads, in Triton
 needs another form than was foreseen, or none at all, is compiled when it is launched, as ever.
 """
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Hashable, Sequence

@@ -1,7 +1,5 @@
 """What a backend is: two functions of one layer, and what they are handed and hand back."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -23,7 +21,7 @@ class LayerWeights(NamedTuple):
     b_hh: tuple[Tensor, ...] = ()  # [3H]
 
     @classmethod
-    def of(cls, flat: tuple[Tensor, ...], directions: int, as_they_lie: bool = False) -> LayerWeights:
+    def of(cls, flat: tuple[Tensor, ...], directions: int, as_they_lie: bool = False) -> "LayerWeights":
         """From PyTorch's order (w_ih, w_hh[, b_ih, b_hh]), forward then reverse; copied where a kernel could not read
         them as they lie in memory, unless it is known that it can."""
         each = len(flat) // directions
@@ -31,7 +29,7 @@ class LayerWeights(NamedTuple):
             flat = tuple([w if w.is_contiguous() and not w.is_neg() else w.resolve_neg().contiguous() for w in flat])
         return cls(flat[0::each], flat[1::each], *((flat[2::each], flat[3::each]) if each == 4 else ()))
 
-    def only(self, direction: int) -> LayerWeights:
+    def only(self, direction: int) -> "LayerWeights":
         """Those of one direction, as of a layer that has no other."""
         return LayerWeights(*[of_kind[direction : direction + 1] for of_kind in self])
 
@@ -42,7 +40,7 @@ class SavedGates(NamedTuple):
     rzn: Tensor  # [T, B, D, 3H] time-major or packed [N, D, 3H]: rows of D * 3H dense, strides of T and B any multiples
     q: Tensor  # [T, B, D, H] or packed [N, D, H], contiguous
 
-    def laid_out(self) -> SavedGates:
+    def laid_out(self) -> "SavedGates":
         """As said above, by a copy where a hook on saved tensors handed back other strides."""
         (*strides, stride_d, stride_gates), (*_, D, size) = self.rzn.stride(), self.rzn.shape
         dense = stride_gates == 1 and stride_d == size and not any([stride % (D * size) for stride in strides])

@@ -1,7 +1,5 @@
 """The equations of tritongru/reference.py as a backend: what a Triton backend computes, step by step in PyTorch."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """What every launcher needs: fresh memory, kernels with their arguments bound, and who is told of launches."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
@@ -78,12 +76,12 @@ class Kernel:
         constants = tuple(self.constants[name] for name in names if name in self.constants)
         return asked, constants, (self.kernel.fn, *self.options.values(), *constants)
 
-    def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> Launch:
+    def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> "Launch":
         """Bound to these arguments as well."""
         asked, constants, _ = self._others
         return Launch(self, asked(arguments) + constants, pdl)
 
-    def of_types(self, types: Mapping[str, str], own: str) -> Kernel:
+    def of_types(self, types: Mapping[str, str], own: str) -> "Kernel":
         """To be compiled ahead of time: with these types, `own` for other pointers and "i32" for other numbers."""
         names = [name for name in self.kernel.arg_names if name not in self.constants]
         return replace(self, arguments={n: types.get(n, own if n.endswith("_ptr") else "i32") for n in names})

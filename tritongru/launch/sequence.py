@@ -3,8 +3,6 @@ the buffer would grow too large (over time), the programs do not all fit (over r
 them a padded copy of W_hh (backward: W_hh^T) and the fill of the buffer. Library products are tritongru/products.py.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Of kernels/small.py, what launch/sequence.py launches for layers whose W_h one program holds: once each way."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -3,8 +3,6 @@ x_proj and the copy of h_0 into `h`; of backward one more if the gradient of h_0
 all T are tritongru/products.py.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice

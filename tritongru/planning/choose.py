@@ -1,7 +1,5 @@
 """Choosing what runs, as a `Plan`: a pure function of the problem and a described device. Needs no GPU, no Triton."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache

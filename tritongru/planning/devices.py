@@ -6,8 +6,6 @@ guides; [paper] the vendor's white paper or product page; [driver] torch.cuda.ge
 [rocm] AMD's GPU specifications (rocm.docs.amd.com, reference/gpu-specs).
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from dataclasses import dataclass

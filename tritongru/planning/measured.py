@@ -9,8 +9,6 @@ a pass does once counts there too: at two steps it is most of it.
 `python -m benchmarks table` writes the files from committed results. A file of more cells needs no change here.
 """
 
-from __future__ import annotations
-
 import csv
 import math
 from collections.abc import Mapping

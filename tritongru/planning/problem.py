@@ -1,7 +1,5 @@
 """What is asked of a plan: one call of a GRU, by its sizes; and of tiles: the recurrence of one of its layers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ measurements where there are any (benchmarks/results/nvidia-h200/prototypes.csv)
 kernels, holds `shared_bytes` against the compiler's figure and finds that nothing spills.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple, get_args, get_type_hints

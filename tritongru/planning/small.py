@@ -1,7 +1,5 @@
 """Tiles of the kernels in which one program holds all of W_h (kernels/small.py): data, as in planning/sequence.py."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass

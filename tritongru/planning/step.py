@@ -1,7 +1,5 @@
 """Tiles of the kernels of one launch per timestep (kernels/step.py)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, fields, replace
 from typing import Any
 

@@ -7,8 +7,6 @@ with a class of K for that class; and for batches up to its B, above those of th
 that of one of the same compute capability and as many SMs.
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress

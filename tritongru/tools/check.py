@@ -14,8 +14,6 @@ tensor: I + H for output and h_n, 3H + H for the gradients of x and h_0, T B for
 the length of what it is computed from added. The truth is torch.nn.GRU in float64 on the CPU, from the same inputs.
 """
 
-from __future__ import annotations
-
 import math
 from contextlib import ExitStack
 from dataclasses import dataclass, fields

@@ -5,8 +5,6 @@ instructions by class, in total and per loop. Everything is read from the binary
 second run of the assembler, whose options Triton changes between versions.
 """
 
-from __future__ import annotations
-
 import re
 import subprocess
 import tempfile
@@ -72,7 +70,7 @@ class CompileReport:
         return sum(self.counts.get(name, 0) for name in ("HGMMA", "UTCMMA", "HMMA", "mfma"))
 
 
-def compile_report(specimen: Kernel, device: Device) -> CompileReport:
+def compile_report(specimen: "Kernel", device: Device) -> CompileReport:
     """Compile a launch for `device`, of which only the target matters, and read the result. RuntimeError where kernels
     are interpreted (TRITON_INTERPRET=1), or a disassembler is missing; a compiler's error is passed on as it is."""
     compiled = _compile(specimen, device)
@@ -108,14 +106,14 @@ class _Pointer:
         self.ptr_range = lambda: 0
 
 
-def examples(specimen: Kernel) -> dict[str, Any]:
+def examples(specimen: "Kernel") -> dict[str, Any]:
     """By name, what the JIT takes for arguments of a launch's types, and the constants."""
     kinds = specimen.arguments.items()
     found = {name: _Pointer(kind) if kind[0] == "*" else int(kind[4:] or 7) for name, kind in kinds}
     return {**found, **specimen.constants}
 
 
-def _compile(specimen: Kernel, device: Device) -> Any:
+def _compile(specimen: "Kernel", device: Device) -> Any:
     """Triton's CompiledKernel. The JIT's own binder and packer decide the specialisation, as at a launch."""
     import triton
     from triton.backends.compiler import GPUTarget

@@ -3,8 +3,6 @@ have sizes and no memory, and launches are recorded, not made. What libraries al
 allocator rounds, is not in it. tests/test_launch.py holds the counts against calls that compute.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What a command leaves: files that appear whole or not at all, and a table on the terminal."""
 
-from __future__ import annotations
-
 import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence

@@ -1,7 +1,5 @@
 """What the gates of a GRU do on an input: r, z, n, q and h of every layer, direction and step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """`tritongru.plan`: what would run for a module on an input."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Any, cast
 

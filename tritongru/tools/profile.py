@@ -5,8 +5,6 @@ ranges `tritongru: <part>` (parts.py) tell the parts. Bytes and flops of the Tri
 kernels/metadata.py, counted at the first call.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import sys

@@ -1,7 +1,5 @@
 """How a figure looks: its header, its colours, its file."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable
 from functools import partial

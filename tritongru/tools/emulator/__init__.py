@@ -15,8 +15,6 @@ as memory is sequentially consistent here, and a missing barrier, as a program i
 argument and lands in another. A loop that touches neither memory nor the clock never ends.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

@@ -4,8 +4,6 @@ Functions of Triton's that FUNCTIONS lists are the emulator's; those that Triton
 their source; any other is an error that names it. Layouts are built by Triton's own classes, which check them.
 """
 
-from __future__ import annotations
-
 import types
 from collections.abc import Callable, Sequence
 from functools import cache, partial

@@ -1,7 +1,5 @@
 """One launch: its programs as threads, one of which holds the baton; the tensors that they share; reports on them."""
 
-from __future__ import annotations
-
 import random
 import sys
 import threading

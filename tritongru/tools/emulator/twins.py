@@ -1,7 +1,5 @@
 """What the inline PTX of kernels/ does, in Python: for the emulator."""
 
-from __future__ import annotations
-
 from functools import cache, partial
 from typing import Any
 

@@ -5,8 +5,6 @@ each operation rounds its result to nearest, ties to even. A pointer is an int64
 by Triton's own rules, integers are C's.
 """
 
-from __future__ import annotations
-
 import operator
 from collections.abc import Callable
 from functools import cache, partial
@@ -84,19 +82,19 @@ class Tensor:
 
     shape = property(lambda self: list(self.v.shape))
 
-    def to(self, dtype: Any, *, bitcast: bool = False) -> Tensor:
+    def to(self, dtype: Any, *, bitcast: bool = False) -> "Tensor":
         if not bitcast:
             return Tensor(converted(self.v, self.dtype, dtype), dtype)
         bits = np.ascontiguousarray(raw(self.v, self.dtype)).view(RAW[dtype]).reshape(self.v.shape)
         return Tensor(unraw(bits, dtype)[()], dtype)
 
-    def reshape(self, shape: Any) -> Tensor:
+    def reshape(self, shape: Any) -> "Tensor":
         return Tensor(self.v.reshape(shape), self.dtype)
 
-    def permute(self, dims: Any) -> Tensor:
+    def permute(self, dims: Any) -> "Tensor":
         return Tensor(self.v.transpose(dims), self.dtype)
 
-    def __getitem__(self, at: Any) -> Tensor:
+    def __getitem__(self, at: Any) -> "Tensor":
         return Tensor(self.v[at], self.dtype)
 
     def __bool__(self) -> bool:
@@ -179,7 +177,7 @@ class Shared:
     def load(self, layout: Any = None) -> Tensor:
         return Tensor(self.data.copy(), self.dtype)
 
-    def slice(self, start: int, length: int, dim: int = 0) -> Shared:
+    def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
         if not 0 <= start <= start + length <= self.data.shape[dim]:
             raise IndexError(f"slice [{start}, {start + length}) of dimension {dim} of shared memory {self.shape}")
         return Shared(self.data[(slice(None),) * dim + (slice(start, start + length),)], self.dtype)
