@@ -23,6 +23,7 @@ from tritongru import layer as layers
 from tritongru import products
 from tritongru.launch import runtime
 from tritongru.planning.step import FORMS, StepTiles
+from tritongru.tools import check
 from tritongru.tools.check import CASES, Case
 
 pytestmark = pytest.mark.interpreted
@@ -253,3 +254,14 @@ def test_one_launch_per_sequence(backend: str, dtype, packed: bool, variant: dic
         results(layer, x, torch.zeros(states(layer), 2, 6, dtype=dtype))
     name, layers = "small" if backend == SMALL else "sequence", layer.num_layers
     assert names == [f"{name}_forward"] * layers + [f"{name}_backward"] * layers
+
+
+@pytest.mark.usefixtures("h200_tiles")
+def test_check_leaves_out_a_form_that_the_device_cannot_run(monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    monkeypatch.setattr(check, "CASES", (Case(T=2),))
+    monkeypatch.setattr(check.registry, "BACKENDS", {"sequence": check.registry.BACKENDS["sequence"]})
+    assert check.main() == 0
+    told = capsys.readouterr().out
+    assert "sequence, exchanging does not run in fp32: float32 without TF32 has no matrix instructions" in told
+    assert "sequence, one program │ fp32" in told and "sequence, exchanging  │ fp32" not in told

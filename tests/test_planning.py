@@ -365,7 +365,7 @@ DECISIONS = [  # H, B, dtype, training, backend, words of the reason; further ar
     (512, 32, "fp32", False, "aten", "by the switch of matrix products", {"T": 1, "cell": True}),
     (512, 32, "bf16", False, "step", "at bf16, inference, H 512, B 32, T 1", {"T": 1}),
     (512, 32, "bf16", True, "step", "at bf16, training, H 512, B 32, T 1", {"T": 1}),
-    (1024, 256, "bf16", True, "aten", "but for step, which takes longer than aten in a CUDA graph", {"T": 1}),
+    (1024, 256, "fp16", True, "aten", "but for step, which takes longer than aten in a CUDA graph", {"T": 1}),
     # Of few steps what a pass does once counts on the device too
     (512, 32, "bf16", True, "aten", "but for step, which takes longer than aten in a CUDA graph", {"T": 2}),
     (512, 256, "bf16", True, "sequence", "but for step", {"T": 4}),

@@ -17,6 +17,7 @@ from tests.kit.modules import tensors
 from tritongru import parts
 from tritongru.__main__ import main
 from tritongru.tools import profile
+from tritongru.tools.files import show
 from tritongru.tools.profile import ATEN, ELSEWHERE
 
 
@@ -122,6 +123,12 @@ def test_a_part_is_a_range_where_a_profiler_is_on(monkeypatch):
     with torch.profiler.profile():
         assert marked(-1) == 1 and ranges == ["tritongru: recurrence"]
     assert marked(-1) == 1 and len(ranges) == 1
+
+
+def test_a_long_name_leaves_room_for_the_figures(capsys):
+    figures = (71, 12.5, 34.5, 6.75, 8.25)
+    show("launches", ("launch", "count", "us", "MB", "Mflop", "GB/s"), [("kernel<int>" * 20, *figures)])
+    assert set(capsys.readouterr().out.split()) >= set(map(str, figures))
 
 
 def event(cat, name, ts, dur, tid=1, **args):

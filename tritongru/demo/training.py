@@ -72,6 +72,9 @@ def descend(model: nn.Module, batches: Iterator[Tensor], steps: int, peak: float
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         losses[step] = loss.detach()
+        if step == 0 and loss.is_cuda:  # which compiles kernels, and wakes the GPU, for whoever comes first
+            torch.cuda.synchronize()
+            start = time.perf_counter()
         if what and (step + 1) * 4 // steps > step * 4 // steps:
             said = f"{step + 1} of {steps} steps, loss {loss.item():.3f}, {time.perf_counter() - start:.0f} s"
             print(f"  {what}: {said}", flush=True)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -34,7 +35,9 @@ def show(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], na
 
     table = Table(title=title, title_justify="left")
     for i, column in enumerate(header):
-        table.add_column(column, justify="left" if i < names else "right", overflow="ellipsis", no_wrap=i < names)
+        is_name = i < names  # of a kernel it may be long: figures keep half of the width
+        how: Any = dict(justify="left", no_wrap=True, max_width=60 // names) if is_name else dict(justify="right")
+        table.add_column(column, overflow="ellipsis", **how)
     for row in rows:
         table.add_row(*map(str, row))
     Console(width=120).print(table)

@@ -155,7 +155,7 @@ def profile(module: nn.Module, inputs: tuple[Any, ...], training: bool, path: Pa
     calls = 1 if emulated else CALLS
     for _ in range(0 if emulated else WARM_UP - 1):
         call()
-    with torch.profiler.profile() as profiler:
+    with torch.profiler.profile(acc_events=True) as profiler:
         for _ in range(calls):
             call()
     path.parent.mkdir(parents=True, exist_ok=True)
