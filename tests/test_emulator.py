@@ -206,13 +206,13 @@ def wait_for_a_tile(tiles_ptr, SIZE: gl.constexpr):
         received(tiles_ptr + SIZE + i)
 
 
-@pytest.mark.parametrize("lazy", [True, False])
-def test_a_missing_producer_is_a_deadlock(lazy: bool) -> None:
+@pytest.mark.parametrize("switch", [0, None])
+def test_a_missing_producer_is_a_deadlock(switch: float | None) -> None:
     """Where the clock stands still; who goes on asking the clock uses the steps up."""
     tiles = torch.zeros(2, SIZE, dtype=INT32)
     tiles[1, 7:9] = SENTINEL
     launch = wait_for_a_tile, (3, 1, 1), {"tiles_ptr": tiles}, {"SIZE": SIZE}
-    with emulating(5, lazy=lazy, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock) as caught:
+    with emulating(5, switch=switch, tear=0, nanoseconds_per_step=0) as run, pytest.raises(Deadlock) as caught:
         emulate(*launch)
     assert run.steps < 12
     head, *programs = str(caught.value).splitlines()
@@ -220,12 +220,12 @@ def test_a_missing_producer_is_a_deadlock(lazy: bool) -> None:
     for index, line in zip(("(1, 0, 0)", "(2, 0, 0)"), programs, strict=True):
         assert f"program {index} at test_emulator.py:" in line and " in received < test_emulator.py:" in line
         assert line.endswith(" in wait_for_a_tile waits for 2 elements, the first tiles_ptr[71] of 128")
-    with emulating(lazy=lazy, max_steps=500), pytest.raises(Deadlock, match="budget of 500 steps"):
+    with emulating(switch=switch, max_steps=500), pytest.raises(Deadlock, match="budget of 500 steps"):
         emulate(*launch)
 
 
-@pytest.mark.parametrize("lazy", [True, False])
-def test_a_wait_that_runs_out_takes_few_steps(lazy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("switch", [0, None])
+def test_a_wait_that_runs_out_takes_few_steps(switch: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The clock jumps where nobody can do anything but wait."""
 
     def twin(turn, addresses, dtype):
@@ -235,7 +235,7 @@ def test_a_wait_that_runs_out_takes_few_steps(lazy: bool, monkeypatch: pytest.Mo
         return found
 
     monkeypatch.setitem(TWINS, WAIT.value, twin)
-    with emulating(lazy=lazy) as run:
+    with emulating(switch=switch) as run:
         emulate(wait_for_a_tile, (3, 1, 1), {"tiles_ptr": torch.full((2, SIZE), SENTINEL, dtype=INT32)}, {"SIZE": SIZE})
     assert run.steps < 1000
 
@@ -247,7 +247,7 @@ def fail_in_one(tiles_ptr, SIZE: gl.constexpr):
     received(tiles_ptr + gl.arange(0, SIZE, layout=LAYOUT))
 
 
-@pytest.mark.parametrize("options", [{"lazy": True}, {"seed": 0}, {"seed": 1}], ids=str)
+@pytest.mark.parametrize("options", [{"switch": 0, "tear": 0}, {"seed": 0}, {"seed": 1}], ids=str)
 def test_an_error_comes_out_with_its_line_and_leaves_nothing_behind(options: dict) -> None:
     threads = threading.active_count()
     tiles = torch.full((SIZE,), SENTINEL, dtype=INT32)

@@ -64,7 +64,7 @@ def emulate(
             raise EmulatorError("a launch while another one runs")
         given = {name: _argument(name, value) for name, value in arguments.items()}
         given |= {name: language.found(value) for name, value in constants.items()}
-        scheduler = _scheduler or Scheduler(lazy=True, nanoseconds_per_step=0)
+        scheduler = _scheduler or Scheduler(switch=0, tear=0, nanoseconds_per_step=0)
         language.machine = Launch(scheduler, partial(language.bound(kernel.fn), **given), grid, Memory(arguments))
         try:
             language.machine.run(together)

@@ -75,7 +75,7 @@ def load(pointer: Tensor, mask: Any = None, other: Any = None, **hints: Any) -> 
     dtype, addresses, active = lanes(pointer, mask)
     fill = poison(dtype) if other is None else tensor(other).to(dtype).v
     out = np.full(addresses.shape, fill, STORAGE[dtype])
-    out[active] = machine.load(addresses[active], dtype, waits=False).v
+    out[active] = machine.load(addresses[active], dtype).v
     return Tensor(out[()], dtype)
 
 

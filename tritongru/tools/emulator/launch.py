@@ -60,7 +60,8 @@ class Memory:
                 self.extents.append((begin, begin + elements * itemsize, itemsize, name))
         self.extents.sort()
         self.begins = [begin for begin, *_ in self.extents]
-        self.ends = list(accumulate((end for _, end, *_ in self.extents), max))  # of all that begin no later
+        # Of each and all before it, the greatest; behind them, as number -1, that of what lies before all of them.
+        self.ends = [*accumulate((end for _, end, *_ in self.extents), max), 0]
 
     def checked(self, verb: str, addresses: Any, itemsize: int) -> tuple[int, int]:
         """The least and the greatest address of an access to be made."""
@@ -69,13 +70,10 @@ class Memory:
         begin, last = int(addresses.min()), int(addresses.max())
         if (begin | last) & (itemsize - 1):
             raise OutOfBounds(f"{verb} {addresses.size} elements at addresses that are no multiples of {itemsize}")
-        i = bisect_right(self.begins, begin) - 1
-        if i < 0 or last + itemsize > self.ends[i]:  # perhaps in several tensors: each for itself
-            flat = addresses.reshape(-1)
-            tensor = np.searchsorted(self.begins, flat, side="right") - 1
-            outside = flat[flat + itemsize > np.asarray([*self.ends, 0])[tensor]]  # before all of them: number -1
-            if outside.size:
-                first = self.name(int(outside[0]))
+        if last + itemsize > self.ends[bisect_right(self.begins, begin) - 1]:  # perhaps in several: each for itself
+            ends = np.array(self.ends)[np.searchsorted(self.begins, addresses, side="right") - 1]
+            if (outside := addresses[addresses + itemsize > ends]).size:
+                first = self.name(int(outside.flat[0]))
                 raise OutOfBounds(f"{verb} {outside.size} elements outside every tensor, the first {first}")
         return begin, last
 
@@ -96,9 +94,9 @@ class Program:
     index: tuple[int, ...]
     baton: Any = field(default_factory=lambda: threading.Semaphore(0))  # free: this program may run
     thread: int = 0
-    # what it saw since it last stored or waited: the least and greatest address, all addresses, the values
-    looks: list[tuple[int, int, np.ndarray, np.ndarray]] = field(default_factory=list)
-    hit: bool = False  # another has stored since into what it looked at
+    # its last load: the least and the greatest address, all addresses, the values
+    look: tuple[int, int, np.ndarray, np.ndarray] = (0, -1, np.empty(0), np.empty(0))
+    hit: bool = False  # since its last wait another has stored into what it looked at
     waits: bool = False
     since: int = -1  # the step at which it last gave the baton away
 
@@ -108,9 +106,9 @@ class Scheduler:
     """The options of launches, and what happened in them."""
 
     seed: int = 0  # of everything random
-    # A program runs until it waits; else at each point anyone goes on, with a probability of 1, 0.3 or 0.05, by seed.
-    lazy: bool = False
-    tear: float = 0.3  # probability that a tile is loaded or stored in two halves; a lazy program never does
+    # Probability that at a point anyone goes on; None: 1, 0.3 or 0.05, by seed. With 0 a program runs until it waits.
+    switch: float | None = None
+    tear: float = 0.3  # probability that a tile is loaded or stored in two halves
     max_steps: int = 1_000_000  # of one launch; beyond them it is a Deadlock
     # By how much a launch's clock advances at every step of any program. With 0 it stands still, and a wait that would
     # run out is a Deadlock, which says what it waits for.
@@ -120,9 +118,9 @@ class Scheduler:
 
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
-        self.switch = self.random.choice((1.0, 0.3, 0.05))
         self.halves = np.random.default_rng(self.seed)
-        self.tear = 0.0 if self.lazy else self.tear
+        if self.switch is None:
+            self.switch = self.random.choice((1.0, 0.3, 0.05))
 
 
 class Launch:
@@ -136,7 +134,7 @@ class Launch:
         self.programs = list(map(Program, indices))
         self._live = list(self.programs)
         self._began = scheduler.steps
-        self._skipped, self._stride = 0, scheduler.nanoseconds_per_step
+        self._skipped = 0  # nanoseconds of the clock
         self._error: BaseException | None = None
 
     def run(self, together: bool) -> None:
@@ -199,29 +197,25 @@ class Launch:
 
     def _choose(self, me: Program | None) -> Program:
         """Who runs next; `me` runs now, None when it has just ended."""
-        lazy, choice = self.scheduler.lazy, self.scheduler.random
-        if self._error is not None:
-            return me or self._live[0]
-        if me is not None and not me.waits and (lazy or choice.random() >= self.scheduler.switch):
-            return me
-        ready = [program for program in self._live if not program.waits]
-        if not ready:  # nothing can happen but that a wait runs out
-            if not self.scheduler.nanoseconds_per_step:
-                self._error = self._deadlock("every live program waits for what nobody changes any more")
-                return me or self._live[0]
-            self._skipped += self._stride
-            self._stride = min(2 * self._stride, 10**11)
-            return choice.choice(self._live)
-        # lazy: who waits the longest, for what it waits for is there if anything is
-        return min(ready, key=lambda program: program.since) if lazy else choice.choice(ready)
+        scheduler, choice = self.scheduler, self.scheduler.random
+        if self._error is None:
+            if me is not None and not me.waits and choice.random() >= scheduler.switch:
+                return me
+            ready = [program for program in self._live if program.hit or not program.waits]
+            if ready:  # where programs run until they wait, who waits the longest: it is the likeliest to go on
+                return choice.choice(ready) if scheduler.switch else min(ready, key=lambda program: program.since)
+            if scheduler.nanoseconds_per_step:  # nothing can happen but that a wait runs out
+                self._skipped += 10**9
+                return choice.choice(self._live)
+            self._error = self._deadlock("every live program waits for what nobody changes any more")
+        return me or self._live[0]
 
     def wait(self) -> None:
         """The running program goes on only when another stores into what it looked at, or when nobody else can run."""
         me = self.current
-        me.waits = not me.hit
+        me.waits = True
         self.point()
         me.waits = me.hit = False
-        me.looks.clear()
 
     def clock(self) -> int:
         """Virtual nanoseconds since the launch began."""
@@ -235,13 +229,12 @@ class Launch:
         half = self.scheduler.halves.integers(0, 2, addresses.shape, dtype=bool)
         return half, ~half
 
-    def load(self, addresses: Any, dtype: tl.dtype, waits: bool = True) -> Tensor:
-        """Elements as they are now, at a point or two. waits: whether the program may wait for what it looks at."""
+    def load(self, addresses: Any, dtype: tl.dtype) -> Tensor:
+        """Elements as they are now, at a point or two."""
         kind = RAW[dtype]
         begin, last = self.memory.checked("loads", addresses, kind.itemsize)
         values = np.zeros(addresses.shape, kind)
-        if waits:
-            self.current.looks.append((begin, last, addresses, values))  # before others may store at the point
+        self.current.look = begin, last, addresses, values  # before others may store at the point
         for half in self._halves(addresses):
             self.point()
             values[half] = self.memory.load(addresses[half], kind)
@@ -254,11 +247,8 @@ class Launch:
         for half in self._halves(addresses):
             me = self.point()
             self.memory.store(addresses[half], bits[half])
-            me.looks.clear()
-            self._stride = self.scheduler.nanoseconds_per_step
-            for other in self._live:  # whoever waits for what changed has a reason to run again
-                if other is not me and any(begin <= b and a <= last for a, b, *_ in other.looks):
-                    other.hit, other.waits = True, False
+            for other in self._live:
+                other.hit |= other is not me and begin <= other.look[1] and other.look[0] <= last
 
     def _told(self, program: Program, error: BaseException) -> BaseException:
         at = _lines([*traceback.walk_tb(error.__traceback__)][::-1])
@@ -273,9 +263,9 @@ class Launch:
         for program in self._live:
             frame = sys._current_frames().get(program.thread)
             told += f"\n  program {program.index} at {_lines(traceback.walk_stack(frame) if frame else ())}"
-            # with all bits set: what an exchanging kernel waits to vanish
-            missing = next((found for *_, a, v in program.looks if (found := a[v == -1]).size), None)
-            if missing is not None:
+            *_, addresses, values = program.look
+            missing = addresses[values == -1]  # with all bits set: what an exchanging kernel waits to vanish
+            if program.waits and missing.size:
                 told += f" waits for {missing.size} elements, the first {self.memory.name(int(missing.flat[0]))}"
         return Deadlock(told)
 
