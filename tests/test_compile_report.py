@@ -41,29 +41,24 @@ def test_spill_bytes_are_what_the_assembler_says(tmp_path, monkeypatch, capfd):
     assert on_amd.spill_bytes > 0 and on_amd.counts["scratch"] > 0
 
 
-# A kernel as the assembler lays it out. The rare path at L_x_3 stands behind the end and jumps back into the loop.
+# A kernel as the assembler lays it out. The rare path at 0xc0 stands behind the end and jumps back into the loop.
 SASS = """
-.text.kernel:
+		Function : kernel
         /*0000*/                   LDC R1, c[0x0][0x28] ;
         /*0010*/              @!P0 EXIT ;
-.L_x_0:
         /*0020*/                   LDG.E.128 R4, desc[UR4][R2.64] ;
         /*0030*/                   LDGDEPBAR ;
-.L_x_1:
         /*0040*/                   MUFU.EX2 R5, R5 ;
-        /*0050*/               @P1 BRA `(.L_x_1) ;
-        /*0060*/                   BRA.DIV ~URZ, `(.L_x_3) ;
-.L_x_2:
-        /*0070*/               @P0 BRA `(.L_x_0) ;
+        /*0050*/               @P1 BRA 0x40 ;
+        /*0060*/                   BRA.DIV ~URZ, 0xc0 ;
+        /*0070*/               @P0 BRA 0x20 ;
         /*0080*/                   STG.E [R2.64], R4 ;
-        /*0090*/                   BRA.U UP0, `(.L_x_3) ;
+        /*0090*/                   BRA.U UP0, 0xc0 ;
         /*00a0*/                   STL.64 [R1], R4 ;
         /*00b0*/                   EXIT ;
-.L_x_3:
         /*00c0*/                   SHFL.BFLY PT, R4, R4, 0x1, 0x1f ;
-        /*00d0*/                   BRA `(.L_x_2) ;
-.L_x_4:
-        /*00e0*/                   BRA `(.L_x_4);
+        /*00d0*/                   BRA 0x70 ;
+        /*00e0*/                   BRA 0xe0;
 """
 
 
@@ -79,7 +74,7 @@ def test_loops_follow_the_control_flow():
     assert outer.counts == {"MUFU": 1, "LDG": 1, "STG": 1, "SHFL": 1}
     assert outer.instructions == 10
     # Reached from outside only, the rare path's jump back closes nothing.
-    assert loops(SASS.replace("               @P0 BRA `(.L_x_0) ;", "                   NOP ;")) == [(2, {"MUFU": 1})]
+    assert loops(SASS.replace("               @P0 BRA 0x20 ;", "                   NOP ;")) == [(2, {"MUFU": 1})]
 
 
 def test_opcodes_are_told_apart_by_their_whole_name():

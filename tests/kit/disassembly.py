@@ -1,4 +1,4 @@
-"""Disassemblies are kept in Triton's cache: starting nvdisasm takes a third of a compile, and several tests, or the
+"""Disassemblies are kept in Triton's cache: cuobjdump takes a third of a compile, and several tests, or the
 same ones in the next run, read the same binary."""
 
 import hashlib
@@ -12,12 +12,12 @@ from tritongru.tools import compile_report
 
 def keep() -> None:
     """From now on, in this process: by the binary and the tool."""
-    disassemble = compile_report._disassemble
+    disassembled = compile_report.disassembled
 
     def kept(cubin: bytes) -> str:
-        tool = f"{knobs.nvidia.nvdisasm.version} -c -ndf"
+        tool = f"{knobs.nvidia.cuobjdump.version} -res-usage -sass"
         cache = get_cache_manager(hashlib.sha256(tool.encode() + cubin).hexdigest())
-        path = cache.get_file("kernel.sass") or cache.put(disassemble(cubin), "kernel.sass", binary=False)
+        path = cache.get_file("kernel.sass") or cache.put(disassembled(cubin), "kernel.sass", binary=False)
         return Path(path).read_text(encoding="utf-8")
 
-    compile_report._disassemble = kept
+    compile_report.disassembled = kept

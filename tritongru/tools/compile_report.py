@@ -75,9 +75,8 @@ def compile_report(specimen: "Kernel", device: Device) -> CompileReport:
     are interpreted (TRITON_INTERPRET=1), or a disassembler is missing; a compiler's error is passed on as it is."""
     compiled = _compile(specimen, device)
     if device.vendor == "nvidia":
-        cubin, classes = compiled.asm["cubin"], SASS_CLASSES
-        text = _disassemble(cubin)
-        registers = _number(r"\bREG:(\d+)", _run_tool("cuobjdump", "-res-usage", binary=cubin))
+        text, classes = disassembled(compiled.asm["cubin"]), SASS_CLASSES
+        registers = _number(r"\bREG:(\d+)", text)
         opcodes, _, bodies = control_flow(text)
         spilled = sum(bytes_moved(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL")))
     else:
@@ -135,23 +134,19 @@ def _compile(specimen: "Kernel", device: Device) -> Any:
     return triton.compile(source(kernel, signature, constants, attributes), target=target, options=parsed.__dict__)
 
 
-def _disassemble(cubin: bytes) -> str:
-    return _run_tool("nvdisasm", "-c", "-ndf", binary=cubin)  # without an analysis of data flow that changes no text
-
-
-def _run_tool(name: str, *options: str, binary: bytes) -> str:
-    """What one of the CUDA binary tools that Triton's wheels ship (TRITON_<NAME>_PATH overrides) says of a binary."""
+def disassembled(cubin: bytes) -> str:
+    """A binary's resources and instructions, by cuobjdump of Triton's wheels (TRITON_CUOBJDUMP_PATH overrides)."""
     from triton import knobs
 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(binary)
+        file.write(cubin)
         file.flush()
-        command = [getattr(knobs.nvidia, name).path, *options, file.name]
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", "-sass", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-SASS_LINE = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);")
-_SASS_LABEL = re.compile(r"(\.L_\w+):")
+# address, predicate, opcode, operands
+SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
 
 
 def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]:
@@ -162,27 +157,22 @@ def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]
     between such a jump and its target is no loop. A backward branch closes one only if its target lies on every way
     from the entry to it; its members are then all instructions that reach the branch without passing the target.
     """
-    instructions: list[tuple[bool, str, str]] = []  # predicated or not, opcode, operands
-    labels: dict[str, int] = {}  # the instruction behind each
-    for line in sass.splitlines():
-        if match := SASS_LINE.match(line):
-            instructions.append((match[1] is not None, match[2], match[3].strip()))
-        elif match := _SASS_LABEL.match(line):
-            labels[match[1]] = len(instructions)
+    instructions = SASS_LINE.findall(sass)
+    places = {int(address, 16): i for i, (address, *_) in enumerate(instructions)}
     before: list[list[int]] = [[] for _ in instructions]
-    closing = []  # backward branches: target, branch
-    for i, (predicated, opcode, operands) in enumerate(instructions):
+    loops: dict[int, set[int]] = {}  # by the first instruction
+    backward: list[tuple[int, int]] = []  # branches: target, branch
+    for i, (_, predicate, opcode, operands) in enumerate(instructions):
         kind = opcode.split(".")[0]
-        label = re.search(r"`\((\.L_\w+)\)", operands) if kind == "BRA" else None
-        if label and (target := labels[label[1]]) < len(instructions):
+        if kind == "BRA":
+            target = places[int(operands.split("0x")[-1], 16)]
             before[target].append(i)
             if target < i:
-                closing.append((target, i))
-        conditional = predicated or "," in operands  # "@P0 BRA `(.L_x_1)", "BRA.U UP0, `(.L_x_1)"
+                backward.append((target, i))
+        conditional = predicate or "," in operands  # "@P0 BRA 0x40", "BRA.U UP0, 0x40"
         if (conditional or kind not in ("BRA", "BRX", "EXIT", "RET")) and i + 1 < len(instructions):
             before[i + 1].append(i)
-    loops: dict[int, set[int]] = {}  # by the first instruction
-    for head, tail in closing:
+    for head, tail in backward:
         body, pending = {head, tail}, [tail]
         while pending:
             new = [i for i in before[pending.pop()] if i not in body]
@@ -190,7 +180,7 @@ def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]
             pending += new
         if head == 0 or 0 not in body:
             loops.setdefault(head, set()).update(body)
-    return [opcode for _, opcode, _ in instructions], before, sorted(loops.values(), key=lambda body: -len(body))
+    return [opcode for _, _, opcode, _ in instructions], before, sorted(loops.values(), key=lambda body: -len(body))
 
 
 def _number(pattern: str, text: str) -> int:

@@ -106,8 +106,8 @@ class Scheduler:
     """The options of launches, and what happened in them."""
 
     seed: int = 0  # of everything random
-    # Probability that at a point anyone goes on; None: 1, 0.3 or 0.05, by seed. With 0 a program runs until it waits.
-    switch: float | None = None
+    # Probability that at a point anyone goes on; -1: 1, 0.3 or 0.05, by seed. With 0 a program runs until it waits.
+    switch: float = -1
     tear: float = 0.3  # probability that a tile is loaded or stored in two halves
     max_steps: int = 1_000_000  # of one launch; beyond them it is a Deadlock
     # By how much a launch's clock advances at every step of any program. With 0 it stands still, and a wait that would
@@ -119,7 +119,7 @@ class Scheduler:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.halves = np.random.default_rng(self.seed)
-        if self.switch is None:
+        if self.switch < 0:
             self.switch = self.random.choice((1.0, 0.3, 0.05))
 
 
