@@ -211,7 +211,7 @@ class Launch:
         return me or self._live[0]
 
     def wait(self) -> None:
-        """The running program goes on only when another stores into what it looked at, or when nobody else can run."""
+        """The running program goes on when another stores into what it looked at last, or when nobody else can run."""
         me = self.current
         me.waits = True
         self.point()
