@@ -1,13 +1,14 @@
 """Tiles of the kernels of one launch per timestep (kernels/step.py)."""
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from .devices import Device, registers
 from .problem import BYTES, Recurrence
 from .tuned import check, or_winner
 
 LAUNCHES = 2  # that are on the device at once: one that computes, one that loads
+LARGE = 128 * 1024  # bytes of shared memory of a program: above it there is wgmma
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,31 @@ class StepTiles:
             return max(max(self.ahead, self.num_stages) * chunk, epilogue)
         return (self.ahead + self.num_stages) * chunk + epilogue
 
-    def programs(self, of: Recurrence) -> int:
-        return of.directions * -(-of.batch // self.block_b) * -(-of.hidden_size // self.block_h)
-
 
 OVERRIDABLE = tuple(field.name for field in fields(StepTiles))
-# Rows x units of a program, with PDL. 16 or 32 rows: each warp its part of K, with mma.sync. From 64 rows on wgmma, its
-# tiles of K pipelined: where few SMs are idle, reading L2 and the products themselves take longer than the hand-over.
-_SPLIT = tuple(StepTiles(b, h, 128, 8, 2, split=8, pdl=True) for b, h in ((16, 16), (16, 32), (32, 16), (32, 32)))
+
+
+class Form(NamedTuple):
+    """Rows x units of a program with PDL, for batches whose programs take no more than a share of the SMs."""
+
+    rows: int
+    units: int
+    share: float
+    few: int = 16  # rows of a batch, up to which they may take all SMs
+
+
+# The first is taken that fits a batch and a device, or else the last. Larger tiles read less over L2, smaller ones keep
+# more SMs busy. No GPU has compared them with each other: the shares are near what an H200's ceilings say.
 FORMS = {
-    kind: _SPLIT + tuple(StepTiles(b, h, 64, 8, 3, pdl=True) for b, h in wide)
-    for kind, wide in {"forward": ((64, 32), (128, 32)), "backward": ((64, 32), (64, 64))}.items()
-}
-
-
+    "forward": (
+        Form(16, 16, 0.5), Form(16, 32, 0.4), Form(32, 16, 1.0), Form(32, 32, 0.5), Form(64, 32, 1.0),
+        Form(128, 32, 1.0),
+    ),
+    "backward": (
+        Form(16, 16, 0.5), Form(16, 32, 0.75, few=32), Form(32, 32, 0.5), Form(64, 32, 0.5), Form(64, 64, 1.0),
+    ),
+}  # fmt: skip
+NOT_FP32 = ("forward", 32, 32), ("backward", 64, 64)  # whose registers would not suffice (tests/test_compiles.py)
 BACKWARD = "backward_first", "backward"
 _FIRST = StepTiles(block_b=8, block_h=64, block_k=0, num_warps=4, num_stages=1)  # which multiplies nothing
 
@@ -77,9 +89,9 @@ def kinds(T: int, training: bool) -> tuple[str, ...]:
 def step_tiles(kind: str, of: Recurrence) -> StepTiles:
     """Tiles of `forward`, `cell` (forward with FUSE_INPUT), `backward` or `backward_first`.
 
-    With PDL: of `FORMS` the one whose step takes the least, by `least_us`, with as many weights loaded ahead as two
-    launches side by side have room for. Without it two sizes a kernel: up to 32 rows in tiles of 16, where the launch
-    is bound by latency and reading W_h; above that tiles of 64. What won over these on a GPU is in planning/tiles.
+    With PDL: one of `FORMS`, with as many weights loaded ahead as two launches side by side have room for. Without it
+    two sizes a kernel: up to 32 rows in tiles of 16, where the launch is bound by latency and reading W_h; above that
+    tiles of 64. What won over these on a GPU is in planning/tiles.
 
     Raises:
         ValueError: overrides that no kernel can have.
@@ -121,12 +133,10 @@ def _planned(kind: str, of: Recurrence) -> StepTiles:
     if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
         return StepTiles(block_b=64 if of.batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
     matrix = not fp32 or of.precision != "ieee"  # instructions, which 64 rows are for
-    pdl, steps, large = _pdl(device), kind != "cell", device.shared_per_program > 128 * 1024
+    pdl, steps, large = _pdl(device), kind != "cell", device.shared_per_program > LARGE
     if pdl and matrix and steps:
-        rows = 2 * max(of.batch, 16)  # a tile has fewer: no half of it is padding
-        forms = [_overlapping(kind, form, of) for form in FORMS[kind] if form.block_b < rows and _fits(kind, form, of)]
-        return min(forms, key=lambda tiles: least_us(kind, tiles, of))
-    if pdl and matrix and kind == "cell" and (of.batch <= 32 or (fp32 and not large)):
+        return _with_pdl(kind, of)
+    if pdl and matrix and (of.batch <= 32 or (fp32 and not large)):
         block_k = 512 // of.size
         ahead = min(2 if large else 1, -(-of.hidden_size // block_k))  # of W_h, while x W_i^T is multiplied
         return StepTiles(16, 16, block_k, num_warps=8, num_stages=3 if large else 2, split=8, ahead=ahead)
@@ -151,50 +161,30 @@ def _planned(kind: str, of: Recurrence) -> StepTiles:
     return tiles
 
 
-def _fits(kind: str, form: StepTiles, of: Recurrence) -> bool:
-    """Whether registers suffice (tests/test_compiles.py), and for 64 rows and more whether there is wgmma."""
-    if form.split > 1:
-        return of.dtype != "fp32" or kind == "backward" or form.block_b * form.block_h < 32 * 32
-    return of.device.shared_per_program > 128 * 1024 and (of.dtype != "fp32" or form.block_h <= 32)
-
-
-def _overlapping(kind: str, form: StepTiles, of: Recurrence) -> StepTiles:
-    """The form with as much of W_h ahead as there is room for while another launch is on the device."""
-    device = of.device
-    tiles = form if form.split > 1 else replace(form, block_k=form.block_k * 2 // of.size)
+def _with_pdl(kind: str, of: Recurrence) -> StepTiles:
+    """One of `FORMS`. 16 or 32 rows: each warp its part of K, with mma.sync, and as much of W_h ahead as there is room
+    for while another launch is on the device. More rows: wgmma, its tiles of K pipelined, since there reading L2 and
+    the products themselves take longer than the hand-over."""
+    device, fp32, large = of.device, of.dtype == "fp32", of.device.shared_per_program > LARGE
+    for form in FORMS[kind]:
+        padded = form.rows >= 2 * max(of.batch, 16)  # half of a tile
+        if padded or (form.rows > 32 and not large) or (fp32 and (kind, *form[:2]) in NOT_FP32):
+            continue
+        rows, units, share, few = form
+        programs = of.directions * -(-of.batch // rows) * -(-of.hidden_size // units)
+        if programs <= device.sms * (1 if of.batch <= few else share):
+            break
+    if rows > 32:
+        tiles = StepTiles(rows, units, 128 // of.size, 8, 3, ahead=1, pdl=True)
+        pipelined = device.shared_per_program // tiles.chunk_bytes(kind, of.dtype) - 1
+        return replace(tiles, num_stages=max(2, min(3, pipelined)))
+    tiles = StepTiles(rows, units, 128, 8, 1, split=8, pdl=True)
     chunks, chunk = -(-of.hidden_size // tiles.block_k), tiles.chunk_bytes(kind, of.dtype)
-    if form.split == 1:
-        return replace(tiles, ahead=1, num_stages=max(2, min(3, device.shared_per_program // chunk - 1)))
-    full = kind == "forward" and form.block_b * form.block_h == 32 * 32  # its registers fill an SM
-    per_sm = 1 if full or LAUNCHES * form.programs(of) <= device.sms else LAUNCHES
-    if _room(per_sm, of) // chunk < min(chunks, 2):  # no room for a pipeline: one launch has the SM to itself
-        per_sm = 1
-    ahead = min(chunks, _room(per_sm, of) // chunk)
+    full = kind == "forward" and rows * units == 32 * 32  # its registers fill an SM
+    for per_sm in (1,) if full or LAUNCHES * programs <= device.sms else (LAUNCHES, 1):
+        # the system keeps 1 KiB a program; float32 stays in registers until it is rounded, which leave 96 for the rest
+        room = min(device.shared_per_program, device.shared_per_sm // per_sm - 1024)
+        ahead = min(chunks, (min(room, (registers(8, per_sm) - 96) * 1024) if fp32 else room) // chunk)
+        if ahead >= min(chunks, 2):  # a pipeline
+            break
     return replace(tiles, ahead=ahead, num_stages=1 if ahead == chunks else max(2, min(4, ahead)), per_sm=per_sm)
-
-
-def _room(per_sm: int, of: Recurrence) -> int:
-    """Bytes that one of `per_sm` programs of 8 warps has for what it loads ahead: shared memory, of which the system
-    keeps 1 KiB a program; for float32, which stays in registers until it is rounded, what 96 for other things leave."""
-    shared = min(of.device.shared_per_program, of.device.shared_per_sm // per_sm - 1024)
-    return min(shared, (registers(8, per_sm) - 96) * 1024) if of.dtype == "fp32" else shared
-
-
-# Of an H200, measured (benchmarks/results/nvidia-h200/ceilings.csv): bytes and flops in a microsecond.
-L2_BYTES, L2_BYTES_OF_ONE, MATRIX_FLOPS_OF_ONE = 11.9e6, 92.3 * 1980, 881e6 / 132
-MMA_SYNC = 0.71  # of the matrix peak
-
-
-def least_us(kind: str, tiles: StepTiles, of: Recurrence) -> float:
-    """Least time of a step besides the hand-over, in an H200's microseconds: the reads of all programs over L2, or
-    what an SM's programs do: read what was not loaded ahead, and multiply, which 64 rows and more do at once."""
-    H, sms, factors = of.hidden_size, of.device.sms, 1 if kind == "forward" else 3
-    programs = tiles.programs(of)
-    weights, left = 3 * tiles.block_h * H, factors * min(of.batch, tiles.block_b) * H  # elements that a program reads
-    ahead = tiles.ahead * tiles.block_k if LAUNCHES * programs <= sms * tiles.per_sm else 0
-    late = 3 * tiles.block_h * max(0, H - ahead)
-    rate = MATRIX_FLOPS_OF_ONE * (0.5 if of.dtype == "fp32" else 1) * (MMA_SYNC if tiles.split > 1 else 1)
-    products = 2 * tiles.block_b * weights / rate
-    over_l2 = programs * (weights + left) * of.size / L2_BYTES * sms / 132
-    reads = (late + left) * of.size / L2_BYTES_OF_ONE
-    return max(over_l2, -(-programs // sms) * (reads + products if tiles.split > 1 else max(reads, products)))
