@@ -9,12 +9,12 @@ from matplotlib.ticker import FixedLocator, NullLocator, StrMethodFormatter
 
 from benchmarks.traffic import step_traffic
 from tritongru.gradients import steps_at_once
-from tritongru.planning import Device, Plan, Problem, choose, describe
+from tritongru.planning import Device, Plan, Problem, describe
 from tritongru.planning.choose import off_chip, unserved
 from tritongru.planning.devices import DEVICES
 from tritongru.planning.problem import BYTES, Recurrence
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
-from tritongru.tools.counted import with_counts
+from tritongru.tools.counted import planned
 from tritongru.tools.style import BLUE, GREEN, GREY, ORANGE, PALE, SKY, VERMILION, Look, figure
 
 from .axes import log_axis, sizes_axis
@@ -33,7 +33,7 @@ def _plan(way: str, T: int = T, H: int = H) -> Plan | None:
     backend, _, recompute = way.partition(", ")
     problem = Problem(batch=B, time=T, input_size=H, hidden_size=H, dtype=DTYPE, recompute=bool(recompute))
     try:
-        return with_counts(choose(problem, describe(DEVICE), backend), describe(DEVICE))
+        return planned(problem, describe(DEVICE), backend)
     except ValueError:
         return None
 

@@ -30,7 +30,7 @@ from tritongru.planning.devices import GPUS, KIB, MIB, described_as, of_cuda
 from tritongru.planning.measured import TABLES, Cell, Timed, nearest, nearest_device
 from tritongru.planning.problem import Recurrence
 from tritongru.planning.step import step_tiles
-from tritongru.tools.counted import with_counts
+from tritongru.tools.counted import planned
 
 H200, L4 = describe("h200"), describe("l4")
 PROBLEM = Problem(batch=32, time=100, input_size=512, hidden_size=512, dtype="bf16")
@@ -95,10 +95,6 @@ def test_planning_imports_neither_torch_nor_triton_nor_what_does():
         assert not re.search(r"^(import|from) (torch|triton|\.\.)", path.read_text(), re.M), path
 
 
-def planned(problem, backend):
-    return with_counts(choose(problem, H200, backend), H200)
-
-
 def test_what_is_chosen_and_why():
     plans = {name: choose(PROBLEM, describe(name)) for name in GPUS}
     found = {name: plan.backend for name, plan in plans.items()}
@@ -133,8 +129,8 @@ def test_host_and_kernel_know_the_same_blocks():
 
 def test_both_directions_in_one_launch_where_both_fit():
     both = replace(PROBLEM, directions=2, layers=2)
-    assert dict(planned(both, "sequence").launches.forward)["sequence_forward"] == 2
-    launches = planned(replace(both, hidden_size=1536, time=10), "sequence").launches
+    assert dict(planned(both, H200, "sequence").launches.forward)["sequence_forward"] == 2
+    launches = planned(replace(both, hidden_size=1536, time=10), H200, "sequence").launches
     assert dict(launches.forward)["sequence_forward"] == dict(launches.backward)["sequence_backward"] == 4
 
 
@@ -223,11 +219,11 @@ def test_fields_of_a_step_s_tiles_may_be_set():
 
 
 def test_launches_and_saved_bytes_are_printed():
-    plan = planned(PROBLEM, "step")
+    plan = planned(PROBLEM, H200, "step")
     assert dict(plan.launches.forward)["step_forward"] == 100
     assert plan.cost.saved_bytes == 100 * 32 * 4 * 512 * 2 and step_traffic(plan)[1] == 2 * 32 * 3 * 512 * 512
     assert "saved     12.5 MiB for backward" in str(plan) and "12.6 MiB at once in forward, 25.1 MiB" in str(plan)
-    printed = str(planned(replace(PROBLEM, training=False), "step"))
+    printed = str(planned(replace(PROBLEM, training=False), H200, "step"))
     assert "saved" not in printed and "peak      9.5 MiB at once beyond" in printed
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 import torch
 
 from . import __version__, demo, registry
-from .planning import Problem, choose, describe
+from .planning import Problem, describe
 from .planning.choose import BACKENDS
 from .planning.devices import GPUS
 from .tools import check, counted, profile
@@ -92,7 +92,7 @@ def _plan(arguments: argparse.Namespace, parser: argparse.ArgumentParser) -> int
             training=not arguments.inference, recompute=arguments.recompute,
             precision="tf32" if device.vendor == "nvidia" else "ieee",
         )  # fmt: skip
-        plan = counted.with_counts(choose(problem, device, backend), device, backend)
+        plan = counted.planned(problem, device, backend)
     except ValueError as error:
         parser.error(str(error))
     if arguments.compile and plan.tiles and not registry.has_triton():

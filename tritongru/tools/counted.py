@@ -19,7 +19,7 @@ from ..batch import Visits
 from ..call import Call
 from ..launch.protocol import LayerCall
 from ..layer import Layer, backward_pass, forward_pass
-from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan
+from ..planning.choose import TRITON_BACKENDS, Cost, Launches, Plan, choose
 from ..planning.devices import Device
 from ..planning.problem import Problem
 from ..registry import DTYPES, find, has_triton
@@ -38,13 +38,14 @@ KIND_OF = {op: kind for kind, ops in KINDS.items() for op in ops}
 NOTHING = ("empty", "new_empty", "empty_like", "_unsafe_view", "_local_scalar_dense")  # is launched, nor by views
 
 
-def with_counts(plan: Plan, device: Device, backend: str | None = None) -> Plan:
-    """A plan of `choose` with its launches and bytes; as it is where there are no kernels, or no Triton to ask.
-    backend: what was forced, with its fields; None: the plan's own."""
+def planned(problem: Problem, device: Device, backend: str | None = None, aten: bool = True) -> Plan:
+    """The plan that `choose` gives for the same arguments, with its launches and bytes where there are kernels, and a
+    Triton to ask."""
+    plan = choose(problem, device, backend, aten)
     if plan.backend not in TRITON_BACKENDS or not has_triton():
         return plan
-    launches, memory = counted(plan.problem, device, backend or plan.backend)
-    return replace(plan, launches=launches, cost=memory)
+    launches, cost = counted(problem, device, backend or plan.backend)
+    return replace(plan, launches=launches, cost=cost)
 
 
 class Watch(TorchDispatchMode):

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from ..planning import Device, Plan, Problem, choose, describe
 from ..products import rnn_precision
 from ..registry import DTYPES, ON_THE_CPU, asked_for, aten_as_measured, computing_dtype, device_of
-from .counted import with_counts
+from .counted import planned
 
 
 def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
@@ -41,7 +41,7 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
     if isinstance(module, Problem) and device is None:
         raise TypeError("plan of a Problem needs a device, got None")
     if isinstance(module, Problem):
-        return with_counts(choose(module, where := _described(device)), where)
+        return planned(module, _described(device))
     if not isinstance(module, torch.nn.GRU):
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
     if input is None:
@@ -59,8 +59,7 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
     forced = asked_for(getattr(module, "backend", None))
     if forced is None and where.vendor == "interpreter":
         return replace(choose(problem, where, "aten"), device="the CPU", reason=ON_THE_CPU)
-    name = forced.name if forced else None
-    return with_counts(choose(problem, where, name, aten_as_measured(weight.device, dtype)), where, name)
+    return planned(problem, where, forced.name if forced else None, aten_as_measured(weight.device, dtype))
 
 
 def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:

@@ -161,26 +161,21 @@ for _name, _f in {"neg": operator.neg, "invert": operator.invert}.items():
     setattr(Tensor, f"__{_name}__", lambda self, f=_f: Tensor(f(self.v), self.dtype))
 
 
-class Shared:
+class Shared(Tensor):
     """A place in shared memory. Fresh, it is poisoned; nothing orders its loads and stores but the program itself."""
-
-    def __init__(self, data: np.ndarray, dtype: tl.dtype):
-        self.data, self.dtype = data, dtype
-
-    shape = property(lambda self: list(self.data.shape))
 
     def store(self, value: Tensor) -> None:
         if value.shape != self.shape or value.dtype != self.dtype:
             raise ValueError(f"shared memory is {self.dtype}{self.shape}, the value {value.dtype}{value.shape}")
-        self.data[...] = value.v
+        self.v[...] = value.v
 
     def load(self, layout: Any = None) -> Tensor:
-        return Tensor(self.data.copy(), self.dtype)
+        return Tensor(self.v.copy(), self.dtype)
 
     def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
-        if not 0 <= start <= start + length <= self.data.shape[dim]:
+        if not 0 <= start <= start + length <= self.shape[dim]:
             raise IndexError(f"slice [{start}, {start + length}) of dimension {dim} of shared memory {self.shape}")
-        return Shared(self.data[(slice(None),) * dim + (slice(start, start + length),)], self.dtype)
+        return Shared(self.v[(slice(None),) * dim + (slice(start, start + length),)], self.dtype)
 
 
 def allocate_shared_memory(dtype: Any, shape: Any, layout: Any, value: Tensor | None = None) -> Shared:
