@@ -48,7 +48,7 @@ class Figures(NamedTuple):
 
 
 class Split(NamedTuple):
-    parts: dict[tuple[str, str], Figures]  # by pass and part
+    parts: dict[str, dict[str, Figures]]  # of each pass by part, the longest first
     rows: dict[str, Figures]  # by the name of a launch, on the CPU of an op; the longest first
     wall_us: dict[str, float]  # of each pass, on the host's clock
 
@@ -94,24 +94,25 @@ def read(events: Iterable[Mapping[str, Any]], calls: int, on_gpu: bool) -> Split
         launched.pop(None, None)
         of_device = [(launched.get(number), e) for number, e in zip(numbers, timed, strict=True) if e["cat"] in DEVICE]
         found = [[*(by or (e["ts"], ELSEWHERE)), e["name"], e["dur"]] for by, e in of_device]
-    wall, (parts, rows) = Counter[str](), (defaultdict[Any, list[float]](list) for _ in range(2))
+    wall, rows = Counter[str](), defaultdict[str, list[float]](list)
+    parts: dict[str, defaultdict[str, list[float]]] = {}
     for e in timed:
         if e["name"].startswith(PASS):
             in_pass = e["name"].removeprefix(PASS)
             wall[in_pass] += e["dur"]
+            of_pass = parts.setdefault(in_pass, defaultdict(list))
             for at, part, name, us in found:  # passes wait for the device: a kernel runs in the one that launched it
                 if e["ts"] <= at <= e["ts"] + e["dur"]:
-                    parts[in_pass, part].append(us)
+                    of_pass[part].append(us)
                     rows[name].append(us)
-    order = list(wall)
-    of_parts = sorted(_figures(parts, calls), key=lambda of: (order.index(of[0][0]), of[0][1] == ELSEWHERE))
-    return Split(dict(of_parts), dict(_figures(rows, calls)), {name: us / calls for name, us in wall.items()})
+    of_passes = {in_pass: _figures(of_parts, calls) for in_pass, of_parts in parts.items()}
+    return Split(of_passes, _figures(rows, calls), {name: us / calls for name, us in wall.items()})
 
 
-def _figures(found: Mapping[Any, list[float]], calls: int) -> list[tuple[Any, Figures]]:
-    """The longest first."""
-    figures = ((key, Figures(sum(us) / calls, len(us) / calls)) for key, us in found.items())
-    return sorted(figures, key=lambda of: -of[1].us)
+def _figures(times: Mapping[str, list[float]], calls: int) -> dict[str, Figures]:
+    """The longest first, what is in no part last."""
+    figures = {name: Figures(sum(us) / calls, len(us) / calls) for name, us in times.items()}
+    return dict(sorted(figures.items(), key=lambda item: (item[0] == ELSEWHERE, -item[1].us)))
 
 
 def profile(module: nn.Module, inputs: tuple[Any, ...], training: bool, path: Path) -> Found:
@@ -212,11 +213,10 @@ def main(arguments: Any, refuse: Callable[[str], NoReturn]) -> int:
         print(f"backend   {line}")
     print(f"calls     {found.calls}, the mean of them; {MEANING[found.kind]}")
     parts: list[tuple[str, ...]] = []
-    for pass_, wall_us in split.wall_us.items():
-        of_pass = {part: f for (in_pass, part), f in split.parts.items() if in_pass == pass_}
+    for pass_, of_pass in split.parts.items():
         whole = sum(f.us for f in of_pass.values())
         parts += [(pass_, part, f"{f.us:.1f}", f"{f.us / whole:.1%}", f"{f.n:g}") for part, f in of_pass.items()]
-        parts.append((pass_, "all, by the host's clock", f"{wall_us:.1f}", "", ""))
+        parts.append((pass_, "all, by the host's clock", f"{split.wall_us[pass_]:.1f}", "", ""))
     what = "launches" if on_gpu else "ops"
     show("parts of a call", ("pass", "part", "us", "share", what), parts, names=2)
     if on_gpu and not split.rows:
