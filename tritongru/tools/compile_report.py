@@ -76,14 +76,14 @@ def compile_report(specimen: "Kernel", device: Device) -> CompileReport:
     compiled = _compile(specimen, device)
     if device.vendor == "nvidia":
         text, classes = disassembled(compiled.asm["cubin"]), SASS_CLASSES
-        registers = _number(r"\bREG:(\d+)", text)
+        (registers,) = map(int, re.findall(r"\bREG:(\d+)", text))
         opcodes, _, bodies = control_flow(text)
         spilled = sum(bytes_moved(opcode) for opcode in opcodes if opcode.startswith(("LDL", "STL")))
     else:
         text, classes, bodies = compiled.asm["amdgcn"], AMDGCN_CLASSES, []
-        registers = _number(r"\.vgpr_count:\s+(\d+)", text)
+        usage = dict(re.findall(r"\.(vgpr_\w+):\s+(\d+)", text))
+        registers, spilled = int(usage["vgpr_count"]), 4 * int(usage["vgpr_spill_count"])
         opcodes = re.findall(r"^\t([a-z]\w*)", text, flags=re.MULTILINE)  # directives begin with a dot
-        spilled = 4 * _number(r"\.vgpr_spill_count:\s+(\d+)", text)
     loops = tuple(Loop(len(body), count((opcodes[i] for i in body), classes)) for body in bodies)
     name, of = specimen.kernel.fn.__name__, compiled.metadata
     numbers = of.num_warps, of.num_stages, registers, spilled, of.shared, len(opcodes)
@@ -181,13 +181,6 @@ def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]
         if head == 0 or 0 not in body:
             loops.setdefault(head, set()).update(body)
     return [opcode for _, _, opcode, _ in instructions], before, sorted(loops.values(), key=lambda body: -len(body))
-
-
-def _number(pattern: str, text: str) -> int:
-    match = re.search(pattern, text)
-    if match is None:
-        raise RuntimeError(f"the compiler's output does not say {pattern}: is this version of Triton supported?")
-    return int(match[1])
 
 
 def count(opcodes: Iterable[str], classes: Mapping[str, str]) -> dict[str, int]:

@@ -57,19 +57,14 @@ def emulate(
         together: programs wait for each other; else they run one after the other.
 
     Raises:
-        Deadlock, OutOfBounds, KernelError: of its programs. EmulatorError: while another launch runs.
+        Deadlock, OutOfBounds, KernelError: of its programs.
     """
     with _launching:
-        if language.machine is not None:
-            raise EmulatorError("a launch while another one runs")
-        given = {name: _argument(name, value) for name, value in arguments.items()}
-        given |= {name: language.found(value) for name, value in constants.items()}
+        values = {name: _argument(name, value) for name, value in arguments.items()}
+        values |= {name: language.in_emulator(value) for name, value in constants.items()}
         scheduler = _scheduler or Scheduler(switch=0, tear=0, nanoseconds_per_step=0)
-        language.machine = Launch(scheduler, partial(language.bound(kernel.fn), **given), grid, Memory(arguments))
-        try:
-            language.machine.run(together)
-        finally:
-            language.machine = None
+        language.machine = Launch(scheduler, partial(language.bound(kernel.fn), **values), grid, Memory(arguments))
+        language.machine.run(together)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import triton.language as tl
 from .values import STORAGE, EmulatorError, Tensor, allocate_shared_memory, computed, operands, poison, tensor
 
 TWINS: dict[str, Callable[..., Any]] = {}
-machine: Any = None  # the launch that runs (launch.py's Launch): memory, and who the running program is
+machine: Any = None  # the launch that runs, or ran last (launch.py's Launch): memory, and who the running program is
 
 
 def arange(start: int, end: int, layout: Any = None) -> Tensor:
@@ -124,16 +124,16 @@ def bound(fn: types.FunctionType) -> Callable[..., Any]:
     """What is under gluon.jit or triton.jit, with the emulator's language among its globals."""
     if fn not in _bound:
         names: dict[str, Any] = {"__builtins__": __builtins__, KERNEL: True, "range": FUNCTIONS["range"]}
-        defaults = fn.__defaults__ and tuple(map(found, fn.__defaults__))
+        defaults = fn.__defaults__ and tuple(map(in_emulator, fn.__defaults__))
         _bound[fn] = types.FunctionType(fn.__code__, names, fn.__name__, defaults)
-        names |= {name: found(fn.__globals__[name]) for name in fn.__code__.co_names if name in fn.__globals__}
+        names |= {name: in_emulator(fn.__globals__[name]) for name in fn.__code__.co_names if name in fn.__globals__}
     return _bound[fn]
 
 
-def found(value: Any) -> Any:
+def in_emulator(value: Any) -> Any:
     """What a kernel gets for a global of its module, a constant or a default."""
     if isinstance(value, tl.constexpr):
-        return found(value.value)
+        return in_emulator(value.value)
     if isinstance(value, types.ModuleType):
         return Module(value)
     fn = getattr(value, "fn", value)
@@ -157,5 +157,5 @@ class Module:
         self._real = real
 
     def __getattr__(self, name: str) -> Any:
-        value = self.__dict__[name] = found(getattr(self._real, name))
+        value = self.__dict__[name] = in_emulator(getattr(self._real, name))
         return value
