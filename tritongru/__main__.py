@@ -41,7 +41,7 @@ def _run(argv: Sequence[str] | None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     for_demo = "train an autocomplete, and learn what a GRU remembers: two minutes on a CPU"
     demo.add_arguments(commands.add_parser("demo", help=for_demo))
-    commands.add_parser("check", help="compare every backend and dtype with float64 and nn.GRU: a minute on a CPU")
+    commands.add_parser("check", help="compare every backend and dtype with float64 and nn.GRU: half a minute on a CPU")
     for_plan = commands.add_parser("plan", help="what would run on a device, and why; needs no GPU")
     for_profile = commands.add_parser("profile", help="where the time of a layer or a model goes, and a Chrome trace")
     for some, required in ((for_plan, True), (for_profile, False)):

@@ -28,7 +28,7 @@ def gru(
     resets: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:
-    """A GRU as torch.gru has it, in both its forms.
+    """torch.gru in both its forms, dense and packed, with a choice of backend.
 
         gru(input, hx, params, has_biases, num_layers, dropout, train, bidirectional, batch_first)
         gru(data, batch_sizes, hx, params, has_biases, num_layers, dropout, train, bidirectional)
@@ -38,27 +38,27 @@ def gru(
         hx: [num_layers * D, B, H].
         params: w_ih [3H, I], w_hh [3H, H] and, with has_biases, b_ih, b_hh [3H] of every layer and direction.
         dropout: probability between layers, applied when `train`.
-        backend: "aten", "reference", "step" or "sequence"; None: what `use_backend`, TRITONGRU_BACKEND or else the plan
-            says.
-        recompute: keep the output alone for backward and compute the gates again there.
+        backend: "aten", "reference", "step" or "sequence"; None: that of `use_backend` or TRITONGRU_BACKEND, or else
+            the one that `plan` names.
+        recompute: keep only the output for backward, which computes the gates again.
         lengths: [B] integers, 1 .. T, on any device: how many time steps each row of `input` has, in any order. Past
             them output is zero, and what input holds there is ignored, even NaN; h_n is the state after a row's last
-            step, at which the reverse direction begins.
+            step, where the reverse direction begins.
         resets: bool [T, B], or [B, T] with batch_first: the steps that begin a new sequence. Neither direction carries
             state or gradient over the boundary to the step before; a reset of step 0 clears h_0 of the forward
             direction; one past a row's length is ignored.
 
-    Dtypes: the kernels take float32, float16 and bfloat16 (one for all arguments, or autocast's); `reference` float64
-    too; PyTorch's own path what torch.gru takes.
+    Dtypes: the kernels take float32, float16 and bfloat16 (one for all arguments, or autocast's), `reference` also
+    float64, PyTorch's own path whatever torch.gru takes.
 
     Returns:
         output [T, B, D * H] (or [B, T, D * H], or [N, D * H]) and h_n [num_layers * D, B, H].
 
     Raises:
-        What torch.gru raises on the same input. ValueError: unknown backend. RuntimeError: a backend that cannot run,
-        and lengths or resets of another shape, dtype or device, or of packed rows (TypeError: not a tensor). A length
-        outside 1 .. T is a RuntimeError too: on CUDA, where the check is asynchronous, at the next call that has
-        lengths or runs `sequence`, or at `tritongru.synchronize()`.
+        What torch.gru raises on the same input. ValueError: unknown backend. TypeError: lengths or resets that are no
+        tensors. RuntimeError: a backend that cannot run; lengths or resets of a wrong shape, dtype or device, or given
+        with packed rows; and a length outside 1 .. T, on CUDA, where the check is asynchronous, at the next call that
+        has lengths or runs `sequence`, or at `tritongru.synchronize()`.
 
     Example:
         >>> import torch, tritongru
@@ -136,7 +136,7 @@ def gru_cell(
     *,
     backend: str | None = None,
 ) -> Tensor:
-    """One step of a GRU as torch.gru_cell has it; on a Triton backend the whole cell is one launch.
+    """torch.gru_cell, one step of a GRU, with a choice of backend; on a Triton backend it is one launch.
 
     Args:
         input: [B, I]. hx: [B, H]. w_ih: [3H, I], w_hh: [3H, H], b_ih, b_hh: [3H] or None, both or neither. All of one

@@ -33,13 +33,13 @@ class _WithBackend(nn.Module):
 
 
 class GRU(_WithBackend, nn.GRU):
-    """torch.nn.GRU whose recurrent step is one fused Triton kernel on the GPU: a drop-in.
+    """torch.nn.GRU with one fused Triton kernel for the recurrent step on the GPU: a drop-in.
 
     Args:
         input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as torch.nn.GRU.
-        backend: "aten", "reference", "step" or "sequence"; None lets `use_backend`, TRITONGRU_BACKEND or else the plan
-            decide.
-        recompute: keep the output alone for backward and compute the gates again there: less memory, more time.
+        backend: "aten", "reference", "step" or "sequence"; None: that of `use_backend` or TRITONGRU_BACKEND, or else
+            the one that `plan` names.
+        recompute: keep only the output for backward, which computes the gates again: less memory, more time.
 
     Shapes:
         forward(input, hx=None, *, lengths=None, resets=None) -> (output, h_n), as torch.nn.GRU: input [T, B, I],
@@ -47,12 +47,12 @@ class GRU(_WithBackend, nn.GRU):
         [T, B, D * H]. lengths [B] and resets [T, B] ([B, T] with batch_first; unbatched without B) of a padded batch:
         see `gru`.
 
-    Dtypes: the kernels take float32, float16 and bfloat16, parameters and input alike, or autocast's; float64 and what
-    else torch.nn.GRU takes goes PyTorch's own path.
+    Dtypes: the kernels take float32, float16 and bfloat16, the same for parameters and input, or autocast's; float64
+    and other dtypes of torch.nn.GRU run PyTorch's own path.
 
     Raises:
-        What torch.nn.GRU raises; ValueError for an unknown backend; RuntimeError at the call for one that cannot run,
-        and for lengths or resets that do not fit, as `gru`.
+        What torch.nn.GRU raises; ValueError for an unknown backend; RuntimeError at the call for a backend that cannot
+        run, and for lengths or resets that do not fit (see `gru`).
 
     Example:
         >>> import torch, tritongru

@@ -155,8 +155,8 @@ def fastest(
 
 
 def backends() -> tuple[BackendStatus, ...]:
-    """A `BackendStatus` for every backend: name, about, device (CUDA where there is one), and why_not: why it cannot
-    run float32 there, None where it can.
+    """A `BackendStatus` for every backend: its name, what it is (about), the device (CUDA if there is one), and why it
+    cannot run float32 there (why_not; None if it can).
 
     Example:
         >>> import tritongru
@@ -171,17 +171,18 @@ def backends() -> tuple[BackendStatus, ...]:
 
 @contextmanager
 def use_backend(name: str | None) -> Iterator[None]:
-    """Inside the block every tritongru layer without a backend of its own runs `name`; None lifts an outer choice.
+    """Inside the block every tritongru layer without its own `backend` argument runs `name`; None cancels an outer
+    block's choice.
 
-    The environment variable TRITONGRU_BACKEND does the same for a process, and yields to this. The choice is one of the
-    thread or task (a ContextVar). Backward runs the backend of its forward, and so does what torch.utils.checkpoint
-    computes again there; a compiled graph keeps the backend chosen when it was made.
+    The environment variable TRITONGRU_BACKEND does the same for the whole process; this block overrides it. The choice
+    is local to a thread or task (a ContextVar). Backward runs the backend of its forward, and so does a recompute by
+    torch.utils.checkpoint; a compiled graph keeps the backend chosen when it was made.
 
     Args:
         name: "aten", "reference", "step", "sequence" or None.
 
     Raises:
-        ValueError: unknown backend. A backend that cannot run is a RuntimeError at the call of the layer.
+        ValueError: unknown backend. A backend that cannot run raises RuntimeError at the call of the layer.
 
     Example:
         >>> import torch, tritongru
@@ -230,15 +231,16 @@ def log_once(level: int, message: str) -> None:
 
 
 def synchronize(device: Any = None) -> None:
-    """torch.cuda.synchronize, which also raises if a wait inside a kernel of `sequence` ran out.
+    """torch.cuda.synchronize, which also raises if a wait inside a kernel of `sequence` ran out, or if `lengths` were
+    out of range.
 
-    Without it the error comes with the next call of a layer. TRITONGRU_WAIT_SECONDS is the bound (10 by default).
+    Without it these errors come with a later call of a layer. TRITONGRU_WAIT_SECONDS bounds the wait (10 by default).
 
     Args:
         device: as torch.cuda.synchronize takes it; None: the current one. Without CUDA there is nothing to wait for.
 
     Raises:
-        RuntimeError: a wait ran out on any device; results since then are NaN.
+        RuntimeError: on any device a wait ran out (results since then are NaN), or a length was outside 1 .. T.
 
     Example:
         >>> import tritongru

@@ -22,12 +22,12 @@ class Gates(NamedTuple):
 
 
 def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
-    """The gates of `module` (tritongru.GRU or torch.nn.GRU) on `input`, by the reference equations; no dropout.
+    """The gates of `module` (tritongru.GRU or torch.nn.GRU) on `input`, by the reference equations, without dropout.
 
     Args:
         module: the layer. Its own `forward` is not called.
         input: [T, B, I], [B, T, I] with batch_first, [T, I] unbatched (then B is 1), or a PackedSequence.
-        hx: as in module.forward; None is zeros. Any floating dtype, that of the parameters.
+        hx: as in module.forward; None: zeros. Input and hx have the dtype of the parameters, any floating one.
 
     Returns:
         `Gates` (r, z, n, q, h), each [num_layers, D, T, B, H].

@@ -18,17 +18,17 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
 
     Args:
         module_or_problem: a tritongru.GRU (or torch.nn.GRU, taken as one), or a `tritongru.planning.Problem`.
-        input: for a module, the tensor or PackedSequence it would be called with; only its shape is read.
+        input: for a module, the tensor or PackedSequence that it would be called with; only its shape is read.
         device: a described device's name ("h200"), a `Device`, or a torch.device; None: where the module is.
 
     Raises:
-        TypeError: neither a module nor a Problem, or a module without input. ValueError: unknown device, one whose
-        memory cannot hold the problem, or a backend forced on the module that cannot serve it there. And what the
-        module itself raises on the input.
+        TypeError: neither a module nor a Problem, or a module without input. ValueError: an unknown device, a device
+        whose memory cannot hold the problem, or a forced backend that cannot run there. And what the module itself
+        raises on the input.
 
     Returns:
-        A `Plan`: backend and reason, candidates with what they took where they were measured, tiles, launches of each
-        way, saved and peak bytes; print it.
+        A `Plan`: backend and reason, candidates with their measured times, tiles, launches of each pass, saved and peak
+        bytes. Print it.
 
     Example:
         >>> import torch, tritongru
