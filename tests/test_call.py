@@ -274,10 +274,10 @@ def test_a_known_pass_hands_over_what_the_long_way_does(backend, layer, T, dtype
         handed.clear()
         return False
 
-    def long(launches: Any) -> Any:
+    def long(given: Any, launches: Any) -> Any:
         if (found := short.pop()) is not None:
             same.append(found == handed)
-        return runtime.once_more(launches)
+        return runtime.once_more(given, launches)
 
     monkeypatch.setattr(LayerCall, "again", both)
     for launcher in ("step", "sequence"):

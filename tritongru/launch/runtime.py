@@ -19,8 +19,8 @@ from ..latest import Latest
 
 Grid = tuple[int, int, int]
 Steps = Callable[[], Iterable[tuple[Grid, Sequence[int]]]]  # grids and scalars, made where they are asked for
-Again = Callable[[Sequence[int]], None]
 INT32 = (1 << 31) - 1
+NOBODY = (None, None, None)  # in place of Triton's hooks, and of what they are told
 
 empty = torch.empty  # of all memory that launchers ask for, so that tests can fill and fence it
 
@@ -91,15 +91,15 @@ class Launch:
     """A kernel with its arguments bound, to be launched once per step with new scalars.
 
     What the JIT compiled for one launch serves all others of the process whose arguments are alike. These go straight
-    to the compiled kernel, with addresses in place of tensors, about each of which Triton would ask the driver. With
-    `pdl` each launch but the first may begin while the one before it runs, see kernels/step.py.
+    to the compiled kernel, with addresses in place of tensors, about each of which Triton would ask the driver; unless
+    somebody has asked Triton to tell of launches. With `pdl` each of them but the first may begin while the one before
+    it runs, see kernels/step.py.
     """
 
     def __init__(self, kernel: Kernel, rest: tuple[Any, ...], pdl: bool = False):
-        self.kernel, self.rest, self.pdl = kernel, rest, pdl
+        self.kernel, self.rest, self.pdl, self.begun = kernel, rest, pdl, False
         count = kernel.pointers.stop - kernel.pointers.start
         self.tensors, self.others = rest[:count], rest[count:]
-        self.again: Callable[[Grid, Sequence[int]], None] | None = None  # once it is compiled
 
     def __call__(self, grid: Grid, scalars: Sequence[int]) -> None:
         if (counts := _recorded.kernels) is not None:
@@ -107,12 +107,19 @@ class Launch:
             return
         for observer in _observers:
             observer(self, grid, scalars)
-        if self.again is not None:
-            self.again(grid, scalars)
-        elif interpreting():
+        if interpreting():
             self._emulate(grid, scalars)
+            return
+        device, stream = _here()
+        watched, key = _watched(), (device, bool(scalars) and max(scalars) > INT32, *self.alike)
+        if (compiled := None if watched else _compiled.get(key)) is not None:
+            run = _dependent(compiled.run) if self.pdl and self.begun else compiled.run
+            run(*grid, stream, compiled.function, compiled.packed_metadata, *NOBODY, *scalars, *self.addresses)
         else:
-            self._launch(grid, scalars)
+            compiled = self.kernel.kernel[grid](*scalars, *self.rest, **self.kernel.options)
+            if not watched and compiled is not None:
+                _compiled[key] = compiled
+        self.begun = True
 
     def each(self, steps: Steps, same: Hashable) -> None:
         """Launch once per step. What was handed to the driver is kept: a call of the same arguments and steps hands it
@@ -122,7 +129,7 @@ class Launch:
             for grid, scalars in steps():
                 self(grid, scalars)
         else:
-            _hand_over(compiled, _here()[1], self.addresses[0], steps, same, self.pdl)
+            _hand_over(compiled, _here()[1], self.addresses, steps, same, self.pdl)
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
@@ -141,91 +148,65 @@ class Launch:
         arguments = {name: value for name, value in self._by_name(scalars).items() if name not in constants}
         emulate(self.kernel.kernel, grid, arguments, constants, self.kernel.cooperative)
 
-    def _launch(self, grid: Grid, scalars: Sequence[int]) -> None:
-        """By what is compiled for such arguments, or by the JIT; the launches after this one know."""
-        (device, stream), rest = _here(), self.rest  # not self, which would live on in a cycle with its tensors
-        addresses, alike = self.addresses
-        key = (device, bool(scalars) and max(scalars) > INT32, *alike)
-        compiled: Any = _compiled.get(key)
-        hooks = triton.knobs.runtime if _watched() else None
-
-        def again(grid: Grid, scalars: Sequence[int]) -> None:
-            told, given = (None, None, None), addresses
-            if hooks is not None:
-                metadata, given = compiled.launch_metadata(grid, stream, *scalars, *rest), rest
-                told = metadata, hooks.launch_enter_hook, hooks.launch_exit_hook
-            run(*grid, stream, compiled.function, compiled.packed_metadata, *told, *scalars, *given)
-
-        if compiled is not None:
-            run = compiled.run
-            again(grid, scalars)
-        else:
-            compiled = self.kernel.kernel[grid](*scalars, *rest, **self.kernel.options)
-            if compiled is None:  # a hook of Triton kept it from compiling
-                return
-            if hooks is None:
-                _compiled[key] = compiled
-        run = _dependent(compiled.run) if self.pdl else compiled.run
-        self.again = again
+    @cached_property
+    def addresses(self) -> tuple[Any, ...]:
+        """The arguments, with addresses in place of tensors."""
+        return *[tensor.data_ptr() for tensor in self.tensors], *self.others
 
     @cached_property
-    def addresses(self) -> tuple[tuple[Any, ...], tuple[Hashable, ...]]:
-        """The arguments, with addresses in place of tensors; and what the JIT would tell apart by, or more."""
-        addresses = [tensor.data_ptr() for tensor in self.tensors]
-        dtypes, aligned = [tensor.dtype for tensor in self.tensors], [address & 15 for address in addresses]
+    def alike(self) -> tuple[Hashable, ...]:
+        """What the JIT would tell apart by, or more."""
         *_, constants, identity = self.kernel._others
         numbers = self.others[: len(self.others) - len(constants)]
         classes = [(n == 1) + 2 * (n % 16 == 0) + 4 * (n > INT32) for n in numbers]
-        return (*addresses, *self.others), (identity, *dtypes, *aligned, *classes)
+        aligned = [address & 15 for address in self.addresses[: len(self.tensors)]]
+        return identity, *[tensor.dtype for tensor in self.tensors], *aligned, *classes
 
     def _ready(self) -> Any:
         """What is compiled for such arguments, where the shortest way may be taken; else None."""
         if interpreting() or _told():
             return None
-        found: Any = _compiled.get((_here()[0], False, *self.addresses[1]))
+        found: Any = _compiled.get((_here()[0], False, *self.alike))
         # What Triton's launcher hands to C must be the same for the same arguments: no memory of its own.
         own = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")
         run = getattr(found, "run", None)
         return found if hasattr(run, "launch") and not any([getattr(run, name, 0) for name in own]) else None
 
-    def with_others(self, given: Sequence[Tensor], steps: Steps, same: Hashable) -> Again | None:
-        """`each` once more, as a function of addresses in place of those of the tensors `given`, which are not kept.
-        None where the launch is not compiled yet, or its tensors are not those given, each another and aligned."""
-        places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
-        order, others, pdl = [places.get(tensor.data_ptr(), -1) for tensor in self.tensors], self.others, self.pdl
-        if -1 in order or len(places) < len(given) or any([address & 15 for address in places]):
+
+def once_more(
+    given: Sequence[Tensor], launches: Sequence[tuple[Launch, Steps, Hashable]]
+) -> Callable[[Sequence[Tensor]], bool] | None:
+    """A pass of such launches, with steps and what tells them apart as `Launch.each` has them, as a function of other
+    tensors in place of those `given`, which are not kept. None where a launch is not compiled yet, or its tensors are
+    not those given, each another and aligned. The function gives False, and launches nothing, where one of its tensors
+    is not aligned to 16 bytes, or somebody is told of launches."""
+    places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
+    if len(places) < len(given) or any([address & 15 for address in places]):
+        return None
+    found: list[tuple[Any, ...]] = []
+    for launch, steps, same in launches:
+        order, compiled = [places.get(tensor.data_ptr(), -1) for tensor in launch.tensors], launch._ready()
+        if -1 in order or compiled is None:
             return None
-        if (compiled := self._ready()) is None:
-            return None
-        device, _ = _here()
         steps = steps if same is not None else partial(list, list(steps()))
-
-        def again(addresses: Sequence[int]) -> None:
-            stream = triton.runtime.driver.active.get_current_stream(device)
-            _hand_over(compiled, stream, (*[addresses[i] for i in order], *others), steps, same, pdl)
-
-        return again
-
-
-def once_more(launches: Sequence[Again | None]) -> Callable[[Sequence[Tensor]], bool] | None:
-    """A pass of such launches as a function of its tensors. It gives False, and launches nothing, where one of them is
-    not aligned to 16 bytes, or somebody is told of launches. None where a launch is not to be had."""
+        found.append((compiled, order, launch.others, steps, same, launch.pdl))
+    device, _ = _here()
 
     def again(given: Sequence[Tensor]) -> bool:
-        addresses = [tensor.data_ptr() for tensor in given]
-        if _told() or [address for address in addresses if address & 15]:
+        at = [tensor.data_ptr() for tensor in given]
+        if _told() or [address for address in at if address & 15]:
             return False
-        for launch in found:
-            launch(addresses)
+        stream = triton.runtime.driver.active.get_current_stream(device)
+        for compiled, order, others, *how in found:
+            _hand_over(compiled, stream, (*[at[i] for i in order], *others), *how)
         return True
 
-    found = [launch for launch in launches if launch is not None]
-    return again if len(found) == len(launches) else None
+    return again
 
 
 def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: Steps, same: Hashable, pdl: bool) -> None:
     """`Launch.each` of what is compiled; `addresses`: as `Launch.addresses` has them."""
-    run, of_kernel = compiled.run, (compiled.function, compiled.packed_metadata, None, None, None)
+    run, of_kernel = compiled.run, (compiled.function, compiled.packed_metadata, *NOBODY)
     if same is None:
         for grid, scalars in steps():
             run(*grid, stream, *of_kernel, *scalars, *addresses)

@@ -62,8 +62,7 @@ def forward(
         _note_refusal(refusal, call, once)
         return forward(call, x, h_0, weights, h_n)
     if once.buffer is None and visits.plain:
-        again = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
-        call.settled["again", "small forward"] = once_more([again])
+        call.settled["again", "small forward"] = once_more(of_pass, [(launch, lambda: [(once.grid, scalars)], None)])
     return y, h_n, gates
 
 
@@ -104,8 +103,7 @@ def backward(
         _note_refusal(refusal, call, once)
         return backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     if once.buffer is None and visits.plain:  # a launch with nothing around it: the next one hands over addresses
-        again = launch.with_others(of_pass, lambda: [(once.grid, scalars)], None)
-        call.settled["again", kind] = once_more([again])
+        call.settled["again", kind] = once_more(of_pass, [(launch, lambda: [(once.grid, scalars)], None)])
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 

@@ -3,7 +3,7 @@ x_proj and the copy of h_0 into `h`; of backward one more if the gradient of h_0
 all T are tritongru/products.py.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from typing import Any
@@ -18,7 +18,7 @@ from ..planning.problem import Overrides, Problem, Recurrence
 from ..planning.step import BACKWARD, StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Again, Grid, Kernel, empty, once_more
+from .runtime import Grid, Kernel, Launch, Steps, empty, once_more
 
 Visited = Callable[[], Iterable[tuple[int, tuple[int, ...]]]]  # rows to reach and scalars of each launch
 
@@ -68,9 +68,9 @@ def forward(
         w_hh_reverse_ptr=w_hh[-1], b_ih_reverse_ptr=b_ih[-1], b_hh_reverse_ptr=b_hh[-1],
         stride_x_b=stride_x_b, stride_x_i=stride_x_i, **rzn_strides(rzn),
     )  # fmt: skip
-    again = _launch(call, kind, given, constants, arguments, h, partial(visits.forward, D))
+    launch = _launch(call, kind, constants, arguments, h, partial(visits.forward, D))
     if visits.plain:
-        call.settled["again", kind] = once_more([again])
+        call.settled["again", kind] = once_more(given, [launch])
     return y, h_n, gates
 
 
@@ -96,13 +96,13 @@ def backward(
         rzn_ptr=rzn, q_ptr=q, dgates_ptr=dgates, dh_ptr=dh, dh_0_ptr=dh_0, size_rows=N, stride_dy_t=stride_dy_t,
         stride_dy_b=stride_dy_b, stride_dy_h=dy.stride(-1), **rzn_strides(rzn),
     )  # fmt: skip
-    again = []
+    launches = []
     for kind in BACKWARD[: visits.time + want_dh_0]:
         first = kind == "backward_first"
         visited, constants = partial(_part, visits, D, want_dh_0, first), dict(DY_UNIT=unit, FIRST=first)
-        again.append(_launch(call, kind, given, constants, arguments, h_0, visited, want_dh_0))
+        launches.append(_launch(call, kind, constants, arguments, h_0, visited, want_dh_0))
     if visits.plain:
-        call.settled["again", pass_] = once_more(again)
+        call.settled["again", pass_] = once_more(given, launches)
     return dgates, dh_0 if want_dh_0 else None
 
 
@@ -117,13 +117,11 @@ def product_precision(call: LayerCall, backward: bool = True) -> str | None:
 
 
 def _launch(
-    call: LayerCall, kind: str, given: Sequence[Tensor], constants: dict[str, Any], arguments: dict[str, Any],
-    unread: Tensor, visited: Visited, want_dh_0: bool = False,
-) -> Again | None:  # fmt: skip
-    """Launch; of a batch without padding, how to do so once more, see `LayerCall.again`.
-
-    unread: stands for the lengths and resets that a batch does not have.
-    """
+    call: LayerCall, kind: str, constants: dict[str, Any], arguments: dict[str, Any], unread: Tensor, visited: Visited,
+    want_dh_0: bool = False,
+) -> tuple[Launch, Steps, Hashable]:  # fmt: skip
+    """Launch once per step; what was launched, as `once_more` takes it. unread: stands for the lengths and resets that
+    a batch does not have."""
     v, key = call.visits, (kind, *constants.values())
     if key not in call.settled:
         padding = dict(PADDED=v.lengths is not None, RESETS=v.resets is not None)
@@ -140,7 +138,7 @@ def _launch(
         return (((-(-rows // tiles.block_b), columns, call.directions), scalars) for rows, scalars in visited())
 
     launch.each(steps, same)
-    return launch.with_others(given, steps, same) if v.plain else None
+    return launch, steps, same
 
 
 def _kernel(kind: str, of: Recurrence, constants: dict[str, Any]) -> tuple[Kernel, StepTiles]:
