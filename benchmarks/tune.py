@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tritongru import call
 from tritongru.planning import tuned
-from tritongru.planning.devices import DEVICES, _described
+from tritongru.planning.devices import product_key
 
 from .candidates import TILED
 from .results import read_rows
@@ -79,8 +79,8 @@ def write(out: Path) -> str:
 
 def file_of(product: str) -> Path | None:
     """Of a GPU by the name that its driver gives it; None: nobody has described it."""
-    known = _described(product)
-    return next((tuned.FOLDER / f"{key}.csv" for key, device in DEVICES.items() if device is known), None)
+    key = product_key(product)
+    return tuned.FOLDER / f"{key}.csv" if key else None
 
 
 def forget(product: str) -> None:

@@ -19,7 +19,7 @@ from benchmarks.work import RULE
 from benchmarks.workloads import BY_CASE
 from tritongru.planning import Problem, choose
 from tritongru.planning.choose import TRITON_BACKENDS, unserved_by
-from tritongru.planning.devices import _described
+from tritongru.planning.devices import DEVICES, product_key
 from tritongru.tools.style import BLACK, GREY, PALE, Look, figure
 
 from .axes import log_axis, sizes_axis
@@ -308,7 +308,7 @@ CEILINGS = ("l2_read_tb_s", "dram_tb_s", "half_tflops", "tf32_tflops", "fma_tflo
 
 def draw_roofline(rows: Sequence[Row], ceilings: Mapping[str, float]) -> Figure | None:
     """Achieved rate of the recurrence's products against flops per byte read, under the card's measured ceilings."""
-    device = _described(rows[0]["device"]) if rows else None
+    device = DEVICES.get(product_key(rows[0]["device"]) or "") if rows else None
     if device is None or any(name not in ceilings for name in CEILINGS):
         return None
     l2, dram, half, tf32, fma, mma_share = (ceilings[name] for name in CEILINGS)

@@ -26,8 +26,8 @@ from tritongru.checks import Operands
 from tritongru.latest import Latest
 from tritongru.planning import Problem, choose, describe, measured
 from tritongru.planning.choose import fastest_backend, off_chip
-from tritongru.planning.devices import GPUS, KIB, MIB, described_as, of_cuda
-from tritongru.planning.measured import TABLES, Cell, Timed, nearest, nearest_device
+from tritongru.planning.devices import GPUS, KIB, MIB, described_as, nearest_file, of_cuda
+from tritongru.planning.measured import TABLES, Cell, Timed, nearest
 from tritongru.planning.problem import Recurrence
 from tritongru.planning.step import step_tiles
 from tritongru.tools.counted import planned
@@ -52,18 +52,17 @@ def test_described_devices():
     assert all(name in str(error.value) for name in GPUS) and "interpreter" not in str(error.value)
 
 
-A_GPU = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, multi_processor_count=132)
-A_MIG_SLICE = dict(name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", multi_processor_count=16)
-AN_A100 = dict(name="NVIDIA A100-SXM4-80GB", major=8)
-TOLD = dict(shared_memory_per_block_optin=160 * KIB, shared_memory_per_multiprocessor=161 * KIB, total_memory=79 * MIB)
-A_MI300 = dict(name="AMD Instinct MI300X", gcnArchName="gfx942:sramecc+:xnack-")
-REPORTED = [  # what torch says of a GPU, and what it is taken for: what is reported wins, the rest is the product's
-    (A_MIG_SLICE, dict(sms=16, target=("cuda", 90, 32), shared_per_program=227 * KIB)),
-    (AN_A100 | TOLD, dict(shared_per_program=160 * KIB, shared_per_sm=161 * KIB, memory_bytes=79 * MIB)),
-    # Not described: the limits of its capability
-    (dict(name="NVIDIA L40S", major=8, minor=9), dict(target=("cuda", 89, 32), shared_per_program=99 * KIB, sms=132)),
-    (dict(name="NVIDIA T400", major=7, minor=5), dict(target=("cuda", 75, 32), shared_per_program=64 * KIB)),
+LIMITS = dict(
+    shared_memory_per_block_optin=160 * KIB, shared_memory_per_multiprocessor=161 * KIB, total_memory=79 * MIB
+)
+A_GPU = SimpleNamespace(name="NVIDIA H100", major=9, minor=0, multi_processor_count=132, **LIMITS)
+A_MI300 = dict(name="AMD Instinct MI300X", gcnArchName="gfx942:sramecc+:xnack-", shared_memory_per_block=64 * KIB)
+REPORTED = [  # what torch says of a GPU, and what it is taken for
+    (dict(name="NVIDIA H100 80GB HBM3 MIG 1g.10gb", multi_processor_count=16), dict(sms=16, target=("cuda", 90, 32))),
+    ({}, dict(shared_per_program=160 * KIB, shared_per_sm=161 * KIB, memory_bytes=79 * MIB)),
+    (dict(name="NVIDIA L40S", major=8, minor=9), dict(target=("cuda", 89, 32), arch="sm_89")),
     (A_MI300, dict(vendor="amd", target=("hip", "gfx942", 64), capability=None, shared_per_program=64 * KIB)),
+    (A_MI300 | dict(shared_memory_per_multiprocessor=0), dict(shared_per_sm=64 * KIB)),  # the driver does not say
 ]
 
 
@@ -454,9 +453,9 @@ def test_the_nearest_table_is_that_of_the_nearest_capability(tables):
     for name in ("a100", "h100", "h200", "rtx5090"):
         shutil.copy(Path(measured.__file__).with_name("tables") / "h200.csv", tables / f"{name}.csv")
     names = ("a100", "h100", "h200", "rtx5090")
-    assert {name: nearest_device(describe(name)) for name in names} == dict(zip(names, names, strict=True))
+    assert {name: nearest_file(tables, describe(name)).stem for name in names} == dict(zip(names, names, strict=True))
     (tables / "h100.csv").unlink()
-    found = {name: nearest_device(describe(name)) for name in ("l4", "h100", "b200")}
+    found = {name: nearest_file(tables, describe(name)).stem for name in ("l4", "h100", "b200")}
     assert found == {"l4": "h200", "h100": "h200", "b200": "h200"}
 
 

@@ -9,6 +9,8 @@ guides; [paper] the vendor's white paper or product page; [driver] torch.cuda.ge
 import functools
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 REGISTERS = 64 * KIB  # per SM, every capability from 7.5 to 12.1 [guide]
@@ -88,34 +90,38 @@ def describe(name: str) -> Device:
 @functools.cache
 def of_cuda(index: int) -> Device:
     """The GPU that torch calls `cuda:index`, NVIDIA's or (in a ROCm build of torch) AMD's, as it is reported: so a MIG
-    slice is taken for what it is. What this torch does not report comes from the compute capability."""
+    slice is taken for what it is."""
     import torch
 
-    properties = torch.cuda.get_device_properties(index)
-
-    def reported(attribute: str, otherwise: int) -> int:
-        """A property that not every build of torch has; zero means that the driver did not say."""
-        return int(getattr(properties, attribute, 0)) or otherwise
-
+    p: Any = torch.cuda.get_device_properties(index)
     if torch.version.hip:
-        of: tuple[str, int | None, str] = "amd", None, properties.gcnArchName.split(":")[0]  # "gfx942:sramecc+:xnack-"
-        shared = per_sm = reported("shared_memory_per_block", 64 * KIB)
-    else:
-        capability = properties.major * 10 + properties.minor
-        of = "nvidia", capability, f"sm_{capability}"
-        kib, kib_per_sm = _SHARED_KIB.get(capability, (48, 48))  # that a program has without opt-in, on any
-        shared, per_sm = reported("shared_memory_per_block_optin", kib * KIB), kib_per_sm * KIB
-    per_sm, memory = reported("shared_memory_per_multiprocessor", per_sm), reported("total_memory", 0)
-    return Device(properties.name, *of, properties.multi_processor_count, shared, per_sm, memory)
+        arch, shared = p.gcnArchName.split(":")[0], p.shared_memory_per_block  # "gfx942:sramecc+:xnack-"
+        per_sm = p.shared_memory_per_multiprocessor or shared
+        return Device(p.name, "amd", None, arch, p.multi_processor_count, shared, per_sm, p.total_memory)
+    capability, limits = p.major * 10 + p.minor, (p.shared_memory_per_block_optin, p.shared_memory_per_multiprocessor)
+    return Device(p.name, "nvidia", capability, f"sm_{capability}", p.multi_processor_count, *limits, p.total_memory)
 
 
-def _described(product: str) -> Device | None:
-    """The described device a product name stands for: "NVIDIA A100-SXM4-80GB" is an A100, "NVIDIA L40S" is no L4."""
+def product_key(product: str) -> str | None:
+    """The key in DEVICES that a product name stands for: "NVIDIA A100-SXM4-80GB" is an A100, "NVIDIA L40S" is no L4."""
     words = re.split(r"[^a-z0-9]+", product.lower().replace("rtx ", "rtx"))
-    return next((device for key, device in DEVICES.items() if key in words), None)
+    return next((key for key in DEVICES if key in words), None)
 
 
 def described_as(device: Device) -> str | None:
     """The key in DEVICES of the product that a device is all of: a part of one (MIG) is another device."""
-    known = _described(device.name)
-    return next((key for key, of in DEVICES.items() if of is known and of.sms == device.sms), None)
+    key = product_key(device.name)
+    return key if key and DEVICES[key].sms == device.sms else None
+
+
+def nearest_file(folder: Path, device: Device) -> Path | None:
+    """Of files named after keys in DEVICES that of the same vendor's GPU that is nearest in compute capability, then in
+    SMs; its own if there is one."""
+
+    def distance(path: Path) -> tuple[int, int, bool]:
+        of = DEVICES[path.stem]
+        capabilities = abs((of.capability or 0) - (device.capability or 0))
+        return capabilities, abs(of.sms - device.sms), path.stem != described_as(device)
+
+    files = [path for path in sorted(folder.glob("*.csv")) if DEVICES[path.stem].vendor == device.vendor]
+    return min(files, key=distance, default=None)

@@ -17,7 +17,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
-from .devices import DEVICES, Device, described_as
+from .devices import DEVICES, described_as, nearest_file
 from .problem import Recurrence
 
 CELL = "cell"
@@ -84,28 +84,14 @@ class Choice:
     candidates: tuple[Timed, ...]
 
 
-def nearest_device(device: Device) -> str | None:
-    """The key of the device that was measured and is nearest in compute capability, then in SMs; itself if it was."""
-
-    def distance(key: str) -> tuple[int, int, bool]:
-        measured = DEVICES[key]
-        capabilities = abs((measured.capability or 0) - (device.capability or 0))
-        return capabilities, abs(measured.sms - device.sms), key != described_as(device)
-
-    keys = [path.stem for path in sorted(TABLES.glob("*.csv")) if DEVICES[path.stem].vendor == device.vendor]
-    return min(keys, key=distance, default=None)
-
-
 @lru_cache
-def table(key: str) -> Mapping[Cell, tuple[Timed, ...]]:
+def table(path: Path) -> Mapping[Cell, tuple[Timed, ...]]:
     """What a device was measured to take."""
     cells: dict[Cell, tuple[Timed, ...]] = {}
-    for row in csv.DictReader((TABLES / f"{key}.csv").read_text(encoding="utf-8").splitlines()):
+    for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
         at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), row["T"])
         step, call = (float(row[name]) if row[name] else None for name in ("device_us_per_step", "device_us_per_call"))
-        timed = Timed(
-            row["backend"], float(row["us_per_step"]), float(row["us_per_call"]), step, call, row["source"]
-        )  # fmt: skip
+        timed = Timed(row["backend"], float(row["us_per_step"]), float(row["us_per_call"]), step, call, row["source"])
         cells[at] = (*cells.get(at, ()), timed)
     return cells
 
@@ -125,8 +111,9 @@ def nearest(
 
 def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
     """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
-    key, kind, at = nearest_device(of.device), ("inference", "training")[training], CELL if cell else "1" * (time == 1)
-    if key is None or (found := nearest(table(key), kind, of, at, able)) is None:
+    path, kind = nearest_file(TABLES, of.device), "training" if training else "inference"
+    at = CELL if cell else "1" if time == 1 else ""
+    if path is None or (found := nearest(table(path), kind, of, at, able)) is None:
         return None
     nearest_cell, timed = found
     candidates = {one.backend: one for one in sorted(timed, key=lambda one: one.call_us(time))}
@@ -134,7 +121,8 @@ def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, ce
     aten = candidates["aten"].device_us(time) if "aten" in candidates else None
     most = (aten or math.inf) * (1.1 if time == 1 else 1)
     chosen = next(name for name, one in candidates.items() if name == "aten" or (one.device_us(time) or 0) <= most)
-    where = DEVICES[key].name + ("" if described_as(of.device) == key else f", nearest to {of.device.name},")
+    own = described_as(of.device) == path.stem
+    where = DEVICES[path.stem].name + ("" if own else f", nearest to {of.device.name},")
     size = f"{of.dtype}, {kind}, H {nearest_cell.hidden_size}, B {nearest_cell.batch}"
     size += ", a GRUCell" if cell else ", T 1" * (time == 1)
     reason = f"fastest by what was measured on NVIDIA {where} at {size}"

@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from .devices import DEVICES, Device, described_as
+from .devices import DEVICES, Device, nearest_file
 from .problem import Overrides, Recurrence
 
 FOLDER = Path(__file__).with_name("tiles")
@@ -80,14 +80,11 @@ def winner(backend: str, kind: str, of: Recurrence, units: int) -> str:
 
 @lru_cache
 def _rows(device: Device) -> list[dict[str, str]]:
-    """What was timed on that GPU, or on one with as many SMs."""
-    alike = {
-        path.stem: path
-        for path in sorted(FOLDER.glob("*.csv"))
-        if all(getattr(DEVICES[path.stem], name) == getattr(device, name) for name in ("vendor", "capability", "sms"))
-    }
-    path = alike.get(described_as(device) or "") or next(iter(alike.values()), None)
-    return [] if path is None else list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    """What was timed on that GPU, or on one of the same compute capability with as many SMs."""
+    path = nearest_file(FOLDER, device)
+    if path and (DEVICES[path.stem].capability, DEVICES[path.stem].sms) == (device.capability, device.sms):
+        return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    return []
 
 
 def forget() -> None:
