@@ -1,6 +1,7 @@
 """`tritongru.gates`: what it shows is what a backend computes."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -46,8 +47,12 @@ def test_gates_of_unbatched_input_without_h_0() -> None:
     assert same_bits(tritongru.gates(layer, x), tritongru.gates(layer, x[None], torch.zeros(4, 1, 3)))
 
 
-def test_gates_refuses_what_is_no_gru() -> None:
+def test_gates_refuses_what_is_no_gru_and_what_a_gru_refuses() -> None:
     with pytest.raises(TypeError, match=r"must be a torch\.nn\.GRU, got LSTM"):
         tritongru.gates(torch.nn.LSTM(2, 3), torch.randn(4, 1, 2))
-    with pytest.raises(RuntimeError, match="must be equal to input_size"):
-        tritongru.gates(torch.nn.GRU(2, 3), torch.randn(4, 1, 5))
+    for size in ((4, 1, 5), (4, 1, 2, 2), (2,), (0, 1, 2)):  # in nn.GRU's words
+        x, layer = torch.randn(size), torch.nn.GRU(2, 3)
+        with pytest.raises((RuntimeError, ValueError)) as theirs:
+            layer(x)
+        with pytest.raises(theirs.type, match=f"^{re.escape(str(theirs.value))}$"):
+            tritongru.gates(layer, x)

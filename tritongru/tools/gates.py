@@ -21,6 +21,25 @@ class Gates(NamedTuple):
     h: Tensor
 
 
+def time_major(module: nn.GRU, input: Any, hx: Tensor | None = None) -> tuple[Tensor, Tensor, Visits]:
+    """input and hx of `module` as its first layer takes them, time-major or packed, and which rows run when. Raises
+    what module.forward raises for them."""
+    packed, first = isinstance(input, PackedSequence), module.batch_first
+    if not packed and input.dim() not in (2, 3):
+        raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
+    if not packed and input.dim() == 2:
+        input, hx = input.unsqueeze(0 if first else 1), None if hx is None else hx.unsqueeze(1)
+    batch: tuple[Any, ...] = input if packed else (input, None, None, None)
+    x, batch_sizes, order, _ = batch
+    visits = Visits.of(x, batch_sizes.tolist() if packed else None, batch_first=first)
+    states = module.num_layers * (1 + module.bidirectional), visits.batch, module.hidden_size
+    hx = x.new_zeros(()).expand(states) if hx is None else module.permute_hidden(hx, order)
+    module.check_forward_args(x, hx, batch_sizes)
+    if visits.time == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    return x if packed or not first else x.transpose(0, 1), hx, visits
+
+
 def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
     """The gates of `module` (tritongru.GRU or torch.nn.GRU) on `input`, by the reference equations, without dropout.
 
@@ -43,22 +62,13 @@ def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
     """
     if not isinstance(module, nn.GRU):
         raise TypeError(f"module must be a torch.nn.GRU, got {type(module).__name__}")
-    packed = isinstance(input, PackedSequence)
-    if not packed and input.dim() == 2:
-        return gates(module, input.unsqueeze(0 if module.batch_first else 1), None if hx is None else hx.unsqueeze(1))
-    batch: tuple[Any, ...] = input if packed else (input, None, None, None)
-    x, batch_sizes, order, back = batch
-    B = int(batch_sizes[0]) if packed else x.shape[0 if module.batch_first else -2]
-    D, L, H = (2 if module.bidirectional else 1), module.num_layers, module.hidden_size
-    hx = x.new_zeros(L * D, B, H) if hx is None else module.permute_hidden(hx, order)
-    module.check_forward_args(x, hx, batch_sizes)
-    x = x.transpose(0, 1) if module.batch_first and not packed else x
-    visits = Visits.of(x, batch_sizes.tolist() if packed else None)
+    x, hx, visits = time_major(module, input, hx)
+    D, L = 1 + module.bidirectional, module.num_layers
 
     def padded(steps: Sequence[Tensor]) -> Tensor:
-        if not packed:
+        if not isinstance(input, PackedSequence):
             return torch.stack(list(steps))
-        rows = PackedSequence(torch.cat(list(steps)), batch_sizes, None, back)
+        rows = PackedSequence(torch.cat(list(steps)), input.batch_sizes, None, input.unsorted_indices)
         return pad_packed_sequence(rows, padding_value=float("nan"))[0]
 
     found: list[list[Tensor]] = []

@@ -11,6 +11,7 @@ from ..planning import Device, Plan, Problem, choose, describe
 from ..products import rnn_precision
 from ..registry import DTYPES, ON_THE_CPU, asked_for, aten_as_measured, computing_dtype, device_of
 from .counted import planned
+from .gates import time_major
 
 
 def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
@@ -46,12 +47,12 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
         raise TypeError(f"expected a GRU module or a Problem, got {type(module).__name__}")
     if input is None:
         raise TypeError("plan of a module needs the input it would be called with, got None")
-    T, B = _sizes(module, input)
+    _, _, visits = time_major(module, input)
     weight = cast(Tensor, module.weight_hh_l0)
     dtype, where = computing_dtype(weight), _described(weight.device if device is None else device)
     problem = Problem(
-        batch=B, time=T, input_size=module.input_size, hidden_size=module.hidden_size, layers=module.num_layers,
-        directions=2 if module.bidirectional else 1, dtype=DTYPES.get(dtype, str(dtype)),
+        batch=visits.batch, time=visits.time, input_size=module.input_size, hidden_size=module.hidden_size,
+        layers=module.num_layers, directions=1 + module.bidirectional, dtype=DTYPES.get(dtype, str(dtype)),
         training=torch.is_grad_enabled() and any(p.requires_grad for p in module.parameters()),
         packed=isinstance(input, PackedSequence), bias=module.bias, recompute=getattr(module, "recompute", False),
         precision=rnn_precision(where.vendor == "nvidia"),
@@ -60,21 +61,6 @@ def plan(module_or_problem: Any, input: Any = None, device: Any = None) -> Plan:
     if forced is None and where.vendor == "interpreter":
         return replace(choose(problem, where, "aten"), device="the CPU", reason=ON_THE_CPU)
     return planned(problem, where, forced.name if forced else None, aten_as_measured(weight.device, dtype))
-
-
-def _sizes(module: torch.nn.GRU, input: Any) -> tuple[int, int]:
-    """T and B of an input, after the errors that the module itself raises, in its words."""
-    if isinstance(input, PackedSequence):
-        module.check_input(input.data, input.batch_sizes)
-        return len(input.batch_sizes), int(input.batch_sizes[0])
-    if input.dim() not in (2, 3):
-        raise ValueError(f"GRU: Expected input to be 2D or 3D, got {input.dim()}D instead")
-    batch = 0 if module.batch_first else 1
-    x = input if input.dim() == 3 else input.unsqueeze(batch)
-    module.check_input(x, None)
-    if x.shape[1 - batch] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    return x.shape[1 - batch], x.shape[batch]
 
 
 def _described(device: Any) -> Device:
