@@ -9,6 +9,7 @@ from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, cycle, islice, repeat
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -153,6 +154,22 @@ class Visits:
         before = (starts[(t + step).clamp(0, T - 1)] + at - starts[t]).clamp(max=len(at) - 1)
         last = T - 1 if lengths is None else lengths.long() - 1
         return before, at[:B] if direction == 0 else starts[last] + at[:B]
+
+
+class Rows(NamedTuple):
+    """What tells which rows of a batch run when, as tensors: packed ones have batch sizes, padded ones the others."""
+
+    batch_sizes: Tensor | None  # [T] int64 on the CPU
+    lengths: Tensor | None = None  # [B] integers, on the device of the batch
+    resets: Tensor | None = None  # [T, B] bool
+
+    def visits(self, x: Tensor, batch_first: bool) -> Visits:
+        """Of x, with copies: who changes his own tensors changes no gradient."""
+        if self.batch_sizes is not None:
+            return Visits.of(x, self.batch_sizes.tolist())
+        lengths = None if self.lengths is None else checked_lengths(self.lengths, x.shape[1 if batch_first else 0])
+        resets = None if self.resets is None else self.resets.clone(memory_format=torch.contiguous_format)
+        return Visits.of(x, None, lengths, resets, batch_first)
 
 
 def checked_lengths(lengths: Tensor, T: int) -> Tensor:

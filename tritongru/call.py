@@ -12,7 +12,8 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from . import flops, registry
-from .batch import Visits
+from .batch import Rows, Visits
+from .checks import unfit_call
 from .latest import Latest
 from .layer import GRULayer, Layer, forward_pass, layer_forward, layer_of
 from .products import rnn_precision
@@ -28,7 +29,7 @@ ATEN = registry.ATEN.name
 class Call:
     """What runs: one layer of ours after another, or PyTorch's own path."""
 
-    layers: Sequence[Layer | Callable[..., tuple[Tensor, Tensor]]] = ()  # a function takes x, h_0 and the weights
+    layers: Sequence[Layer | Callable[..., tuple[Tensor, Tensor]]] = ()  # a function takes x, h_0, the weights and rows
     directions: int = 1
     dropout: float = 0.0  # between layers
     together: bool = False  # no layer trains: each puts its h_n where that of all of them lies
@@ -36,28 +37,31 @@ class Call:
     aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags; (): torch.gru_cell
 
     def __call__(
-        self, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits | None = None
+        self, x: Tensor, hx: Tensor, params: Sequence[Tensor], rows: Rows | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Output and h_n. visits: of a packed or padded batch."""
+        """Output and h_n. rows: of a packed or padded batch."""
         if self.aten is not None:
-            return torch.gru(x, hx.contiguous(), list(params), *self.aten)  # cuDNN takes no other h_0; the kernels do
+            given = hx.contiguous(), list(params), *self.aten  # cuDNN takes no other h_0
+            return torch.gru(x, *given) if rows is None else torch.gru(x, rows.batch_sizes, *given)
         if self.dtype is not None:
             x, hx, params = x.to(self.dtype), hx.to(self.dtype), [p.to(self.dtype) for p in params]
-        D, count, h_ns, h_n = self.directions, len(self.layers), [], None
+        D, count, h_ns, h_n, visits = self.directions, len(self.layers), [], None, None
         h_n_of_all = torch.empty_like(hx, memory_format=torch.contiguous_format) if self.together else None
         each = len(params) // count
         for i, layer in enumerate(self.layers):
             h_0 = hx if count == 1 else hx[i * D : (i + 1) * D]
             weights = params[i * each : (i + 1) * each]
-            if visits is not None and isinstance(layer, Layer):
-                layer = replace(layer, call=replace(layer.call, visits=visits))
             if not isinstance(layer, Layer):
-                x, h_n = layer(x, h_0, weights)
-            elif layer.call.save_gates:
-                x, h_n = GRULayer.apply(layer, x, h_0, *weights)
+                x, h_n = layer(x, h_0, weights, rows)
             else:
-                h_n = None if h_n_of_all is None else h_n_of_all[i * D : (i + 1) * D]
-                x, h_n, _ = forward_pass(layer, x, h_0, tuple(weights), h_n)
+                if rows is not None:
+                    visits = visits or rows.visits(x, layer.batch_first)
+                    layer = replace(layer, call=replace(layer.call, visits=visits))
+                if layer.call.save_gates:
+                    x, h_n = GRULayer.apply(layer, x, h_0, *weights)
+                else:
+                    h_n = None if h_n_of_all is None else h_n_of_all[i * D : (i + 1) * D]
+                    x, h_n, _ = forward_pass(layer, x, h_0, tuple(weights), h_n)
             if count == 1:
                 return x, h_n
             h_ns.append(h_n)
@@ -71,34 +75,30 @@ _known: Latest[Key, Call] = Latest(1024)  # kinds of calls
 
 
 def may_know(x: Any) -> bool:
-    """Whether anything is kept of calls on this."""
-    return not torch.compiler.is_compiling() and type(x) in PLAIN and x.device.type in DEVICES
+    """Whether calls on this are kept: eager ones that nobody traces, maps over or looks into."""
+    return (
+        not torch.compiler.is_compiling()
+        and type(x) in PLAIN
+        and x.device.type in DEVICES
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and torch._C._get_tracing_state() is None
+    )
 
 
 def known(
-    backend: str | None, x: Tensor, hx: Any, params: Sequence[Tensor], packed: bool, *flags: Any,
-    state: tuple[int, int, int] | None = None,
-) -> tuple[Key | None, Call | None]:  # fmt: skip
-    """What tells kinds of calls apart, None where nothing is kept of such a call; and what an earlier one of this kind
-    was resolved to. Raises ValueError for an unknown backend. x: of which `may_know` holds; of packed rows the number
-    is left out. state: the shape of zeros that will be made where hx is None."""
-    if (
-        torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._functorch.peek_interpreter_stack() is not None
-        or forward_ad._current_level >= 0
-        or torch._C._get_tracing_state() is not None
-    ):
-        return None, None
-    kind, asked_for = x.device.type, registry.asked_for(backend)
-    tensors = (x, *params) if hx is None and state else (x, hx, *params)
+    backend: str | None, x: Tensor, hx: Any, params: Sequence[Tensor], packed: bool, *flags: Any
+) -> tuple[Key | None, Call | None]:
+    """What tells kinds of calls apart, and what an earlier one of this kind was resolved to. Raises ValueError for an
+    unknown backend. x: of which `may_know` holds; of packed rows the number is left out."""
+    kind, asked_for, tensors = x.device.type, registry.asked_for(backend), (x, hx, *params)
     try:
         if not {type(t) for t in (*tensors, *flags)} <= TOLD:
             return None, None
         told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     except (AttributeError, TypeError):  # no tensors where there should be some
         return None, None
-    if hx is None and state:
-        told[1:1] = [(state, (state[1] * state[2], state[2], 1), x.dtype, x.device, False, False)]
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     key = (
         asked_for,
@@ -227,32 +227,46 @@ def settle(
     return InGraph(found.name) if seen_by_a_mode() else found
 
 
-def resolved(
-    chosen: Backend | InGraph, x: Tensor, hx: Tensor, params: Sequence[Tensor], visits: Visits, num_layers: int, D: int,
-    dropout: float, batch_first: bool = False, recompute: bool = False, cell: bool = False,
-    in_graph: Sequence[Tensor | None] = (None, None, None),
-) -> Call:  # fmt: skip
-    """A call that `chosen` runs. x as the first layer gets it; visits: of the batch, as far as sizes tell; in_graph:
-    what an operator takes in their place: batch_sizes, lengths, resets."""
-    dtype = registry.computing_dtype(x)
-    cast = dtype if any([t.dtype != dtype for t in (x, hx, *params)]) else None
+def resolve(
+    meant: Way, x: Tensor, batch_sizes: Tensor | None, hx: Tensor, params: Sequence[Tensor], has_biases: bool,
+    num_layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool, *,
+    recompute: bool = False, cell: bool = False, padded: bool = False,
+) -> Call | str:  # fmt: skip
+    """The call that runs, or the reason why PyTorch's own path does. Arguments as in torch.gru."""
+    D = 2 if bidirectional else 1
+    fits = x, batch_sizes, hx, params, has_biases, num_layers, D, batch_first
+    if (reason := unfit_call(*fits, isinstance(meant, InGraph))) is not None:
+        return reason
+    of_aten = has_biases, num_layers, dropout, train, bidirectional, *([batch_first] if batch_sizes is None else [])
+    if is_aten(meant):
+        return Call(aten=of_aten)
+    T, B, H = x.shape[1 if batch_first else 0] if batch_sizes is None else batch_sizes.shape[0], *hx.shape[1:]
+    chosen = settle(meant, x, T, B, H, D, (hx, *params), recompute=recompute, cell=cell, padded=padded)
+    if isinstance(chosen, str):
+        return chosen
+    grad, tensors = torch.is_grad_enabled(), (x, hx, *params)
+    if chosen is registry.ATEN:
+        if not train and grad and any(t.requires_grad for t in tensors):
+            of_aten = has_biases, num_layers, 0.0, True, *of_aten[4:]  # cuDNN has no backward of what did not train
+        return Call(aten=() if cell else of_aten)
+    dtype, dropout = registry.computing_dtype(x), dropout if train else 0.0
+    cast = dtype if any([t.dtype != dtype for t in tensors]) else None
     if isinstance(chosen, InGraph):
 
-        def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        def operator(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], rows: Rows | None) -> tuple[Tensor, Tensor]:
             training = torch.is_grad_enabled() and any(t.requires_grad for t in (x, h_0, *weights))
-            batch_sizes, *padding = in_graph
+            batch_sizes, *padding = rows or (None, None, None)
             how = batch_sizes, chosen.name, batch_first, training, training and recompute
             y, h_n, _, _ = layer_forward(x, h_0, list(weights), *how, *padding)
             return y, h_n[0] if cell else h_n
 
         return Call([operator] * num_layers, D, dropout, dtype=None if chosen.stands_in else cast)
-    grad, trains, each, layers = torch.is_grad_enabled(), x.requires_grad, len(params) // num_layers, []
-    H, input_size = hx.shape[-1], x.shape[-1]
+    trains, each, layers = x.requires_grad, len(params) // num_layers, []
     for i in range(num_layers):
         weights = params[i * each : (i + 1) * each]
         trains = grad and (trains or hx.requires_grad or any([w.requires_grad for w in weights]))
         layer = layer_of(
-            chosen, visits, x.device, dtype, D, H, trains, D * H if i else input_size, weights,
+            chosen, Visits(T, B), x.device, dtype, D, H, trains, D * H if i else x.shape[-1], weights,
             copied=cast is not None, batch_first=batch_first, recompute=recompute, cell=cell,
             weights_as_they_lie=all([w.is_contiguous() and not w.is_neg() for w in weights]),
         )  # fmt: skip

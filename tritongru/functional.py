@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from . import call, registry
-from .batch import Visits, checked_lengths, segments
+from .batch import Rows, Visits, checked_lengths, segments
 from .beside import eager_beside_graphs
-from .call import Call, InGraph, Way, is_aten, settle, tracing, way
-from .checks import EMPTY, UNFIT, add_up, check_padding, unfit_call
+from .call import Call, InGraph, Way, is_aten, resolve, tracing, way
+from .checks import EMPTY, UNFIT, add_up, check_padding
 from .reference import gru_layer
 
 _BOTH = ("hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
@@ -81,48 +81,25 @@ def gru(
     if any(isinstance(flag, (list, tuple, str, NoneType)) for flag in given[names.index("params") + 1 :]):
         return torch.gru(*args, **kwargs)  # likewise for a wrong type
     input, batch_sizes, hx, params, *flags = [*given, False] if packed else [given[0], None, *given[1:]]
-    has_biases, num_layers, dropout, train, bidirectional, batch_first = flags
-    key = found = None
+    batch_first, key, run = flags[-1], None, None
     if call.may_know(input) and (not packed or (batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu")):
         of_batch = (len(batch_sizes),) if packed else (lengths is None, resets is None)
-        key, found = call.known(backend, input, hx, params, packed, *flags, recompute, *of_batch)
-    if found is not None and (not packed or add_up(batch_sizes, input, hx.shape[1])):
-        if padded:
-            lengths, resets = _time_major(input, lengths, resets, batch_first)
-        return found(input, hx, params, _visits(input, batch_sizes, lengths, resets, batch_first))
-    meant, D = way(backend, input), 2 if bidirectional else 1
-    if is_aten(meant) and not padded:
-        return torch.gru(*args, **kwargs)
-    traced = isinstance(meant, InGraph)
-    reason = unfit_call(input, batch_sizes, hx, params, has_biases, num_layers, D, batch_first, traced)
-    if padded:
-        if reason is not None:
-            result = torch.gru(*args, **kwargs)  # raises its own error where an argument is at fault
-            if hx.shape[1] == 0:
-                return result
-        lengths, resets = _time_major(input, lengths, resets, batch_first)
-    chosen: Any = reason
-    if reason is None and not is_aten(meant):
-        T, B = len(batch_sizes) if packed else input.shape[1 if batch_first else 0], hx.shape[1]
-        chosen = settle(meant, input, T, B, hx.shape[2], D, (hx, *params), recompute=recompute, padded=padded)
-    if is_aten(meant) or isinstance(chosen, str):
-        if padded:
-            by_equations = traced or tracing()
-            result = _padded_by_aten(input, lengths, resets, hx, batch_first, by_equations, params, *flags[:-1])
-        else:
-            result = torch.gru(*args, **kwargs)  # raises its own error where the input is at fault
-        return result if is_aten(meant) else _or_refuse(backend, meant, chosen, input, result)
-    if chosen is registry.ATEN:
-        if not train and torch.is_grad_enabled() and any(t.requires_grad for t in (input, hx, *params)):
-            dropout, train = 0.0, True  # cuDNN has no backward of what did not train: the kernels do
-        of_aten = has_biases, num_layers, dropout, train, bidirectional
-        if not packed:
-            return call.keep(key, Call(aten=(*of_aten, batch_first)))(input, hx, params)
-        return torch.gru(input, batch_sizes, hx.contiguous(), params, *of_aten)
-    how = num_layers, D, dropout if train else 0.0, batch_first, recompute, False, (batch_sizes, lengths, resets)
-    found = call.keep(key, call.resolved(chosen, input, hx, params, Visits(T, B), *how))
-    visits = None if isinstance(chosen, InGraph) else _visits(input, batch_sizes, lengths, resets, batch_first)
-    return found(input, hx, params, visits)
+        key, run = call.known(backend, input, hx, params, packed, *flags, recompute, *of_batch)
+    if run is None or (packed and not add_up(batch_sizes, input, hx.shape[1])):
+        meant = way(backend, input)
+        if is_aten(meant) and not padded:
+            return torch.gru(*args, **kwargs)
+        found = resolve(meant, input, batch_sizes, hx, params, *flags, recompute=recompute, padded=padded)
+        if isinstance(found, str) or is_aten(meant):
+            # Raises its own error where an argument is at fault.
+            result = torch.gru(*args, **kwargs) if isinstance(found, str) else None
+            if padded and hx.shape[1] > 0:
+                by_equations = isinstance(meant, InGraph) or tracing()
+                result = _padded_by_aten(input, lengths, resets, hx, batch_first, by_equations, params, *flags[:-1])
+            return _or_refuse(backend, meant, found, input, result)
+        run = call.keep(key, found)
+    rows = Rows(batch_sizes, *_time_major(input, lengths, resets, batch_first)) if packed or padded else None
+    return run(input, hx, params, rows)
 
 
 @eager_beside_graphs
@@ -156,39 +133,30 @@ def gru_cell(
         >>> tritongru.gru_cell(torch.randn(2, 3), torch.zeros(2, 4), w_ih, w_hh).shape
         torch.Size([2, 4])
     """
+    return cell(backend, input, hx, w_ih, w_hh, b_ih, b_hh)
+
+
+def cell(
+    backend: str | None, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+) -> Tensor:
+    """`gru_cell`, for who is beside graphs already."""
     given = input, hx, w_ih, w_hh, b_ih, b_hh
-    params, key, found = [p for p in given[2:] if p is not None], None, None
+    params: list[Any] = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
+    key = run = None
     if call.may_know(input):
-        key, found = call.known(backend, input, hx, params, False, "cell", b_ih is None, b_hh is None)
-    if found is None:
+        key, run = call.known(backend, input, hx, params, False, "cell", b_ih is None, b_hh is None)
+    if run is None:
         meant = way(backend, input)
         if is_aten(meant) or (isinstance(meant, InGraph) and meant.stands_in):
             return torch.gru_cell(*given)  # traced as it stands
-        chosen: Any = UNFIT
+        found: Any = UNFIT
         if (b_ih is None) == (b_hh is None) and input.dim() == 2 and hx.dim() == 2:
-            x, h_0 = input[None], hx[None]
-            chosen = unfit_call(x, None, h_0, params, len(params) == 4, 1, 1, False, isinstance(meant, InGraph))
-            chosen = chosen or settle(meant, input, 1, len(input), hx.shape[-1], 1, (hx, *params), cell=True)
-        if isinstance(chosen, str):
-            return _or_refuse(backend, meant, chosen, input, torch.gru_cell(*given))  # its own error, if at fault
-        resolved = Call(aten=())
-        if chosen is not registry.ATEN:
-            resolved = call.resolved(chosen, x, h_0, params, Visits(1, len(input)), 1, 1, 0.0, cell=True)
-        found = call.keep(key, resolved)
-    return found(input[None], hx[None], params)[1] if found.aten is None else torch.gru_cell(input, hx, *params)
-
-
-def _visits(
-    input: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
-) -> Visits | None:
-    """Of a packed or padded batch, with copies: who changes his own tensors changes no gradient. None: of a dense."""
-    if batch_sizes is not None:
-        return Visits.of(input, batch_sizes.tolist())
-    if lengths is None and resets is None:
-        return None
-    lengths = None if lengths is None else checked_lengths(lengths, input.shape[1 if batch_first else 0])
-    resets = None if resets is None else resets.clone(memory_format=torch.contiguous_format)
-    return Visits.of(input, None, lengths, resets, batch_first)
+            flags = b_ih is not None, 1, 0.0, False, False, False
+            found = resolve(meant, input[None], None, hx[None], params, *flags, cell=True)
+        if isinstance(found, str):
+            return _or_refuse(backend, meant, found, input, torch.gru_cell(*given))  # its own error, if at fault
+        run = call.keep(key, found)
+    return run(input[None], hx[None], params)[1] if run.aten is None else torch.gru_cell(*given)
 
 
 def _padded_by_aten(
@@ -197,11 +165,12 @@ def _padded_by_aten(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A padded batch by torch.gru: sequences between its resets are the rows of a packed batch, of how many only values
     tell; so in a graph by the equations."""
+    lengths, resets = _time_major(input, lengths, resets, batch_first)
     x, D = input.transpose(0, 1) if batch_first else input, 2 if bidirectional else 1
     if by_equations:
         visits = Visits.of(x, None, None if lengths is None else lengths.clamp(1, len(x)), resets)
 
-        def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], _: None) -> tuple[Tensor, Tensor]:
             return gru_layer(x, h_0, weights, has_biases, visits, D)[:2]
 
         y, h_n = Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
@@ -234,9 +203,10 @@ def _time_major(
     return lengths, resets
 
 
-def _or_refuse(backend: str | None, meant: Way, reason: str, input: Tensor, result: Any) -> Any:
+def _or_refuse(backend: str | None, meant: Way, reason: Any, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
-    if reason == EMPTY or (isinstance(meant, InGraph) and backend is None):
+    traced = isinstance(meant, InGraph)
+    if is_aten(meant) or reason == EMPTY or (traced and backend is None):
         return result
     if isinstance(meant, InGraph):
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import call, registry
 from .beside import eager_beside_graphs
 from .call import InGraph, is_aten, way
-from .functional import gru, gru_cell
+from .functional import cell, gru
 from .layer import zeros_like
 
 
@@ -98,15 +98,16 @@ class GRU(_WithBackend, nn.GRU):
     ) -> Any:
         if defaults and any(t is not None for t in defaults):
             raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
-        padded = lengths is not None or resets is not None
-        plain = not padded and call.may_know(input) and input.dim() == 3
-        if plain and type(self).check_forward_args is CHECK and (weights := self._weights()) is not None:
+        padded, states = lengths is not None or resets is not None, self.num_layers * (2 if self.bidirectional else 1)
+        plain = not padded and call.may_know(input) and input.dim() == 3 and type(self).check_forward_args is CHECK
+        if plain and (weights := self._weights()) is not None:
             how = self.bias, self.num_layers, self.dropout, self.training
             flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
-            state = self._state(input.shape[0 if self.batch_first else 1])
-            _, found = call.known(self.backend, input, hx, weights, False, *flags, state=state)
-            if found is not None:
-                return found(input, zeros_like(input, state, "h_0") if hx is None else hx, weights)
+            B = input.shape[0 if self.batch_first else 1]
+            h_0 = zeros_like(input, (states, B, self.hidden_size), "h_0") if hx is None else hx
+            _, run = call.known(self.backend, input, h_0, weights, False, *flags)
+            if run is not None:
+                return run(input, h_0, weights)
         packed = isinstance(input, PackedSequence)
         whole: tuple[Any, ...] = input if packed else (input, None, None, None)
         x, batch_sizes, order, back = whole
@@ -124,7 +125,7 @@ class GRU(_WithBackend, nn.GRU):
         if hx is None:
             # The indices' length is known while a graph is made, what batch_sizes holds is not.
             B = x.size(at) if not packed else int(batch_sizes[0]) if order is None else len(order)
-            hx = torch.zeros(self._state(B), dtype=x.dtype, device=x.device)
+            hx = torch.zeros(states, B, self.hidden_size, dtype=x.dtype, device=x.device)
         else:
             hx = self.permute_hidden(hx, order)
         if packed and isinstance(meant, InGraph):
@@ -149,13 +150,9 @@ class GRU(_WithBackend, nn.GRU):
             return None
         return flat if same else None
 
-    def _state(self, batch: int) -> tuple[int, int, int]:
-        """The shape of hx."""
-        return self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size
-
 
 CHECK = nn.GRU.check_forward_args
-CELL = dict.fromkeys(("weight_ih", "weight_hh", "bias_ih", "bias_hh")).keys()  # in the order of torch.gru_cell
+CELL = "weight_ih", "weight_hh", "bias_ih", "bias_hh"  # in the order of torch.gru_cell
 
 
 class GRUCell(_WithBackend, nn.GRUCell):
@@ -197,24 +194,16 @@ class GRUCell(_WithBackend, nn.GRUCell):
 
     @eager_beside_graphs
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        own = self._parameters
-        if hx is not None and call.may_know(input) and own.keys() >= CELL:  # none is made of others
-            given = [own[name] for name in CELL]
-            weights, flags = [w for w in given if w is not None], ("cell", given[2] is None, given[3] is None)
-            _, found = call.known(self.backend, input, hx, weights, False, *flags)
-            if found is not None and found.aten is not None:
-                return torch.gru_cell(input, hx, *weights)
-            if found is not None:
-                return found(input[None], hx[None], weights)[1]
-        tensors = [input] if hx is None else [input, hx]
-        if is_aten(way(self.backend, input)) or any(t.dim() not in (1, 2) for t in tensors):
-            return super().forward(input, hx)  # with its own error for other dimensions
-        batched = input.dim() == 2
+        if (dim := input.dim()) not in (1, 2) or (hx is not None and hx.dim() not in (1, 2)):
+            return super().forward(input, hx)  # its own error
+        batched = dim == 2
         if not batched:
             input = input.unsqueeze(0)
         if hx is None:
             hx = torch.zeros(input.size(0), self.hidden_size, dtype=input.dtype, device=input.device)
         elif not batched:
             hx = hx.unsqueeze(0)
-        h = gru_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh, backend=self.backend)
+        own = self._parameters  # found faster than attributes; one that is made of others is not there
+        weights: list[Any] = [own[name] if name in own else getattr(self, name) for name in CELL]
+        h = cell(self.backend, input, hx, *weights)
         return h if batched else h.squeeze(0)

@@ -110,7 +110,7 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
     x = torch.empty((*((p.time * p.batch,) if p.packed else (p.time, p.batch)), p.input_size), **where)
     hx, saved = torch.empty((p.layers * D, p.batch, H), **where), list[tuple[Any, ...]]()
 
-    def kept(x: Tensor, h_0: Tensor, flat: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def kept(x: Tensor, h_0: Tensor, flat: Sequence[Tensor], _: None) -> tuple[Tensor, Tensor]:
         """As `GRULayer` keeps it."""
         y, h_n, gates = forward_pass(layer, x, h_0, tuple(flat))
         saved.append((x, h_0, y, [gates] if gates else [], tuple(flat)))
