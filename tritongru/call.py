@@ -41,8 +41,8 @@ class Call:
     ) -> tuple[Tensor, Tensor]:
         """Output and h_n. rows: of a packed or padded batch."""
         if self.aten is not None:
-            given = hx.contiguous(), list(params), *self.aten  # cuDNN takes no other h_0
-            return torch.gru(x, *given) if rows is None else torch.gru(x, rows.batch_sizes, *given)
+            of_batch: list[Any] = [] if rows is None else [rows.batch_sizes]
+            return torch.gru(*[x, *of_batch, hx.contiguous(), list(params), *self.aten])  # cuDNN takes no other h_0
         if self.dtype is not None:
             x, hx, params = x.to(self.dtype), hx.to(self.dtype), [p.to(self.dtype) for p in params]
         D, count, h_ns, h_n, visits = self.directions, len(self.layers), [], None, None
@@ -94,7 +94,7 @@ def known(
     unknown backend. x: of which `may_know` holds; of packed rows the number is left out."""
     kind, asked_for, tensors = x.device.type, registry.asked_for(backend), (x, hx, *params)
     try:
-        if not {type(t) for t in (*tensors, *flags)} <= TOLD:
+        if not set(map(type, (*tensors, *flags))) <= TOLD:
             return None, None
         told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     except (AttributeError, TypeError):  # no tensors where there should be some
