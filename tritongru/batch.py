@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pack_padded_sequence, pad_sequence
 
 from .latest import Latest, capturing, lasting
 from .status import LENGTHS_OUTSIDE, status
@@ -183,25 +184,24 @@ def checked_lengths(lengths: Tensor, T: int) -> Tensor:
     return inside.to(torch.int32)
 
 
-def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first. Where each
-    packed row lies in time-major rows, t * B + b [N]; batch sizes, on the CPU; and which is a row's first sequence, and
-    which its last, [B] each. Waits for the device: how many there are follows from values."""
-    T, B = visits.time, visits.batch
-    runs, resets = (
-        (torch.full((T, B), fill, device=device) if given is None else given).T.flatten()  # in the order of rows
-        for given, fill in ((visits.runs(), True), (visits.resets, False))
+    packed row lies in time-major rows, t * B + b [N]; batch sizes; and which is a row's first sequence, and which its
+    last, [B] each. Waits for the device: how many there are follows from values."""
+    T, B, sequences, first, last = visits.time, visits.batch, list[Tensor](), list[int](), list[int]()
+    resets = None if visits.resets is None else visits.resets.cpu()
+    for b, length in enumerate([T] * B if visits.lengths is None else visits.lengths.tolist()):
+        rows = torch.arange(b, length * B, B, device="cpu")
+        first.append(len(sequences))
+        sequences += [rows] if resets is None else rows.tensor_split(resets[1:length, b].nonzero().flatten() + 1)
+        last.append(len(sequences) - 1)
+    order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
+    in_order = [sequences[i] for i in order]
+    packed, place = (
+        pack_padded_sequence(pad_sequence(in_order), [*map(len, in_order)]),
+        torch.tensor(order, device="cpu").argsort(),
     )
-    t, at = torch.arange(T, device=device).repeat(B), torch.arange(T * B, device=device)
-    begins = runs & (resets | (t == 0))
-    number = begins.cumsum(0) - 1
-    position = at - at[begins][number]
-    lengths = number[runs].bincount()
-    rank = lengths.argsort(descending=True, stable=True).argsort()
-    key = (position * len(lengths) + rank[number])[runs]
-    rows = (t * B + at // T)[runs][key.argsort()]
-    of_row = rank[number.view(B, T)]
-    return rows, position[runs].bincount().cpu(), (of_row[:, 0], of_row[:, -1])
+    return packed.data.to(device), packed.batch_sizes, place[first].to(device), place[last].to(device)
 
 
 # To copy one to a device stalls the host, and may not be captured. 4 MiB in all, a kilobyte for the objects of each.

@@ -72,12 +72,13 @@ def gru(
     third = args[2] if len(args) > 2 else kwargs.get("hx") if "data" in kwargs or "batch_sizes" in kwargs else None
     packed, padded = isinstance(third, Tensor), lengths is not None or resets is not None
     names = _PACKED if packed else _DENSE
-    if len(args) + len(kwargs) != len(names) or set(names[len(args) :]) != set(kwargs):
+    named = dict(zip(names, args, strict=False)) | kwargs
+    if len(args) + len(kwargs) != len(names) or named.keys() != set(names):
         return torch.gru(*args, **kwargs)  # its own error for a wrong signature
     if packed and padded:
         name = "resets" if lengths is None else "lengths"
         raise RuntimeError(f"{name} must be None with packed input, which has lengths of its own, got a tensor")
-    given = [*args, *(kwargs[name] for name in names[len(args) :])]
+    given = [named[name] for name in names]
     if any(isinstance(flag, (list, tuple, str, NoneType)) for flag in given[names.index("params") + 1 :]):
         return torch.gru(*args, **kwargs)  # likewise for a wrong type
     input, batch_sizes, hx, params, *flags = [*given, False] if packed else [given[0], None, *given[1:]]
@@ -91,15 +92,14 @@ def gru(
             return torch.gru(*args, **kwargs)
         found = resolve(meant, input, batch_sizes, hx, params, *flags, recompute=recompute, padded=padded)
         if isinstance(found, str) or is_aten(meant):
-            # Raises its own error where an argument is at fault.
+            # PyTorch's own error, where an argument is at fault.
             result = torch.gru(*args, **kwargs) if isinstance(found, str) else None
             if padded and hx.shape[1] > 0:
-                by_equations = isinstance(meant, InGraph) or tracing()
-                result = _padded_by_aten(input, lengths, resets, hx, batch_first, by_equations, params, *flags[:-1])
+                rows, in_graph = _rows(input, None, lengths, resets, batch_first), isinstance(meant, InGraph)
+                result = _padded_by_aten(in_graph or tracing(), input, rows, hx, params, *flags)
             return _or_refuse(backend, meant, found, input, result)
         run = call.keep(key, found)
-    rows = Rows(batch_sizes, *_time_major(input, lengths, resets, batch_first)) if packed or padded else None
-    return run(input, hx, params, rows)
+    return run(input, hx, params, _rows(input, batch_sizes, lengths, resets, batch_first) if packed or padded else None)
 
 
 @eager_beside_graphs
@@ -159,48 +159,42 @@ def cell(
     return run(input[None], hx[None], params)[1] if run.aten is None else torch.gru_cell(*given)
 
 
+def _rows(
+    input: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
+) -> Rows:
+    """On input's device, resets as [T, B]; TypeError or RuntimeError for lengths and resets that do not fit input."""
+    if not torch.compiler.is_compiling():  # there the operator looks
+        check_padding(lengths, resets, input.shape[:2], batch_first, input.device)
+    if lengths is not None and lengths.device != input.device:
+        lengths = checked_lengths(lengths, input.shape[1 if batch_first else 0]).to(input.device)
+    return Rows(batch_sizes, lengths, resets.transpose(0, 1) if resets is not None and batch_first else resets)
+
+
 def _padded_by_aten(
-    input: Tensor, lengths: Tensor | None, resets: Tensor | None, hx: Tensor, batch_first: bool, by_equations: bool,
-    params: list[Tensor], has_biases: bool, num_layers: int, dropout: float, train: bool, bidirectional: bool,
+    by_equations: bool, input: Tensor, rows: Rows, hx: Tensor, params: list[Tensor], has_biases: bool, num_layers: int,
+    dropout: float, train: bool, bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """A padded batch by torch.gru: sequences between its resets are the rows of a packed batch, of how many only values
     tell; so in a graph by the equations."""
-    lengths, resets = _time_major(input, lengths, resets, batch_first)
     x, D = input.transpose(0, 1) if batch_first else input, 2 if bidirectional else 1
     if by_equations:
-        visits = Visits.of(x, None, None if lengths is None else lengths.clamp(1, len(x)), resets)
+        visits = Visits.of(x, None, None if rows.lengths is None else rows.lengths.clamp(1, len(x)), rows.resets)
 
         def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], _: None) -> tuple[Tensor, Tensor]:
             return gru_layer(x, h_0, weights, has_biases, visits, D)[:2]
 
         y, h_n = Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
         return y.transpose(0, 1) if batch_first else y, h_n
-    visits = Visits.of(x, None, None if lengths is None else checked_lengths(lengths, len(x)), resets)
-    rows, batch_sizes, first_and_last = segments(visits, x.device)
+    at, batch_sizes, *first_and_last = segments(rows.visits(x, False), x.device)
     states = torch.arange(len(hx), device=x.device)[:, None]
     begins, ends = (torch.stack(of[:D]).repeat(num_layers, 1) for of in (first_and_last, first_and_last[::-1]))
-    if resets is not None:
-        forward = torch.zeros_like(begins, dtype=torch.bool)
-        forward[::D] = resets[0]
-        hx = hx.masked_fill(forward[..., None], 0)
+    if rows.resets is not None:  # of the first step: they clear the forward direction's
+        hx = hx.masked_fill((rows.resets[0] & (states % D == 0))[..., None], 0)
     h_0 = hx.new_zeros(len(hx), int(batch_sizes[0]), hx.shape[-1]).index_put((states, begins), hx)
-    t, b = rows // visits.batch, rows % visits.batch
+    t, b = at // x.shape[1], at % x.shape[1]
     y, h_n = torch.gru(x[t, b], batch_sizes, h_0, params, has_biases, num_layers, dropout, train, bidirectional)
-    y = y.new_zeros(visits.time, visits.batch, y.shape[-1]).index_put((t, b), y)
+    y = y.new_zeros(*x.shape[:2], y.shape[-1]).index_put((t, b), y)
     return y.transpose(0, 1) if batch_first else y, h_n[states, ends]
-
-
-def _time_major(
-    input: Tensor, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Both on input's device, resets as [T, B]; TypeError or RuntimeError for what does not fit input."""
-    if not torch.compiler.is_compiling():  # there the operator looks
-        check_padding(lengths, resets, input.shape[:2], batch_first, input.device)
-    if resets is not None and batch_first:
-        resets = resets.transpose(0, 1)
-    if lengths is not None and lengths.device != input.device:
-        lengths = checked_lengths(lengths, input.shape[1 if batch_first else 0]).to(input.device)
-    return lengths, resets
 
 
 def _or_refuse(backend: str | None, meant: Way, reason: Any, input: Tensor, result: Any) -> Any:

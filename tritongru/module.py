@@ -99,13 +99,14 @@ class GRU(_WithBackend, nn.GRU):
         if defaults and any(t is not None for t in defaults):
             raise TypeError(f"forward() takes from 2 to 3 positional arguments but {3 + len(defaults)} were given")
         padded, states = lengths is not None or resets is not None, self.num_layers * (2 if self.bidirectional else 1)
+        flags = self.bias, self.num_layers, self.dropout, self.training, self.bidirectional
         plain = not padded and call.may_know(input) and input.dim() == 3 and type(self).check_forward_args is CHECK
-        if plain and (weights := self._weights()) is not None:
-            how = self.bias, self.num_layers, self.dropout, self.training
-            flags = *how, self.bidirectional, self.batch_first, self.recompute, True, True  # as `gru` has them
+        if plain and self._as_they_were():
+            how = *flags, self.batch_first, self.recompute, True, True  # as `gru` has them
+            weights: Any = self._flat_weights
             B = input.shape[0 if self.batch_first else 1]
             h_0 = zeros_like(input, (states, B, self.hidden_size), "h_0") if hx is None else hx
-            _, run = call.known(self.backend, input, h_0, weights, False, *flags)
+            _, run = call.known(self.backend, input, h_0, weights, False, *how)
             if run is not None:
                 return run(input, h_0, weights)
         packed = isinstance(input, PackedSequence)
@@ -132,23 +133,21 @@ class GRU(_WithBackend, nn.GRU):
             self.check_input(x, batch_sizes)  # the operator looks at the rest
         else:
             self.check_forward_args(x, hx, batch_sizes)
-        given = self._flat_weights, self.bias, self.num_layers, self.dropout, self.training, self.bidirectional
         ours: dict[str, Any] = dict(backend=self.backend, recompute=self.recompute, lengths=lengths, resets=resets)
         if packed:
-            output, h_n = gru(x, batch_sizes, hx, *given, **ours)
+            output, h_n = gru(x, batch_sizes, hx, self._flat_weights, *flags, **ours)
             return PackedSequence(output, batch_sizes, order, back), self.permute_hidden(h_n, back)
-        output, h_n = gru(x, hx, *given, self.batch_first, **ours)
+        output, h_n = gru(x, hx, self._flat_weights, *flags, self.batch_first, **ours)
         return (output, h_n) if batched else (output.squeeze(at), h_n.squeeze(1))
 
-    def _weights(self) -> Any:
-        """nn.GRU's `_flat_weights`, where a look at each would find nothing new; None: it has to look."""
-        own, flat = self._parameters, self._flat_weights
-        each = zip(self._flat_weights_names, flat, self._flat_weight_refs, strict=True)
+    def _as_they_were(self) -> bool:
+        """Whether nn.GRU's `_flat_weights` are the parameters: a look at each would find nothing new."""
+        own = self._parameters
+        each = zip(self._flat_weights_names, self._flat_weights, self._flat_weight_refs, strict=True)
         try:
-            same = all([own[name] is weight and ref is not None and ref() is weight for name, weight, ref in each])
+            return all([own[name] is weight and ref is not None and ref() is weight for name, weight, ref in each])
         except (KeyError, ValueError):  # one is made of others, by a parametrization, or somebody's own
-            return None
-        return flat if same else None
+            return False
 
 
 CHECK = nn.GRU.check_forward_args
