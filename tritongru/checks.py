@@ -14,6 +14,7 @@ from . import registry
 
 TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
 UNFIT = "the arguments do not fit a GRU"
+OF_SIZES = 1, torch.int64, "cpu"  # the kind of batch_sizes
 EMPTY = "a size is 0: there is nothing to launch a kernel for"
 
 
@@ -65,20 +66,6 @@ def check_padding(lengths: Any, resets: Any, sizes: Sequence[int], batch_first: 
             raise RuntimeError(f"{expected}, got {list(given.shape)} of {given.dtype} on {given.device}")
 
 
-def check_gradients(
-    dy: Tensor | None, dh_n: Tensor | None, y: Tensor, wanted: Sequence[bool], of: Operands
-) -> Operands:
-    """Raise for what does not fit `tritongru::layer_backward`."""
-    check_operands(of)
-    rows = (*of.x.shape[:-1], of.h_0.shape[0] * of.h_0.shape[2])
-    for name, tensor, shape in (("y", y, rows), ("dy", dy, rows), ("dh_n", dh_n, of.h_0.shape)):
-        if tensor is not None and not same(tensor.shape, shape):
-            raise RuntimeError(f"{name} must be {list(shape)}, got {list(tensor.shape)}")
-    if len(wanted) != 2 + len(of.weights):
-        raise RuntimeError(f"wanted must have {2 + len(of.weights)} entries, got {len(wanted)}")
-    return of
-
-
 def same(shape: Sequence[int], expected: Sequence[int]) -> bool:
     """Whether they are the same, or may be where only data tells."""
     return len(shape) == len(expected) and all(may(n == m) for n, m in zip(shape, expected, strict=True))
@@ -93,23 +80,21 @@ def may(condition: bool | torch.SymBool) -> bool:
     return bool(guard_or_true(condition))
 
 
-def add_up(batch_sizes: Tensor, data: Tensor, B: int) -> bool:
-    """Whether they begin with B, never rise, stay above 0 and add up to the rows of data."""
-    sizes = batch_sizes.tolist()
-    return bool(sizes) and sizes[0] == B and sum(sizes) == len(data) and sizes[-1] > 0 and sizes == sorted(sizes)[::-1]
+def sizes_of(batch_sizes: Tensor, data: Tensor, hx: Tensor) -> tuple[int, ...] | None:
+    """The values of batch_sizes, where they begin with B, never rise, stay above 0 and add up to the rows of data."""
+    sizes = tuple(batch_sizes.tolist()) if _kind(batch_sizes) == OF_SIZES else ()
+    falling = sizes == tuple(sorted(sizes, reverse=True)) and min(sizes, default=0) > 0
+    return sizes if falling and sizes[:1] == tuple(hx.shape[1:2]) and sum(sizes) == len(data) else None
 
 
 def read_sizes(batch_sizes: Tensor | None, x: Tensor, h_0: Tensor) -> tuple[int, ...] | None:
-    """The values of batch_sizes, which a fake tensor does not have."""
-    if batch_sizes is None:
-        return None
-    sizes: list[int] = batch_sizes.tolist()
-    if not add_up(batch_sizes, x, h_0.shape[1]):
-        raise RuntimeError(
-            f"batch_sizes must begin with h_0's batch size, {h_0.shape[1]}, never rise, stay above 0 and add up to the "
-            f"{len(x)} rows of x, got {sizes}"
-        )
-    return tuple(sizes)
+    """`sizes_of`, which a fake tensor does not have; RuntimeError where they do not fit."""
+    if batch_sizes is None or (sizes := sizes_of(batch_sizes, x, h_0)) is not None:
+        return None if batch_sizes is None else sizes
+    raise RuntimeError(
+        f"batch_sizes must begin with h_0's batch size, {h_0.shape[1]}, never rise, stay above 0 and add up to the "
+        f"{len(x)} rows of x, got {batch_sizes.tolist()}"
+    )
 
 
 def unfit_call(
@@ -118,38 +103,38 @@ def unfit_call(
 ) -> str | None:  # fmt: skip
     """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words. traced:
     in a graph, whose sizes may be what only data tells: the operator looks when it runs."""
-    tensors = [input, hx, *params] if batch_sizes is None else [input, hx, batch_sizes, *params]
-    rank = 3 if batch_sizes is None else 2
-    if not all(isinstance(t, Tensor) for t in tensors) or hx.dim() != 3 or input.dim() != rank:
+    every, packed = [input, hx, *params], batch_sizes is not None
+    if not all(isinstance(t, Tensor) for t in every) or hx.dim() != 3 or input.dim() != (2 if packed else 3):
         return UNFIT
-    if batch_sizes is None:
-        T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
-    else:
-        kind = batch_sizes.dim(), batch_sizes.dtype, batch_sizes.device.type
-        if batch_first or kind != (1, torch.int64, "cpu"):
+    T, B = input.shape[:2] if not batch_first else (input.shape[1], input.shape[0])
+    if batch_sizes is not None:
+        if batch_first or _kind(batch_sizes) != OF_SIZES:
             return "batch_sizes must be [T], int64, on the CPU, without batch_first"
         T, B = batch_sizes.shape[0], hx.shape[1]  # len would ask for what only data tells
-        if not traced and not add_up(batch_sizes, input, B) and len(batch_sizes):
+        if not traced and len(batch_sizes) and sizes_of(batch_sizes, input, hx) is None:
             return UNFIT
     if 0 in (input.shape[-1], hx.shape[-1]) or (not traced and min(T, B) == 0):
         return EMPTY
-    every = [input, hx, *params]
     if any(type(t) not in (Tensor, Parameter, *TRACED) for t in every):
         return "an argument is a tensor subclass"
     devices, dtypes = {t.device for t in every}, {t.dtype for t in every}
     if len(devices) > 1:
         return "the arguments lie on several devices"
-    autocast = registry.autocasting(input.device)
-    if len(dtypes) > 1 and not (autocast and torch.float64 not in dtypes and all(d.is_floating_point for d in dtypes)):
+    cast = registry.autocasting(input.device) and torch.float64 not in dtypes
+    if len(dtypes) > 1 and not (cast and all(d.is_floating_point for d in dtypes)):
         return "the arguments have several dtypes"
     H, expected = hx.shape[-1], [("h_0", (num_layers * D, B, hx.shape[-1]))]
     for i in range(num_layers * D):
         shapes: list[Any] = [(3 * H, input.shape[-1] if i < D else D * H), (3 * H, H), (3 * H,), (3 * H,)]
-        named = zip(("w_ih", "w_hh", "b_ih", "b_hh")[: 4 if has_biases else 2], shapes, strict=False)
-        expected += [(f"{name} number {i}", shape) for name, shape in named]
-    if input.layout != torch.strided or 1 + len(params) != len(expected):
+        names = ("w_ih", "w_hh", "b_ih", "b_hh")[: 4 if has_biases else 2]
+        expected += [(f"{name} number {i}", shape) for name, shape in zip(names, shapes, strict=False)]
+    if input.layout != torch.strided or len(every) != 1 + len(expected):
         return UNFIT
-    for (name, shape), tensor in zip(expected, (hx, *params), strict=True):
+    for (name, shape), tensor in zip(expected, every[1:], strict=True):
         if not same(tensor.shape, shape):
             return f"{name} must be {list(shape)}, got {list(tensor.shape)}"
     return None
+
+
+def _kind(of: Any) -> tuple[int, torch.dtype, str] | None:
+    return (of.dim(), of.dtype, of.device.type) if isinstance(of, Tensor) else None

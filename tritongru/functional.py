@@ -12,7 +12,7 @@ from . import call, registry
 from .batch import Rows, Visits, checked_lengths, segments
 from .beside import eager_beside_graphs
 from .call import Call, InGraph, Way, is_aten, resolve, tracing, way
-from .checks import EMPTY, UNFIT, add_up, check_padding
+from .checks import EMPTY, UNFIT, check_padding, sizes_of
 from .reference import gru_layer
 
 _BOTH = ("hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
@@ -83,10 +83,10 @@ def gru(
         return torch.gru(*args, **kwargs)  # likewise for a wrong type
     input, batch_sizes, hx, params, *flags = [*given, False] if packed else [given[0], None, *given[1:]]
     batch_first, key, run = flags[-1], None, None
-    if call.may_know(input) and (not packed or (batch_sizes.dim() == 1 and batch_sizes.device.type == "cpu")):
+    if call.may_know(input) and (not packed or sizes_of(batch_sizes, input, hx) is not None):
         of_batch = (len(batch_sizes),) if packed else (lengths is None, resets is None)
         key, run = call.known(backend, input, hx, params, packed, *flags, recompute, *of_batch)
-    if run is None or (packed and not add_up(batch_sizes, input, hx.shape[1])):
+    if run is None:
         meant = way(backend, input)
         if is_aten(meant) and not padded:
             return torch.gru(*args, **kwargs)

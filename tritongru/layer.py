@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 from . import flops, products, registry
 from .batch import Visits, checked_lengths
 from .beside import eager_beside_graphs
-from .checks import Operands, check_gradients, check_operands, read_sizes
+from .checks import Operands, check_operands, read_sizes
 from .double_backward import keep_for_second, second_gradients
 from .gradients import BackwardPass, in_chunks, steps_at_once, whole
 from .latest import capturing, lasting
@@ -236,8 +236,9 @@ def layer_backward(
     dy: Tensor | None, dh_n: Tensor | None, y: Tensor, rzn: Tensor, q: Tensor, wanted: Sequence[bool], *operands: Any
 ) -> list[Tensor]:
     """The gradients that are `wanted` of x, h_0 and each of the weights, in this order, from those of y and h_n (None:
-    zero). y, rzn, q, operands: of layer_forward, whose errors it raises; with recompute gates are computed again."""
-    of = check_gradients(dy, dh_n, y, wanted, Operands(*operands))
+    zero). y, rzn, q, operands: of a call of layer_forward, which has looked at them; with recompute gates are computed
+    again."""
+    of = Operands(*operands)
     if not of.h_0.shape[1]:
         return _zero_gradients(of, wanted)
     gates = [] if of.recompute else [SavedGates(rzn.transpose(0, 1) if of.batch_first else rzn, q)]
@@ -249,8 +250,7 @@ def layer_backward(
 
 @layer_backward.register_fake
 def _(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequence[bool], *operands: Any) -> list[Tensor]:
-    of = check_gradients(dy, dh_n, y, wanted, Operands(*operands))
-    return _zero_gradients(of, wanted)
+    return _zero_gradients(Operands(*operands), wanted)
 
 
 def _zero_gradients(of: Operands, wanted: Sequence[bool]) -> list[Tensor]:
