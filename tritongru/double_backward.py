@@ -39,8 +39,8 @@ def second_gradients(ctx: Any, cotangents: Sequence[Tensor | None]) -> tuple[Any
     with torch.enable_grad(), products.surroundings(x, "ieee"):
         wide: list[Any] = [None if t is None else t.to(torch.promote_types(t.dtype, torch.float32)) for t in own]
         dy, dh_n, x, h_0, *weights = wide
-        x, D = x.transpose(0, 1) if ctx.batch_first else x, len(h_0)
-        y, h_n, _ = gru_layer(x, h_0, weights, len(weights) == 4 * D, visits, D)
+        x = x.transpose(0, 1) if ctx.batch_first else x
+        y, h_n, _ = gru_layer(x, h_0, weights, visits)
         results = y.transpose(0, 1) if ctx.batch_first else y, h_n
         of = [t for t, want in zip(own[2:], ctx.wanted, strict=True) if want]
         first = _pulled_back(results, (dy, dh_n), of, create_graph=True)

@@ -181,7 +181,7 @@ def _padded_by_aten(
         visits = Visits.of(x, None, None if rows.lengths is None else rows.lengths.clamp(1, len(x)), rows.resets)
 
         def layer(x: Tensor, h_0: Tensor, weights: Sequence[Tensor], _: None) -> tuple[Tensor, Tensor]:
-            return gru_layer(x, h_0, weights, has_biases, visits, D)[:2]
+            return gru_layer(x, h_0, weights, visits)[:2]
 
         y, h_n = Call([layer] * num_layers, D, dropout if train else 0.0)(x, hx, params)
         return y.transpose(0, 1) if batch_first else y, h_n

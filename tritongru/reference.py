@@ -78,21 +78,16 @@ def direction_forward(
 
 
 def direction_backward(
-    dy: Tensor, dh_n: Tensor, h_0: Tensor, steps: Sequence[Step], w_hh: Tensor, visits: Visits, direction: int
+    dy: Tensor, dh_n: Tensor, h_prev: Tensor, steps: Sequence[Step], w_hh: Tensor, visits: Visits, direction: int
 ) -> tuple[Tensor, Tensor]:
-    """Backward of `direction_forward`: dgates (dq, dr, dz, dn) in dy's rows, [..., 4H], and dh_0 [B, H]."""
-    dh = dh_n
+    """Backward of `direction_forward`: dgates (dq, dr, dz, dn) in dy's rows, [..., 4H], and dh_0 [B, H]. h_prev: the
+    state that entered each step, in dy's rows."""
+    dh, found = dh_n, []
     runs, cleared = _masks(visits, direction)
-    found = []
-    for visit, of_y in reversed([*enumerate(visits.steps(dy, direction))]):
-        step, rows = steps[visit], len(of_y)
-        before = steps[visit - 1].h if visit > 0 else h_0[:0]
-        h_prev = torch.cat([before[:rows], h_0[len(before) : rows]])  # a row that was not there starts from h_0
-        if runs is not None and visit > 0:
-            h_prev = torch.where(runs[visit - 1], h_prev, h_0)
-        if cleared is not None:
-            h_prev = h_prev.masked_fill(cleared[visit], 0)
-        dgates, dh_prev = gru_step_backward(dh[:rows] + of_y, step, h_prev, w_hh)
+    given = zip(steps, visits.steps(dy, direction), visits.steps(h_prev, direction), strict=True)
+    for visit, (step, of_y, before) in reversed([*enumerate(given)]):
+        rows = len(of_y)
+        dgates, dh_prev = gru_step_backward(dh[:rows] + of_y, step, before, w_hh)
         if runs is not None:
             dgates = dgates.masked_fill(~runs[visit], 0)
             dh_prev = torch.where(runs[visit], dh_prev, dh)
@@ -105,14 +100,13 @@ def direction_backward(
 
 
 def gru_layer(
-    x: Tensor, h_0: Tensor, params: Sequence[Tensor], bias: bool, visits: Visits, directions: int
+    x: Tensor, h_0: Tensor, params: Sequence[Tensor], visits: Visits
 ) -> tuple[Tensor, Tensor, list[list[Step]]]:
     """One layer by the equations alone, differentiable to any order: y [..., D * H], h_n [D, B, H], and each
     direction's steps as it visits them. x time-major or packed; params (w_ih, w_hh[, b_ih, b_hh]) per direction."""
-    each = 4 if bias else 2
-    x = visits.only_running(x)  # of a NaN where no row runs the derivative too has to be 0
-    ys, h_ns, every = [], [], []
-    for direction in range(directions):
+    D, x = len(h_0), visits.only_running(x)  # of a NaN where no row runs the derivative too has to be 0
+    each, ys, h_ns, every = len(params) // D, [], [], []
+    for direction in range(D):
         w_ih, w_hh, *biases = params[direction * each : (direction + 1) * each]
         b_ih, b_hh = biases or (None, None)
         x_proj = torch.nn.functional.linear(x, w_ih, b_ih)

@@ -42,7 +42,10 @@ def backward(
     for direction, (of_y, of_dy) in enumerate(zip(y.chunk(D, -1), dy.chunk(D, -1), strict=True)):
         kept = of_y, *gates.rzn[..., direction, :].chunk(3, -1), gates.q[..., direction, :]
         steps = [Step(*of) for of in zip(*(visits.steps(t, direction) for t in kept), strict=True)]
-        given = of_dy, dh_n[direction], h_0[direction], steps, weights.w_hh[direction]
+        h_prev = y.new_empty(visits.size_rows, call.hidden_size)
+        for rows, h in visits.h_prev(y, h_0, direction):
+            h_prev[rows] = h
+        given = of_dy, dh_n[direction], h_prev.view(of_y.shape), steps, weights.w_hh[direction]
         dgates, dh = direction_backward(*given, visits, direction)
         all_dgates.append(dgates.reshape(visits.size_rows, -1))
         dh_0.append(dh)

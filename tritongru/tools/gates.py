@@ -75,7 +75,7 @@ def gates(module: nn.GRU, input: Any, hx: Tensor | None = None) -> Gates:
     with torch.no_grad():
         for layer in range(0, L * D, D):
             weights = [w for of in module.all_weights[layer : layer + D] for w in of]
-            x, _, every = gru_layer(x, hx[layer : layer + D], weights, module.bias, visits, D)
+            x, _, every = gru_layer(x, hx[layer : layer + D], weights, visits)
             in_time = (steps[::-1] if direction else steps for direction, steps in enumerate(every))
             found += [[padded([getattr(s, name) for s in steps]) for name in Gates._fields] for steps in in_time]
     return Gates(*(torch.stack(parts).unflatten(0, (L, D)) for parts in zip(*found, strict=True)))
