@@ -82,10 +82,9 @@ class GRULayer(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, layer: Layer, x: Tensor, h_0: Tensor, *flat: Tensor) -> tuple[Tensor, Tensor]:
         y, h_n, gates = forward_pass(layer, x, h_0, flat)
-        if layer.call.save_gates:
-            ctx.layer = layer
-            ctx.save_for_backward(x, h_0, y, *(gates or (None, None)), *flat)
-            ctx.set_materialize_grads(False)
+        ctx.layer = layer
+        ctx.save_for_backward(x, h_0, y, *(gates or (None, None)), *flat)
+        ctx.set_materialize_grads(False)
         return y, h_n
 
     @staticmethod
