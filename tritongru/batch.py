@@ -136,25 +136,20 @@ class Visits:
             later = [(slice(B, N), y[: N - B]), (slice(0, B), h_0)]
             earlier = [(slice(0, N - B), y[B:]), (slice(N - B, N), h_0)]
             return [(rows, h) for rows, h in (later if direction == 0 else earlier) if h.shape[0]]
-        before, begun = self._rows_before(direction, y.device)
-        found = y.index_select(0, before).index_copy_(0, begun, h_0)
+        row = torch.arange(N, device=y.device)  # all on the device: the host goes on
+        if self.batch_sizes is None:
+            starts, t, lengths = row[::B], row // B, self.lengths
+        else:
+            sizes, starts, lengths = tables(self.batch_sizes, y.device)
+            t = torch.repeat_interleave(sizes.long(), output_size=N)
+        t_before = (t + (1 if direction else -1)).clamp(0, self.time - 1)
+        before = (starts[t_before] + row - starts[t]).clamp(max=N - 1)  # any, where a row begins from h_0
+        last = self.time - 1 if lengths is None else lengths.long() - 1
+        begins = row[:B] if direction == 0 else starts[last] + row[:B]
+        found = y.index_select(0, before).index_copy_(0, begins, h_0)
         if (cleared := self.cleared(direction)) is not None:
             found.masked_fill_(cleared.view(N, 1), 0)
         return [(slice(0, N), found)]
-
-    def _rows_before(self, direction: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """For every row, the row of y that holds its h_{t-1}, or any where it begins from h_0; and which rows do, in
-        the order of the batch. Made on the device: the host goes on."""
-        T, B, at = self.time, self.batch, torch.arange(self.size_rows, device=device)
-        if self.batch_sizes is None:
-            starts, t, lengths = at[::B], at // B, self.lengths
-        else:
-            sizes, starts, lengths = tables(self.batch_sizes, device)
-            t = torch.repeat_interleave(sizes.long(), output_size=len(at))
-        step = 1 if direction else -1
-        before = (starts[(t + step).clamp(0, T - 1)] + at - starts[t]).clamp(max=len(at) - 1)
-        last = T - 1 if lengths is None else lengths.long() - 1
-        return before, at[:B] if direction == 0 else starts[last] + at[:B]
 
 
 class Rows(NamedTuple):

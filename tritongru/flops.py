@@ -51,5 +51,4 @@ def count() -> None:
     counter.flop_registry.update(formulas)
     for mode in _get_current_dispatch_mode_stack():
         if isinstance(mode, counter._FlopCounterMode):
-            for operator, formula in formulas.items():
-                mode.counter.flop_registry.setdefault(operator, formula)
+            mode.counter.flop_registry = formulas | mode.counter.flop_registry

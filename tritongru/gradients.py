@@ -3,7 +3,7 @@ at once, or with recompute and many rows one chunk of time after the other, with
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,20 +53,15 @@ def whole(p: BackwardPass) -> Gradients:
     del gates  # unless the graph is retained they are gone before anything else comes
     H, of_directions = p.call.hidden_size, dgates.unbind(0)
     dx = products.input_gradient(of_directions, p.weights.w_ih).view(p.x.shape) if p.want_x else None
-    x: Tensor | None = None
+    # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
+    x: Any = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1]) if any([w[0] for w in p.wanted]) else None
     d_weights: list[Tensor | None] = []
     for direction, (dgate, want) in enumerate(zip(of_directions, p.wanted, strict=True)):
-        by_gate = dgate.t()
-        if want[0] and x is None:
-            # Copies a batch-first x, and a padded one: what lies past a row's length may be NaN.
-            x = p.call.visits.only_running(p.x).reshape(-1, p.x.shape[-1])
-        d_w_ih = by_gate[H:].mm(x) if want[0] and x is not None else None  # dr dz dn
-        h_prev = p.call.visits.h_prev(p.y, p.h_0, direction) if want[1] else []
-        d_w_hh = products.hidden_weight_gradient(by_gate, h_prev) if want[1] else None
-        d_weights += [d_w_ih, d_w_hh]
-        if len(want) == 4:
-            db_ih, db_hh = products.bias_gradients(dgate) if want[2] or want[3] else (None, None)
-            d_weights += [db_ih if want[2] else None, db_hh if want[3] else None]
+        by_gate, visits = dgate.t(), p.call.visits
+        d_w_ih = by_gate[H:].mm(x) if want[0] else None  # dr dz dn
+        d_w_hh = products.hidden_weight_gradient(by_gate, visits.h_prev(p.y, p.h_0, direction)) if want[1] else None
+        d_biases = products.bias_gradients(dgate) if any(want[2:]) else (None, None)
+        d_weights += [d_w_ih, d_w_hh, *[db if asked else None for db, asked in zip(d_biases, want[2:], strict=False)]]
     return dx, dh_0, d_weights
 
 
