@@ -85,8 +85,8 @@ class Visits:
         return found if direction == 0 else found[::-1]
 
     def pointers(self, unread: Tensor) -> dict[str, Tensor]:
-        """On the device of `unread`, which stands for what a batch does not have and nobody reads: how many time steps
-        each row runs (int32), the first row of each time step of a packed batch (int32), and resets (int8)."""
+        """Kernel arguments: time steps of each row (int32), the first row of each time step of a packed batch (int32),
+        and resets (int8). `unread` stands for those that a batch does not have, which no kernel reads."""
         lengths, starts = unread if self.lengths is None else self.lengths, unread
         if self.batch_sizes is not None:
             _, starts, lengths = tables(self.batch_sizes, unread.device)
@@ -169,8 +169,8 @@ class Rows(NamedTuple):
 
 
 def checked_lengths(lengths: Tensor, T: int) -> Tensor:
-    """`lengths` as int32, brought into 1 .. T; one outside of it is a RuntimeError: at once on the CPU; on CUDA, where
-    the check is asynchronous, at the next call that has lengths or runs `sequence`, or at `tritongru.synchronize()`."""
+    """`lengths` as int32, clamped to 1 .. T. One outside is a RuntimeError: on the CPU at once, on CUDA at the next
+    call that has lengths or runs `sequence`, or at `tritongru.synchronize()`."""
     inside = lengths.clamp(1, T)
     if lengths.is_cuda:
         status(lengths.device).note_lengths((lengths != inside).any())
@@ -180,9 +180,9 @@ def checked_lengths(lengths: Tensor, T: int) -> Tensor:
 
 
 def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """A padded batch cut at its resets: the sequences in it as rows of a packed batch, the longest first. Where each
-    packed row lies in time-major rows, t * B + b [N]; batch sizes; and which is a row's first sequence, and which its
-    last, [B] each. Waits for the device: how many there are follows from values."""
+    """A padded batch cut at its resets into the rows of a packed batch, the longest first. Returns where each packed
+    row lies among time-major rows, t * B + b [N]; batch sizes; and the first and the last sequence of each row, [B]
+    each. Waits for the device."""
     T, B, sequences, first, last = visits.time, visits.batch, list[Tensor](), list[int](), list[int]()
     resets = None if visits.resets is None else visits.resets.cpu()
     for b, length in enumerate([T] * B if visits.lengths is None else visits.lengths.tolist()):

@@ -1,5 +1,5 @@
-"""What is called where a graph broke: Dynamo would compile each Python function there by itself, ours anew for every
-size and flag of a model's layers, until its limit of graphs for one function. nn.GRU's C++ it leaves alone."""
+"""Calls between graphs. After a graph break Dynamo compiles each Python function that is called by itself: ours again
+for every size and flag of a model's layers, up to its recompile limit. (nn.GRU is C++ there.)"""
 
 from collections.abc import Callable
 from functools import partial
@@ -22,8 +22,7 @@ class _WithoutDynamo:
 
 
 def eager_beside_graphs(function: F) -> F:
-    """`function` traced where Dynamo traces its caller or was given it; called from Python, it runs without Dynamo: no
-    frame of torch's context_decorator is compiled but where torch.compile was given it."""
+    """`function`, run without Dynamo when Python calls it; traced where Dynamo traces its caller or was given it."""
     decorated: Any = context_decorator(partial(_WithoutDynamo), function)
     decorated.__defaults__ = function.__defaults__  # a trace's guards look for them here
     decorated.__kwdefaults__ = function.__kwdefaults__

@@ -1,5 +1,5 @@
-"""A call of a GRU, every question about it answered once: which backend runs, told what. The answers are kept by all
-that decides them, so that the next call like it goes straight to its layers."""
+"""A call of a GRU, resolved once: which backend runs, with which settings. The result is kept under a key of everything
+that decides it, so that the next call like it goes straight to its layers."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -75,7 +75,7 @@ _known: Latest[Key, Call] = Latest(1024)  # kinds of calls
 
 
 def may_know(x: Any) -> bool:
-    """Whether calls on this are kept: eager ones that nobody traces, maps over or looks into."""
+    """Whether a call on this is kept: an eager one, on a GPU, that no tracer, transform or dispatch mode sees."""
     return (
         not torch.compiler.is_compiling()
         and type(x) in PLAIN
@@ -90,8 +90,8 @@ def may_know(x: Any) -> bool:
 def known(
     backend: str | None, x: Tensor, hx: Any, params: Sequence[Tensor], packed: bool, *flags: Any
 ) -> tuple[Key | None, Call | None]:
-    """What tells kinds of calls apart, and what an earlier one of this kind was resolved to. Raises ValueError for an
-    unknown backend. x: of which `may_know` holds; of packed rows the number is left out."""
+    """Where `may_know(x)`: the key of a call, the same for any number of packed rows; and the `Call` kept under it, if
+    any. ValueError for an unknown backend."""
     kind, asked_for, tensors = x.device.type, registry.asked_for(backend), (x, hx, *params)
     try:
         if not set(map(type, (*tensors, *flags))) <= TOLD:
@@ -179,8 +179,8 @@ def _into_a_graph() -> bool:
 
 
 def seen_by_a_mode() -> bool:
-    """Whether a torch_dispatch mode is on: it would see, and might keep, the projection's result, over which kernels
-    write r, z, n without raising its version."""
+    """Whether a torch_dispatch mode is on, which could keep the projection's result: kernels write r, z, n over it
+    without raising its version."""
     seen: bool = torch._C._len_torch_dispatch_stack() > 0
     if seen:
         flops.count()
@@ -189,9 +189,8 @@ def seen_by_a_mode() -> bool:
 
 @constant_in_graphs
 def _of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> tuple[str, bool]:
-    """What a graph that is being made calls, as `InGraph` has it; choices of `use_backend` are read here. On the CPU
-    `reference` stands in for aten, which would be traced as T times a dozen operations. RuntimeError: one that cannot
-    run."""
+    """The fields of `InGraph` for a graph that is being made. On the CPU `reference` stands in for aten, which would be
+    traced as T times a dozen operations. RuntimeError: a backend that was asked for cannot run."""
     # Asked here, where Python runs: Dynamo of torch 2.11 takes every graph for an export, and cannot trace the others.
     if torch.compiler.is_exporting() or tracing():
         return ATEN, False

@@ -1,5 +1,5 @@
-"""What fits a GRU. Shapes, dtypes and devices alone are read, so that fake tensors fail as real ones do, but for sizes
-that only data tells, which are looked at when the graph runs."""
+"""Which arguments fit a GRU. Only shapes, dtypes and devices are read, so fake tensors fail as real ones do; sizes that
+depend on data are checked when the graph runs."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -34,7 +34,12 @@ class Operands(NamedTuple):
 
 
 def check_operands(of: Operands) -> Operands:
-    """Raise for what does not fit."""
+    """Raise for operands of `layer_forward` that do not fit."""
+    if torch.autograd.forward_ad._current_level >= 0:  # PyTorch would take the results for constants, silently
+        raise RuntimeError(
+            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
+            "differentiation is on (PyTorch's own path is then in it), not before"
+        )
     if of.backend and registry.find(of.backend).module is None:
         layers = ", ".join(repr(b.name) for b in registry.BACKENDS.values() if b.module)
         raise ValueError(f"backend must run a layer ({layers}, or '' for the plan's), got {of.backend!r}")
@@ -101,8 +106,8 @@ def unfit_call(
     input: Tensor, batch_sizes: Tensor | None, hx: Tensor, params: Sequence[Tensor], has_biases: bool, num_layers: int,
     D: int, batch_first: bool, traced: bool,
 ) -> str | None:  # fmt: skip
-    """Why these arguments are no GRU call that the layer backends take; PyTorch then says it in its own words. traced:
-    in a graph, whose sizes may be what only data tells: the operator looks when it runs."""
+    """Why the layer backends cannot take these arguments of torch.gru; None if they can. traced: into a graph, where
+    sizes may depend on data: the operator checks them when it runs."""
     every, packed = [input, hx, *params], batch_sizes is not None
     if not all(isinstance(t, Tensor) for t in every) or hx.dim() != 3 or input.dim() != (2 if packed else 3):
         return UNFIT

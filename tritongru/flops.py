@@ -40,8 +40,8 @@ def backward_flops(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequenc
 
 
 def count() -> None:
-    """Have `torch.utils.flop_counter` count both operators; a counter that is on already learns of them too. Not at
-    import: it imports Triton, which settles there and then how its kernels run."""
+    """Register both operators with `torch.utils.flop_counter`, and with counters that are on already. Not at import:
+    that would import Triton, which then settles whether kernels are interpreted."""
     if "torch.utils.flop_counter" not in sys.modules and "triton" not in sys.modules and has_triton():
         return
     import torch.utils.flop_counter as counter

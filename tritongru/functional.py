@@ -139,7 +139,7 @@ def gru_cell(
 def cell(
     backend: str | None, input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
 ) -> Tensor:
-    """`gru_cell`, for who is beside graphs already."""
+    """`gru_cell`, for a caller that runs without Dynamo already."""
     given = input, hx, w_ih, w_hh, b_ih, b_hh
     params: list[Any] = [w_ih, w_hh] if b_ih is None else [w_ih, w_hh, b_ih, b_hh]
     key = run = None
@@ -162,7 +162,7 @@ def cell(
 def _rows(
     input: Tensor, batch_sizes: Tensor | None, lengths: Tensor | None, resets: Tensor | None, batch_first: bool
 ) -> Rows:
-    """On input's device, resets as [T, B]; TypeError or RuntimeError for lengths and resets that do not fit input."""
+    """On input's device, resets as [T, B]. TypeError or RuntimeError for lengths and resets that do not fit input."""
     if not torch.compiler.is_compiling():  # there the operator looks
         check_padding(lengths, resets, input.shape[:2], batch_first, input.device)
     if lengths is not None and lengths.device != input.device:
@@ -174,8 +174,8 @@ def _padded_by_aten(
     by_equations: bool, input: Tensor, rows: Rows, hx: Tensor, params: list[Tensor], has_biases: bool, num_layers: int,
     dropout: float, train: bool, bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """A padded batch by torch.gru: sequences between its resets are the rows of a packed batch, of how many only values
-    tell; so in a graph by the equations."""
+    """A padded batch by torch.gru: the sequences between its resets become rows of a packed batch. How many there are
+    depends on data, so a graph takes the equations."""
     x, D = input.transpose(0, 1) if batch_first else input, 2 if bidirectional else 1
     if by_equations:
         visits = Visits.of(x, None, None if rows.lengths is None else rows.lengths.clamp(1, len(x)), rows.resets)

@@ -1,5 +1,5 @@
-"""The gradients of one layer: gates again where they were not kept, a backend's backward, the library products; all T
-at once, or with recompute and many rows one chunk of time after the other, with gates for a chunk alone."""
+"""The gradients of one layer: gates again if they were not kept, a backend's backward, then the library products. All T
+at once; with recompute and many rows in chunks of time, so that the gates of one chunk alone are there at a time."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -67,9 +67,9 @@ def whole(p: BackwardPass) -> Gradients:
 
 @part("gradient products")
 def in_chunks(p: BackwardPass, steps: int) -> Gradients:
-    """`whole` of a dense batch whose gates are computed again, `steps` timesteps at a time, the last visited first,
-    each a layer of its own: of a reverse direction over time turned round. From chunk to chunk dh is not rounded;
-    gradients of the weights are summed in float32 or wider."""
+    """`whole` of a dense batch with recompute, in chunks of `steps` timesteps, the last visited first. Each chunk is a
+    layer of one forward direction; the reverse direction flips time. dh between chunks and the sums of weight gradients
+    are float32 or wider."""
     (T, B), H, wide = p.y.shape[:2], p.call.hidden_size, torch.promote_types(p.y.dtype, torch.float32)
     dx = torch.empty(p.x.shape, dtype=p.x.dtype, device=p.x.device) if p.want_x else None
     dh_0s: list[Tensor] = []

@@ -40,12 +40,8 @@ def capturing(device: torch.device) -> bool:
 
 
 def lasting(make: Callable[[], V], device: torch.device) -> V:
-    """What `make` puts on a device to be kept, there for every stream.
-
-    A memory pool of a CUDA graph, or of torch.compile's calls before one, would overwrite or miss it. It takes the
-    allocations of one thread: so another one makes this, under none of the modes of the caller's. RuntimeError where a
-    CUDA graph is being captured.
-    """
+    """What `make` puts on a device to be kept, for every stream. It runs in another thread: the memory pool of a CUDA
+    graph takes this thread's allocations, and would overwrite them. RuntimeError while a graph is captured."""
     if capturing(device):
         raise RuntimeError(
             "backend 'sequence', lengths and every new packed batch need memory that outlives a CUDA graph, not made "

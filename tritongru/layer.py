@@ -1,8 +1,8 @@
-"""One layer of a GRU: its two passes, as a `torch.autograd.Function`, for eager calls, and as operators of PyTorch.
+"""One layer of a GRU, forward and backward: as a `torch.autograd.Function` for eager calls, and as custom operators.
 
-`tritongru::layer_forward` and `layer_backward` are what torch.compile, AOTAutograd and make_fx put into their graphs in
-place of T unrolled steps, opaque, with a fake that tells shapes, so that neither T nor B is compiled in; what vmap maps
-over; all that a dispatch mode sees of a layer; and, with a derivative of its own, backward with create_graph=True.
+The operators `tritongru::layer_forward` and `layer_backward` stand in graphs of torch.compile, AOTAutograd and make_fx
+in place of T unrolled steps; their fakes tell shapes alone, so graphs stay dynamic in T and B. They also serve vmap,
+dispatch modes and, as layer_backward is differentiable, create_graph=True.
 """
 
 import math
@@ -118,8 +118,7 @@ def _by_operator(dy: Tensor | None, dh_n: Tensor | None) -> bool:
 def forward_pass(
     layer: Layer, x: Tensor, h_0: Tensor, flat: tuple[Tensor, ...], h_n: Tensor | None = None
 ) -> tuple[Tensor, Tensor, SavedGates | None]:
-    """y and h_n as `GRULayer` gives them, and the gates (time-major) if call.save_gates without recompute. h_n: where
-    it is to be put."""
+    """y and h_n of `GRULayer`, h_n in the tensor given, if any; and the gates, if backward needs them (time-major)."""
     call = replace(layer.call, save_gates=False) if layer.recompute else layer.call
     run = layer.launcher.forward
     if profiler._is_profiler_enabled:  # else a frame less
@@ -163,8 +162,8 @@ _zeros: dict[tuple[Any, ...], Tensor] = {}
 
 
 def zeros_like(tensor: Tensor, shape: tuple[int, ...], name: str) -> Tensor:
-    """Zeros that nobody writes, of its dtype; a few are kept, since to make them costs a launch. Of each name others,
-    for launches tell by its address which argument a tensor is."""
+    """Read-only zeros of its dtype and device, a few of them cached to save the launch that fills them. Each name has
+    its own: a repeated launch tells its arguments apart by their addresses."""
     device, dtype = tensor.device, tensor.dtype
     key = name, device, dtype, shape
     if (found := _zeros.get(key)) is not None:
@@ -188,7 +187,7 @@ def layer_forward(*operands: Any) -> Outputs:
     without recompute rzn [..., D, 3H] in x's order of dimensions and q [..., D, H] in time-major order, else two empty
     tensors. Raises ValueError for an unknown backend; RuntimeError for an argument of a wrong shape, dtype or device, a
     backend that cannot run, and forward-mode differentiation."""
-    of = _checked(operands)
+    of = check_operands(Operands(*operands))
     if not of.h_0.shape[1]:
         return _outputs(of)
     layer = _of_operator(of)
@@ -204,17 +203,7 @@ def layer_forward(*operands: Any) -> Outputs:
 @layer_forward.register_fake
 def _(*operands: Any) -> Outputs:
     flops.count()  # a graph calls the operator where no Python of ours could tell a counter
-    return _outputs(_checked(operands))
-
-
-def _checked(operands: tuple[Any, ...]) -> Operands:
-    """Of `layer_forward`. It has no rule for forward mode: PyTorch would take its results for constants, silently."""
-    if torch.autograd.forward_ad._current_level >= 0:
-        raise RuntimeError(
-            "tritongru::layer_forward has no forward-mode derivative: make the graph that calls it where forward-mode "
-            "differentiation is on (PyTorch's own path is then in it), not before"
-        )
-    return check_operands(Operands(*operands))
+    return _outputs(check_operands(Operands(*operands)))
 
 
 def _outputs(of: Operands) -> Outputs:
@@ -355,9 +344,8 @@ def _(info: Any, in_dims: tuple[Any, ...], *given: Any) -> tuple[list[Tensor], l
 
 @torch.library.impl("tritongru::layer_backward", "Batched")
 def _(*given: Any) -> list[Tensor]:
-    """Under the older vmap, of torch.autograd.grad(is_grads_batched=True). Its tensors carry a hidden dimension for
-    each level that maps them and tell nobody for which: level by level the dimensions come to the front, where a tensor
-    that is not mapped gets one of size 1."""
+    """The rule of the older vmap, which torch.autograd.grad(is_grads_batched=True) still uses. Its tensors hide a batch
+    dimension for each level of vmap: each is moved to the front, with size 1 where a level does not map the tensor."""
     is_mapped, levels = torch._C._functorch.is_legacy_batchedtensor, 0
 
     def first(t: Tensor) -> Tensor:
@@ -385,9 +373,8 @@ def _mapped_first(given: tuple[Any, ...], dims: tuple[Any, ...]) -> Any:
 
 
 def _one_by_one(operator: Any, sizes: list[int], stacked: Any) -> list[Tensor]:
-    """An operator for each, as each has weight gradients of its own; what is not mapped stays in memory once. stacked:
-    its arguments, a dimension for each of `sizes` in front of every tensor, of size 1 where it is not mapped over; the
-    results have them all."""
+    """The operator once for each element, as each has its own weight gradients. Tensors in `stacked`, its arguments,
+    begin with a dimension for each of `sizes`, of size 1 where they are not mapped; the results begin with all."""
 
     def at(index: tuple[int, ...]) -> Any:
         return tree_map_only(Tensor, lambda t: t[tuple(map(min, index, (n - 1 for n in t.shape)))], stacked)

@@ -33,8 +33,8 @@ AS_IT_IS: AbstractContextManager[None] = nullcontext()
 
 
 def surroundings(x: Tensor, precision: str | None) -> AbstractContextManager[None]:
-    """Inside: x's device is the current one, autocast is off, and products in float32 run by `precision`; None: there
-    are none. Matmul's switch is the process's own: a product of another thread may meet it while it is turned."""
+    """Inside: x's device is current, autocast is off, float32 products run in `precision` (None: there are none). That
+    switch of matmul is global: another thread's product may run while it is turned."""
     kind, index = x.device.type, x.device.index
     turned = _MatmulPrecision(precision) if kind == "cuda" and precision and x.dtype == torch.float32 else AS_IT_IS
     cast = (kind in ("cpu", "cuda") or torch.amp.is_autocast_available(kind)) and torch.is_autocast_enabled(kind)

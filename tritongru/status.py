@@ -15,8 +15,8 @@ WAIT_SECONDS = 10.0  # how long a program waits for another, unless TRITONGRU_WA
 
 
 class Status:
-    """Of a device: a word there, set where a wait ran out, which waiting programs look at, and one that the host reads.
-    Another two of `lengths` that were out of bounds."""
+    """Two flags of a device, a wait ran out and lengths were out of bounds: each as a word on the device, and as one in
+    host memory that a call reads without waiting."""
 
     def __init__(self, device: torch.device):
         def made() -> tuple[Tensor, ...]:
