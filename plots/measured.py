@@ -126,10 +126,10 @@ def draw_speedup(rows: Sequence[Row]) -> Figure | None:
     times = [[1 / r for pair in taken if (r := of(pair))] for of in (lambda p: p.ratio, lambda p: p.in_a_graph)]
     spans = [f"{min(some):.2g} to {max(some):.2g} times as fast" for some in times if some]
     found, axes = figure(
-        "As it is called the layer is " + f" as {BASELINE}, in a CUDA graph ".join(spans) + f" as {BASELINE}",
-        [f"{BASELINE}'s time over {NAMES[OURS]}'s (of the grid: over its fastest kernel's), in the same rounds: each "
-         "as it is called, and below it both in a CUDA graph. cuDNN: no kernel is faster both ways, and PyTorch's own "
-         f"path runs; hatched: slower; –: not measured. T {rows[0]['T']}, {input_of(rows[0])}, one layer, one "
+        "As called tritongru is " + f" as {BASELINE}, in a CUDA graph ".join(spans) + f" as {BASELINE}",
+        [f"{BASELINE}'s time divided by ours (of our fastest kernel where the layer's choice was not timed). Upper "
+         "number: both as called; lower: both in a CUDA graph. cuDNN: no kernel is faster in both, so PyTorch's own "
+         f"path runs. Hatched: slower; –: not measured. T {rows[0]['T']}, {input_of(rows[0])}, one layer, one "
          "direction, L2 warm.", hardware(rows)],
         (10, 2.2 + len(dtypes) * (0.8 + 0.4 * len(batches))), len(dtypes), len(passes), sharex=True, sharey=True,
     )  # fmt: skip
@@ -331,9 +331,9 @@ def draw_roofline(rows: Sequence[Row], ceilings: Mapping[str, float]) -> Figure 
     if not points:
         return None
     found, axes = figure(
-        f"The recurrence's products reach at most {100 * most:.0f} % of what L2 and the products allow",
-        ["Flops of the products with W_h only, time of the whole call on the device, the input projection's included; "
-         f"inference, T {chosen[0]['T']}. Bytes: all that the programs read in a step. Ceilings: of the same card.",
+        f"The recurrence reaches at most {100 * most:.0f} % of its roofline limit (L2 and matrix units)",
+        ["Flops of the products with W_h only, over the time of the whole call on the device, which includes the input "
+         f"projection; inference, T {chosen[0]['T']}. Bytes: all that the programs read in a step. Limits: measured.",
          hardware(chosen)],
         (10, 6.2),
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Figures of the kernel study: who holds what and waits for whom, and what each form's instructions are."""
+"""Figures of the kernel study: where W_h is kept and what waits for what, and each form's instructions by kind."""
 
 from collections.abc import Sequence
 
@@ -46,9 +46,9 @@ def _arrow(axes: Axes, start: tuple[float, float], end: tuple[float, float], col
 def draw_forms() -> Figure:
     """Two programs of each form over one timestep."""
     found, axes = figure(
-        "From form to form: the gates join the product, W_h moves into the programs, and a wait shrinks to one way",
-        [f"Two of a group's programs over one timestep; time runs downwards. {KIND}",
-         "Solid: h or sums on their way through memory. Dashed: a wait for something else than the data."],
+        "From unfused to sequence: the gates join the product, W_h stays in the programs, which wait for data alone",
+        [f"Two programs (thread blocks) over one timestep; time runs downwards. {KIND}",
+         "Solid: h or sums that pass through memory. Dashed: a wait for something other than the data."],
         (10, 9.2), 2, 2,
     )  # fmt: skip
     for pane, (title, told, through) in zip(axes.flat, FORMS, strict=True):
