@@ -50,7 +50,7 @@ class Unfused(nn.GRU):
 
 def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     """A library product and a launch of kernels/study/unfused.py for each timestep."""
-    from tritongru.launch.runtime import empty
+    from tritongru.launch.runtime import empty, one_step
 
     T, B, gates = x_proj.shape
     H = gates // 3
@@ -63,7 +63,7 @@ def _unfused(x_proj: Tensor, h_0: Tensor, w_hh: Tensor, b_hh: Tensor) -> Tensor:
     h_prev, w_t = h_0, w_hh.t()
     for t in range(T):
         torch.mm(h_prev, w_t, out=a)
-        launch((-(-B * H // BLOCK), 1, 1), (t * B, B))
+        launch(one_step((-(-B * H // BLOCK), 1, 1), (t * B, B)))
         h_prev = y[t]
     return y
 

@@ -280,14 +280,14 @@ def test_a_bound(monkeypatch) -> None:
 
 def refusing(monkeypatch, message: str, which: str, number: int) -> None:
     """Launch number `number` and all later ones of kernels whose name begins with `which` fail."""
-    launch, left = runtime.Launch.__call__, [None] * number
+    once, left = runtime.Launch.once, [None] * number
 
     def fail(self, grid, scalars):
         if self.kernel.name.startswith(which) and (not left or left.pop()):
             raise RuntimeError(message)
-        launch(self, grid, scalars)
+        once(self, grid, scalars)
 
-    monkeypatch.setattr(runtime.Launch, "__call__", fail)
+    monkeypatch.setattr(runtime.Launch, "once", fail)
     monkeypatch.setattr(sequence, "_refused", set())
 
 

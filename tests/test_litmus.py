@@ -10,7 +10,7 @@ from tritongru.kernels import exchange
 from tritongru.kernels.exchange import Texts, Words, first_vector, place, publish, received
 from tritongru.kernels.sequence import indices, products
 from tritongru.launch.exchange import Buffer, Shape
-from tritongru.launch.runtime import Kernel, interpreting
+from tritongru.launch.runtime import Kernel, interpreting, one_step
 from tritongru.status import Status, wait_seconds
 from tritongru.tools.emulator import emulating, twins
 
@@ -79,7 +79,7 @@ def wrong_elements(programs: int, rounds: int, dtype, device, warps: int = 8) ->
     kernel = Kernel(all_to_all, constants, warps, cooperative=True, max_registers=65536 // (32 * warps) - 1)
     pointers = dict(e_ptr=buffer, wrong_ptr=wrong, status_ptr=status.word, report_ptr=status.report)
     launch = kernel.launch(dict(like_ptr=torch.empty(1, dtype=dtype, device=device), **pointers))
-    launch((programs, 1, 1), (rounds, exchange.bound_of(wait_seconds())))
+    launch(one_step((programs, 1, 1), (rounds, exchange.bound_of(wait_seconds()))))
     found = int(wrong.sum())  # waits for the device
     status.check()
     assert (wrong >= 0).all(), "a program did not run to its end"

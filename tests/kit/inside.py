@@ -89,8 +89,8 @@ def several_launches_over_time(patch: pytest.MonkeyPatch, visits: int) -> None:
 def fewer_programs(patch: pytest.MonkeyPatch) -> None:
     from tritongru.launch import runtime
 
-    launch = runtime.Launch.__call__
-    patch.setattr(runtime.Launch, "__call__", lambda self, grid, s: launch(self, (grid[0] - 1, *grid[1:]), s))
+    once = runtime.Launch.once
+    patch.setattr(runtime.Launch, "once", lambda self, grid, s: once(self, (grid[0] - 1, *grid[1:]), s))
 
 
 @contextmanager

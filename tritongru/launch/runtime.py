@@ -22,6 +22,12 @@ Steps = Callable[[], Iterable[tuple[Grid, Sequence[int]]]]  # grids and scalars,
 INT32 = (1 << 31) - 1
 NOBODY = (None, None, None)  # in place of Triton's hooks, and of what they are told
 
+
+def one_step(grid: Grid, scalars: Sequence[int]) -> Steps:
+    """The steps of a kernel that is launched once."""
+    return lambda: ((grid, scalars),)
+
+
 empty = torch.empty  # of all memory that launchers ask for, so that tests can fill and fence it
 
 
@@ -76,10 +82,10 @@ class Kernel:
         constants = tuple(self.constants[name] for name in names if name in self.constants)
         return asked, constants, (self.kernel.fn, *self.options.values(), *constants)
 
-    def launch(self, arguments: Mapping[str, Any], pdl: bool = False) -> "Launch":
+    def launch(self, arguments: Mapping[str, Any], pdl: bool = False, rows: int = 0) -> "Launch":
         """Bound to these arguments as well."""
         asked, constants, _ = self._others
-        return Launch(self, asked(arguments) + constants, pdl)
+        return Launch(self, asked(arguments) + constants, pdl, rows)
 
     def of_types(self, types: Mapping[str, str], own: str) -> "Kernel":
         """To be compiled ahead of time: with these types, `own` for other pointers and "i32" for other numbers."""
@@ -92,16 +98,26 @@ class Launch:
 
     What the JIT compiled for one launch serves all others of the process whose arguments are alike. These go straight
     to the compiled kernel, with addresses in place of tensors, about each of which Triton would ask the driver; unless
-    somebody has asked Triton to tell of launches. With `pdl` each of them but the first may begin while the one before
-    it runs, see kernels/step.py.
+    somebody is told of launches. With `pdl` each of them but the first may begin while the one before it runs, see
+    kernels/step.py. rows: what no scalar is above; where they take 64 bits the JIT has every launch.
     """
 
-    def __init__(self, kernel: Kernel, rest: tuple[Any, ...], pdl: bool = False):
-        self.kernel, self.rest, self.pdl, self.begun = kernel, rest, pdl, False
+    def __init__(self, kernel: Kernel, rest: tuple[Any, ...], pdl: bool = False, rows: int = 0):
+        self.kernel, self.rest, self.pdl, self.wide = kernel, rest, pdl, rows > INT32
         count = kernel.pointers.stop - kernel.pointers.start
         self.tensors, self.others = rest[:count], rest[count:]
 
-    def __call__(self, grid: Grid, scalars: Sequence[int]) -> None:
+    def __call__(self, steps: Steps, same: Hashable = None) -> None:
+        """Launch once per step. What was handed to the driver is kept: a call of the same arguments and steps hands it
+        over again. same: tells these steps from others of the kernel; None: there is one, and nothing is kept."""
+        if (compiled := self.compiled()) is None:
+            for grid, scalars in steps():
+                self.once(grid, scalars)
+        else:
+            _hand_over(compiled, _here()[1], self.addresses, steps, same, self.pdl)
+
+    def once(self, grid: Grid, scalars: Sequence[int]) -> None:
+        """Launch by the JIT or in the emulator, and tell whoever asked for it."""
         if (counts := _recorded.kernels) is not None:
             counts[self.kernel.name] += 1
             return
@@ -110,26 +126,9 @@ class Launch:
         if interpreting():
             self._emulate(grid, scalars)
             return
-        device, stream = _here()
-        watched, key = _watched(), (device, bool(scalars) and max(scalars) > INT32, *self.alike)
-        if (compiled := None if watched else _compiled.get(key)) is not None:
-            run = _dependent(compiled.run) if self.pdl and self.begun else compiled.run
-            run(*grid, stream, compiled.function, compiled.packed_metadata, *NOBODY, *scalars, *self.addresses)
-        else:
-            compiled = self.kernel.kernel[grid](*scalars, *self.rest, **self.kernel.options)
-            if not watched and compiled is not None:
-                _compiled[key] = compiled
-        self.begun = True
-
-    def each(self, steps: Steps, same: Hashable) -> None:
-        """Launch once per step. What was handed to the driver is kept: a call of the same arguments and steps hands it
-        over again. same: tells these steps from others of the kernel; None: there is one, and nothing is kept."""
-        compiled = None if same is None else self._ready()
-        if compiled is None:
-            for grid, scalars in steps():
-                self(grid, scalars)
-        else:
-            _hand_over(compiled, _here()[1], self.addresses, steps, same, self.pdl)
+        compiled = self.kernel.kernel[grid](*scalars, *self.rest, **self.kernel.options)
+        if compiled is not None and not self.wide and not _watched():  # a hook of Triton may keep it from compiling
+            _compiled[(_here()[0], *self.alike)] = compiled
 
     def counts(self, grid: Grid, scalars: Sequence[int]) -> dict[str, Any]:
         """What Triton's launch hooks are told of this launch besides the kernel's name: flops, bytes."""
@@ -162,11 +161,11 @@ class Launch:
         aligned = [address & 15 for address in self.addresses[: len(self.tensors)]]
         return identity, *[tensor.dtype for tensor in self.tensors], *aligned, *classes
 
-    def _ready(self) -> Any:
+    def compiled(self) -> Any:
         """What is compiled for such arguments, where the shortest way may be taken; else None."""
-        if interpreting() or _told():
+        if interpreting() or _told() or self.wide:
             return None
-        found: Any = _compiled.get((_here()[0], False, *self.alike))
+        found: Any = _compiled.get((_here()[0], *self.alike))
         # What Triton's launcher hands to C must be the same for the same arguments: no memory of its own.
         own = ("global_scratch_size", "profile_scratch_size", "gsan_enabled")
         run = getattr(found, "run", None)
@@ -176,7 +175,7 @@ class Launch:
 def once_more(
     given: Sequence[Tensor], launches: Sequence[tuple[Launch, Steps, Hashable]]
 ) -> Callable[[Sequence[Tensor]], bool] | None:
-    """A pass of such launches, with steps and what tells them apart as `Launch.each` has them, as a function of other
+    """A pass of such launches, with steps and what tells them apart as `Launch` takes them, as a function of other
     tensors in place of those `given`, which are not kept. None where a launch is not compiled yet, or its tensors are
     not those given, each another and aligned. The function gives False, and launches nothing, where one of its tensors
     is not aligned to 16 bytes, or somebody is told of launches."""
@@ -185,10 +184,10 @@ def once_more(
         return None
     found: list[tuple[Any, ...]] = []
     for launch, steps, same in launches:
-        order, compiled = [places.get(tensor.data_ptr(), -1) for tensor in launch.tensors], launch._ready()
+        order, compiled = [places.get(tensor.data_ptr(), -1) for tensor in launch.tensors], launch.compiled()
         if -1 in order or compiled is None:
             return None
-        steps = steps if same is not None else partial(list, list(steps()))
+        steps = steps if same is not None else one_step(*next(iter(steps())))
         found.append((compiled, order, launch.others, steps, same, launch.pdl))
     device, _ = _here()
 
@@ -205,7 +204,7 @@ def once_more(
 
 
 def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: Steps, same: Hashable, pdl: bool) -> None:
-    """`Launch.each` of what is compiled; `addresses`: as `Launch.addresses` has them."""
+    """`Launch` of what is compiled; `addresses`: as `Launch.addresses` has them."""
     run, of_kernel = compiled.run, (compiled.function, compiled.packed_metadata, *NOBODY)
     if same is None:
         for grid, scalars in steps():

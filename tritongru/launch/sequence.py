@@ -24,7 +24,7 @@ from ..status import Status, status, wait_seconds
 from . import small, step
 from .exchange import Buffer, Shape
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
-from .runtime import Grid, Kernel, Launch, empty, interpreting, once_more
+from .runtime import Grid, Kernel, Launch, Steps, empty, interpreting, once_more, one_step
 
 logger = logging.getLogger("tritongru")
 
@@ -56,13 +56,13 @@ def forward(
         b_reverse_ptr=b_hh[-1], **rzn_strides(rzn), save_gates=int(call.save_gates), has_bias=int(bool(weights.b_hh)),
     )  # fmt: skip
     try:
-        for launch, scalars in _launches(once, call, weights, given, found):
-            launch(once.grid, scalars)
+        for launch, steps in _launches(once, call, weights, given, found):
+            launch(steps)
     except RuntimeError as refusal:
         _note_refusal(refusal, call, once)
         return forward(call, x, h_0, weights, h_n)
     if once.buffer is None and visits.plain:
-        call.settled["again", "small forward"] = once_more(of_pass, [(launch, lambda: [(once.grid, scalars)], None)])
+        call.settled["again", "small forward"] = once_more(of_pass, [(launch, steps, None)])
     return y, h_n, gates
 
 
@@ -97,13 +97,13 @@ def backward(
         want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
     try:
-        for launch, scalars in _launches(once, call, weights, given, found):
-            launch(once.grid, scalars)
+        for launch, steps in _launches(once, call, weights, given, found):
+            launch(steps)
     except RuntimeError as refusal:
         _note_refusal(refusal, call, once)
         return backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     if once.buffer is None and visits.plain:  # a launch with nothing around it: the next one hands over addresses
-        call.settled["again", kind] = once_more(of_pass, [(launch, lambda: [(once.grid, scalars)], None)])
+        call.settled["again", kind] = once_more(of_pass, [(launch, steps, None)])
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
@@ -170,7 +170,7 @@ def _note_refusal(error: RuntimeError, call: LayerCall, once: Settled) -> None:
 
 def _launches(
     once: Settled, call: LayerCall, weights: LayerWeights, given: dict[str, Any], found: Status
-) -> Iterator[tuple[Launch, tuple[int, ...]]]:
+) -> Iterator[tuple[Launch, Steps]]:
     """Those of a pass, in their order: each is to be made before the next is asked for. given: arguments by name."""
     tiles, kernel, visits, backward = once.tiles, once.kernel, call.visits, "dgates_ptr" in given
     device, dtype = given["rzn_ptr"].device, given["rzn_ptr"].dtype
@@ -178,7 +178,7 @@ def _launches(
     given |= visits.pointers(found.word)
     if isinstance(tiles, SmallTiles):
         given |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
-        yield kernel.launch(given), kernel.scalars(given)
+        yield kernel.launch(given, rows=visits.time * visits.batch), one_step(once.grid, kernel.scalars(given))
         return
     found.seconds = wait_seconds()
     T, D, kind = visits.time, call.directions, "backward" if backward else "forward"
@@ -207,7 +207,7 @@ def _launches(
             for direction in range(0, D, tiles.directions):
                 given |= dict(first_row=first_row, first_direction=direction)
                 given["e_ptr"] = buffer.filled(stop - first_visit + 1)
-                yield kernel.launch(given), kernel.scalars(given)
+                yield kernel.launch(given, rows=visits.time * visits.batch), one_step(once.grid, kernel.scalars(given))
 
 
 @part("weights")

@@ -131,13 +131,13 @@ def _launch(
         B=v.batch, stride_row=v.stride_row, lengths_ptr=unread if v.lengths is None else v.lengths,
         resets_ptr=unread if v.resets is None else v.resets.view(torch.int8),
     )  # fmt: skip
-    launch, columns = kernel.launch(arguments, tiles.pdl), -(-call.hidden_size // tiles.block_h)
+    launch, columns = kernel.launch(arguments, tiles.pdl, v.time * v.batch), -(-call.hidden_size // tiles.block_h)
     same = None if v.time == 1 else (v.time, v.batch, v.batch_sizes, want_dh_0)
 
     def steps() -> Iterator[tuple[Grid, tuple[int, ...]]]:
         return (((-(-rows // tiles.block_b), columns, call.directions), scalars) for rows, scalars in visited())
 
-    launch.each(steps, same)
+    launch(steps, same)
     return launch, steps, same
 
 
