@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property
 from operator import itemgetter
 from typing import Any
 
@@ -20,7 +20,6 @@ from ..latest import Latest
 Grid = tuple[int, int, int]
 Steps = Callable[[], Iterable[tuple[Grid, Sequence[int]]]]  # grids and scalars, made where they are asked for
 INT32 = (1 << 31) - 1
-NOBODY = (None, None, None)  # in place of Triton's hooks, and of what they are told
 
 
 def one_step(grid: Grid, scalars: Sequence[int]) -> Steps:
@@ -205,7 +204,7 @@ def once_more(
 
 def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: Steps, same: Hashable, pdl: bool) -> None:
     """`Launch` of what is compiled; `addresses`: as `Launch.addresses` has them."""
-    run, of_kernel = compiled.run, (compiled.function, compiled.packed_metadata, *NOBODY)
+    run, of_kernel = compiled.run, (compiled.function, compiled.packed_metadata, None, None, None)  # without hooks
     if same is None:
         for grid, scalars in steps():
             run(*grid, stream, *of_kernel, *scalars, *addresses)
@@ -222,10 +221,11 @@ def _hand_over(compiled: Any, stream: int, addresses: tuple[Any, ...], steps: St
         launch(*given)
         handed.append(given)
 
-    run = _changed(run, launch=noted)  # Triton's launcher, which is Python and hands over to C
+    noting = object.__new__(type(run))  # Triton's launcher, which is Python and hands over to C; faster than copy.copy
+    vars(noting).update(vars(run), launch=noted)
     for grid, scalars in steps():
-        run(*grid, stream, *of_kernel, *scalars, *addresses)
-        run.launch_pdl = pdl
+        noting(*grid, stream, *of_kernel, *scalars, *addresses)
+        noting.launch_pdl = pdl
     _kept.keep(key, (launch, handed))
 
 
@@ -236,8 +236,8 @@ _kept: Latest[Hashable, Any] = Latest(1 << 14, lambda key, handed: len(handed[1]
 
 def forget() -> None:
     """Bind anew whatever is launched next: of tests and benchmarks that put something else in the place of a kernel."""
-    for kept in (_compiled.clear, _kept.clear, _dependent.cache_clear):
-        kept()
+    _compiled.clear()
+    _kept.clear()
 
 
 _observers: list[Callable[[Launch, Grid, Sequence[int]], None]] = []
@@ -295,13 +295,3 @@ def _here() -> tuple[int, int]:
     driver = triton.runtime.driver.active
     device: int = driver.get_current_device()
     return device, driver.get_current_stream(device)
-
-
-def _changed(run: Any, **fields: Any) -> Any:
-    """Another of Triton's launchers, the same but for these fields; in a fifth of copy.copy's time."""
-    found = object.__new__(type(run))
-    vars(found).update(vars(run), **fields)
-    return found
-
-
-_dependent = lru_cache(maxsize=1024)(partial(_changed, launch_pdl=True))  # asks for programmatic dependent launch
