@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from statistics import median
 
-from tritongru.planning.measured import CELL, COLUMNS, TABLES, Cell
+from tritongru.planning.measured import CELL, COLUMNS, TABLES, distance
 
 from .cases import BASELINE
 from .results import RESULTS, ROWS, read
@@ -72,12 +72,12 @@ def of_grid(rows: Iterable[dict[str, str]]) -> Iterator[Row]:
     def once_alone(kind: str, dtype: str, H: int, B: int, backend: str) -> float:
         """On the device, beyond its steps, of the nearest call of few: the first launches of a pass do more."""
         found = {
-            Cell(kind, dtype, h, b, ""): few - SHORT_T * long / GRID_T
+            (h, b): few - SHORT_T * long / GRID_T
             for (*of, h, b, time, name), (_, few, _) in us.items()
             if (*of, time, name) == (kind, dtype, SHORT, backend) and few
             if (long := us.get((kind, dtype, h, b, GRID, backend), (0.0, None, ""))[1])
         }
-        nearest = min(found, key=lambda cell: cell.distance(H, B), default=None)
+        nearest = min(found, key=lambda cell: distance(cell, H, B), default=None)
         return max(found[nearest], 0.0) if nearest else 0.0
 
     for (kind, dtype, H, B, time, backend), (called, on_device, commit) in sorted(us.items()):

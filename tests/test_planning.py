@@ -27,7 +27,7 @@ from tritongru.latest import Latest
 from tritongru.planning import Problem, choose, describe, measured
 from tritongru.planning.choose import fastest_backend, off_chip
 from tritongru.planning.devices import GPUS, KIB, MIB, described_as, nearest_file, of_cuda
-from tritongru.planning.measured import TABLES, Cell, Timed, nearest
+from tritongru.planning.measured import TABLES, Timed, nearest
 from tritongru.planning.problem import Recurrence
 from tritongru.planning.step import step_tiles
 from tritongru.tools.counted import planned
@@ -417,18 +417,11 @@ def test_the_figures_of_a_decision_are_printed():
 
 
 def test_the_nearest_cell_in_octaves():
-    timed = (Timed("aten", 1, 1, None, None, ""), Timed("step", 1, 1, None, None, ""))
-    small, large = cells = [Cell("training", "bf16", H, B, "") for H, B in ((64, 64), (128, 128))]
-    of_cells = {**dict.fromkeys(cells, timed), Cell("training", "bf16", 90, 90, ""): timed[:1]}
-    for H, B, kind, T, expected in (
-        (90, 90, "training", "", (small, timed)),  # one time is no cell
-        (91, 91, "training", "", (large, timed)),
-        (64, 300, "training", "", (large, timed)),
-        (64, 64, "inference", "", None),
-        (64, 64, "training", "1", None),
-    ):
-        shape = Recurrence(B, H, 1, "bf16", "tf32", H200)
-        assert nearest(of_cells, kind, shape, T, ("aten", "step")) == expected
+    timed = [Timed("aten", 1, 1, None, None, ""), Timed("step", 1, 1, None, None, "")]
+    cells = {(64, 64): timed, (128, 128): timed, (90, 90): timed[:1]}  # one time is no cell
+    for H, B, expected in ((90, 90, 64), (91, 91, 128), (64, 300, 128)):
+        assert nearest(cells, H, B, ("aten", "step")) == ((expected, expected), timed)
+    assert nearest({}, 64, 64, ("aten", "step")) is None
 
 
 def test_the_reasons_of_a_shape_are_few():

@@ -11,11 +11,11 @@ a pass does once counts there too: at two steps it is most of it.
 
 import csv
 import math
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 from .devices import DEVICES, described_as, nearest_file
 from .problem import Recurrence
@@ -60,19 +60,7 @@ class Timed:
         return f"{steps}{self.us_per_call:.0f} us per call{call}; {self.source}"
 
 
-class Cell(NamedTuple):
-    """A size that was measured. time: as the table's T."""
-
-    kind: str  # "inference" or "training"
-    dtype: str
-    hidden_size: int
-    batch: int
-    time: str
-
-    def distance(self, hidden_size: int, batch: int) -> tuple[float, int, int]:
-        """In octaves; at equal distance the smaller is nearer."""
-        H, B = self.hidden_size, self.batch
-        return math.hypot(math.log2(hidden_size / H), math.log2(batch / B)), H, B
+Cells = dict[tuple[int, int], list[Timed]]  # by H and B
 
 
 @dataclass(frozen=True)
@@ -85,37 +73,35 @@ class Choice:
 
 
 @lru_cache
-def table(path: Path) -> Mapping[Cell, tuple[Timed, ...]]:
-    """What a device was measured to take."""
-    cells: dict[Cell, tuple[Timed, ...]] = {}
+def table(path: Path) -> Mapping[tuple[str, str, str], Cells]:
+    """What a device was measured to take, by pass, dtype and T as the file has them."""
+    found: dict[tuple[str, str, str], Cells] = defaultdict(lambda: defaultdict(list))
     for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines()):
-        at = Cell(row["pass"], row["dtype"], int(row["H"]), int(row["B"]), row["T"])
         step, call = (float(row[name]) if row[name] else None for name in ("device_us_per_step", "device_us_per_call"))
         timed = Timed(row["backend"], float(row["us_per_step"]), float(row["us_per_call"]), step, call, row["source"])
-        cells[at] = (*cells.get(at, ()), timed)
-    return cells
+        found[row["pass"], row["dtype"], row["T"]][int(row["H"]), int(row["B"])].append(timed)
+    return found
 
 
-def nearest(
-    cells: Mapping[Cell, tuple[Timed, ...]], kind: str, of: Recurrence, time: str, able: tuple[str, ...]
-) -> tuple[Cell, tuple[Timed, ...]] | None:
+def distance(cell: tuple[int, int], H: int, B: int) -> tuple[float, tuple[int, int]]:
+    """In octaves; at equal distance the smaller cell is nearer."""
+    return math.hypot(math.log2(H / cell[0]), math.log2(B / cell[1])), cell
+
+
+def nearest(cells: Cells, H: int, B: int, able: Sequence[str]) -> tuple[tuple[int, int], Sequence[Timed]] | None:
     """The nearest cell in which at least two of the backends were timed, and these."""
-    found = {
-        cell: among
-        for cell, timed in cells.items()
-        if (cell.kind, cell.time, cell.dtype) == (kind, time, of.dtype)
-        if len(among := tuple(one for one in timed if one.backend in able)) >= 2
-    }
-    return min(found.items(), key=lambda item: item[0].distance(of.hidden_size, of.batch), default=None)
+    among = {cell: [one for one in timed if one.backend in able] for cell, timed in cells.items()}
+    several = [cell for cell, timed in among.items() if len(timed) >= 2]
+    return min(((cell, among[cell]) for cell in several), key=lambda found: distance(found[0], H, B), default=None)
 
 
-def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
+def fastest(able: Sequence[str], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
     """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
     path, kind = nearest_file(TABLES, of.device), "training" if training else "inference"
-    at = CELL if cell else "1" if time == 1 else ""
-    if path is None or (found := nearest(table(path), kind, of, at, able)) is None:
+    cells = table(path).get((kind, of.dtype, CELL if cell else "1" if time == 1 else ""), {}) if path else {}
+    if path is None or (found := nearest(cells, of.hidden_size, of.batch, able)) is None:
         return None
-    nearest_cell, timed = found
+    (H, B), timed = found
     candidates = {one.backend: one for one in sorted(timed, key=lambda one: one.call_us(time))}
     first, *_ = candidates
     aten = candidates["aten"].device_us(time) if "aten" in candidates else None
@@ -123,7 +109,7 @@ def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, ce
     chosen = next(name for name, one in candidates.items() if name == "aten" or (one.device_us(time) or 0) <= most)
     own = described_as(of.device) == path.stem
     where = DEVICES[path.stem].name + ("" if own else f", nearest to {of.device.name},")
-    size = f"{of.dtype}, {kind}, H {nearest_cell.hidden_size}, B {nearest_cell.batch}"
+    size = f"{of.dtype}, {kind}, H {H}, B {B}"
     size += ", a GRUCell" if cell else ", T 1" * (time == 1)
     reason = f"fastest by what was measured on NVIDIA {where} at {size}"
     if missing := [backend for backend in able if backend not in candidates]:
