@@ -114,18 +114,18 @@ def floor(tensor: str, case: Case, dtype: torch.dtype, tf32: bool) -> float:
     return 4 * math.sqrt(R) * u if dtype == torch.float64 else 2 * u + math.sqrt(R) * 2.0**-24
 
 
-def run(module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor, **padding: Tensor | None) -> dict[str, Tensor]:
+def run(module: nn.GRU, x: Any, h_0: Tensor, dy: Tensor, dh_n: Tensor, **padding: Tensor) -> dict[str, Tensor]:
     """Output, h_n and every gradient of one call of `module`, under random cotangents on both results. padding: lengths
     and resets."""
     packed = isinstance(x, PackedSequence)
     leaf, h_0 = (t.detach().clone().requires_grad_() for t in (x.data if packed else x, h_0))
     module.zero_grad()
-    told = {name: t for name, t in padding.items() if t is not None}
-    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0, **told)
+    output, h_n = module(x._replace(data=leaf) if packed else leaf, h_0, **padding)
     output = output.data if packed else output
     torch.autograd.backward([output, h_n], [dy, dh_n])
-    gradients = {"x": leaf.grad, "h_0": h_0.grad, **{name: p.grad for name, p in module.named_parameters()}}
-    return {name: t.detach().cpu() for name, t in {"output": output, "h_n": h_n, **gradients}.items() if t is not None}
+    results = {"output": output, "h_n": h_n, "x": leaf.grad, "h_0": h_0.grad}
+    results |= {name: p.grad for name, p in module.named_parameters()}
+    return {name: t.detach().cpu() for name, t in results.items() if t is not None}
 
 
 def measure(

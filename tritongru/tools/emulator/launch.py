@@ -44,8 +44,8 @@ class OutOfBounds(EmulatorError):  # noqa: N818
 @cache
 def everything(kind: np.dtype) -> np.ndarray:
     """The process's address space from FIRST on, as elements of one type: whoever reads or writes has checked where."""
-    told = {"version": 3, "data": (FIRST, False), "shape": (2**47 // kind.itemsize,), "typestr": kind.str}
-    return np.asarray(SimpleNamespace(__array_interface__=told))
+    interface = {"version": 3, "data": (FIRST, False), "shape": (2**47 // kind.itemsize,), "typestr": kind.str}
+    return np.asarray(SimpleNamespace(__array_interface__=interface))
 
 
 class Memory:
@@ -174,7 +174,7 @@ class Launch:
         except _Abort:
             pass
         except Exception as error:
-            self._error = self._error or self._told(program, error)
+            self._error = self._error or self._failed(program, error)
         self._live.remove(program)
         if self._live:
             self._resume(self._choose(None))
@@ -250,24 +250,24 @@ class Launch:
             for other in self._live:
                 other.hit |= other is not me and begin <= other.look[1] and other.look[0] <= last
 
-    def _told(self, program: Program, error: BaseException) -> BaseException:
+    def _failed(self, program: Program, error: BaseException) -> EmulatorError:
         at = _lines([*traceback.walk_tb(error.__traceback__)][::-1])
         kind = OutOfBounds if isinstance(error, OutOfBounds) else KernelError
         what = f"program {program.index} raised {type(error).__name__}: {error}"
-        told = kind(f"seed {self.scheduler.seed}: {what}\n  at {at}")
-        told.__cause__ = error
-        return told
+        report = kind(f"seed {self.scheduler.seed}: {what}\n  at {at}")
+        report.__cause__ = error
+        return report
 
     def _deadlock(self, what: str) -> Deadlock:
-        told = f"seed {self.scheduler.seed}: {what} ({len(self._live)} of {len(self.programs)} programs have not ended)"
+        text = f"seed {self.scheduler.seed}: {what} ({len(self._live)} of {len(self.programs)} programs have not ended)"
         for program in self._live:
             frame = sys._current_frames().get(program.thread)
-            told += f"\n  program {program.index} at {_lines(traceback.walk_stack(frame) if frame else ())}"
+            text += f"\n  program {program.index} at {_lines(traceback.walk_stack(frame) if frame else ())}"
             *_, addresses, values = program.look
             missing = addresses[values == -1]  # with all bits set: what an exchanging kernel waits to vanish
             if program.waits and missing.size:
-                told += f" waits for {missing.size} elements, the first {self.memory.name(int(missing.flat[0]))}"
-        return Deadlock(told)
+                text += f" waits for {missing.size} elements, the first {self.memory.name(int(missing.flat[0]))}"
+        return Deadlock(text)
 
 
 def _lines(frames: Iterable[tuple[types.FrameType, int]]) -> str:
