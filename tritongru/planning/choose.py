@@ -123,9 +123,9 @@ def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True
     one_launch = time > 1 and off is None
     by_cudnn = aten and of.dtype == "fp32" and of.device.vendor == "nvidia"
     if by_cudnn and of.precision == "ieee" and of.hidden_size > FMA:
-        return Choice("aten", f"float32 without TF32 was not measured above H {FMA}", ())
+        return Choice("aten", f"float32 without TF32 was not measured above H {FMA}")
     if by_cudnn and cell:  # `step` by the switch of RNNs, which allows TF32 unless told otherwise
-        return Choice("aten", "nn.GRUCell computes float32 by the switch of matrix products, more exactly", ())
+        return Choice("aten", "nn.GRUCell computes float32 by the switch of matrix products, more exactly")
     found = fastest(("aten",) * aten + ("sequence",) * one_launch + ("step",), of, time, training, cell)
     if by_cudnn and of.hidden_size <= FMA and (found is None or found.backend not in ("aten", "sequence")):
         exact = f"cuDNN computes float32 up to H {FMA} without TF32, more exactly than step"
@@ -133,10 +133,10 @@ def fastest_backend(of: Recurrence, time: int, training: bool, aten: bool = True
     if found is not None:
         return replace(found, reason=f"{found.reason}; sequence cannot run: {off}") if off else found
     if one_launch:  # rather than many
-        return Choice("sequence", "one launch per sequence, W_h kept on chip, not measured", ())
+        return Choice("sequence", "one launch per sequence, W_h kept on chip, not measured")
     if time == 1:
-        return Choice("step", "one step is one launch, the input product in it, not measured", ())
-    return Choice("step", f"one fused launch per timestep, not measured: {off}", ())
+        return Choice("step", "one step is one launch, the input product in it, not measured")
+    return Choice("step", f"one fused launch per timestep, not measured: {off}")
 
 
 def too_large(problem: Problem, device: Device) -> str | None:
@@ -171,20 +171,19 @@ def choose(problem: Problem, device: Device, backend: str | None = None, aten: b
     p, (name, overrides) = problem, with_overrides(backend or "")
     if why_not := too_large(p, device):
         raise ValueError(why_not)
-    if backend is None:
-        if why_not := unserved(p.dtype, device):
-            found = Choice("aten", why_not, ())
-        else:
-            found = fastest_backend(p.on(device), p.time, p.training, aten and not (p.recompute and p.training))
+    if backend is None and (why_not := unserved(p.dtype, device)):
+        choice = Choice("aten", why_not)
+    elif backend is None:
+        choice = fastest_backend(p.on(device), p.time, p.training, aten and not (p.recompute and p.training))
     elif name not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}: expected one of {', '.join(BACKENDS)}")
+    elif name in PLANNERS and (why_not := unserved_by(backend, p, device)):
+        able = [b for b in BACKENDS if b not in PLANNERS or unserved_by(b, p, device) is None]
+        raise ValueError(f"backend {backend!r} cannot run here: {why_not}; these can: {', '.join(able)}")
     else:
-        if name in PLANNERS and (why_not := unserved_by(backend, p, device)):
-            able = [b for b in BACKENDS if b not in PLANNERS or unserved_by(b, p, device) is None]
-            raise ValueError(f"backend {backend!r} cannot run here: {why_not}; these can: {', '.join(able)}")
-        found = Choice(name, "asked for", ())
-    of_kinds: list[tuple[str, Any]] = []
-    if found.backend in PLANNERS:
-        tiles, kinds, _ = PLANNERS[found.backend]
-        of_kinds = [(kind, tiles(kind, p.on(device, overrides))) for kind in kinds(p.time, p.training)]
-    return Plan(p, device.name, found.backend, found.reason, tuple(of_kinds), found.candidates)
+        choice = Choice(name, "asked for")
+    of_kinds: tuple[tuple[str, Any], ...] = ()
+    if choice.backend in PLANNERS:
+        tiles, kinds, _ = PLANNERS[choice.backend]
+        of_kinds = tuple((kind, tiles(kind, p.on(device, overrides))) for kind in kinds(p.time, p.training))
+    return Plan(p, device.name, choice.backend, choice.reason, of_kinds, choice.candidates)

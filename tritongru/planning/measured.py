@@ -69,7 +69,7 @@ class Choice:
 
     backend: str
     reason: str
-    candidates: tuple[Timed, ...]
+    candidates: tuple[Timed, ...] = ()
 
 
 @lru_cache
