@@ -61,22 +61,21 @@ class Form(NamedTuple):
 
     rows: int
     units: int
-    share: float
+    share: float = 1.0
     few: int = 16  # rows of a batch, up to which they may take all SMs
+    fp32: bool = True  # whether registers suffice for it (tests/test_compiles.py)
 
 
 # The first is taken that fits a batch and a device, or else the last. Larger tiles read less over L2, smaller ones keep
 # more SMs busy. No GPU has compared them with each other: the shares are near what an H200's ceilings say.
 FORMS = {
     "forward": (
-        Form(16, 16, 0.5), Form(16, 32, 0.4), Form(32, 16, 1.0), Form(32, 32, 0.5), Form(64, 32, 1.0),
-        Form(128, 32, 1.0),
+        Form(16, 16, 0.5), Form(16, 32, 0.4), Form(32, 16), Form(32, 32, 0.5, fp32=False), Form(64, 32), Form(128, 32),
     ),
     "backward": (
-        Form(16, 16, 0.5), Form(16, 32, 0.75, few=32), Form(32, 32, 0.5), Form(64, 32, 0.5), Form(64, 64, 1.0),
+        Form(16, 16, 0.5), Form(16, 32, 0.75, few=32), Form(32, 32, 0.5), Form(64, 32, 0.5), Form(64, 64, fp32=False),
     ),
 }  # fmt: skip
-NOT_FP32 = ("forward", 32, 32), ("backward", 64, 64)  # whose registers would not suffice (tests/test_compiles.py)
 BACKWARD = "backward_first", "backward"
 _FIRST = StepTiles(block_b=8, block_h=64, block_k=0, num_warps=4, num_stages=1)  # which multiplies nothing
 
@@ -165,19 +164,15 @@ def _with_pdl(kind: str, of: Recurrence) -> StepTiles:
     """One of `FORMS`. 16 or 32 rows: each warp its part of K, with mma.sync, and as much of W_h ahead as there is room
     for while another launch is on the device. More rows: wgmma, its tiles of K pipelined, since there reading L2 and
     the products themselves take longer than the hand-over."""
-    device, fp32, large = of.device, of.dtype == "fp32", of.device.shared_per_program > LARGE
-    for form in FORMS[kind]:
-        padded = form.rows >= 2 * max(of.batch, 16)  # half of a tile
-        if padded or (form.rows > 32 and not large) or (fp32 and (kind, *form[:2]) in NOT_FP32):
-            continue
-        rows, units, share, few = form
+    device, fp32 = of.device, of.dtype == "fp32"
+    able = [form for form in FORMS[kind] if form.rows < 2 * max(of.batch, 16)]  # no half of a tile is padding
+    able = [form for form in able if (form.rows <= 32 or device.shared_per_program > LARGE) and (form.fp32 or not fp32)]
+    for rows, units, share, few, _ in able:
         programs = of.directions * -(-of.batch // rows) * -(-of.hidden_size // units)
         if programs <= device.sms * (1 if of.batch <= few else share):
             break
     if rows > 32:
-        tiles = StepTiles(rows, units, 128 // of.size, 8, 3, ahead=1, pdl=True)
-        pipelined = device.shared_per_program // tiles.chunk_bytes(kind, of.dtype) - 1
-        return replace(tiles, num_stages=max(2, min(3, pipelined)))
+        return StepTiles(rows, units, 128 // of.size, 8, 3, ahead=1, pdl=True)
     tiles = StepTiles(rows, units, 128, 8, 1, split=8, pdl=True)
     chunks, chunk = -(-of.hidden_size // tiles.block_k), tiles.chunk_bytes(kind, of.dtype)
     full = kind == "forward" and rows * units == 32 * 32  # its registers fill an SM
