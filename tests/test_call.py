@@ -27,6 +27,9 @@ from tritongru import layer as layers
 from tritongru.latest import Latest
 from tritongru.launch import runtime
 from tritongru.launch.protocol import LayerCall
+from tritongru.planning import describe
+from tritongru.planning.choose import fastest_backend
+from tritongru.planning.problem import Recurrence
 
 T, B, I, H = 5, 3, 4, 6
 PACKAGE = Path(tritongru.__file__).parent
@@ -111,6 +114,17 @@ def test_the_host_makes_few_calls(handed: object, monkeypatch) -> None:
     layer = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence")
     found = costs(calls, layer, torch.randn(T, B, I, dtype=torch.bfloat16))
     assert all(cost <= most for cost, most in zip(found, (137, 333, 107), strict=True)), found
+
+
+@compiled
+def test_another_number_of_steps_costs_the_host_little(handed: object, monkeypatch) -> None:
+    """As where the lengths of sequences vary: nothing but T is looked at anew, and no row of what was measured."""
+    layer, x = tritongru.GRU(I, 512, dtype=torch.bfloat16, backend="sequence"), torch.randn(9, B, I).bfloat16()
+    for steps in range(2, 9):
+        layer(x[:steps])[0].sum().backward()
+        fastest_backend(of := Recurrence(B, 512, 1, "bf16", "tf32", describe("h200")), steps, True)
+    assert calls(lambda: layer(x)[0].sum().backward()) <= 885
+    assert calls(lambda: fastest_backend(of, 9, True)) <= 45
 
 
 @kit.ours_by_form(kit.FORMS | {"dropout": kit.Form({"num_layers": 2, "dropout": 0.5})})

@@ -1,6 +1,6 @@
 """What a backend is: two functions of one layer, and what they are handed and hand back."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -75,6 +75,12 @@ class LayerCall:
         and `runtime.once_more` has made what is settled of it."""
         once_more = self.settled.get(("again", kind))
         return once_more is not None and once_more(given)
+
+    def was_launched(self, kind: Hashable, once_more: Callable[[], Any]) -> None:
+        """Of a pass that `again` did not launch: the second of its kind settles how the third is. Most sizes that vary
+        from call to call come once."""
+        key = ("again", kind)
+        self.settled[key] = once_more() if key in self.settled else None
 
     @property
     def recurrence(self) -> Recurrence:

@@ -5,9 +5,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -33,6 +33,25 @@ empty = torch.empty  # of all memory that launchers ask for, so that tests can f
 def interpreting() -> bool:
     """Whether this process runs kernels in Python, in the emulator: TRITON_INTERPRET=1 when Triton was imported."""
     return bool(triton.knobs.runtime.interpret)
+
+
+class Signature(NamedTuple):
+    """How a kernel takes its arguments: how many pointers, and from a mapping by name, each in the kernel's order, its
+    scalars, its other arguments that are no constants, and its constants."""
+
+    pointers: int
+    scalars: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    others: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+    constants: Callable[[Mapping[str, Any]], tuple[Any, ...]]
+
+
+@lru_cache(maxsize=256)
+def signature(names: tuple[str, ...], constants: tuple[str, ...]) -> Signature:
+    """From the names of all arguments, scalars first, then pointers (`*_ptr`), and those of the constants."""
+    pointers = [i for i, name in enumerate(names) if name.endswith("_ptr")]
+    first, rest = pointers[0], names[pointers[0] :]
+    groups = names[:first], [n for n in rest if n not in constants], [n for n in rest if n in constants]
+    return Signature(len(pointers), *(itemgetter(*group) for group in groups))
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,29 +81,17 @@ class Kernel:
         return options | ({"maxnreg": self.max_registers} if self.max_registers else {})
 
     @cached_property
-    def pointers(self) -> slice:
-        """Where pointers are among all that it takes."""
-        at = [i for i, name in enumerate(self.kernel.arg_names) if name.endswith("_ptr")]
-        return slice(at[0], at[-1] + 1)
+    def signature(self) -> "Signature":
+        return signature(tuple(self.kernel.arg_names), tuple(self.constants))
 
     @cached_property
-    def scalars(self) -> Callable[[Mapping[str, Any]], tuple[int, ...]]:
-        """From arguments by name those that differ from launch to launch, in the kernel's order."""
-        return itemgetter(*self.kernel.arg_names[: self.pointers.start])
-
-    @cached_property
-    def _others(self) -> tuple[Callable[[Mapping[str, Any]], tuple[Any, ...]], tuple[Any, ...], tuple[Hashable, ...]]:
-        """From arguments by name those behind the scalars; what comes after these, the constants; and what tells this
-        kernel apart."""
-        names = self.kernel.arg_names[self.pointers.start :]
-        asked = itemgetter(*[name for name in names if name not in self.constants])
-        constants = tuple(self.constants[name] for name in names if name in self.constants)
-        return asked, constants, (self.kernel.fn, *self.options.values(), *constants)
+    def in_order(self) -> tuple[Any, ...]:
+        """The constants, as the kernel takes them."""
+        return self.signature.constants(self.constants)
 
     def launch(self, arguments: Mapping[str, Any], pdl: bool = False, rows: int = 0) -> "Launch":
-        """Bound to these arguments as well."""
-        asked, constants, _ = self._others
-        return Launch(self, asked(arguments) + constants, pdl, rows)
+        """Bound to these arguments by name as well."""
+        return Launch(self, self.signature.others(arguments), pdl, rows)
 
     def of_types(self, types: Mapping[str, str], own: str) -> "Kernel":
         """To be compiled ahead of time: with these types, `own` for other pointers and "i32" for other numbers."""
@@ -101,10 +108,9 @@ class Launch:
     kernels/step.py. rows: what no scalar is above; where they take 64 bits the JIT has every launch.
     """
 
-    def __init__(self, kernel: Kernel, rest: tuple[Any, ...], pdl: bool = False, rows: int = 0):
-        self.kernel, self.rest, self.pdl, self.wide = kernel, rest, pdl, rows > INT32
-        count = kernel.pointers.stop - kernel.pointers.start
-        self.tensors, self.others = rest[:count], rest[count:]
+    def __init__(self, kernel: Kernel, arguments: tuple[Any, ...], pdl: bool = False, rows: int = 0):
+        self.kernel, self.rest, self.pdl, self.wide = kernel, arguments + kernel.in_order, pdl, rows > INT32
+        self.tensors, self.others = arguments[: kernel.signature.pointers], self.rest[kernel.signature.pointers :]
 
     def __call__(self, steps: Steps, same: Hashable = None) -> None:
         """Launch once per step. What was handed to the driver is kept: a call of the same arguments and steps hands it
@@ -154,11 +160,12 @@ class Launch:
     @cached_property
     def alike(self) -> tuple[Hashable, ...]:
         """What the JIT would tell apart by, or more."""
-        *_, constants, identity = self.kernel._others
+        constants = self.kernel.in_order
         numbers = self.others[: len(self.others) - len(constants)]
         classes = [(n == 1) + 2 * (n % 16 == 0) + 4 * (n > INT32) for n in numbers]
         aligned = [address & 15 for address in self.addresses[: len(self.tensors)]]
-        return identity, *[tensor.dtype for tensor in self.tensors], *aligned, *classes
+        identity = self.kernel.kernel.fn, *self.kernel.options.values(), *constants
+        return *identity, *[tensor.dtype for tensor in self.tensors], *aligned, *classes
 
     def compiled(self) -> Any:
         """What is compiled for such arguments, where the shortest way may be taken; else None."""

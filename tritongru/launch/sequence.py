@@ -62,7 +62,7 @@ def forward(
         _note_refusal(refusal, call, once)
         return forward(call, x, h_0, weights, h_n)
     if once.buffer is None and visits.plain:
-        call.settled["again", "small forward"] = once_more(of_pass, [(launch, steps, None)])
+        call.was_launched("small forward", lambda: once_more(of_pass, [(launch, steps, None)]))
     return y, h_n, gates
 
 
@@ -103,7 +103,7 @@ def backward(
         _note_refusal(refusal, call, once)
         return backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     if once.buffer is None and visits.plain:  # a launch with nothing around it: the next one hands over addresses
-        call.settled["again", kind] = once_more(of_pass, [(launch, steps, None)])
+        call.was_launched(kind, lambda: once_more(of_pass, [(launch, steps, None)]))
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
@@ -147,7 +147,7 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
         once = Settled(tiles, kernel, tiles.grid, scalars)
         if isinstance(tiles, SequenceTiles):
             visits = 0 if packed else tiles.visits_per_launch(kind, call.recurrence, v.time, v.size_rows)
-            width, rows, gates = _wait(kind, tiles, call.dtype).width, tiles.block_b, 1 if kind == "forward" else 3
+            width, rows, gates = _bits(call.dtype), tiles.block_b, 1 if kind == "forward" else 3
             of_block, of_unit = exchange.units_of_block(width, rows), exchange.BLOCK_BYTES * 8 // width
             sizes = tiles.directions, tiles.groups, tiles.tiles, gates, rows // exchange.rows_of_block(rows)
             shape = Shape((*sizes, tiles.units // of_block, of_unit), tiles.programs * tiles.block_h // of_block)
@@ -176,9 +176,10 @@ def _launches(
     device, dtype = given["rzn_ptr"].device, given["rzn_ptr"].dtype
     given |= once.scalars
     given |= visits.pointers(found.word)
+    rows, scalars = visits.time * visits.batch, kernel.signature.scalars
     if isinstance(tiles, SmallTiles):
         given |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
-        yield kernel.launch(given, rows=visits.time * visits.batch), one_step(once.grid, kernel.scalars(given))
+        yield kernel.launch(given, rows=rows), one_step(once.grid, scalars(given))
         return
     found.seconds = wait_seconds()
     T, D, kind = visits.time, call.directions, "backward" if backward else "forward"
@@ -207,7 +208,7 @@ def _launches(
             for direction in range(0, D, tiles.directions):
                 given |= dict(first_row=first_row, first_direction=direction)
                 given["e_ptr"] = buffer.filled(stop - first_visit + 1)
-                yield kernel.launch(given, rows=visits.time * visits.batch), one_step(once.grid, kernel.scalars(given))
+                yield kernel.launch(given, rows=rows), one_step(once.grid, scalars(given))
 
 
 @part("weights")
@@ -228,27 +229,36 @@ def kernel_of(kind: str, tiles: SequenceTiles | SmallTiles, dtype: str, precisio
     if isinstance(tiles, SmallTiles):
         return small.kernel_of(kind, tiles, resets)
     kernel = kernels.sequence_forward if kind == "forward" else kernels.sequence_backward
-    wait, again = _wait(kind, tiles, dtype), _wait(kind, dataclasses.replace(tiles, delay=0), dtype)
+    constants, waits = _constants(kind, tiles, dtype, precision, resets)
     if interpreting():
         from ..tools.emulator import twins
 
-        twins.register(wait)
-        twins.register(again)
+        for wait in waits:
+            twins.register(wait)
+    return Kernel(kernel, constants, tiles.num_warps, cooperative=True, max_registers=tiles.max_registers)
+
+
+@lru_cache(maxsize=256)
+def _constants(
+    kind: str, tiles: SequenceTiles, dtype: str, precision: str, resets: bool
+) -> tuple[dict[str, Any], list[Any]]:
+    """Of a kernel, and the waits whose text it has."""
+    gates, width = 3 if kind == "backward" and tiles.waits == 1 else 1, _bits(dtype)
+    sizes = tiles.block_b, tiles.block_k, tiles.num_k, gates, tiles.num_warps, width
+    wait, wait_next = (exchange.wait_text(*sizes, delay) for delay in (tiles.delay, 0))
     constants = dict(
         RESETS=resets, PRECISION=precision if dtype == "fp32" else "tf32", ROWS=tiles.block_b, TILES=tiles.tiles,
         UNITS=tiles.block_h, PARTS=tiles.num_k, PART=tiles.block_k, WARPS=tiles.num_warps, SHARED=tiles.shared_gates,
         WAIT=wait.text, CONSTRAINTS=wait.constraints, PACK=wait.pack,
     )  # fmt: skip
     if kind == "backward":
-        constants |= dict(WAITS=tiles.waits, WAIT_NEXT=again.text)
-    return Kernel(kernel, constants, tiles.num_warps, cooperative=True, max_registers=tiles.max_registers)
+        constants |= dict(WAITS=tiles.waits, WAIT_NEXT=wait_next.text)
+    return constants, [wait, wait_next]
 
 
-@lru_cache(maxsize=256)
-def _wait(kind: str, tiles: SequenceTiles, dtype: str) -> Any:
-    gates = 3 if kind == "backward" and tiles.waits == 1 else 1
-    width = 32 if dtype == "fp32" else 16
-    return exchange.wait_text(tiles.block_b, tiles.block_k, tiles.num_k, gates, tiles.num_warps, width, tiles.delay)
+def _bits(dtype: str) -> int:
+    """Of an element of the exchange."""
+    return 32 if dtype == "fp32" else 16
 
 
 def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Kernel]:

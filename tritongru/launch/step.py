@@ -70,7 +70,7 @@ def forward(
     )  # fmt: skip
     launch = _launch(call, kind, constants, arguments, h, partial(visits.forward, D))
     if visits.plain:
-        call.settled["again", kind] = once_more(given, [launch])
+        call.was_launched(kind, lambda: once_more(given, [launch]))
     return y, h_n, gates
 
 
@@ -102,7 +102,7 @@ def backward(
         visited, constants = partial(_part, visits, D, want_dh_0, first), dict(DY_UNIT=unit, FIRST=first)
         launches.append(_launch(call, kind, constants, arguments, h_0, visited, want_dh_0))
     if visits.plain:
-        call.settled["again", pass_] = once_more(given, launches)
+        call.was_launched(pass_, lambda: once_more(given, launches))
     return dgates, dh_0 if want_dh_0 else None
 
 

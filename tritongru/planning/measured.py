@@ -95,23 +95,32 @@ def nearest(cells: Cells, H: int, B: int, able: Sequence[str]) -> tuple[tuple[in
     return min(((cell, among[cell]) for cell in several), key=lambda found: distance(found[0], H, B), default=None)
 
 
-def fastest(able: Sequence[str], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
-    """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
-    path, kind = nearest_file(TABLES, of.device), "training" if training else "inference"
-    cells = table(path).get((kind, of.dtype, CELL if cell else "1" if time == 1 else ""), {}) if path else {}
+@lru_cache(maxsize=4096)  # T is no part of it: where T varies from call to call, nothing is looked for again
+def measured(able: tuple[str, ...], of: Recurrence, kind: str, time: str) -> tuple[str, Sequence[Timed]] | None:
+    """The nearest cell of the nearest device: what it is, in words, and what was timed there of the backends."""
+    path = nearest_file(TABLES, of.device)
+    cells = table(path).get((kind, of.dtype, time), {}) if path else {}
     if path is None or (found := nearest(cells, of.hidden_size, of.batch, able)) is None:
         return None
     (H, B), timed = found
+    own = described_as(of.device) == path.stem
+    where = DEVICES[path.stem].name + ("" if own else f", nearest to {of.device.name},")
+    size = f"{of.dtype}, {kind}, H {H}, B {B}" + (", a GRUCell" if time == CELL else f", T {time}" * bool(time))
+    return f"{where} at {size}", timed
+
+
+def fastest(able: tuple[str, ...], of: Recurrence, time: int, training: bool, cell: bool) -> Choice | None:
+    """Which of the backends that are able to run a call takes the least, and by which figures; None: no row says."""
+    at, kind = CELL if cell else "1" if time == 1 else "", "training" if training else "inference"
+    if (found := measured(able, of, kind, at)) is None:
+        return None
+    where, timed = found
     candidates = {one.backend: one for one in sorted(timed, key=lambda one: one.call_us(time))}
     first, *_ = candidates
     aten = candidates["aten"].device_us(time) if "aten" in candidates else None
     most = (aten or math.inf) * (1.1 if time == 1 else 1)
     chosen = next(name for name, one in candidates.items() if name == "aten" or (one.device_us(time) or 0) <= most)
-    own = described_as(of.device) == path.stem
-    where = DEVICES[path.stem].name + ("" if own else f", nearest to {of.device.name},")
-    size = f"{of.dtype}, {kind}, H {H}, B {B}"
-    size += ", a GRUCell" if cell else ", T 1" * (time == 1)
-    reason = f"fastest by what was measured on NVIDIA {where} at {size}"
+    reason = f"fastest by what was measured on NVIDIA {where}"
     if missing := [backend for backend in able if backend not in candidates]:
         reason += f", where {' and '.join(missing)} was not timed"
     if chosen != first:
