@@ -38,11 +38,6 @@ def join(a: Any, b: Any) -> Tensor:
     return Tensor(np.stack(np.broadcast_arrays(v, w), -1), dtype)
 
 
-def split(a: Tensor) -> tuple[Tensor, Tensor]:
-    first, second = np.moveaxis(a.v, -1, 0)
-    return Tensor(first, a.dtype), Tensor(second, a.dtype)
-
-
 def where(condition: Any, x: Any, y: Any) -> Tensor:
     a, b, dtype = operands(x, y)
     return Tensor(np.where(tensor(condition).v, a, b)[()], dtype)
@@ -93,7 +88,7 @@ def inline_asm_elementwise(
     return TWINS[asm](machine, *map(tensor, args), dtype=dtype)
 
 
-_own = (allocate_shared_memory, arange, inline_asm_elementwise, join, load, mma_v2, split, store, where, zeros)
+_own = (allocate_shared_memory, arange, inline_asm_elementwise, join, load, mma_v2, store, where, zeros)
 FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in any module of Triton's
     **{function.__name__: function for function in _own},
     "convert_layout": lambda x, *rest, **options: x,
@@ -105,6 +100,7 @@ FUNCTIONS: dict[str, Any] = {  # by the names under which a kernel finds them in
     "gdc_launch_dependents": lambda: None,
     "zeros_like": lambda x: zeros(x.shape, x.dtype),
     "expand_dims": lambda x, axis: Tensor(np.expand_dims(x.v, axis), x.dtype),
+    "split": lambda x: tuple(Tensor(half, x.dtype) for half in np.moveaxis(x.v, -1, 0)),
     "reshape": Tensor.reshape,
     "permute": Tensor.permute,
     "abs": lambda x: Tensor(np.abs(x.v), x.dtype),

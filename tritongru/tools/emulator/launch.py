@@ -130,8 +130,7 @@ class Launch:
 
     def __init__(self, scheduler: Scheduler, run: Callable[[], None], grid: Sequence[int], memory: Memory):
         self.scheduler, self._run, self.grid, self.memory = scheduler, run, grid, memory
-        indices = [index[::-1] for index in product(*map(range, grid[::-1]))]  # x first
-        self.programs = list(map(Program, indices))
+        self.programs = [Program(index) for index in product(*map(range, grid))]
         self._live = list(self.programs)
         self._began = scheduler.steps
         self._skipped = 0  # nanoseconds of the clock
