@@ -54,10 +54,8 @@ def mma_v2(a: Tensor, b: Tensor, acc: Tensor, input_precision: str = "tf32") -> 
     return Tensor(np.matmul(factor(a, input_precision), factor(b, input_precision)) + acc.v, tl.float32)
 
 
-def lanes(pointer: Any, mask: Any) -> tuple[Any, Any, Any]:
+def lanes(pointer: Tensor, mask: Any) -> tuple[Any, Any, Any]:
     """What a pointer points to, its addresses, and which of them are accessed."""
-    if not isinstance(pointer, Tensor) or not pointer.dtype.is_ptr():
-        raise TypeError(f"a pointer is needed, got {pointer!r}")
     mask = tensor(True if mask is None else mask)
     if mask.dtype != tl.int1:
         raise ValueError(f"a mask must be boolean, got {mask!r}")
