@@ -9,18 +9,20 @@ from itertools import product
 from typing import Any
 
 import pytest
+import torch
 import triton
 
 from tests.kit.compile_elsewhere import examined, python_of
 from tests.kit.forms import DEVICES, KINDS, Form, faults, forms, limits, plans
 from tests.kit.lint import dependence_faults, faults_of
 from tests.kit.mutants import edited, mutant, table
+from tritongru.launch.protocol import LayerCall
 from tritongru.launch.runtime import Kernel
 from tritongru.launch.sequence import specimen
-from tritongru.launch.step import specimens
+from tritongru.launch.step import specimens as of_call
 from tritongru.planning import Problem, describe
-from tritongru.planning.devices import REGISTERS
-from tritongru.planning.problem import Recurrence
+from tritongru.planning.devices import REGISTERS, Device
+from tritongru.planning.problem import Overrides, Recurrence
 from tritongru.planning.sequence import SequenceTiles, sequence_tiles
 from tritongru.planning.step import StepTiles, kinds, step_tiles
 from tritongru.planning.tuned import parse_overrides
@@ -76,11 +78,18 @@ def choices() -> Iterable[Any]:
     yield from (choice(t, "fp32", *sizes) for t in ("h100", "a100", "mi300x") for sizes in (MANY, ODD_CELL))
 
 
+def specimens(problem: Problem, device: Device, how: str = "", overrides: Overrides = ()) -> list[Kernel]:
+    call, some = LayerCall.of(problem, device, overrides), torch.empty(0)
+    if how == "padded":
+        call = replace(call, visits=replace(call.visits, lengths=some, resets=some))
+    return of_call(call, problem.input_size, problem.bias, problem.recompute, how != "unaligned")
+
+
 @pytest.mark.parametrize("target, dtype, B, H, T, D, precision, meant, how", [*choices()])
 def test_a_choice_of_step_compiles(target, dtype, B, H, T, D, precision, meant, how) -> None:
     device, precision = describe(target), "ieee" if "ieee" in (precision, native(target)) else "tf32"
     problem = Problem(B, T, 48, H, 1, D, dtype, precision=precision)
-    found = specimens(problem, device, aligned=how != "unaligned", padded=how == "padded")
+    found = specimens(problem, device, how)
     for kind, launch in zip(kinds(T, True), found, strict=True):
         if meant not in ("", kind):
             continue

@@ -139,6 +139,7 @@ SAID = [  # problem, backend, what is said
     (dict(hidden_size=3000), "sequence", r"'sequence' cannot run here.*H 3000.*: aten, reference, step"),
     ({}, "cudnn", r"unknown backend 'cudnn': expected one of aten, reference, step, sequence"),
     (IEEE, "sequence", "no matrix instructions"),
+    (dict(batch=1 << 20, time=1), "sequence", "more elements than its kernels count"),
     ({}, "step:block_b=24", "block_b must be one of 1, 2, .., 4096 here, got 24"),
     ({}, "step:split=4", "split must be one of 1, 8 here, got 4"),
     ({}, "step:num_warps=16", "split must be one of 1, 8 here, got 16"),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import ambient, status
 from .beside import F
-from .launch.protocol import Launcher
+from .launch.protocol import Launcher, LayerCall
 from .planning import Device, Problem, describe
 from .planning.choose import fastest_backend, off_chip, unserved, with_overrides
 from .planning.devices import of_cuda
@@ -44,8 +44,9 @@ class Backend:
         return cast(Launcher, importlib.import_module(self.module))
 
     def specimens(self, problem: Problem, device: Device) -> list[Any]:
-        """What a call of a Triton backend launches, by its types: a `launch.runtime.Kernel` each."""
-        return self.load().specimens(problem, device, overrides=self.overrides)
+        """What a layer's call of a Triton backend launches, by its types: a `launch.runtime.Kernel` each."""
+        p, call = problem, LayerCall.of(problem, device, self.overrides)
+        return self.load().specimens(call, p.input_size, p.bias, p.recompute)
 
     def too_large(self, x: Tensor, B: int, H: int, D: int, training: bool) -> str | None:
         """Why it cannot run a layer on x for its size; None if it can."""

@@ -16,7 +16,6 @@ import triton
 from torch import Tensor
 
 from ..latest import Latest
-from ..planning.problem import Problem
 from .protocol import LayerCall
 from .runtime import Kernel
 
@@ -34,18 +33,16 @@ def prepare(
 
     copied: whether aligned copies of the weights are launched.
     """
-    problem = Problem(
-        batch=call.visits.batch, time=min(call.visits.time, 2), input_size=input_size, hidden_size=call.hidden_size,
-        directions=call.directions, dtype=call.dtype, training=call.save_gates,
-        bias=len(weights) > 2 * call.directions, recompute=recompute, precision=call.precision,
-    )  # fmt: skip
-    key = launcher.__name__, problem, call.device, call.overrides, weights[0].device
+    v, bias = call.visits, len(weights) > 2 * call.directions
+    aligned = copied or all(w.data_ptr() % 16 == 0 for w in weights)
+    how = input_size, bias, recompute, aligned
+    of_batch = v.time > 1, v.lengths is None, v.resets is None, weights[0].device
+    key = launcher.__name__, call.recurrence, call.save_gates, *how, *of_batch
     if key in _seen:
         return
     _seen.keep(key, None)
-    aligned = copied or all(w.data_ptr() % 16 == 0 for w in weights)
     with suppress(ValueError):  # not to be had: the launch says why
-        compile_side_by_side(launcher.specimens(problem, call.device, aligned=aligned, overrides=call.overrides))
+        compile_side_by_side(launcher.specimens(call, *how))
 
 
 def compile_side_by_side(specimens: Sequence[Kernel]) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..batch import Visits
 from ..planning.devices import Device
-from ..planning.problem import Overrides, Recurrence
+from ..planning.problem import Overrides, Problem, Recurrence
 
 
 class LayerWeights(NamedTuple):
@@ -70,6 +70,13 @@ class LayerCall:
     # What a launcher has worked out once, for all calls that differ in values alone; by pass.
     settled: dict[Any, Any] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, problem: Problem, device: Device, overrides: Overrides = ()) -> "LayerCall":
+        """Of one of a problem's layers."""
+        p, packed = problem, (problem.batch,) * problem.time if problem.packed else None
+        visits = Visits(p.time, p.batch, packed)
+        return cls(visits, p.directions, p.hidden_size, p.dtype, p.precision, device, p.training, overrides)
+
     def again(self, kind: Hashable, given: Sequence[Tensor]) -> bool:
         """Whether a pass like one before was launched by this: its `kind` tells how what it is `given` lies in memory,
         and `runtime.once_more` has made what is settled of it."""
@@ -118,6 +125,8 @@ class Launcher(Protocol):
     def product_precision(self, call: LayerCall, backward: bool = True) -> str | None:
         """Of the library products around the recurrence in float32: "tf32" or "ieee"; None: forward has none."""
 
-    def specimens(self, problem: Any, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Any]:
+    def specimens(
+        self, call: LayerCall, input_size: int, bias: bool, recompute: bool, aligned: bool = True
+    ) -> list[Any]:  # fmt: skip
         """What a call launches, a `runtime.Kernel` each, for compiling without a GPU. `aligned=False` takes the
         caller's tensors at their elements' own alignment. Only a Triton backend has it."""

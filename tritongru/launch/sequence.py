@@ -6,7 +6,7 @@ them a padded copy of W_hh (backward: W_hh^T) and the fill of the buffer. Librar
 import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,6 @@ from torch import Tensor
 from ..kernels import exchange
 from ..kernels import sequence as kernels
 from ..parts import part
-from ..planning.devices import Device
-from ..planning.problem import Overrides, Problem
 from ..planning.sequence import SequenceTiles, exchanges, kinds, sequence_tiles
 from ..planning.small import SmallTiles
 from ..products import project
@@ -27,8 +25,6 @@ from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
 from .runtime import Grid, Kernel, Launch, Steps, empty, interpreting, once_more, one_step
 
 logger = logging.getLogger("tritongru")
-
-LARGEST = 1 << 31  # of what the kernels count in 32 bits: elements of a time step
 
 
 def forward(
@@ -124,8 +120,7 @@ class Settled(NamedTuple):
 
 
 def settled(kind: str, call: LayerCall) -> Settled | None:
-    """Of "forward" or "backward"; None where `step` has to serve it: the layer is too large, or the driver refuses what
-    the plan counts on.
+    """Of "forward" or "backward"; None where `step` has to serve it: the driver refuses what the plan counts on.
 
     Raises:
         RuntimeError: the device cannot hold the weights.
@@ -136,9 +131,6 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
         tiles = sequence_tiles(kind, call.recurrence)
         if isinstance(tiles, str):
             raise RuntimeError(f"backend 'sequence' cannot run here: {tiles}; backend 'step' can")
-        if 4 * D * v.batch * H >= LARGEST:
-            _log_once("a time step has more elements than its kernels count: backend 'step' runs")
-            return None
         scalars = dict(
             T=v.time, B=v.batch, H=H, D=D, stride_row=v.stride_row, packed=int(packed),
             has_lengths=int(packed or v.lengths is not None),
@@ -156,7 +148,6 @@ def settled(kind: str, call: LayerCall) -> Settled | None:
     return None if once.kernel.cooperative and call.device.name in _refused else once
 
 
-_log_once = cache(logger.warning)
 _refused: set[str] = set()  # names of devices whose driver refused a cooperative launch in this process
 
 
@@ -261,13 +252,13 @@ def _bits(dtype: str) -> int:
     return 32 if dtype == "fp32" else 16
 
 
-def specimens(problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = ()) -> list[Kernel]:
+def specimens(call: LayerCall, input_size: int, bias: bool, recompute: bool, aligned: bool = True) -> list[Kernel]:
     """As protocol.py's Launcher has it. How the caller's tensors are aligned makes no other kernel."""
-    p, found = problem, []
-    for kind in kinds(p.time, p.training):
-        if isinstance(tiles := sequence_tiles(kind, p.on(device, overrides)), str):
+    resets, found = call.visits.resets is not None, []
+    for kind in kinds(call.visits.time, call.save_gates):
+        if isinstance(tiles := sequence_tiles(kind, call.recurrence), str):
             raise ValueError(tiles)
-        found.append(specimen(kind, tiles, p.dtype, p.precision))
+        found.append(specimen(kind, tiles, call.dtype, call.precision, resets))
     return found
 
 

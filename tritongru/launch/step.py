@@ -13,8 +13,6 @@ from torch import Tensor
 
 from ..batch import Visits
 from ..kernels import step as kernels
-from ..planning.devices import Device
-from ..planning.problem import Overrides, Problem, Recurrence
 from ..planning.step import BACKWARD, StepTiles, kinds, step_tiles
 from ..products import project
 from .protocol import LayerCall, LayerWeights, SavedGates, rzn_strides
@@ -124,8 +122,7 @@ def _launch(
     a batch does not have."""
     v, key = call.visits, (kind, *constants.values())
     if key not in call.settled:
-        padding = dict(PADDED=v.lengths is not None, RESETS=v.resets is not None)
-        call.settled[key] = _kernel(kind, call.recurrence, constants | padding)
+        call.settled[key] = _kernel(kind, call, constants)
     kernel, tiles = call.settled[key]
     arguments |= dict(
         B=v.batch, stride_row=v.stride_row, lengths_ptr=unread if v.lengths is None else v.lengths,
@@ -141,38 +138,36 @@ def _launch(
     return launch, steps, same
 
 
-def _kernel(kind: str, of: Recurrence, constants: dict[str, Any]) -> tuple[Kernel, StepTiles]:
-    """The kernel of one of `step_tiles`' kinds with these constants and those of its tiles, and these."""
-    tiles = step_tiles(kind, of)
+def _kernel(kind: str, call: LayerCall, constants: dict[str, Any]) -> tuple[Kernel, StepTiles]:
+    """The kernel of one of `step_tiles`' kinds with these constants, the call's and those of its tiles; and these."""
+    tiles = step_tiles(kind, call.recurrence)
     constants |= dict(
-        H=of.hidden_size, D=of.directions, PRECISION=of.precision, BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h,
-        BLOCK_K=tiles.block_k, SPLIT=tiles.split, AHEAD=tiles.ahead, PDL=tiles.pdl,
+        H=call.hidden_size, D=call.directions, PRECISION=call.precision, PADDED=call.visits.lengths is not None,
+        RESETS=call.visits.resets is not None, BLOCK_B=tiles.block_b, BLOCK_H=tiles.block_h, BLOCK_K=tiles.block_k,
+        SPLIT=tiles.split, AHEAD=tiles.ahead, PDL=tiles.pdl,
     )  # fmt: skip
     kernel = kernels.step_backward if kind.startswith("backward") else kernels.step_forward
     return Kernel(kernel, constants, tiles.num_warps, tiles.num_stages, max_registers=tiles.max_registers), tiles
 
 
-def specimens(
-    problem: Problem, device: Device, *, aligned: bool = True, overrides: Overrides = (), padded: bool = False
-) -> list[Kernel]:
-    """As protocol.py's Launcher has it, of the first layer; `padded` has lengths and resets. The caller's tensors and
-    the weights, as cuDNN's flattened ones, may be aligned to their elements alone."""
-    p, fused, own = problem, problem.time == 1, f"*{problem.dtype}"
-    theirs = own if aligned else f"{own}:{4 if p.dtype == 'fp32' else 2}"
+def specimens(call: LayerCall, input_size: int, bias: bool, recompute: bool, aligned: bool = True) -> list[Kernel]:
+    """As protocol.py's Launcher has it. The caller's tensors and the weights, as cuDNN's flattened ones, may be aligned
+    to their elements alone."""
+    v, fused, own, fp32 = call.visits, call.visits.time == 1, f"*{call.dtype}", call.dtype == "fp32"
+    theirs = own if aligned else f"{own}:{4 if fp32 else 2}"
     weights = [f"{name}{way}_ptr" for name in ("w_ih", "w_hh", "b_ih", "b_hh") for way in ("", "_reverse")]
     types = dict.fromkeys((*weights, "dy_ptr"), theirs) | dict.fromkeys(("stride_x_i", "stride_dy_h"), "i32:1")
-    types |= dict(x_ptr=theirs if fused else own, dh_ptr="*fp32")
-    types["state_ptr"] = own if fused or p.dtype == "fp32" else "*fp32"
-    types |= dict(lengths_ptr="*i32", resets_ptr="*i8") if padded else {}
+    types |= dict(x_ptr=theirs if fused else own, dh_ptr="*fp32", state_ptr=own if fused or fp32 else "*fp32")
+    types |= {"lengths_ptr": own if v.lengths is None else "*i32", "resets_ptr": own if v.resets is None else "*i8"}
     found = []
-    for kind in kinds(p.time, p.training):
+    for kind in kinds(v.time, call.save_gates):
         if kind.startswith("backward"):
-            constants = dict(DY_UNIT=p.directions * p.hidden_size, FIRST=kind == "backward_first")
+            constants = dict(DY_UNIT=call.directions * call.hidden_size, FIRST=kind == "backward_first")
         else:
             constants = dict(
-                I=p.input_size if fused else 0, X_UNIT=p.input_size if fused else 1, HAS_BIAS=p.bias, FUSE_INPUT=fused,
-                KEEP_STATE=p.dtype != "fp32" and not fused, SAVE_GATES=p.training and not p.recompute,
+                I=input_size if fused else 0, X_UNIT=input_size if fused else 1, HAS_BIAS=bias, FUSE_INPUT=fused,
+                KEEP_STATE=not fused and not fp32, SAVE_GATES=call.save_gates and not recompute,
             )  # fmt: skip
-        kernel, _ = _kernel(kind, p.on(device, overrides), constants | dict(PADDED=padded, RESETS=padded))
+        kernel, _ = _kernel(kind, call, constants)
         found.append(kernel.of_types(types, own))
     return found

@@ -162,6 +162,8 @@ def _planned(kind: str, of: Recurrence) -> SequenceTiles | SmallTiles | str:
     if unknown := given.keys() - set(fields):
         how = "with" if exchanging else "without"
         raise ValueError(f"{how} exchange the fields are {', '.join(fields)}, got {', '.join(unknown)}")
+    if 4 * of.directions * of.batch * H >= 1 << 31:
+        return "a time step has more elements than its kernels count in 32 bits"
     if not exchanging and H > LARGEST:
         return f"one program holds all of W_h of H up to {LARGEST}, not {H}"
     if not exchanging:

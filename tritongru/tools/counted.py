@@ -15,7 +15,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from ..batch import Visits
 from ..call import Call
 from ..launch.protocol import LayerCall
 from ..layer import Layer, backward_pass, forward_pass
@@ -101,9 +100,8 @@ def counted(problem: Problem, device: Device, backend: str) -> tuple[Launches, C
     """Of a call that a Triton backend serves (`choose` says so). Needs Triton, no GPU."""
     from ..launch.runtime import recording
 
-    p, D, H = problem, problem.directions, problem.hidden_size
-    visits, found = Visits(p.time, p.batch, (p.batch,) * p.time if p.packed else None), find(backend)
-    call = LayerCall(visits, D, H, p.dtype, p.precision, device, p.training, found.overrides)
+    p, D, H, found = problem, problem.directions, problem.hidden_size, find(backend)
+    call = LayerCall.of(p, device, found.overrides)
     layer = Layer.of(found, call, recompute=p.recompute)
     where: dict[str, Any] = dict(dtype=next(kind for kind in DTYPES if DTYPES[kind] == p.dtype), device="meta")
     weights = list(nn.GRU(p.input_size, H, p.layers, p.bias, bidirectional=D == 2, **where).parameters())
