@@ -179,30 +179,30 @@ class Launch:
 
 
 def once_more(
-    given: Sequence[Tensor], launches: Sequence[tuple[Launch, Steps, Hashable]]
+    tensors: Sequence[Tensor], launches: Sequence[tuple[Launch, Steps, Hashable]]
 ) -> Callable[[Sequence[Tensor]], bool] | None:
-    """A pass of such launches, with steps and what tells them apart as `Launch` takes them, as a function of other
-    tensors in place of those `given`, which are not kept. None where a launch is not compiled yet, or its tensors are
-    not those given, each another and aligned. The function gives False, and launches nothing, where one of its tensors
-    is not aligned to 16 bytes, or somebody is told of launches."""
-    places = {tensor.data_ptr(): i for i, tensor in enumerate(given)}
-    if len(places) < len(given) or any([address & 15 for address in places]):
+    """A pass, of launches with what `Launch` takes when it is called, as a function of other tensors in place of these,
+    which are not kept. None where a launch is not compiled yet, or has a tensor that is none of these, or these are not
+    all different and aligned to 16 bytes. The function returns False, and launches nothing, where one of its tensors is
+    not aligned so, or somebody is told of launches."""
+    places = {tensor.data_ptr(): i for i, tensor in enumerate(tensors)}
+    if len(places) < len(tensors) or any([address & 15 for address in places]):
         return None
-    found: list[tuple[Any, ...]] = []
+    passed: list[tuple[Any, ...]] = []
     for launch, steps, same in launches:
         order, compiled = [places.get(tensor.data_ptr(), -1) for tensor in launch.tensors], launch.compiled()
         if -1 in order or compiled is None:
             return None
         steps = steps if same is not None else one_step(*next(iter(steps())))
-        found.append((compiled, order, launch.others, steps, same, launch.pdl))
+        passed.append((compiled, order, launch.others, steps, same, launch.pdl))
     device, _ = _here()
 
-    def again(given: Sequence[Tensor]) -> bool:
-        at = [tensor.data_ptr() for tensor in given]
+    def again(tensors: Sequence[Tensor]) -> bool:
+        at = [tensor.data_ptr() for tensor in tensors]
         if _told() or [address for address in at if address & 15]:
             return False
         stream = triton.runtime.driver.active.get_current_stream(device)
-        for compiled, order, others, *how in found:
+        for compiled, order, others, *how in passed:
             _hand_over(compiled, stream, (*[at[i] for i in order], *others), *how)
         return True
 

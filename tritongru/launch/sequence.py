@@ -34,31 +34,31 @@ def forward(
     once = settled("forward", call)
     if once is None:
         return step.forward(dataclasses.replace(call, overrides=()), x, h_0, weights, h_n)  # of tiles with other fields
-    D, H, visits, by_row, found = call.directions, call.hidden_size, call.visits, x.shape[:-1], status(x.device)
-    found.check()
-    new = partial(empty, dtype=x.dtype, device=x.device)
+    visits, D, H, device_status = call.visits, call.directions, call.hidden_size, status(x.device)
+    device_status.check()
+    by_row, new = x.shape[:-1], partial(empty, dtype=x.dtype, device=x.device)
     rzn = project(x, weights.w_ih, weights.b_ih).view(*by_row, D, 3 * H)
     q = new(*by_row, D, H) if call.save_gates else None
     y = visits.padded(new(*by_row, D * H))
     h_n = new(D, visits.batch, H) if h_n is None else h_n
     gates = None if q is None else SavedGates(rzn, q)
-    of_pass = [rzn, y, h_0, h_n, *weights.w_hh, *weights.b_hh, found.word, *(gates or ())[1:]]
-    if once.buffer is None and call.again("small forward", of_pass):
+    tensors = [rzn, y, h_0, h_n, *weights.w_hh, *weights.b_hh, device_status.word, *(gates or ())[1:]]
+    if once.buffer is None and call.again("small forward", tensors):
         return y, h_n, gates
     h_0 = h_0.resolve_neg().contiguous()  # a kernel reads memory, not what is lazily negated
     b_hh = weights.b_hh or weights.w_hh  # not read where there are none
-    given = dict(
+    arguments = dict(
         rzn_ptr=rzn, q_ptr=y if q is None else q, y_ptr=y, h_0_ptr=h_0, h_n_ptr=h_n, b_ptr=b_hh[0],
         b_reverse_ptr=b_hh[-1], **rzn_strides(rzn), save_gates=int(call.save_gates), has_bias=int(bool(weights.b_hh)),
     )  # fmt: skip
     try:
-        for launch, steps in _launches(once, call, weights, given, found):
+        for launch, steps in _launches(once, call, weights, arguments, device_status):
             launch(steps)
     except RuntimeError as refusal:
         _note_refusal(refusal, call, once)
         return forward(call, x, h_0, weights, h_n)
     if once.buffer is None and visits.plain:
-        call.was_launched("small forward", lambda: once_more(of_pass, [(launch, steps, None)]))
+        call.was_launched("small forward", lambda: once_more(tensors, [(launch, steps, None)]))
     return y, h_n, gates
 
 
@@ -71,35 +71,36 @@ def backward(
     if once is None:
         by_step = dataclasses.replace(call, overrides=())
         return step.backward(by_step, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
-    visits, D, H, N, found = call.visits, call.directions, call.hidden_size, call.visits.size_rows, status(y.device)
-    found.check()
+    visits, D, H, device_status = call.visits, call.directions, call.hidden_size, status(y.device)
+    device_status.check()
+    N = visits.size_rows
     dgates = visits.padded(empty(D, N, 4 * H, dtype=y.dtype, device=y.device))
     dh_0 = empty(D, visits.batch, H, dtype=torch.float32, device=y.device)
     dh = dh_n.resolve_neg().to(torch.float32).contiguous()  # as dh_0 in float32 always: one kernel, in chunks too
-    of_pass = [dy, y, h_0, *gates, dh, dgates, dh_0, *weights.w_hh, found.word]
+    tensors = [dy, y, h_0, *gates, dh, dgates, dh_0, *weights.w_hh, device_status.word]
     # Hooks on saved tensors may have changed how they lie.
-    laid_out = [(t.stride(), t.dtype) for t in of_pass[:5]] if once.buffer is None else ()
+    laid_out = [(t.stride(), t.dtype) for t in tensors[:5]] if once.buffer is None else ()
     kind = "small backward", dh_0_dtype is not None, dy.is_neg(), *laid_out
-    if once.buffer is None and call.again(kind, of_pass):
+    if once.buffer is None and call.again(kind, tensors):
         return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
     dy, h_0 = dy.resolve_neg(), h_0.resolve_neg().contiguous()
     y, (rzn, q) = y.contiguous(), gates.laid_out()
     if isinstance(once.tiles, SmallTiles):
         dy, y, rzn, q = [small.as_read(tensor, once.tiles.vector) for tensor in (dy, y, rzn, q)]
     strides = dy.stride()
-    given = dict(
+    arguments = dict(
         dy_ptr=dy, dh_n_ptr=dh, rzn_ptr=rzn, q_ptr=q, y_ptr=y, h_0_ptr=h_0, dgates_ptr=dgates, dh_0_ptr=dh_0,
         **rzn_strides(rzn), size_rows=N, stride_dy_t=strides[0], stride_dy_b=strides[-2], stride_dy_h=strides[-1],
         want_dh=int(dh_0_dtype is not None),
     )  # fmt: skip
     try:
-        for launch, steps in _launches(once, call, weights, given, found):
+        for launch, steps in _launches(once, call, weights, arguments, device_status):
             launch(steps)
     except RuntimeError as refusal:
         _note_refusal(refusal, call, once)
         return backward(call, dy, dh_n, y, h_0, gates, weights, dh_0_dtype)
     if once.buffer is None and visits.plain:  # a launch with nothing around it: the next one hands over addresses
-        call.was_launched(kind, lambda: once_more(of_pass, [(launch, steps, None)]))
+        call.was_launched(kind, lambda: once_more(tensors, [(launch, steps, None)]))
     return dgates, dh_0.to(dh_0_dtype) if dh_0_dtype else None
 
 
@@ -160,46 +161,46 @@ def _note_refusal(error: RuntimeError, call: LayerCall, once: Settled) -> None:
 
 
 def _launches(
-    once: Settled, call: LayerCall, weights: LayerWeights, given: dict[str, Any], found: Status
+    once: Settled, call: LayerCall, weights: LayerWeights, arguments: dict[str, Any], device_status: Status
 ) -> Iterator[tuple[Launch, Steps]]:
-    """Those of a pass, in their order: each is to be made before the next is asked for. given: arguments by name."""
-    tiles, kernel, visits, backward = once.tiles, once.kernel, call.visits, "dgates_ptr" in given
-    device, dtype = given["rzn_ptr"].device, given["rzn_ptr"].dtype
-    given |= once.scalars
-    given |= visits.pointers(found.word)
+    """Those of a pass, in their order: each is to be made before the next is asked for. arguments: by name."""
+    tiles, kernel, visits, backward = once.tiles, once.kernel, call.visits, "dgates_ptr" in arguments
+    device, dtype = arguments["rzn_ptr"].device, arguments["rzn_ptr"].dtype
+    arguments |= once.scalars
+    arguments |= visits.pointers(device_status.word)
     rows, scalars = visits.time * visits.batch, kernel.signature.scalars
     if isinstance(tiles, SmallTiles):
-        given |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
-        yield kernel.launch(given, rows=rows), one_step(once.grid, scalars(given))
+        arguments |= dict(w_ptr=weights.w_hh[0], w_reverse_ptr=weights.w_hh[-1])
+        yield kernel.launch(arguments, rows=rows), one_step(once.grid, scalars(arguments))
         return
-    found.seconds = wait_seconds()
+    device_status.seconds = wait_seconds()
     T, D, kind = visits.time, call.directions, "backward" if backward else "forward"
     steps = once.visits_per_launch or tiles.visits_per_launch(kind, call.recurrence, T, visits.size_rows)
     w, w_reverse = _padded(weights.w_hh, tiles, transpose=backward)
-    given |= dict(
-        w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=found.word, report_ptr=found.report,
-        bound=exchange.bound_of(found.seconds),
+    arguments |= dict(
+        w_ptr=w, w_reverse_ptr=w_reverse, status_ptr=device_status.word, report_ptr=device_status.report,
+        bound=exchange.bound_of(device_status.seconds),
     )  # fmt: skip
     if not backward:
         sizes = D, visits.batch, call.hidden_size
-        given["state_ptr"] = (
-            empty(*sizes, dtype=torch.float32, device=device).view(torch.int32) if steps < T else found.word
+        arguments["state_ptr"] = (
+            empty(*sizes, dtype=torch.float32, device=device).view(torch.int32) if steps < T else device_status.word
         )
     assert once.buffer is not None
     buffer = Buffer(once.buffer, steps + 1, dtype, device)
-    first_dh, want_dh = given.get("dh_n_ptr"), given.get("want_dh", 0)
+    first_dh, want_dh = arguments.get("dh_n_ptr"), arguments.get("want_dh", 0)
     firsts = range(0, T, steps)
     for first_visit in reversed(firsts) if backward else firsts:
         stop = min(first_visit + steps, T)
-        given |= dict(first_visit=first_visit, stop_visit=stop)
+        arguments |= dict(first_visit=first_visit, stop_visit=stop)
         if backward:  # from one launch to the next dh goes by dh_0
-            given["want_dh"] = int(first_visit > 0 or want_dh)
-            given["dh_n_ptr"] = first_dh if stop == T else given["dh_0_ptr"]
+            arguments["want_dh"] = int(first_visit > 0 or want_dh)
+            arguments["dh_n_ptr"] = first_dh if stop == T else arguments["dh_0_ptr"]
         for first_row in range(0, visits.batch, tiles.rows):
             for direction in range(0, D, tiles.directions):
-                given |= dict(first_row=first_row, first_direction=direction)
-                given["e_ptr"] = buffer.filled(stop - first_visit + 1)
-                yield kernel.launch(given, rows=rows), one_step(once.grid, scalars(given))
+                arguments |= dict(first_row=first_row, first_direction=direction)
+                arguments["e_ptr"] = buffer.filled(stop - first_visit + 1)
+                yield kernel.launch(arguments, rows=rows), one_step(once.grid, scalars(arguments))
 
 
 @part("weights")
