@@ -34,7 +34,7 @@ def test_tables_of_packed_batches_are_a_few_mebibytes_in_all(T, shapes):
     tracemalloc.stop()
     found = list(batch.kept.values())
     assert 0 < len(found) < shapes
-    assert on_host + sum(table.nbytes for table in found) < 5 << 20
+    assert on_host + sum(table.rows.nbytes for table in found) < 5 << 20
 
 
 def test_tables_that_a_captured_graph_reads_stay(monkeypatch):

@@ -366,6 +366,28 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monke
             assert torch.equal(found, expected[turn % 4]), (H, B, T, bidirectional, turn)
 
 
+@pytest.mark.parametrize("backend", [None, "step", "sequence"], ids=lambda backend: backend or "default")
+def test_a_packed_batch_of_new_lengths_waits_for_nothing(backend: str | None) -> None:
+    """Forward and backward; and another stream reads the tables that this one has copied."""
+    layer, x = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16), drawn(14, 3, 24, dtype=BF16)
+    batches = [pack_padded_sequence(x, torch.tensor([14, 9, last])) for last in (2, 3)]
+
+    def call(batch: Any) -> list[Tensor]:
+        output, h_n = layer(batch)
+        return [output.data, *torch.autograd.grad(output.data.float().sum() + h_n.float().sum(), layer.parameters())]
+
+    call(batches[0])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = call(batches[1])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        again = call(batches[1])
+    torch.cuda.synchronize()
+    assert all(map(torch.equal, found, again))
+
+
 @own_process
 @kernels
 @pytest.mark.parametrize("form", ["dense", "packed", "padded"])

@@ -199,9 +199,18 @@ def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, Tens
     return packed.data.to(device), packed.batch_sizes, place[first].to(device), place[last].to(device)
 
 
-# To copy one to a device stalls the host, and may not be captured. 4 MiB in all, a kilobyte for the objects of each.
-kept: Latest[tuple[bytes, torch.device], Tensor] = Latest(4 << 20, lambda key, table: len(key[0]) + table.nbytes + 1024)
-in_graphs: dict[tuple[bytes, torch.device], Tensor] = {}  # which captured graphs read, whatever else is kept
+class Table(NamedTuple):
+    """On a device. Another stream than that of the copy waits for it."""
+
+    rows: Tensor
+    stream: torch.cuda.Stream | None = None  # None: on the CPU
+    copied: torch.cuda.Event | None = None
+
+
+Key = tuple[bytes, torch.device]
+# A copy to a device may not be captured. 4 MiB in all, a kilobyte for the objects of each.
+kept: Latest[Key, Table] = Latest(4 << 20, lambda key, table: len(key[0]) + table.rows.nbytes + 1024)
+in_graphs: dict[Key, Table] = {}  # which captured graphs read, whatever else is kept
 
 
 def tables(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
@@ -212,9 +221,24 @@ def tables(sizes: Sequence[int], device: torch.device) -> Sequence[Tensor]:
         lengths = [0] * sizes[0]
         for time, (rows, after) in enumerate(zip(sizes, (*sizes[1:], 0), strict=True)):
             lengths[after:rows] = [time + 1] * (rows - after)
-        whole = [*sizes, 0, *accumulate(sizes[:-1]), *lengths]
-        table = lasting(lambda: torch.tensor(whole, dtype=torch.int32, device="cpu").to(device), device)
+        table = _copied([*sizes, 0, *accumulate(sizes[:-1]), *lengths], device)
         kept.keep(key, table)
     if capturing(device):
         in_graphs[key] = table
-    return table.split([len(sizes), len(sizes), sizes[0]])
+    elif table.copied is not None and (stream := torch.cuda.current_stream(device)) != table.stream:
+        stream.wait_event(table.copied)
+        table.rows.record_stream(stream)
+    return table.rows.split([len(sizes), len(sizes), sizes[0]])
+
+
+def _copied(values: Sequence[int], device: torch.device) -> Table:
+    """As int32 on a device, from pinned memory: neither the host waits nor what the device does before."""
+    on_gpu = device.type == "cuda"
+
+    def made() -> Tensor:
+        rows = torch.tensor(values, dtype=torch.int32, device="cpu", pin_memory=on_gpu)
+        return rows.to(device, non_blocking=True)
+
+    rows = lasting(made, device, wait=False)
+    stream = torch.cuda.current_stream(device) if on_gpu else None
+    return Table(rows, stream, stream.record_event() if stream is not None else None)

@@ -39,9 +39,10 @@ def capturing(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
-def lasting(make: Callable[[], V], device: torch.device) -> V:
-    """What `make` puts on a device to be kept, for every stream. It runs in another thread: the memory pool of a CUDA
-    graph takes this thread's allocations, and would overwrite them. RuntimeError while a graph is captured."""
+def lasting(make: Callable[[], V], device: torch.device, wait: bool = True) -> V:
+    """What `make` puts on a device to be kept, for every stream, or without `wait` for the current one. It runs in
+    another thread: the memory pool of a CUDA graph takes this thread's allocations, and would overwrite them.
+    RuntimeError while a graph is captured."""
     if capturing(device):
         raise RuntimeError(
             "backend 'sequence', lengths and every new packed batch need memory that outlives a CUDA graph, not made "
@@ -52,7 +53,7 @@ def lasting(make: Callable[[], V], device: torch.device) -> V:
     def made() -> V:
         with torch.cuda.stream(stream):
             found = make()
-        if stream is not None:
+        if stream is not None and wait:
             stream.synchronize()
         return found
 
