@@ -79,9 +79,8 @@ def choices() -> Iterable[Any]:
 
 
 def specimens(problem: Problem, device: Device, how: str = "", overrides: Overrides = ()) -> list[Kernel]:
-    call, some = LayerCall.of(problem, device, overrides), torch.empty(0)
-    if how == "padded":
-        call = replace(call, visits=replace(call.visits, lengths=some, resets=some))
+    call, some = LayerCall.of(problem, device, overrides), torch.empty(0) if how == "padded" else None
+    call = replace(call, visits=replace(call.visits, lengths=some, resets=some))
     return of_call(call, problem.input_size, problem.bias, problem.recompute, how != "unaligned")
 
 

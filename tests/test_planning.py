@@ -411,7 +411,7 @@ def test_the_figures_of_a_decision_are_printed():
 
 
 def test_the_nearest_cell_in_octaves():
-    timed = [Timed("aten", 1, 1, None, None, ""), Timed("step", 1, 1, None, None, "")]
+    timed = [Timed(backend, 1, 1, None, None, "") for backend in ("aten", "step")]
     cells = {(64, 64): timed, (128, 128): timed, (90, 90): timed[:1]}  # one time is no cell
     for H, B, expected in ((90, 90, 64), (91, 91, 128), (64, 300, 128)):
         assert nearest(cells, H, B, ("aten", "step")) == ((expected, expected), timed)

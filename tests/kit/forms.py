@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from typing import NamedTuple
 
 from tritongru.planning.devices import REGISTERS, Device, describe
@@ -55,8 +55,9 @@ def plans(device: str) -> Iterable[Form]:
 def forms(*devices: str) -> tuple[Form, ...]:
     """What is compiled for these devices: a kernel that several devices of one architecture share is there once."""
     found: dict[object, Form] = {}
-    for form in (form for device in devices for form in plans(device)):
-        found.setdefault((describe(form.device).arch, form.kind, form.dtype, form.tiles.form), form)
+    for form in chain.from_iterable(map(plans, devices)):
+        constants = list(vars(form.tiles).values())[3:]  # but for the fields of OnChip
+        found.setdefault((describe(form.device).arch, form.kind, form.dtype, *constants), form)
     return tuple(found.values())
 
 

@@ -1,6 +1,5 @@
 """Tiles of the kernels in which one program holds all of W_h (kernels/small.py): data, as in planning/sequence.py."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated
@@ -34,11 +33,6 @@ class OnChip:
     @property
     def grid(self) -> tuple[int, int, int]:
         return self.programs, self.groups, self.directions
-
-    @property
-    def form(self) -> tuple[object, ...]:
-        """What tells its compiled kernel from another of the same pass, dtype and precision."""
-        return dataclasses.astuple(self)[3:]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,7 +77,6 @@ FORMS = {
     ),
 }  # fmt: skip
 BACKWARD = "backward_first", "backward"
-_FIRST = StepTiles(block_b=8, block_h=64, block_k=0, num_warps=4, num_stages=1)  # which multiplies nothing
 
 
 def kinds(T: int, training: bool) -> tuple[str, ...]:
@@ -128,7 +127,7 @@ def _pdl(device: Device) -> bool:
 def _planned(kind: str, of: Recurrence) -> StepTiles:
     device, fp32 = of.device, of.dtype == "fp32"
     if kind == "backward_first":
-        return _FIRST
+        return StepTiles(block_b=8, block_h=64, block_k=0, num_warps=4, num_stages=1)  # it multiplies nothing
     if device.vendor == "interpreter":  # which runs programs one after another, at a price per program
         return StepTiles(block_b=64 if of.batch > 16 else 16, block_h=64, block_k=64, num_warps=4, num_stages=1)
     matrix = not fp32 or of.precision != "ieee"  # instructions, which 64 rows are for
