@@ -44,8 +44,8 @@ def forward(
     state = empty(D, B, H, dtype=torch.float32, device=x.device) if x.dtype != torch.float32 and not fused else None
     gates = None if rzn is None or q is None else SavedGates(rzn, q)
     kind = "cell" if fused else "forward"
-    given = [t for t in (x if fused else None, h, state, y, h_n, rzn, q, *chain(*weights)) if t is not None]
-    if call.again(kind, given):
+    tensors = [t for t in (x if fused else None, h, state, y, h_n, rzn, q, *chain(*weights)) if t is not None]
+    if call.again(kind, tensors):
         return y, h_n, gates
     unit, stride_x_b, stride_x_i = 1, 0, 1
     if fused:
@@ -68,7 +68,7 @@ def forward(
     )  # fmt: skip
     launch = _launch(call, kind, constants, arguments, h, partial(visits.forward, D))
     if visits.plain:
-        call.was_launched(kind, lambda: once_more(given, [launch]))
+        call.was_launched(kind, lambda: once_more(tensors, [launch]))
     return y, h_n, gates
 
 
@@ -81,10 +81,10 @@ def backward(
     B, N, new = visits.batch, visits.size_rows, partial(empty, device=y.device)
     dgates, want_dh_0 = visits.padded(new(D, N, 4 * H, dtype=y.dtype)), dh_0_dtype is not None
     dh, dh_0 = new(D, B, H, dtype=torch.float32), new(D, B, H, dtype=dh_0_dtype or y.dtype)
-    given = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
-    laid_out = [(t.stride(), t.dtype) for t in given[:6]]  # hooks on saved tensors may have changed it
+    tensors = dy, dh_n, y, h_0, *gates, *weights.w_hh, dgates, dh, dh_0
+    laid_out = [(t.stride(), t.dtype) for t in tensors[:6]]  # hooks on saved tensors may have changed it
     pass_ = "backward", dh_0_dtype, dy.is_neg(), dh_n.is_neg(), *laid_out
-    if call.again(pass_, given):
+    if call.again(pass_, tensors):
         return dgates, dh_0 if want_dh_0 else None
     dy, dh_n, h_0 = dy.resolve_neg(), dh_n.resolve_neg().contiguous(), h_0.resolve_neg().contiguous()
     y, (rzn, q) = y.contiguous(), gates.laid_out()
@@ -100,7 +100,7 @@ def backward(
         visited, constants = partial(_part, visits, D, want_dh_0, first), dict(DY_UNIT=unit, FIRST=first)
         launches.append(_launch(call, kind, constants, arguments, h_0, visited, want_dh_0))
     if visits.plain:
-        call.was_launched(pass_, lambda: once_more(given, launches))
+        call.was_launched(pass_, lambda: once_more(tensors, launches))
     return dgates, dh_0 if want_dh_0 else None
 
 
