@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn import Parameter
 
 from . import flops, registry
 from .batch import Rows, Visits
-from .checks import unfit_call
+from .checks import PLAIN, unfit_call
 from .latest import Latest
 from .layer import GRULayer, Layer, forward_pass, layer_forward, layer_of
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
 
-PLAIN = {Tensor, Parameter}
 TOLD = {*PLAIN, bool, int, float, str}  # types of what a key is made of
 DEVICES = ("cuda",)  # on which calls are kept
 ATEN = registry.ATEN.name

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from . import registry
 
+PLAIN = (Tensor, Parameter)
 TRACED = (FakeTensor, FunctionalTensor)  # subclasses that stand for plain tensors while a graph is made
 UNFIT = "the arguments do not fit a GRU"
 OF_SIZES = 1, torch.int64, "cpu"  # the kind of batch_sizes
@@ -120,7 +121,7 @@ def unfit_call(
             return UNFIT
     if 0 in (input.shape[-1], hx.shape[-1]) or (not traced and min(T, B) == 0):
         return EMPTY
-    if any(type(t) not in (Tensor, Parameter, *TRACED) for t in every):
+    if any(type(t) not in (*PLAIN, *TRACED) for t in every):
         return "an argument is a tensor subclass"
     devices, dtypes = {t.device for t in every}, {t.dtype for t in every}
     if len(devices) > 1:

@@ -197,20 +197,14 @@ def use_backend(name: str | None) -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=256)
 def find(name: str) -> Backend:
     """The backend of that name; ValueError lists the valid ones. "sequence:block_h=8,num_warps=4" is `sequence` with
     fields of its tiles set, as planning/sequence.py names them (of `step`: planning/step.py)."""
-    found = _find(name) if isinstance(name, str) else None
-    if found is None:
+    base, overrides = with_overrides(name) if isinstance(name, str) else ("", ())
+    if base not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(BACKENDS)}, got {name!r}")
-    return found
-
-
-@lru_cache(maxsize=256)
-def _find(name: str) -> Backend | None:
-    base, overrides = with_overrides(name)
-    found = BACKENDS.get(base)
-    return replace(found, name=name, overrides=overrides) if found and overrides else found
+    return replace(BACKENDS[base], name=name, overrides=overrides) if overrides else BACKENDS[base]
 
 
 def asked_for(argument: str | None) -> Backend | None:
