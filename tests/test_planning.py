@@ -462,7 +462,7 @@ def as_on_an_h200(monkeypatch):
     monkeypatch.setattr(registry, "device_of", lambda device: H200)
     monkeypatch.setattr(registry.Backend, "why_not", lambda self, device, dtype: None)
     for where in (functional, module):
-        monkeypatch.setattr(where, "way", lambda backend, input: registry.asked_for(backend))
+        monkeypatch.setattr(where, "requested", lambda backend, input: registry.asked_for(backend))
 
 
 without_cudnn, autocast = partial(torch.backends.cudnn.flags, enabled=False), partial(torch.autocast, "cpu", BF16)

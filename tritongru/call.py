@@ -131,10 +131,10 @@ class InGraph:
     stands_in: bool = False  # for aten on the CPU, which autocast leaves alone
 
 
-Way = Backend | InGraph | None
+Requested = Backend | InGraph | None
 
 
-def way(backend: str | None, input: Any) -> Way:
+def requested(backend: str | None, input: Any) -> Requested:
     """What is meant, before any look at shapes; None: the plan says. Raises ValueError for an unknown backend."""
     if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
         return registry.ATEN
@@ -151,7 +151,7 @@ def way(backend: str | None, input: Any) -> Way:
     return InGraph(*_of_graph(backend, input.device, registry.computing_dtype(input)))
 
 
-def is_aten(found: Way) -> bool:
+def is_aten(found: Requested) -> bool:
     """Whether it is PyTorch's own path."""
     return found is not None and found.name == ATEN
 
@@ -203,7 +203,7 @@ def _of_graph(backend: str | None, device: torch.device, dtype: torch.dtype) -> 
 
 
 def settle(
-    found: Way, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
+    found: Requested, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
     *, recompute: bool = False, cell: bool = False, padded: bool = False,
 ) -> Backend | InGraph | str:  # fmt: skip
     """What runs a call that fits a GRU, or the reason why PyTorch's own path does."""
@@ -225,7 +225,7 @@ def settle(
 
 
 def resolve(
-    meant: Way, x: Tensor, batch_sizes: Tensor | None, hx: Tensor, params: Sequence[Tensor], has_biases: bool,
+    meant: Requested, x: Tensor, batch_sizes: Tensor | None, hx: Tensor, params: Sequence[Tensor], has_biases: bool,
     num_layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool, *,
     recompute: bool = False, cell: bool = False, padded: bool = False,
 ) -> Call | str:  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 from . import call, registry
 from .batch import Rows, Visits, checked_lengths, segments
 from .beside import eager_beside_graphs
-from .call import Call, InGraph, Way, is_aten, resolve, tracing, way
+from .call import Call, InGraph, Requested, is_aten, requested, resolve, tracing
 from .checks import EMPTY, UNFIT, check_padding, sizes_of
 from .reference import gru_layer
 
@@ -87,7 +87,7 @@ def gru(
         of_batch = (len(batch_sizes),) if packed else (lengths is None, resets is None)
         key, run = call.known(backend, input, hx, params, packed, *flags, recompute, *of_batch)
     if run is None:
-        meant = way(backend, input)
+        meant = requested(backend, input)
         if is_aten(meant) and not padded:
             return torch.gru(*args, **kwargs)
         found = resolve(meant, input, batch_sizes, hx, params, *flags, recompute=recompute, padded=padded)
@@ -146,7 +146,7 @@ def cell(
     if call.may_know(input):
         key, run = call.known(backend, input, hx, params, False, "cell", b_ih is None, b_hh is None)
     if run is None:
-        meant = way(backend, input)
+        meant = requested(backend, input)
         if is_aten(meant) or (isinstance(meant, InGraph) and meant.stands_in):
             return torch.gru_cell(*given)  # traced as it stands
         found: Any = UNFIT
@@ -197,7 +197,7 @@ def _padded_by_aten(
     return y.transpose(0, 1) if batch_first else y, h_n[states, ends]
 
 
-def _or_refuse(backend: str | None, meant: Way, reason: Any, input: Tensor, result: Any) -> Any:
+def _or_refuse(backend: str | None, meant: Requested, reason: Any, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or the error, where a backend was forced."""
     traced = isinstance(meant, InGraph)
     if is_aten(meant) or reason == EMPTY or (traced and backend is None):

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import call, registry
 from .beside import eager_beside_graphs
-from .call import InGraph, is_aten, way
+from .call import InGraph, is_aten, requested
 from .functional import cell, gru
 from .layer import zeros_like
 
@@ -112,11 +112,10 @@ class GRU(_WithBackend, nn.GRU):
         packed = isinstance(input, PackedSequence)
         whole: tuple[Any, ...] = input if packed else (input, None, None, None)
         x, batch_sizes, order, back = whole
-        meant = way(self.backend, x)
-        if is_aten(meant) and not padded:
-            return super().forward(input, hx)
-        if not packed and (x.dim() not in (2, 3) or (hx is not None and hx.dim() != x.dim())):
-            return super().forward(input, hx)  # its own error
+        meant = requested(self.backend, x)
+        wrong = not packed and (x.dim() not in (2, 3) or (hx is not None and hx.dim() != x.dim()))
+        if wrong or (is_aten(meant) and not padded):
+            return super().forward(input, hx)  # its own error, if wrong
         self._update_flat_weights()
         batched, at = packed or x.dim() == 3, 0 if self.batch_first else 1
         if not batched:
