@@ -18,7 +18,7 @@ from .layer import GRULayer, Layer, forward_pass, layer_forward, layer_of
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
 
-TOLD = {*PLAIN, bool, int, float, str}  # types of what a key is made of
+TENSORS, FLAGS = {*PLAIN}, {bool, int, float, str}  # types of what a key is made of
 DEVICES = ("cuda",)  # on which calls are kept
 ATEN = registry.ATEN.name
 
@@ -91,12 +91,9 @@ def known(
     """Where `may_know(x)`: the key of a call, the same for any number of packed rows; and the `Call` kept under it, if
     any. ValueError for an unknown backend."""
     kind, asked_for, tensors = x.device.type, registry.asked_for(backend), (x, hx, *params)
-    try:
-        if not set(map(type, (*tensors, *flags))) <= TOLD:
-            return None, None
-        told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
-    except (AttributeError, TypeError):  # no tensors where there should be some
+    if not (set(map(type, tensors)) <= TENSORS and set(map(type, flags)) <= FLAGS):
         return None, None
+    told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     key = (
         asked_for,

@@ -49,8 +49,6 @@ def check_operands(of: Operands) -> Operands:
     reason = unfit_call(x, of.batch_sizes, of.h_0, of.weights, has_biases, 1, D, of.batch_first, True)
     if reason is None and not all(may(size != 0) for dim, size in enumerate(x.shape) if packed or dim != batch):
         reason = f"x must have elements, got {list(x.shape)}"  # but a batch may be empty, as nn.GRU's
-    if reason is None and packed and (of.lengths is not None or of.resets is not None):
-        reason = "lengths and resets must be None with batch_sizes"
     if reason is not None:
         raise RuntimeError(reason)
     if not packed:
