@@ -18,7 +18,7 @@ from .layer import GRULayer, Layer, forward_pass, layer_forward, layer_of
 from .products import rnn_precision
 from .registry import Backend, constant_in_graphs
 
-TENSORS, FLAGS = {*PLAIN}, {bool, int, float, str}  # types of what a key is made of
+TENSORS, FLAGS = {*PLAIN}, {bool, int, float, str}  # types of the arguments of a call that is kept
 DEVICES = ("cuda",)  # on which calls are kept
 ATEN = registry.ATEN.name
 
@@ -30,8 +30,8 @@ class Call:
     layers: Sequence[Layer | Callable[..., tuple[Tensor, Tensor]]] = ()  # a function takes x, h_0, the weights and rows
     directions: int = 1
     dropout: float = 0.0  # between layers
-    together: bool = False  # no layer trains: each puts its h_n where that of all of them lies
-    dtype: torch.dtype | None = None  # of autocast, in which all of them are computed
+    together: bool = False  # in inference: every layer writes its h_n into one tensor
+    dtype: torch.dtype | None = None  # autocast's, to which arguments are cast
     aten: tuple[Any, ...] | None = None  # PyTorch's own path in their place: torch.gru's flags; (): torch.gru_cell
 
     def __call__(
@@ -93,7 +93,7 @@ def known(
     kind, asked_for, tensors = x.device.type, registry.asked_for(backend), (x, hx, *params)
     if not (set(map(type, tensors)) <= TENSORS and set(map(type, flags)) <= FLAGS):
         return None, None
-    told = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
+    kinds = [(t.shape, t.stride(), t.dtype, t.device, t.requires_grad, t.is_neg()) for t in tensors]
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
     key = (
         asked_for,
@@ -102,29 +102,29 @@ def known(
         torch.backends.cudnn.enabled if asked_for is None else None,
         torch.is_grad_enabled(),
         *flags,
-        (x.shape[1:], *told[0][1:]) if packed else told[0],
-        *told[1:],
+        (x.shape[1:], *kinds[0][1:]) if packed else kinds[0],
+        *kinds[1:],
     )
     return key, _known.get(key)
 
 
 def keep(key: Key | None, call: Call) -> Call:
-    """`call`, known from now on."""
+    """`call`, kept under its key, if it has one."""
     if key is not None:
         _known.keep(key, call)
     return call
 
 
 def forget() -> None:
-    """Ask anew about whatever is called next."""
+    """Resolve every call anew."""
     _known.clear()
 
 
 @dataclass(frozen=True)
 class InGraph:
-    """The operator of layer.py, told this backend: in a graph, and wherever a dispatch mode looks on."""
+    """The operator of layer.py with this backend: for a graph, and under any dispatch mode."""
 
-    name: str  # "aten": PyTorch's own path; "": the plan decides at each run
+    name: str  # "aten": PyTorch's own path; "": the plan's choice at each run
     stands_in: bool = False  # for aten on the CPU, which autocast leaves alone
 
 
@@ -132,7 +132,7 @@ Requested = Backend | InGraph | None
 
 
 def requested(backend: str | None, input: Any) -> Requested:
-    """What is meant, before any look at shapes; None: the plan says. Raises ValueError for an unknown backend."""
+    """What a call asks for, before any look at shapes; None: the plan's choice. ValueError for an unknown backend."""
     if not isinstance(input, Tensor):  # PyTorch says what is wrong with it
         return registry.ATEN
     if not torch.compiler.is_compiling():  # Dynamo cannot trace the questions
@@ -203,7 +203,7 @@ def settle(
     found: Requested, input: Tensor, T: int, B: int, H: int, D: int, others: Sequence[Tensor],
     *, recompute: bool = False, cell: bool = False, padded: bool = False,
 ) -> Backend | InGraph | str:  # fmt: skip
-    """What runs a call that fits a GRU, or the reason why PyTorch's own path does."""
+    """The backend of a call whose arguments fit a GRU, or the reason why none of ours can run it."""
     if isinstance(found, InGraph):
         several = found.stands_in and any(t.dtype != input.dtype for t in others)
         return "the arguments have several dtypes" if several else found
@@ -226,23 +226,21 @@ def resolve(
     num_layers: int, dropout: float, train: bool, bidirectional: bool, batch_first: bool, *,
     recompute: bool = False, cell: bool = False, padded: bool = False,
 ) -> Call | str:  # fmt: skip
-    """The call that runs, or the reason why PyTorch's own path does. Arguments as in torch.gru."""
-    D = 2 if bidirectional else 1
+    """The call to run, or the reason why none of our backends can. Arguments as in torch.gru."""
+    D, tensors, grad = 2 if bidirectional else 1, (x, hx, *params), torch.is_grad_enabled()
     fits = x, batch_sizes, hx, params, has_biases, num_layers, D, batch_first
     if (reason := unfit_call(*fits, isinstance(meant, InGraph))) is not None:
         return reason
-    of_aten = has_biases, num_layers, dropout, train, bidirectional, *([batch_first] if batch_sizes is None else [])
-    if is_aten(meant):
-        return Call(aten=of_aten)
     T, B, H = x.shape[1 if batch_first else 0] if batch_sizes is None else batch_sizes.shape[0], *hx.shape[1:]
-    chosen = settle(meant, x, T, B, H, D, (hx, *params), recompute=recompute, cell=cell, padded=padded)
+    how = dict(recompute=recompute, cell=cell, padded=padded)
+    chosen = registry.ATEN if is_aten(meant) else settle(meant, x, T, B, H, D, tensors[1:], **how)
     if isinstance(chosen, str):
         return chosen
-    grad, tensors = torch.is_grad_enabled(), (x, hx, *params)
     if chosen is registry.ATEN:
         if not train and grad and any(t.requires_grad for t in tensors):
-            of_aten = has_biases, num_layers, 0.0, True, *of_aten[4:]  # cuDNN has no backward of what did not train
-        return Call(aten=() if cell else of_aten)
+            dropout, train = 0.0, True  # cuDNN has no backward of what did not train
+        flags = has_biases, num_layers, dropout, train, bidirectional
+        return Call(aten=() if cell else flags if batch_sizes is not None else (*flags, batch_first))
     dtype, dropout = registry.computing_dtype(x), dropout if train else 0.0
     cast = dtype if any([t.dtype != dtype for t in tensors]) else None
     if isinstance(chosen, InGraph):
