@@ -175,7 +175,7 @@ def test_a_small_layer_is_not_rounded_to_tf32_where_the_switch_allows_it(h200_ti
     seen, forward = [], layers.forward_pass
     monkeypatch.setattr(layers, "forward_pass", lambda layer, *rest: seen.append(layer) or forward(layer, *rest))
     assert_right(Case(), "sequence")
-    assert {(layer.call.precision, layer.products) for layer in seen} == {("tf32", "ieee")}
+    assert {(layer.call.precision, layer.backward_precision) for layer in seen} == {("tf32", "ieee")}
 
 
 FENCED = [

@@ -31,13 +31,13 @@ from .registry import DTYPES, Backend
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What a layer's passes are told besides tensors."""
+    """What the two passes of a layer need besides tensors."""
 
     backend: Backend
     launcher: Launcher
     call: LayerCall
-    products: str | None  # precision of the library products in float32
-    of_forward: str | None  # likewise; None: it has none
+    forward_precision: str | None  # of float32 library products; None: forward has none
+    backward_precision: str | None
     batch_first: bool = False  # x and y are [B, T, ...]
     cell: bool = False  # T = 1, and h_n is wanted as [B, H]
     recompute: bool = False
@@ -46,8 +46,8 @@ class Layer:
     @classmethod
     def of(cls, backend: Backend, call: LayerCall, **flags: bool) -> "Layer":
         launcher = backend.load()
-        backward, forward = (launcher.product_precision(call, backward=way) for way in (True, False))
-        return cls(backend, launcher, call, backward, forward, **flags)
+        forward, backward = (launcher.product_precision(call, backward=of) for of in (False, True))
+        return cls(backend, launcher, call, forward, backward, **flags)
 
 
 def layer_of(
@@ -124,7 +124,7 @@ def forward_pass(
     if profiler._is_profiler_enabled:  # else a frame less
         run = part("recurrence")(run)
     x = x.transpose(0, 1) if layer.batch_first else x
-    with products.surroundings(x, layer.of_forward):
+    with products.surroundings(x, layer.forward_precision):
         y, h_n, gates = run(call, x, h_0, LayerWeights.of(flat, call.directions, layer.weights_as_they_lie), h_n)
     if layer.batch_first:
         y = y.transpose_(0, 1)  # in place: a fresh tensor, not a view
@@ -153,7 +153,7 @@ def backward_pass(
         [want[at : at + each] for at in range(0, len(flat), each)],
     )  # fmt: skip
     steps = steps_at_once(call.visits.time, call.visits.batch) if layer.recompute and call.visits.plain else 0
-    with products.surroundings(x, layer.products):
+    with products.surroundings(x, layer.backward_precision):
         dx, dh_0, d_weights = in_chunks(given, steps) if 0 < steps < call.visits.time else whole(given)
     return [dx.transpose(0, 1) if layer.batch_first and dx is not None else dx, dh_0, *d_weights]
 
