@@ -192,10 +192,8 @@ def segments(visits: Visits, device: torch.device) -> tuple[Tensor, Tensor, Tens
         last.append(len(sequences) - 1)
     order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]), reverse=True)
     in_order = [sequences[i] for i in order]
-    packed, place = (
-        pack_padded_sequence(pad_sequence(in_order), [*map(len, in_order)]),
-        torch.tensor(order, device="cpu").argsort(),
-    )
+    packed = pack_padded_sequence(pad_sequence(in_order), [*map(len, in_order)])
+    place = torch.tensor(order, device="cpu").argsort()
     return packed.data.to(device), packed.batch_sizes, place[first].to(device), place[last].to(device)
 
 

@@ -199,8 +199,7 @@ def _padded_by_aten(
 
 def _or_refuse(backend: str | None, meant: Requested, reason: Any, input: Tensor, result: Any) -> Any:
     """PyTorch's result in place of ours, with a warning; or an error, if a backend was asked for."""
-    traced = isinstance(meant, InGraph)
-    if is_aten(meant) or reason == EMPTY or (traced and backend is None):
+    if is_aten(meant) or reason == EMPTY or (isinstance(meant, InGraph) and backend is None):
         return result
     if isinstance(meant, InGraph):
         raise RuntimeError(f"backend {backend!r} cannot run here: {reason}")

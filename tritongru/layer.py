@@ -207,7 +207,7 @@ def _(*operands: Any) -> Outputs:
 
 
 def _outputs(of: Operands) -> Outputs:
-    """As `layer_forward` returns them, but for the values: all of a fake, and of an empty batch."""
+    """Those of `layer_forward` without values: for a fake, and for an empty batch."""
     (D, B, H), rows = of.h_0.shape, tuple(of.x.shape[:-1])
     time_major = (rows[1], rows[0]) if of.batch_first else rows
     y = of.x.new_empty((*time_major, D * H))
@@ -242,7 +242,7 @@ def _(dy: Any, dh_n: Any, y: Any, rzn: Any, q: Any, wanted: Sequence[bool], *ope
 
 
 def _zero_gradients(of: Operands, wanted: Sequence[bool]) -> list[Tensor]:
-    """As `layer_backward` returns them: the shapes of a fake, and the gradients of an empty batch."""
+    """Those of `layer_backward`, of zeros: for a fake, and for an empty batch."""
     x = of.x.transpose(0, 1) if of.batch_first else of.x
     dx, *others = (x.new_zeros(t.shape) for t in (x, of.h_0, *of.weights))
     every = [dx.transpose(0, 1) if of.batch_first else dx, *others]
@@ -250,7 +250,7 @@ def _zero_gradients(of: Operands, wanted: Sequence[bool]) -> list[Tensor]:
 
 
 def _of_operator(of: Operands) -> Layer:
-    """What the passes are told; of an empty name what is fastest besides PyTorch's own path, which runs no layer."""
+    """The layer that an operator runs: of the backend named, or else of the fastest that runs layers."""
     x, (D, _, H) = of.x, of.h_0.shape
     if of.batch_sizes is not None and capturing(x.device):
         raise RuntimeError(
@@ -260,11 +260,10 @@ def _of_operator(of: Operands) -> Layer:
     lengths = None if of.lengths is None else checked_lengths(of.lengths, x.shape[1 if of.batch_first else 0])
     resets = None if of.resets is None else of.resets.contiguous()
     visits = Visits.of(x, read_sizes(of.batch_sizes, x, of.h_0), lengths, resets, of.batch_first)
-    backend = (
-        registry.find(of.backend)
-        if of.backend
-        else registry.fastest(x, visits.time, visits.batch, H, D, of.training, aten=False)[0]
-    )
+    if of.backend:
+        backend = registry.find(of.backend)
+    else:
+        backend, _ = registry.fastest(x, visits.time, visits.batch, H, D, of.training, aten=False)
     if (why_not := backend.why_not(x.device, x.dtype)) is not None:
         raise registry.refuse(backend, why_not, x.device, x.dtype)
     given = backend, visits, x.device, x.dtype, D, H, of.training, x.shape[-1], of.weights
@@ -296,7 +295,7 @@ layer_forward.register_autograd(_gradients, setup_context=_keep_for_backward)
 def _each(
     dy: Tensor | None, dh_n: Tensor | None, y: Tensor, rzn: Tensor, q: Tensor, wanted: list[bool], of: Operands
 ) -> list[Tensor | None]:
-    """Gradients of all that there are by `layer_backward`, None of those that are not wanted."""
+    """All gradients by `layer_backward`, None for those that are not wanted."""
     # y detached: a second derivative goes by what y is made of; compiled autograd cannot add the None y would get.
     gradients = iter(layer_backward(dy, dh_n, y.detach(), rzn, q, wanted, *of))
     return [next(gradients) if want else None for want in wanted]
