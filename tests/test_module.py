@@ -320,6 +320,7 @@ def test_an_empty_batch_and_a_cell_without_input_features_are_torch_s(backend, f
         kit.assert_same(kit.results(ours, x, hx), kit.results(theirs, x, hx))
     lengths, resets = torch.ones(0, dtype=torch.int64), torch.ones(x.shape[:2], dtype=torch.bool)
     assert [t.shape for t in ours(x, lengths=lengths, resets=resets)] == [t.shape for t in theirs(x)]
+    assert torch.vmap(lambda x: ours(x, resets=resets)[0])(x[None]).shape == (1, *theirs(x)[0].shape)
     kit.both(*kit.pair(backend, 0, 4, cell=True), lambda cell: [cell(z(2, 0), kit.randn(2, 4, seed=3))])
 
 

@@ -91,10 +91,10 @@ def gru(
         if is_aten(meant) and not padded:
             return torch.gru(*args, **kwargs)
         found = resolve(meant, input, batch_sizes, hx, params, *flags, recompute=recompute, padded=padded)
-        if isinstance(found, str) or is_aten(meant):
+        if (misfit := isinstance(found, str)) or is_aten(meant):
             # PyTorch's own error, where an argument is at fault.
-            result = torch.gru(*args, **kwargs) if isinstance(found, str) else None
-            if padded and hx.shape[1] > 0:
+            result = torch.gru(*args, **kwargs) if misfit else None
+            if padded and not (misfit and hx.shape[1] == 0):
                 rows, in_graph = _rows(input, None, lengths, resets, batch_first), isinstance(meant, InGraph)
                 result = _padded_by_aten(in_graph or tracing(), input, rows, hx, params, *flags)
             return _or_refuse(backend, meant, found, input, result)
