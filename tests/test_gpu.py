@@ -4,7 +4,7 @@ import copy
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -294,28 +294,37 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits(side: bool, monk
 
 
 @pytest.mark.parametrize("backend", [None, "reference", "step", "sequence"], ids=lambda backend: backend or "default")
-def test_lengths_and_resets_wait_for_nothing(backend: str | None) -> None:
-    """Forward and backward; a bad length is an error when the device has told of it, in that call or later, once."""
+def test_lengths_resets_and_new_packed_batches_wait_for_nothing(backend: str | None) -> None:
+    """Forward and backward; another stream reads the tables of a packed batch that this one has copied. A bad length is
+    an error when the device has told of it, in that call or later, once."""
     layer, x = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16), drawn(14, 40, 24, dtype=BF16)
     lengths, resets = torch.randint(1, 15, (40,), device=CUDA), torch.rand(14, 40, device=CUDA) < 0.1
+    before, packed = (pack_padded_sequence(x, torch.arange(last, last + 40).clamp(max=14).flip(0)) for last in (2, 1))
 
-    def call() -> None:
-        output, h_n = layer(x.requires_grad_(), lengths=lengths, resets=resets)
-        (output.float().square().sum() + h_n.float().sum()).backward()
+    def call(given: Any = x, **how: Tensor) -> Sequence[Tensor]:
+        leaf = (x if given is x else given.data).requires_grad_()
+        output, h_n = layer(given, **how)
+        loss = (output if given is x else output.data).float().square().sum() + h_n.float().sum()
+        return torch.autograd.grad(loss, [leaf, *layer.parameters()])
 
-    call()
+    call(lengths=lengths, resets=resets)
+    call(before)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        call()
+        call(lengths=lengths, resets=resets)
+        found = call(packed)
     finally:
         torch.cuda.set_sync_debug_mode("default")
+    with torch.cuda.stream(torch.cuda.Stream()):
+        again = call(packed)
     tritongru.synchronize()
+    assert all(map(torch.equal, found, again))
     lengths[3] = 15
     with pytest.raises(RuntimeError, match="no element of lengths above that of input: got one that is"):
-        call()
+        call(lengths=lengths)
         tritongru.synchronize()
     lengths[3] = 14
-    call()
+    call(lengths=lengths)
 
 
 def test_a_scaler_on_the_device_trains() -> None:
@@ -364,28 +373,6 @@ def test_a_step_beside_the_launch_before_it_gives_the_same_bits_in_a_graph(monke
             static.copy_(inputs[turn % 4])
             graph.replay()
             assert torch.equal(found, expected[turn % 4]), (H, B, T, bidirectional, turn)
-
-
-@pytest.mark.parametrize("backend", [None, "step", "sequence"], ids=lambda backend: backend or "default")
-def test_a_packed_batch_of_new_lengths_waits_for_nothing(backend: str | None) -> None:
-    """Forward and backward; and another stream reads the tables that this one has copied."""
-    layer, x = layer_of(backend, 24, 256, bidirectional=True, dtype=BF16), drawn(14, 3, 24, dtype=BF16)
-    batches = [pack_padded_sequence(x, torch.tensor([14, 9, last])) for last in (2, 3)]
-
-    def call(batch: Any) -> list[Tensor]:
-        output, h_n = layer(batch)
-        return [output.data, *torch.autograd.grad(output.data.float().sum() + h_n.float().sum(), layer.parameters())]
-
-    call(batches[0])
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        found = call(batches[1])
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    with torch.cuda.stream(torch.cuda.Stream()):
-        again = call(batches[1])
-    torch.cuda.synchronize()
-    assert all(map(torch.equal, found, again))
 
 
 @own_process
