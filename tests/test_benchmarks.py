@@ -1,5 +1,4 @@
-"""The measuring itself: what suites are made of, how samples are taken, what is refused and kept, what a row says. No
-time is asserted anywhere."""
+"""The measuring itself: suites, how samples are taken, what is refused and kept, what a row says. No time is tested."""
 
 import weakref
 from contextlib import nullcontext

@@ -1,5 +1,4 @@
-"""A day on a GPU, and what is made of its rows: tiles, the table that the layer chooses by, the summary, and what the
-documents say of speed and memory."""
+"""A day on a GPU, and what is made of its rows: tiles, the layer's table, the summary, figures in the documents."""
 
 import csv
 import dataclasses
@@ -363,8 +362,7 @@ H100 = speed.RESULTS / "nvidia-h100-80gb-hbm3"
 
 
 def test_an_h100_takes_an_h200_s_table():
-    """What the table chooses was never slower than nn.GRU on an H100 than its README says, as it is called or in a CUDA
-    graph, beyond what calls vary by."""
+    """Its choice was slower than nn.GRU there, beyond run-to-run noise, only where the H100's README says so."""
     us = defaultdict(dict)
     for row in read(H100 / ROWS):
         kind, backend = table.PASSES.get(row["pass"]), table.BACKENDS.get(row["provider"])

@@ -197,8 +197,7 @@ DROPPED = {
 
 @kit.table("form", DROPPED)
 def test_dropout_is_nn_gru_s(backend, form):
-    """The same draws on the CPU: between layers, scaled, of each step and sequence; p and training are read at call
-    time."""
+    """The same draws on the CPU: between layers, scaled, of each step and sequence; p and training are the call's."""
     theirs, ours = form.pair(backend)
     for training, p in ((True, 0.25), (False, 0.5), (True, 1.0)):
         found = []

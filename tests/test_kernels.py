@@ -1,6 +1,5 @@
 """The kernels, emulated, against float64 and nn.GRU by the rule of tritongru/tools/check.py: output, h_n and every
-gradient. What takes long and another case shows runs in `make long`: all draws of `sequence`, most of backward in
-chunks, which is outside backends."""
+gradient. What takes long and another case shows runs in `make long`."""
 
 from collections.abc import Iterable
 from itertools import product

@@ -99,8 +99,7 @@ def storages(*trees):
 @pytest.mark.parametrize("name", ["dense", "packed", "padded"])
 @kit.ours_only
 def test_a_first_run_in_a_memory_pool_keeps_nothing_there(backend, name, monkeypatch):
-    """torch.compile makes its first runs in the pool of its CUDA graphs, which takes what their thread allocates:
-    nothing of that lives on but results."""
+    """torch.compile makes its first runs in the memory pool of its CUDA graphs, where nothing lives on but results."""
     forward = of_shape(name, backend)
     backward = backward_arguments(forward, layer_forward(*forward))
     inside.nothing_kept(monkeypatch)
