@@ -1,5 +1,6 @@
 """Tiles of the kernels of one launch per timestep (kernels/step.py)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
@@ -8,6 +9,7 @@ from .problem import BYTES, Recurrence
 from .tuned import check, or_winner
 
 LAUNCHES = 2  # that are on the device at once: one that computes, one that loads
+ANY = 1 << 63  # rows of a batch
 LARGE = 128 * 1024  # bytes of shared memory of a program: above it there is wgmma
 
 
@@ -57,23 +59,33 @@ OVERRIDABLE = tuple(field.name for field in fields(StepTiles))
 
 
 class Form(NamedTuple):
-    """Rows x units of a program with PDL, for batches whose programs take no more than a share of the SMs."""
+    """Rows x units of a program with PDL. shares: of a device's SMs, that the programs may take, by the batch: the
+    first of (rows up to, share) that it is no larger than."""
 
     rows: int
     units: int
-    share: float = 1.0
-    few: int = 16  # rows of a batch, up to which they may take all SMs
-    fp32: bool = True  # whether registers suffice for it (tests/test_compiles.py)
+    shares: Sequence[tuple[int, float]] = ((ANY, 1.0),)
 
 
-# The first is taken that fits a batch and a device, or else the last. Larger tiles read less over L2, smaller ones keep
-# more SMs busy. No GPU has compared them with each other: the shares are near what an H200's ceilings say.
+# By kind and bytes of an element. The first is taken that fits a batch and a device, or else the last. Larger tiles
+# read less over L2, smaller ones keep more SMs busy. The shares agree with what an H200 measured at eight sizes
+# (benchmarks/results/nvidia-h200, step_forms.csv); between these they are estimates.
 FORMS = {
-    "forward": (
-        Form(16, 16, 0.5), Form(16, 32, 0.4), Form(32, 16), Form(32, 32, 0.5, fp32=False), Form(64, 32), Form(128, 32),
+    ("forward", 2): (
+        Form(16, 16, ((16, 0.75), (ANY, 0.5))), Form(16, 32, ((16, 1.0), (ANY, 0.4))), Form(32, 16),
+        Form(32, 32, ((ANY, 0.5),)), Form(64, 32), Form(128, 32),
     ),
-    "backward": (
-        Form(16, 16, 0.5), Form(16, 32, 0.75, few=32), Form(32, 32, 0.5), Form(64, 32, 0.5), Form(64, 64, fp32=False),
+    ("forward", 4): (
+        Form(16, 16, ((16, 1.0), (32, 0.75), (ANY, 0.5))), Form(16, 32, ((16, 1.0), (ANY, 0.4))), Form(32, 16),
+        Form(64, 32), Form(128, 32),
+    ),
+    ("backward", 2): (
+        Form(16, 16, ((16, 0.75), (ANY, 0.5))), Form(16, 32, ((32, 1.0), (ANY, 0.75))), Form(32, 32, ((ANY, 0.5),)),
+        Form(64, 32, ((ANY, 0.5),)), Form(64, 64),
+    ),
+    ("backward", 4): (
+        Form(16, 16, ((16, 1.0), (32, 0.75), (ANY, 0.5))), Form(16, 32, ((64, 1.0), (ANY, 0.75))),
+        Form(32, 32, ((ANY, 0.5),)), Form(64, 32),
     ),
 }  # fmt: skip
 BACKWARD = "backward_first", "backward"
@@ -164,11 +176,10 @@ def _with_pdl(kind: str, of: Recurrence) -> StepTiles:
     for while another launch is on the device. More rows: wgmma, its tiles of K pipelined, since there reading L2 and
     the products themselves take longer than the hand-over."""
     device, fp32 = of.device, of.dtype == "fp32"
-    able = [form for form in FORMS[kind] if form.rows < 2 * max(of.batch, 16)]  # no half of a tile is padding
-    able = [form for form in able if (form.rows <= 32 or device.shared_per_program > LARGE) and (form.fp32 or not fp32)]
-    for rows, units, share, few, _ in able:
+    able = [form for form in FORMS[kind, of.size] if form.rows < 2 * max(of.batch, 16)]  # no half of it is padding
+    for rows, units, shares in [form for form in able if form.rows <= 32 or device.shared_per_program > LARGE]:
         programs = of.directions * -(-of.batch // rows) * -(-of.hidden_size // units)
-        if programs <= device.sms * (1 if of.batch <= few else share):
+        if programs <= device.sms * next(share for most, share in shares if of.batch <= most):
             break
     if rows > 32:
         return StepTiles(rows, units, 128 // of.size, 8, 3, ahead=1, pdl=True)
