@@ -57,7 +57,7 @@ SASS = """
         /*00a0*/                   STL.64 [R1], R4 ;
         /*00b0*/                   EXIT ;
         /*00c0*/                   SHFL.BFLY PT, R4, R4, 0x1, 0x1f ;
-        /*00d0*/                   BRA 0x70 ;
+        /*00d0*/                   BRA 0x70  &req={3,2,1} ?trans5;
         /*00e0*/                   BRA 0xe0;
 """
 

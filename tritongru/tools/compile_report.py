@@ -145,8 +145,8 @@ def disassembled(cubin: bytes) -> str:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
 
-# address, predicate, opcode, operands
-SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;]*);", re.MULTILINE)
+# address, predicate, opcode, operands; what the scheduler noted may follow: "&req={3,2,1} ?trans5" (sm_120, Triton 3.6)
+SASS_LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P\w+\s+)?([A-Z][\w.]*)([^;&?]*)[^;]*;", re.MULTILINE)
 
 
 def control_flow(sass: str) -> tuple[list[str], list[list[int]], list[set[int]]]:
