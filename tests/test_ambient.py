@@ -264,7 +264,8 @@ def of_a_rank(rank, store, backends):
     found = [gradients(backend, options, rows) for backend in backends for options in OPTIONS]
     if rank == 0:
         torch.save(found, f"{store}.gradients")
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # gloo's destructor aborts in one run of five: "terminate called without an active exception"
 
 
 @pytest.mark.interpreted
